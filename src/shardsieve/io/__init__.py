@@ -1,0 +1,1 @@
+"""Byte ranges: reading them, and counting what was read."""

@@ -1,0 +1,81 @@
+"""Byte ranges of local files, with descriptors kept open per process."""
+
+import mmap
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shardsieve._errors import CorruptShardError
+
+_MAX_OPEN = 64
+
+
+class LocalReader:
+    """Reads byte ranges of local files.
+
+    Descriptors are opened on first use, at most 64 at a time, and belong to the process that
+    opened them: a forked or pickled reader opens its own.
+    """
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[str, int] = OrderedDict()
+        self._pid = os.getpid()
+
+    def read(self, url: str, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes of `url` from `offset`.
+
+        Raises:
+            CorruptShardError: If the file is gone or shorter than that.
+        """
+        try:
+            data = os.pread(self._descriptor(url), length, offset)
+        except OSError as error:
+            raise CorruptShardError(f"cannot read shard {url}: {error.strerror}") from error
+        if len(data) < length:
+            raise CorruptShardError(
+                f"shard {url} ends before byte {offset + length}; it was truncated or replaced "
+                "after indexing: index it again"
+            )
+        return data
+
+    def _descriptor(self, url: str) -> int:
+        if self._pid != os.getpid():
+            self._files, self._pid = OrderedDict(), os.getpid()
+        if url in self._files:
+            self._files.move_to_end(url)
+            return self._files[url]
+        if len(self._files) >= _MAX_OPEN:
+            os.close(self._files.popitem(last=False)[1])
+        descriptor = os.open(url, os.O_RDONLY)
+        # Kept samples are scattered: readahead would fetch what pruning is there to skip.
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        self._files[url] = descriptor
+        return descriptor
+
+    def close(self) -> None:
+        """Close every descriptor this process opened."""
+        if self._pid == os.getpid():
+            for descriptor in self._files.values():
+                os.close(descriptor)
+        self._files = OrderedDict()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[type["LocalReader"], tuple[()]]:
+        return LocalReader, ()
+
+
+@contextmanager
+def mapped(path: str) -> Iterator[tuple[Callable[[int, int], bytes], int]]:
+    """Give (`read(offset, length)`, total bytes) of a local file for one walk over its headers."""
+    with Path(path).open("rb") as file:
+        total = os.fstat(file.fileno()).st_size
+        if total == 0:
+            yield lambda offset, length: b"", 0
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            view.madvise(mmap.MADV_RANDOM)
+            yield lambda offset, length: view[offset : offset + length], total

@@ -1,0 +1,37 @@
+"""Cheap and exact fingerprints of shards: has the file changed since it was indexed?"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from numpy.typing import NDArray
+
+from shardsieve._errors import ShardsieveError
+
+
+def cheap_fingerprint(url: str) -> str:
+    """Return `size-mtime_ns` of a local shard, from one `stat`.
+
+    Raises:
+        ShardsieveError: If the shard is gone.
+    """
+    try:
+        stat = Path(url).stat()
+    except OSError as error:
+        raise ShardsieveError(f"cannot read shard {url}: {error.strerror}") from error
+    return f"{stat.st_size}-{stat.st_mtime_ns}"
+
+
+def table_fingerprint(keys: Iterable[str], offsets: NDArray, lengths: NDArray) -> str:  # type: ignore[type-arg]
+    """Return the digest of a shard's sample table: keys, offsets and lengths."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update("\n".join(keys).encode("utf-8", "surrogateescape"))
+    digest.update(offsets.astype("<i8").tobytes())
+    digest.update(lengths.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def index_fingerprint(tables: Iterable[str]) -> str:
+    """Return the digest of a whole index from its shards' table fingerprints."""
+    return hashlib.blake2b(json.dumps(list(tables)).encode(), digest_size=16).hexdigest()

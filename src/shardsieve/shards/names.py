@@ -1,0 +1,78 @@
+"""From what a user types to a list of shard paths, and from a member name to a sample key."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import braceexpand
+
+from shardsieve._errors import ShardsieveError
+
+# webdataset's own rule (tariterators.base_plus_ext): the key ends at the first dot of the base
+# name, directories included; the suffix is the rest, lower-cased.
+_KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+_META = re.compile(r"__[^/]*__($|/)")
+
+
+def split_key(name: str) -> tuple[str, str] | None:
+    """Return (key, suffix) of a member name, or None where webdataset skips the member.
+
+    >>> split_key("a/b.c/d.e.F")
+    ('a/b.c/d', 'e.f')
+    """
+    if _META.match(name):
+        return None
+    match = _KEY.match(name)
+    return (match[1], match[2].lower()) if match else None
+
+
+def expand_urls(urls: str | Path | Iterable[str | Path]) -> list[str]:
+    """Return the shards that brace patterns, globs and file lists name, in their given order.
+
+    Globs are sorted. A path that ends in `.txt` or begins with `@` is a list, one shard a line.
+
+    Raises:
+        ShardsieveError: If nothing matches, or a shard is named twice.
+
+    >>> expand_urls("s3://bucket/{00..02}.tar")
+    ['s3://bucket/00.tar', 's3://bucket/01.tar', 's3://bucket/02.tar']
+    """
+    given = [urls] if isinstance(urls, (str, Path)) else list(urls)
+    found = [url for item in given for url in _expand_one(str(item))]
+    if not found:
+        raise ShardsieveError(f"no shards match {', '.join(map(str, given)) or 'an empty list'}")
+    repeated = [url for url, count in Counter(found).items() if count > 1]
+    if repeated:
+        raise ShardsieveError(f"shards must be named once, got {repeated[0]} twice")
+    return found
+
+
+def _expand_one(pattern: str) -> list[str]:
+    if pattern.startswith("@") or pattern.endswith(".txt"):
+        return _read_list(Path(pattern.removeprefix("@")))
+    expanded = list(braceexpand.braceexpand(pattern)) if "{" in pattern else [pattern]
+    return [url for item in expanded for url in _expand_glob(item)]
+
+
+def _expand_glob(pattern: str) -> list[str]:
+    if "://" in pattern:
+        return [pattern]
+    path = Path(pattern)
+    if any(c in pattern for c in "*?["):
+        root = Path(path.anchor or ".")
+        found = sorted(str(p) for p in root.glob(str(path.relative_to(path.anchor))))
+        if not found:
+            raise ShardsieveError(f"no shards match {pattern}; check the pattern and the folder")
+        return found
+    if not path.is_file():
+        raise ShardsieveError(f"no shards match {pattern}: no such file; check the path")
+    return [pattern]
+
+
+def _read_list(path: Path) -> list[str]:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise ShardsieveError(f"cannot read the shard list {path}: {error.strerror}") from error
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]

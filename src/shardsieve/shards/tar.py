@@ -1,0 +1,253 @@
+"""Walk the headers of a tar without an object per member: where each sample begins and ends."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardsieve._errors import CorruptShardError
+from shardsieve.shards.names import split_key
+
+BLOCK = 512
+_ZERO = bytes(BLOCK)
+_REGULAR = frozenset(b"0\x007")
+_OTHERS = frozenset(b"123456")
+ReadAt = Callable[[int, int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One regular file of a tar.
+
+    Attributes:
+        name: Full path, with pax or GNU long names applied.
+        start: First byte of its headers, long-name headers included.
+        data: First byte of its content.
+        size: Bytes of content.
+    """
+
+    name: str
+    start: int
+    data: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """First byte after the padded content."""
+        return self.data + _padded(self.size)
+
+
+def walk(read: ReadAt, total: int, url: str) -> Iterator[Member]:
+    """Yield the regular members of a tar in file order, reading headers only.
+
+    Pax (`path`, `size`), GNU long names and ustar prefixes are applied; directories, links and
+    devices are passed over. Every header's checksum is verified.
+
+    Args:
+        read: `read(offset, length)` returns those bytes, or fewer at the end of the file.
+        total: Bytes in the tar.
+        url: Named in errors.
+
+    Raises:
+        CorruptShardError: If the tar is empty, compressed, truncated or not a tar.
+    """
+    if total == 0:
+        raise CorruptShardError(f"shard {url} is empty (0 bytes); write or download it again")
+    offset = start = 0
+    pax: dict[str, str] = {}
+    common: dict[str, str] = {}
+    while offset < total:
+        head = read(offset, BLOCK)
+        if head == _ZERO:
+            return
+        if len(head) < BLOCK or not _checksum_holds(head):
+            raise CorruptShardError(_what_is_wrong(head, offset, url))
+        kind, size, data = head[156], _number(head[124:136]), offset + BLOCK
+        if kind in b"xgLK":
+            content = read(data, size)
+            if len(content) < size:
+                raise _truncated(url, total, data + size)
+            if kind == ord("L"):
+                pax["path"] = _text(content)
+            elif kind == ord("x"):
+                pax.update(_pax_records(content))
+            elif kind == ord("g"):
+                common.update(_pax_records(content))
+            offset = data + _padded(size)
+            continue
+        fields = {**common, **pax} if common or pax else pax
+        name = fields.get("path") or _header_name(head)
+        size = int(fields.get("size", size)) if kind not in _OTHERS else 0
+        if data + size > total:
+            raise _truncated(url, total, data + size)
+        if kind in _REGULAR and not name.endswith("/"):
+            yield Member(name, start, data, size)
+        elif kind == ord("S"):
+            raise CorruptShardError(f"shard {url} holds the sparse file {name}; pack it plainly")
+        offset = start = data + _padded(size)
+        pax = {}
+    raise _no_end(url, total)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleTable:
+    """The samples of one tar, in file order.
+
+    Attributes:
+        keys: One per sample, webdataset's `__key__`.
+        offset: int64 (n,), first byte of the first member's headers.
+        length: int64 (n,), bytes up to the end of the last member's padding.
+        label_at: int64 (n, 2), offset and size of the label member's content, -1 where absent.
+        suffixes: Distinct suffixes, in the order met.
+        incomplete: Samples that lack a suffix which the shard's first sample has.
+    """
+
+    keys: list[str]
+    offset: NDArray[np.int64]
+    length: NDArray[np.int64]
+    label_at: NDArray[np.int64]
+    suffixes: tuple[str, ...]
+    incomplete: int
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def sample_table(
+    read: ReadAt, total: int, url: str, *, label_member: str = "cls"
+) -> SampleTable:
+    """Group the members of a tar into samples by webdataset's rules.
+
+    Adjacent members with one key are a sample; a repeated suffix within a sample is an error.
+
+    Raises:
+        CorruptShardError: If the tar is damaged, holds no sample, or repeats a member.
+    """
+    keys: list[str] = []
+    spans: list[tuple[int, int]] = []
+    labels: list[tuple[int, int]] = []
+    present: list[int] = []
+    numbers: dict[str, int] = {}
+    current, bits = None, 0
+    for member in walk(read, total, url):
+        parts = split_key(member.name)
+        if parts is None:
+            continue
+        key, suffix = parts
+        bit = 1 << numbers.setdefault(suffix, len(numbers))
+        if key != current:
+            current, bits = key, 0
+            keys.append(key)
+            spans.append((member.start, member.end))
+            labels.append((-1, -1))
+            present.append(0)
+        if bits & bit:
+            raise CorruptShardError(
+                f"shard {url} repeats the member {member.name} at byte {member.start}; "
+                "give every file of a sample its own suffix"
+            )
+        bits |= bit
+        present[-1] = bits
+        spans[-1] = (spans[-1][0], member.end)
+        if suffix == label_member:
+            labels[-1] = (member.data, member.size)
+    if not keys:
+        raise CorruptShardError(f"shard {url} holds no samples; a member needs a name like 12.jpg")
+    table = np.array(spans, dtype=np.int64)
+    expected = present[0]
+    return SampleTable(
+        keys=keys,
+        offset=table[:, 0].copy(),
+        length=table[:, 1] - table[:, 0],
+        label_at=np.array(labels, dtype=np.int64),
+        suffixes=tuple(numbers),
+        incomplete=sum(p & expected != expected for p in present),
+    )
+
+
+def parse_sample(raw: bytes, key: str, url: str) -> dict[str, object]:
+    """Return webdataset's raw dictionary of one sample's byte range.
+
+    Raises:
+        CorruptShardError: If the bytes are not the members of `key`.
+    """
+    sample: dict[str, object] = {"__key__": key, "__url__": url}
+    end = len(raw)
+    padded = raw + _ZERO
+    for member in walk(lambda at, n: padded[at : at + n], end + BLOCK, url):
+        parts = split_key(member.name)
+        if parts is None:
+            continue
+        if parts[0] != key:
+            raise CorruptShardError(
+                f"shard {url} holds {parts[0]} where the index says {key}; "
+                "the shard was rewritten: index it again"
+            )
+        sample[parts[1]] = raw[member.data : member.data + member.size]
+    return sample
+
+
+def _padded(size: int) -> int:
+    return (size + BLOCK - 1) // BLOCK * BLOCK
+
+
+def _number(field: bytes) -> int:
+    if field[0] & 0x80:  # GNU base 256, for sizes of 8 GiB and more
+        return int.from_bytes(field, "big") & ((1 << 88) - 1)
+    text = field.strip(b" \0")
+    try:
+        return int(text, 8) if text else 0
+    except ValueError:
+        return 0
+
+
+def _checksum_holds(head: bytes) -> bool:
+    stored = _number(head[148:156])
+    return stored == sum(head) - sum(head[148:156]) + 256
+
+
+def _text(content: bytes) -> str:
+    return content.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _header_name(head: bytes) -> str:
+    name = _text(head[:100])
+    if head[345] and head[257:263] == b"ustar\0":
+        return f"{_text(head[345:500])}/{name}"
+    return name
+
+
+def _pax_records(content: bytes) -> dict[str, str]:
+    records, at = {}, 0
+    while at < len(content) and content[at : at + 1] != b"\0":
+        space = content.index(b" ", at)
+        length = int(content[at:space])
+        key, _, value = content[space + 1 : at + length - 1].partition(b"=")
+        records[key.decode()] = value.decode("utf-8", "surrogateescape")
+        at += length
+    return records
+
+
+def _what_is_wrong(head: bytes, offset: int, url: str) -> str:
+    if offset == 0 and head[:2] == b"\x1f\x8b":
+        return f"shard {url} is gzip-compressed; unpack it: byte ranges need a plain tar"
+    if offset == 0:
+        return f"shard {url} is not a tar: no valid header at byte 0; give tar shards"
+    if len(head) < BLOCK:
+        return f"shard {url} is truncated at byte {offset}; write or download it again"
+    return f"shard {url} is damaged: no valid header at byte {offset}; write or download it again"
+
+
+def _truncated(url: str, total: int, needed: int) -> CorruptShardError:
+    return CorruptShardError(
+        f"shard {url} is truncated: it has {total} bytes and its last member needs {needed}; "
+        "write or download it again"
+    )
+
+
+def _no_end(url: str, total: int) -> CorruptShardError:
+    return CorruptShardError(
+        f"shard {url} is truncated: it ends after {total} bytes without an end-of-archive block; "
+        "write or download it again"
+    )

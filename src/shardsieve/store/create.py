@@ -1,0 +1,210 @@
+"""Make a store from shards: walk each tar once, resume where a killed run stopped."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.core.dtype import VariableLengthUTF8
+
+from shardsieve._errors import CorruptShardError, StoreMismatchError
+from shardsieve.io.local import mapped
+from shardsieve.shards.fingerprint import cheap_fingerprint, index_fingerprint, table_fingerprint
+from shardsieve.shards.names import expand_urls
+from shardsieve.shards.tar import SampleTable, sample_table
+from shardsieve.store.layout import (
+    FORMAT_VERSION,
+    make_array,
+    replaced_folder,
+    rows_per_shard,
+    told_about_disk,
+)
+from shardsieve.store.store import Store, open_store
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class IndexedShard:
+    """What the index keeps of one shard."""
+
+    keys: list[str]
+    offset: NDArray[np.int64]
+    length: NDArray[np.int64]
+    label: NDArray[np.int32]
+    suffixes: list[str]
+    nbytes: int
+    fingerprint: str
+
+    @property
+    def table(self) -> str:
+        """Exact fingerprint: digest of the sample table."""
+        return table_fingerprint(self.keys, self.offset, self.length)
+
+
+def index(
+    urls: str | Path | Iterable[str | Path],
+    store: str | Path,
+    *,
+    label_member: str = "cls",
+    progress: Progress | None = None,
+) -> Store:
+    """Index shards into a new store, or return the store that already holds just these shards.
+
+    A killed run resumes: finished shards are kept beside the store until it is complete, and the
+    store appears under its name in one rename.
+
+    Args:
+        urls: Brace pattern, glob, `.txt` list, or several of them; order defines the sample ids.
+        store: Folder to make.
+        label_member: Suffix of the member that holds the label as a decimal number.
+        progress: Called with (shards done, shards in all).
+
+    Raises:
+        ShardsieveError: If no shards match, one is damaged, or the store holds other shards.
+    """
+    shards, target = expand_urls(urls), Path(store)
+    if target.exists():
+        return _existing(target, shards)
+    partial = target.with_name(f".{target.name}.indexing")
+    with told_about_disk(target):
+        partial.mkdir(parents=True, exist_ok=True)
+    done = []
+    try:
+        for number, url in enumerate(shards):
+            done.append(_resumed(partial, number, url) or _save(partial, number, url, label_member))
+            if progress:
+                progress(number + 1, len(shards))
+    except CorruptShardError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    with replaced_folder(target) as folder:
+        _write(folder, shards, done)
+    shutil.rmtree(partial, ignore_errors=True)
+    return open_store(target)
+
+
+def index_shard(url: str, *, label_member: str = "cls") -> IndexedShard:
+    """Walk one local tar and return its index entry."""
+    fingerprint = cheap_fingerprint(url)
+    with mapped(url) as (read, total):
+        table = sample_table(read, total, url, label_member=label_member)
+        labels = [_label(read, table, row) for row in range(len(table))]
+    return IndexedShard(
+        keys=table.keys,
+        offset=table.offset,
+        length=table.length,
+        label=np.array(labels, dtype=np.int32),
+        suffixes=list(table.suffixes),
+        nbytes=total,
+        fingerprint=fingerprint,
+    )
+
+
+def _label(read: Callable[[int, int], bytes], table: SampleTable, row: int) -> int:
+    at, size = table.label_at[row]
+    if at < 0 or size > 20:
+        return -1
+    text = read(int(at), int(size)).strip()
+    return int(text) if text.isdigit() else -1
+
+
+def _save(partial: Path, number: int, url: str, label_member: str) -> IndexedShard:
+    shard = index_shard(url, label_member=label_member)
+    note = json.dumps([url, shard.fingerprint, shard.nbytes, shard.suffixes, shard.keys])
+    path = partial / f"{number:08d}.npz"
+    with told_about_disk(partial):
+        temporary = path.with_suffix(".tmp.npz")
+        np.savez(
+            temporary, offset=shard.offset, length=shard.length, label=shard.label, note=note
+        )
+        temporary.rename(path)
+    return shard
+
+
+def _resumed(partial: Path, number: int, url: str) -> IndexedShard | None:
+    path = partial / f"{number:08d}.npz"
+    if not path.exists():
+        return None
+    with np.load(path) as saved:
+        name, fingerprint, nbytes, suffixes, keys = json.loads(str(saved["note"]))
+        if name != url or fingerprint != cheap_fingerprint(url):
+            return None
+        arrays = {k: saved[k] for k in ("offset", "length", "label")}
+    return IndexedShard(
+        keys=keys, suffixes=suffixes, nbytes=nbytes, fingerprint=fingerprint, **arrays
+    )
+
+
+def _write(folder: Path, urls: list[str], shards: list[IndexedShard]) -> None:
+    group = zarr.open_group(str(folder), mode="w", zarr_format=3)
+    samples = np.array([len(s.keys) for s in shards], dtype=np.int64)
+    shape = (len(shards), rows_per_shard(int(samples.max())))
+    _write_strings(group, "shard/url", np.array([str(Path(u).absolute()) for u in urls], object))
+    _write_strings(group, "shard/fingerprint", np.array([s.fingerprint for s in shards], object))
+    tables = [s.table for s in shards]
+    _write_strings(group, "shard/table", np.array(tables, object))
+    group.create_array("shard/samples", data=samples)
+    group.create_array("shard/nbytes", data=np.array([s.nbytes for s in shards], np.int64))
+    fills: list[tuple[str, str, int]] = [("offset", "int64", -1), ("length", "int64", 0)]
+    for name, dtype, fill in [*fills, ("label", "int32", -1)]:
+        rows = np.full(shape, fill, dtype=dtype)
+        for number, shard in enumerate(shards):
+            rows[number, : samples[number]] = getattr(shard, name)
+        make_array(group, f"sample/{name}", shape, dtype, fill)[:] = rows
+    keys = np.full(shape, "", dtype=object)
+    for number, shard in enumerate(shards):
+        keys[number, : samples[number]] = shard.keys
+    _write_strings(group, "sample/key", keys)
+    group.attrs.update(
+        {
+            "kind": "webdataset",
+            "rows_per_shard": shape[1],
+            "members": sorted({name for shard in shards for name in shard.suffixes}),
+            "fingerprint": index_fingerprint(tables),
+            # Last, so that a group with a version is a whole store.
+            "format_version": FORMAT_VERSION,
+        }
+    )
+
+
+def _write_strings(group: zarr.Group, name: str, values: NDArray[np.object_]) -> None:
+    chunks = values.shape if values.ndim == 1 else (1, values.shape[1])
+    array = group.create_array(
+        name, shape=values.shape, chunks=chunks, dtype=VariableLengthUTF8(), fill_value=""
+    )
+    array[:] = values
+
+
+def _existing(target: Path, shards: list[str]) -> Store:
+    store = open_store(target)
+    wanted = [str(Path(url).absolute()) for url in shards]
+    if store.urls != wanted:
+        other = next((a for a in wanted if a not in store.urls), f"{len(wanted)} shards")
+        raise StoreMismatchError(
+            f"{target} was made from other shards: it holds {store.num_shards}, "
+            f"got {len(wanted)} with {other}; choose another --store"
+        )
+    return store
+
+
+def check(store: Store, *, progress: Progress | None = None) -> None:
+    """Walk every shard again and compare its sample table with the index, byte for byte.
+
+    Raises:
+        StoreMismatchError: If a shard's table differs, naming the first such shard.
+        CorruptShardError: If a shard is damaged.
+    """
+    for number, (url, want) in enumerate(
+        zip(store.urls, store.group["shard/table"][:], strict=True)  # type: ignore[index,arg-type]
+    ):
+        if index_shard(url).table != str(want):
+            raise StoreMismatchError(
+                f"shard {url} holds other samples than the index of {store.path}; index it again"
+            )
+        if progress:
+            progress(number + 1, store.num_shards)

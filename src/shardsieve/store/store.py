@@ -1,0 +1,229 @@
+"""The open store: ids, byte ranges, labels, embeddings, scores and keep sets by shard."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import ArrayLike, NDArray
+
+from shardsieve._errors import MissingScoreError, StoreFormatError, StoreMismatchError
+from shardsieve.shards.fingerprint import cheap_fingerprint
+from shardsieve.store.layout import FORMAT_VERSION, make_array, told_about_disk, unpad
+
+
+class Store:
+    """A data set's index, embeddings and scores.
+
+    A *sample id* is `shard * rows_per_shard + position`, int64, and never changes. Any number of
+    processes may write different shards at once: a chunk belongs to one shard.
+
+    Attributes:
+        path: Where it lies.
+        kind: `webdataset` or `ffcv`.
+        rows_per_shard: L, the id stride.
+        urls: Shards in id order.
+        samples: int64 (S,), samples per shard.
+        fingerprint: Digest of the shard index.
+        members: Suffixes that samples have, such as `jpg` and `cls`.
+        epoch_samples: What `ShardDataset.total_dataset_length` reports, set by a sampler.
+    """
+
+    def __init__(self, path: str | Path, group: zarr.Group) -> None:
+        self.path = Path(path)
+        self.group = group
+        self.kind = str(group.attrs["kind"])
+        self.rows_per_shard = int(group.attrs["rows_per_shard"])  # type: ignore[arg-type]
+        self.fingerprint = str(group.attrs["fingerprint"])
+        self.members = tuple(group.attrs["members"])  # type: ignore[arg-type]
+        self.urls: list[str] = [str(u) for u in self._read("shard/url")]
+        self.samples: NDArray[np.int64] = self._read("shard/samples")
+        self.epoch_samples: int | None = None
+
+    def __len__(self) -> int:
+        return int(self.samples.sum())
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards."""
+        return len(self.urls)
+
+    def ids(self) -> NDArray[np.int64]:
+        """Return every sample id, ascending: int64 (n,)."""
+        starts = np.repeat(np.arange(self.num_shards) * self.rows_per_shard, self.samples)
+        first = np.repeat(np.cumsum(self.samples) - self.samples, self.samples)
+        return (starts + np.arange(len(starts)) - first).astype(np.int64)
+
+    def rows(self, ids: ArrayLike) -> NDArray[np.int64]:
+        """Return the place of each id among `ids()`: int64, same shape.
+
+        Raises:
+            ValueError: If an id belongs to no sample, naming the first.
+        """
+        wanted = np.asarray(ids, dtype=np.int64)
+        shard, position = np.divmod(wanted, self.rows_per_shard)
+        inside = (shard >= 0) & (shard < self.num_shards)
+        inside &= position < self.samples[np.where(inside, shard, 0)]
+        if not inside.all():
+            raise ValueError(f"ids must name samples of {self.path}, got {wanted[~inside][0]}")
+        return (np.cumsum(self.samples) - self.samples)[shard] + position
+
+    @cached_property
+    def ranges(self) -> NDArray[np.int64]:
+        """Byte ranges as int64 (S, L, 2): offset and length; 16 bytes per slot."""
+        return np.stack([self._read("sample/offset"), self._read("sample/length")], axis=-1)
+
+    def keys(self, shard: int) -> list[str]:
+        """Return the keys of one shard's samples, in position order."""
+        row = self._array("sample/key")[shard, : int(self.samples[shard])]
+        return [str(key) for key in np.asarray(row)]
+
+    def labels(self) -> NDArray[np.int64]:
+        """Return the label of every sample in id order, int64 (n,); -1 where it is missing."""
+        return unpad(self._read("sample/label"), self.samples).astype(np.int64)
+
+    # Scores ---------------------------------------------------------------------------------
+
+    @property
+    def scores(self) -> list[str]:
+        """Names of the stored scores."""
+        return self._names("score")
+
+    def put_score(
+        self, name: str, values: ArrayLike, *, provenance: Mapping[str, Any] | None = None
+    ) -> None:
+        """Store one score per sample, aligned with `ids()`; NaN means not scored.
+
+        Args:
+            name: Letters, digits, `_`, `-`, `.`; a stored score of that name is replaced only by
+                the same definition.
+            values: float (n,), higher is kept first; stored as float32.
+            provenance: How it was made; stored with version and date.
+
+        Raises:
+            ValueError: If the shape differs from (n,).
+            StoreMismatchError: If the name stands for another definition.
+        """
+        scores = np.asarray(values, dtype=np.float32)
+        if scores.shape != (len(self),):
+            raise ValueError(f"values must have shape ({len(self)},), got {scores.shape}")
+        made = {"definition": "user", **(provenance or {})}
+        self._check_name(name, made)
+        table = np.full((self.num_shards, self.rows_per_shard), np.nan, dtype=np.float32)
+        shard, position = np.divmod(self.ids(), self.rows_per_shard)
+        table[shard, position] = scores
+        with told_about_disk(self.path):
+            array = make_array(self.group, f"score/{name}", table.shape, "float32", np.nan)
+            array[:] = table
+            array.attrs.update({**made, "date": datetime.now(UTC).isoformat(timespec="seconds")})
+
+    def score(self, name: str) -> NDArray[np.float32]:
+        """Return a stored score in id order: float32 (n,), NaN where not scored.
+
+        Raises:
+            MissingScoreError: If there is none of that name, listing those there are.
+        """
+        if name not in self.scores:
+            known = ", ".join(self.scores) or "none"
+            raise MissingScoreError(
+                f"score must be one of those in {self.path} ({known}), got {name!r}; "
+                "run `shardsieve score` and `shardsieve extrapolate`, or put_score"
+            )
+        return unpad(self._read(f"score/{name}"), self.samples)
+
+    def provenance(self, name: str) -> dict[str, Any]:
+        """Return how a score was made."""
+        return dict(self._array(f"score/{name}").attrs)
+
+    # Embeddings -----------------------------------------------------------------------------
+
+    @property
+    def embeddings(self) -> list[str]:
+        """Names of the stored embeddings."""
+        return self._names("embedding")
+
+    def embedding_array(self, name: str, dim: int | None = None) -> zarr.Array[Any]:
+        """Return the (S, L, D) float16 array, created when `dim` is given and it is absent."""
+        if dim is not None and name not in self.embeddings:
+            shape = (self.num_shards, self.rows_per_shard, dim)
+            with told_about_disk(self.path):
+                return make_array(self.group, f"embedding/{name}", shape, "float16", np.nan)
+        return self._array(f"embedding/{name}")
+
+    def embedding(self, name: str) -> NDArray[np.float16]:
+        """Return all embeddings in id order: float16 (n, d)."""
+        return unpad(np.asarray(self.embedding_array(name)[:]), self.samples)
+
+    # Checks ---------------------------------------------------------------------------------
+
+    def check_shards(self) -> None:
+        """Compare every shard with its cheap fingerprint (size and time of change).
+
+        Raises:
+            StoreMismatchError: If a shard is not the one that was indexed, saying how it differs.
+        """
+        for url, want in zip(self.urls, self._read("shard/fingerprint"), strict=True):
+            got = cheap_fingerprint(url)
+            if got != str(want):
+                raise StoreMismatchError(
+                    f"shard {url} is not the one that {self.path} was made from "
+                    f"(size-mtime {want} then, {got} now); run `shardsieve check`, or index again"
+                )
+
+    # Inside ---------------------------------------------------------------------------------
+
+    def _check_name(self, name: str, made: Mapping[str, Any]) -> None:
+        if not name or not all(c.isalnum() or c in "_-." for c in name) or name[0] in "_.":
+            raise ValueError(f"name must be made of letters, digits, '_', '-', '.', got {name!r}")
+        if name in self.scores:
+            old = self.provenance(name).get("definition")
+            if old != made["definition"]:
+                raise StoreMismatchError(
+                    f"score {name!r} holds the definition {old!r}, got {made['definition']!r}; "
+                    "give the new score its own name"
+                )
+
+    def _names(self, kind: str) -> list[str]:
+        group = self.group.get(kind)
+        return sorted(group.array_keys()) if isinstance(group, zarr.Group) else []
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        found = self.group.get(name)
+        if not isinstance(found, zarr.Array):
+            raise StoreFormatError(f"{self.path} has no array {name}; make it first")
+        return found
+
+    def _read(self, name: str) -> Any:
+        return np.asarray(self._array(name)[:])
+
+
+def open_store(path: str | Path, *, mode: str = "r+") -> Store:
+    """Open a store and check that its local shards are still those it was made from.
+
+    Args:
+        path: Folder of the store.
+        mode: `r` forbids writing.
+
+    Raises:
+        StoreFormatError: If there is no store, or a newer version wrote it.
+        StoreMismatchError: If a shard has changed.
+    """
+    if not (Path(path) / "zarr.json").is_file():
+        raise StoreFormatError(
+            f"no store at {path}; make it with `shardsieve index SHARDS --store {path}`"
+        )
+    group = zarr.open_group(str(path), mode=mode)  # type: ignore[arg-type]
+    version = group.attrs.get("format_version")
+    if not isinstance(version, int):
+        raise StoreFormatError(f"{path} is a Zarr group but no shardsieve store; check the path")
+    if version > FORMAT_VERSION:
+        raise StoreFormatError(
+            f"{path} has format version {version}, this release reads up to {FORMAT_VERSION}; "
+            "upgrade shardsieve"
+        )
+    store = Store(path, group)
+    store.check_shards()
+    return store
