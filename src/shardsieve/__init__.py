@@ -1,1 +1,39 @@
-"""shardsieve."""
+"""shardsieve: score a little, extrapolate the rest, and skip samples while streaming."""
+
+from shardsieve._errors import (
+    CorruptShardError,
+    MissingScoreError,
+    ShardsieveError,
+    StoreFormatError,
+    StoreMismatchError,
+    UnreadableSampleError,
+)
+from shardsieve.keepset import KeepSet, select
+from shardsieve.loaders.dataset import ShardDataset
+from shardsieve.loaders.sampler import PrunedShardSampler
+from shardsieve.plan import World
+from shardsieve.selection import keep_moderate, keep_random, keep_stratified, keep_top, num_kept
+from shardsieve.store.create import index
+from shardsieve.store.store import Store, open_store
+
+__all__ = [
+    "CorruptShardError",
+    "KeepSet",
+    "MissingScoreError",
+    "PrunedShardSampler",
+    "ShardDataset",
+    "ShardsieveError",
+    "Store",
+    "StoreFormatError",
+    "StoreMismatchError",
+    "UnreadableSampleError",
+    "World",
+    "index",
+    "keep_moderate",
+    "keep_random",
+    "keep_stratified",
+    "keep_top",
+    "num_kept",
+    "open_store",
+    "select",
+]

@@ -114,9 +114,7 @@ class SampleTable:
         return len(self.keys)
 
 
-def sample_table(
-    read: ReadAt, total: int, url: str, *, label_member: str = "cls"
-) -> SampleTable:
+def sample_table(read: ReadAt, total: int, url: str, *, label_member: str = "cls") -> SampleTable:
     """Group the members of a tar into samples by webdataset's rules.
 
     Adjacent members with one key are a sample; a repeated suffix within a sample is an error.

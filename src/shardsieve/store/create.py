@@ -119,9 +119,7 @@ def _save(partial: Path, number: int, url: str, label_member: str) -> IndexedSha
     path = partial / f"{number:08d}.npz"
     with told_about_disk(partial):
         temporary = path.with_suffix(".tmp.npz")
-        np.savez(
-            temporary, offset=shard.offset, length=shard.length, label=shard.label, note=note
-        )
+        np.savez(temporary, offset=shard.offset, length=shard.length, label=shard.label, note=note)
         temporary.rename(path)
     return shard
 

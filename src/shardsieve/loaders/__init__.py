@@ -1,0 +1,1 @@
+"""The only code that knows torch's loaders, webdataset, ffcv and accelerate."""

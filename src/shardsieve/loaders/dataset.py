@@ -1,0 +1,90 @@
+"""`ShardDataset`: map-style access to samples by id, reading just their byte ranges."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from shardsieve._errors import UnreadableSampleError
+from shardsieve.io.local import LocalReader
+from shardsieve.plan import PADDING
+from shardsieve.shards.tar import parse_sample
+from shardsieve.store.store import Store
+
+Sample = dict[str, Any]
+
+
+class ShardDataset(Dataset[Any]):
+    """Samples of a store by sample id.
+
+    Without `decode` a sample is webdataset's raw dictionary (`__key__`, `__url__`, and bytes by
+    suffix) with `__id__`, `__weight__` and, when `score` is given, `__score__`. With it, the sample
+    is what `decode(dictionary)` returns.
+
+    `__getitems__` reads a batch in file order, shard by shard, and returns it in the asked order;
+    `PADDING` ids are left out.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        decode: Callable[[Sample], Any] | None = None,
+        *,
+        score: str | None = None,
+    ) -> None:
+        self.store, self.decode = store, decode
+        self._ranges = store.ranges
+        self._keys: dict[int, list[str]] = {}
+        self._scores = store.score(score) if score else None
+        self._reader = LocalReader()
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    @property
+    def total_dataset_length(self) -> int:
+        """What Accelerate's `gather_for_metrics` trims by: the samples that the sampler gives."""
+        planned = self.store.epoch_samples
+        return len(self) if planned is None else planned
+
+    def __getitem__(self, sample_id: int) -> Any:
+        return self.__getitems__([sample_id])[0]
+
+    def __getitems__(self, ids: Sequence[int]) -> list[Any]:
+        """Return the samples of these ids, in this order.
+
+        Raises:
+            CorruptShardError: If a shard is not what was indexed.
+            UnreadableSampleError: If `decode` fails, naming shard and key.
+        """
+        wanted = np.asarray([i for i in ids if i != PADDING], dtype=np.int64)
+        shards, positions = np.divmod(wanted, self.store.rows_per_shard)
+        order = np.lexsort((positions, shards))
+        samples: list[Any] = [None] * len(wanted)
+        for row in order.tolist():
+            samples[row] = self._read(int(shards[row]), int(positions[row]))
+        return samples
+
+    def _read(self, shard: int, position: int) -> Any:
+        url, sample_id = self.store.urls[shard], shard * self.store.rows_per_shard + position
+        offset, length = self._ranges[shard, position].tolist()
+        if length <= 0:
+            raise IndexError(f"sample id must name a sample of {self.store.path}, got {sample_id}")
+        if shard not in self._keys:
+            self._keys[shard] = self.store.keys(shard)
+        raw = self._reader.read(url, offset, length)
+        sample = parse_sample(raw, self._keys[shard][position], url)
+        sample["__id__"], sample["__weight__"] = sample_id, 1.0
+        if self._scores is not None:
+            sample["__score__"] = float(self._scores[self.store.rows([sample_id])[0]])
+        return self._decoded(sample) if self.decode else sample
+
+    def _decoded(self, sample: Sample) -> Any:
+        assert self.decode is not None
+        try:
+            return self.decode(sample)
+        except Exception as error:
+            raise UnreadableSampleError(
+                f"cannot decode sample {sample['__key__']} of shard {sample['__url__']}: {error}"
+            ) from error

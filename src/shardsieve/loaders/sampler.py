@@ -1,0 +1,209 @@
+"""`PrunedShardSampler`: the kept sample ids of an epoch, in shard-aware order."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from shardsieve._errors import StoreMismatchError
+from shardsieve.keepset import KeepSet, select
+from shardsieve.loaders.asking import Asking, who_asks
+from shardsieve.plan import PADDING, TAILS, EpochOrder, Steps, World
+from shardsieve.store.store import Store
+
+
+class PrunedShardSampler(Sampler[int]):
+    """Yields the ids of kept samples; give it to a `DataLoader` over a `ShardDataset`.
+
+    The order depends on the store, keep set, seed and epoch alone: not on ranks, workers or batch
+    size. With several processes every kept sample is read exactly once over all ranks in equally
+    many steps, under `accelerator.prepare` (which deals batches out) as in a plain loop (where the
+    sampler takes the share of `torch.distributed`'s rank itself, or of `world`).
+
+    With `tail="uneven"` the last step's batches may be shorter. `gather_for_metrics` needs equal
+    batches: use `tail="pad"` for evaluation; repeated rows come last and are trimmed.
+
+    Attributes:
+        keep_set: What this epoch keeps.
+        epoch: Set by `set_epoch`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        keep_fraction: float = 1.0,
+        score: str | None = None,
+        rule: str = "top",
+        keep_set: KeepSet | None = None,
+        seed: int = 0,
+        window: int = 16,
+        tail: str = "uneven",
+        batch_size: int | None = None,
+        world: World | None = None,
+    ) -> None:
+        """Choose the keep set and the order.
+
+        Args:
+            store: An open store.
+            keep_fraction: In `(0, 1]`.
+            score: Name of a stored score.
+            rule: As in `select`.
+            keep_set: Use this one instead of selecting.
+            seed: Of the order, and of `rule="random"`.
+            window: Shards shuffled together; 0 keeps the order of the shards.
+            tail: `uneven`, `pad` or `drop`.
+            batch_size: Of one rank; found from the `DataLoader` when left out.
+            world: Found from Accelerate or `torch.distributed` when left out.
+        """
+        if tail not in TAILS:
+            raise ValueError(f"tail must be one of {', '.join(TAILS)}, got {tail!r}")
+        self.keep_set = keep_set or select(
+            store, keep_fraction=keep_fraction, score=score, rule=rule, seed=seed
+        )
+        if self.keep_set.fingerprint != store.fingerprint:
+            raise StoreMismatchError(
+                "the keep set was made from another shard index\n"
+                f"  keep set: {self.keep_set.fingerprint}\n  store:    {store.fingerprint}"
+            )
+        self.store, self.seed, self.window, self.tail = store, seed, window, tail
+        self.batch_size, self.world = batch_size, world
+        self.epoch = 0
+        self._start = 0
+        self._yielded = 0
+        self._global_batch = 0
+        store.epoch_samples = 0 if tail == "uneven" else len(self.keep_set)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; going to another one starts at its beginning."""
+        if epoch != self.epoch:
+            self.epoch, self._start, self._yielded = epoch, 0, 0
+
+    def steps(self) -> int:
+        """Return the steps of the epoch on every rank, when batch size and world are known."""
+        return len(self._steps(self._asking(Asking()), 0))
+
+    def __len__(self) -> int:
+        asking = self._asking(who_asks())
+        if asking.batch_size is None:
+            return len(self.keep_set)
+        steps = self._steps(asking, 0)
+        if asking.dealt_over > 1:
+            return len(steps) * steps.global_batch
+        world = self._own_world(asking)
+        return steps.rank_samples(world.rank)
+
+    def __iter__(self) -> Iterator[int]:
+        asking = self._asking(who_asks())
+        steps = self._steps(asking, self._start)
+        self._yielded, self._global_batch = 0, steps.global_batch
+        if asking.dealt_over > 1:
+            return self._dealt(steps, asking.rank)
+        return self._own(steps, self._own_world(asking).rank)
+
+    def state_dict(self, *, steps_done: int | None = None) -> dict[str, Any]:
+        """Return where the epoch stands, as JSON-ready numbers.
+
+        A loader asks for ids ahead of training: pass the steps that training finished in this
+        pass. Without it, the ids asked for so far count as trained on.
+        """
+        done = self._yielded if steps_done is None else steps_done * self._global_batch
+        return {
+            "plan": self._plan_name(),
+            "epoch": self.epoch,
+            "samples_done": min(self._start + done, len(self.keep_set)),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` stands, on any world size or batch size.
+
+        Raises:
+            StoreMismatchError: If the state belongs to another store, keep set, seed or window.
+        """
+        if state["plan"] != self._plan_name():
+            raise StoreMismatchError(
+                f"the sampler's state belongs to another plan\n  state: {state['plan']}\n"
+                f"  sampler: {self._plan_name()}\nuse the store, keep set, seed and window of then"
+            )
+        self.epoch, self._start = int(state["epoch"]), int(state["samples_done"])
+        self._yielded = 0
+
+    # Inside ---------------------------------------------------------------------------------
+
+    def _asking(self, asking: Asking) -> Asking:
+        size = self.batch_size or asking.batch_size
+        return Asking(size, asking.dealt_over, asking.rank)
+
+    def _own_world(self, asking: Asking) -> World:
+        if asking.dealt_over > 1:
+            return World(asking.rank, asking.dealt_over)
+        if self.world is not None:
+            return self.world
+        if dist.is_available() and dist.is_initialized():
+            return World(dist.get_rank(), dist.get_world_size())
+        return World()
+
+    def _steps(self, asking: Asking, start: int) -> Steps:
+        world = self._own_world(asking)
+        size = asking.batch_size or 1
+        return Steps(len(self.keep_set) - start, size, world.size, self.tail)
+
+    def _order(self, start: int) -> Iterator[NDArray[np.int64]]:
+        order = EpochOrder(self.keep_set.counts, self.seed, self.epoch, self.window)
+        stride = self.store.rows_per_shard
+        for shard, ordinal in order.windows(start):
+            position = np.empty_like(ordinal)
+            for one in np.unique(shard):
+                rows = shard == one
+                position[rows] = self.keep_set.positions(int(one))[ordinal[rows]]
+            yield shard * stride + position
+
+    def _by_step(self, steps: Steps) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Yield (step, ids of all ranks in that step)."""
+        windows, held = self._order(self._start), np.zeros(0, dtype=np.int64)
+        for step in range(len(steps)):
+            start, stop = steps.bounds(step)
+            while len(held) < stop - start:
+                held = np.concatenate([held, next(windows)])
+            yield step, held[: stop - start]
+            held = held[stop - start :]
+
+    def _own(self, steps: Steps, rank: int) -> Iterator[int]:
+        first: NDArray[np.int64] | None = None
+        for step, ids in self._by_step(steps):
+            first = ids if first is None else first
+            begin, end = steps.share(step, rank)
+            offset = steps.bounds(step)[0]
+            mine = ids[begin - offset : end - offset]
+            if self.tail == "pad":
+                mine = np.concatenate([mine, np.resize(first, steps.batch_size - len(mine))])
+            for sample_id in mine.tolist():
+                self._yielded += steps.world_size
+                yield sample_id
+
+    def _dealt(self, steps: Steps, rank: int) -> Iterator[int]:
+        """Yield every rank's batches in turn, filled up to whole batches.
+
+        Accelerate gives batch i to rank i % world and would repeat samples to fill the tail. Here
+        every batch is already full: `ShardDataset` takes `PADDING` out again.
+        """
+        first: NDArray[np.int64] | None = None
+        for step, ids in self._by_step(steps):
+            first = ids if first is None else first
+            offset = steps.bounds(step)[0]
+            for each in range(steps.world_size):
+                begin, end = steps.share(step, each)
+                mine = ids[begin - offset : end - offset]
+                missing = steps.batch_size - len(mine)
+                filler = np.resize(first, missing) if self.tail == "pad" else [PADDING] * missing
+                self._yielded += len(mine)
+                yield from mine.tolist()
+                yield from [int(sample_id) for sample_id in filler]
+
+    def _plan_name(self) -> str:
+        digest = hashlib.blake2b(self.keep_set.bits.tobytes(), digest_size=8).hexdigest()
+        return f"{self.store.fingerprint}/{digest}/seed{self.seed}/window{self.window}"

@@ -1,0 +1,152 @@
+"""Who reads which kept samples when: pure functions of counts, seed, epoch and world."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardsieve.order import permutation
+
+TAILS = ("uneven", "pad", "drop")
+PADDING = -1
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """One rank's place in a run.
+
+    Attributes:
+        rank: This process, in `[0, size)`.
+        size: Number of processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.size:
+            raise ValueError(f"rank must lie in [0, {self.size}), got {self.rank}")
+
+
+@dataclass(frozen=True, slots=True)
+class EpochOrder:
+    """The order of one epoch's kept samples, the same for every world and worker count.
+
+    Shards are permuted and cut into windows; the kept samples of a window are shuffled together.
+    Only the kept counts are needed: memory is one number per shard and one window of samples.
+
+    Attributes:
+        counts: int64 (S,), kept samples per shard.
+        seed: Any integer.
+        epoch: At least 0.
+        window: Shards shuffled together; 0 means no shuffling at all.
+    """
+
+    counts: NDArray[np.int64]
+    seed: int
+    epoch: int
+    window: int
+
+    def windows(self, start: int = 0) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield (shard, ordinal among the shard's kept samples) from place `start` on."""
+        shards = self._shards()
+        ends = np.cumsum(self.counts[shards])
+        step = max(self.window, 1)
+        for first in range(0, len(shards), step):
+            last = min(first + step, len(shards))
+            if ends[last - 1] <= start:
+                continue
+            begin = int(ends[first - 1]) if first else 0
+            shard, ordinal = self._window(shards[first:last], first)
+            skip = max(start - begin, 0)
+            yield shard[skip:], ordinal[skip:]
+
+    def _shards(self) -> NDArray[np.int64]:
+        if self.window == 0:
+            return np.arange(len(self.counts), dtype=np.int64)
+        return permutation(len(self.counts), self.seed, self.epoch)
+
+    def _window(
+        self, shards: NDArray[np.int64], first: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        counts = self.counts[shards]
+        shard = np.repeat(shards, counts)
+        ordinal = np.arange(len(shard)) - np.repeat(np.cumsum(counts) - counts, counts)
+        if self.window == 0:
+            return shard, ordinal
+        mixed = permutation(len(shard), self.seed, self.epoch, first + 1)
+        return shard[mixed], ordinal[mixed]
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """How an epoch's order is dealt out: step t takes the next rows, rank by rank.
+
+    Every step is a prefix of the order for all ranks together, so a run may stop after any step
+    and go on with another world size or batch size. All ranks have the same number of steps.
+
+    Attributes:
+        total: Kept samples from the place where this part of the epoch starts.
+        batch_size: Samples per rank and step, at least 1.
+        world_size: Ranks.
+        tail: `uneven` (each sample once; the last batches are shorter, sizes differ by at most
+            one), `pad` (the last rows of the highest ranks repeat samples) or `drop`.
+    """
+
+    total: int
+    batch_size: int
+    world_size: int
+    tail: str = "uneven"
+
+    def __post_init__(self) -> None:
+        if self.tail not in TAILS:
+            raise ValueError(f"tail must be one of {', '.join(TAILS)}, got {self.tail!r}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.tail == "uneven" and 0 < self.total < self.world_size:
+            raise ValueError(
+                f"the keep set must have at least one sample per rank, got {self.total} "
+                f"for {self.world_size} ranks; keep more samples or use tail='pad'"
+            )
+
+    @property
+    def global_batch(self) -> int:
+        """Samples per full step over all ranks."""
+        return self.batch_size * self.world_size
+
+    def __len__(self) -> int:
+        if self.tail == "drop":
+            return self.total // self.global_batch
+        return -(-self.total // self.global_batch)
+
+    def bounds(self, step: int) -> tuple[int, int]:
+        """Return the places `[start, stop)` that all ranks together take in one step."""
+        start, stop = step * self.global_batch, (step + 1) * self.global_batch
+        # A last step with fewer samples than ranks borrows from the one before it.
+        last, rest = len(self) - 1, self.total % self.global_batch
+        borrowed = max(self.world_size - rest, 0) if rest and self.tail == "uneven" else 0
+        if step == last and borrowed:
+            start -= borrowed
+        elif step == last - 1 and borrowed:
+            stop -= borrowed
+        return start, min(stop, self.total)
+
+    def share(self, step: int, rank: int) -> tuple[int, int]:
+        """Return the places `[start, stop)` of one rank in one step, padding left out."""
+        start, stop = self.bounds(step)
+        size = stop - start
+        if self.tail == "pad":
+            begin = min(start + rank * self.batch_size, stop)
+            return begin, min(begin + self.batch_size, stop)
+        each, more = divmod(size, self.world_size)
+        begin = start + rank * each + min(rank, more)
+        return begin, begin + each + (rank < more)
+
+    def rank_samples(self, rank: int) -> int:
+        """Return how many samples one rank delivers, repeated ones included."""
+        if self.tail == "pad":
+            return len(self) * self.batch_size
+        spans = [self.share(step, rank) for step in range(max(len(self) - 2, 0), len(self))]
+        full = max(len(self) - 2, 0) * self.batch_size
+        return full + sum(stop - start for start, stop in spans)
