@@ -43,12 +43,12 @@ class KeepSet:
 
     def positions(self, shard: int) -> NDArray[np.int64]:
         """Return the kept positions of one shard, ascending."""
-        return np.flatnonzero(np.unpackbits(self.bits[shard]))
+        return np.flatnonzero(np.unpackbits(self.bits[shard])).astype(np.int64)
 
     def ids(self) -> NDArray[np.int64]:
         """Return the kept sample ids, ascending: int64 (kept,)."""
         shard, position = np.nonzero(np.unpackbits(self.bits, axis=1))
-        return shard * self.rows_per_shard + position
+        return (shard * self.rows_per_shard + position).astype(np.int64)
 
     @classmethod
     def from_ids(cls, store: Store, ids: NDArray[np.int64]) -> "KeepSet":

@@ -65,26 +65,16 @@ def walk(read: ReadAt, total: int, url: str) -> Iterator[Member]:
             raise CorruptShardError(_what_is_wrong(head, offset, url))
         kind, size, data = head[156], _number(head[124:136]), offset + BLOCK
         if kind in b"xgLK":
-            content = read(data, size)
-            if len(content) < size:
-                raise _truncated(url, total, data + size)
-            if kind == ord("L"):
-                pax["path"] = _text(content)
-            elif kind == ord("x"):
-                pax.update(_pax_records(content))
-            elif kind == ord("g"):
-                common.update(_pax_records(content))
+            _apply_extension(kind, _content(read, data, size, total, url), pax, common)
             offset = data + _padded(size)
             continue
-        fields = {**common, **pax} if common or pax else pax
-        name = fields.get("path") or _header_name(head)
-        size = int(fields.get("size", size)) if kind not in _OTHERS else 0
+        name, size = _name_and_size(head, size, {**common, **pax})
         if data + size > total:
             raise _truncated(url, total, data + size)
+        if kind == ord("S"):
+            raise CorruptShardError(f"shard {url} holds the sparse file {name}; pack it plainly")
         if kind in _REGULAR and not name.endswith("/"):
             yield Member(name, start, data, size)
-        elif kind == ord("S"):
-            raise CorruptShardError(f"shard {url} holds the sparse file {name}; pack it plainly")
         offset = start = data + _padded(size)
         pax = {}
     raise _no_end(url, total)
@@ -184,6 +174,30 @@ def parse_sample(raw: bytes, key: str, url: str) -> dict[str, object]:
             )
         sample[parts[1]] = raw[member.data : member.data + member.size]
     return sample
+
+
+def _content(read: ReadAt, at: int, size: int, total: int, url: str) -> bytes:
+    content = read(at, size)
+    if len(content) < size:
+        raise _truncated(url, total, at + size)
+    return content
+
+
+def _apply_extension(
+    kind: int, content: bytes, pax: dict[str, str], common: dict[str, str]
+) -> None:
+    """Take in a header that speaks of the next member, or of all that follow."""
+    if kind == ord("L"):
+        pax["path"] = _text(content)
+    elif kind == ord("x"):
+        pax.update(_pax_records(content))
+    elif kind == ord("g"):
+        common.update(_pax_records(content))
+
+
+def _name_and_size(head: bytes, size: int, fields: dict[str, str]) -> tuple[str, int]:
+    name = fields.get("path") or _header_name(head)
+    return name, 0 if head[156] in _OTHERS else int(fields.get("size", size))
 
 
 def _padded(size: int) -> int:

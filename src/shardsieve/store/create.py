@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.core.dtype import VariableLengthUTF8
 
 from shardsieve._errors import CorruptShardError, StoreMismatchError
 from shardsieve.io.local import mapped
@@ -172,9 +171,7 @@ def _write(folder: Path, urls: list[str], shards: list[IndexedShard]) -> None:
 
 def _write_strings(group: zarr.Group, name: str, values: NDArray[np.object_]) -> None:
     chunks = values.shape if values.ndim == 1 else (1, values.shape[1])
-    array = group.create_array(
-        name, shape=values.shape, chunks=chunks, dtype=VariableLengthUTF8(), fill_value=""
-    )
+    array = group.create_array(name, shape=values.shape, chunks=chunks, dtype=str, fill_value="")
     array[:] = values
 
 

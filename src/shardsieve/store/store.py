@@ -38,7 +38,7 @@ class Store:
         self.kind = str(group.attrs["kind"])
         self.rows_per_shard = int(group.attrs["rows_per_shard"])  # type: ignore[arg-type]
         self.fingerprint = str(group.attrs["fingerprint"])
-        self.members = tuple(group.attrs["members"])  # type: ignore[arg-type]
+        self.members: tuple[str, ...] = tuple(map(str, group.attrs["members"]))  # type: ignore[arg-type]
         self.urls: list[str] = [str(u) for u in self._read("shard/url")]
         self.samples: NDArray[np.int64] = self._read("shard/samples")
         self.epoch_samples: int | None = None

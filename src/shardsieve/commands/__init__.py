@@ -1,0 +1,1 @@
+"""The bodies of the commands, each callable from Python."""

@@ -1,0 +1,103 @@
+"""Commands that make things: shards, the store, predicted scores."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardsieve._errors import MissingScoreError
+from shardsieve.commands.progress import bar
+from shardsieve.extrapolate.knn import KNN
+from shardsieve.extrapolate.quality import cross_validate
+from shardsieve.pack import pack
+from shardsieve.store.create import check, index
+from shardsieve.store.store import Store, open_store
+
+
+def pack_source(source: str, out: Path, **how: Any) -> dict[str, Any]:
+    """Write the shards of every split of a source."""
+    with bar("pack") as progress:
+        splits = pack(source, out, progress=progress, **how)
+    rows = [
+        {
+            "split": s.split,
+            "shards": len(s.shards),
+            "samples": s.samples,
+            "bytes": s.nbytes,
+            "pattern": s.pattern,
+        }
+        for s in splits
+    ]
+    return {"splits": rows}
+
+
+def make_index(urls: list[str], target: Path, label_member: str) -> dict[str, Any]:
+    """Index shards into a store."""
+    with bar("index") as progress:
+        store = index(urls, target, label_member=label_member, progress=progress)
+    return {
+        "store": str(target),
+        "shards": store.num_shards,
+        "samples": len(store),
+        "members": " ".join(store.members),
+        "unlabelled": int((store.labels() < 0).sum()),
+    }
+
+
+def check_store(path: Path) -> dict[str, Any]:
+    """Compare a store's index with its shards exactly."""
+    store = open_store(path, mode="r")
+    with bar("check") as progress:
+        check(store, progress=progress)
+    return {"store": str(path), "shards": store.num_shards, "samples": len(store), "same": True}
+
+
+def extrapolate_score(
+    path: Path,
+    score: str,
+    name: str,
+    embedding: str | None,
+    *,
+    method: str = "knn",
+    k: int = 50,
+    weights: str = "exp",
+    folds: int = 5,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Predict the score of the rest; seeds keep their own. Stores quality with the score."""
+    if method != "knn":
+        raise ValueError(f"method must be 'knn', got {method!r}")
+    store = open_store(path)
+    values, points = store.score(score), _points(store, embedding)
+    is_seed = np.isfinite(values)
+    if not is_seed.any():
+        raise MissingScoreError(f"score {score!r} has no scored sample; run `shardsieve score`")
+    seeds = points[is_seed]
+    quality = cross_validate(
+        lambda: KNN(k=k, weights=weights), seeds, values[is_seed], folds=folds, seed=seed
+    )
+    model = KNN(k=k, weights=weights)
+    model.fit(seeds, values[is_seed])
+    predicted = values.copy()
+    predicted[~is_seed] = model.predict(points[~is_seed])
+    made = {
+        "definition": f"{method}({score})",
+        "k": k,
+        "weights": weights,
+        "seeds": int(is_seed.sum()),
+        "quality": quality.to_dict(),
+        "of": store.provenance(score),
+    }
+    store.put_score(name, predicted, provenance=made)
+    counts = {"seeds": int(is_seed.sum()), "predicted": int((~is_seed).sum())}
+    return {"score": name, **counts, **quality.to_dict()}
+
+
+def _points(store: Store, name: str | None) -> Any:
+    names = store.embeddings
+    if name is None and len(names) == 1:
+        name = names[0]
+    if name not in names:
+        known = ", ".join(names) or "none yet; run `shardsieve embed`"
+        raise MissingScoreError(f"embedding must be one of those stored ({known}), got {name!r}")
+    return store.embedding(name).astype(np.float32)

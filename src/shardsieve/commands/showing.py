@@ -1,0 +1,65 @@
+"""Commands that only look: what a store holds, what a rule would keep."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardsieve.keepset import KeepSet, select
+from shardsieve.store.store import Store, open_store
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Return what a store holds, JSON-ready."""
+    store = open_store(path, mode="r")
+    labels = store.labels()
+    return {
+        "store": str(path),
+        "kind": store.kind,
+        "shards": store.num_shards,
+        "samples": len(store),
+        "rows_per_shard": store.rows_per_shard,
+        "members": " ".join(store.members),
+        "classes": len(np.unique(labels[labels >= 0])),
+        "bytes": int(store.ranges[..., 1].sum()),
+        "fingerprint": store.fingerprint,
+        "embeddings": [{"name": n} for n in store.embeddings],
+        "scores": [_score_row(store, name) for name in store.scores],
+    }
+
+
+def _score_row(store: Store, name: str) -> dict[str, Any]:
+    values = store.score(name)
+    scored = int(np.isfinite(values).sum())
+    made = store.provenance(name)
+    return {"name": name, "scored": scored, "definition": made["definition"], "date": made["date"]}
+
+
+def kept_per_class(path: Path, rule: dict[str, Any], out: Path | None) -> dict[str, Any]:
+    """Return what a rule keeps of every class, and write the kept ids when asked."""
+    store = open_store(path, mode="r")
+    keep = select(store, **rule)
+    if out is not None:
+        out.write_text("\n".join(map(str, keep.ids().tolist())) + "\n")
+    return {
+        "kept": len(keep),
+        "samples": len(store),
+        "bytes_kept_fraction": round(kept_bytes(store, keep) / int(store.ranges[..., 1].sum()), 4),
+        "classes": _class_rows(store, keep),
+    }
+
+
+def kept_bytes(store: Store, keep: KeepSet) -> int:
+    """Return the bytes of the kept samples, headers and padding included."""
+    shard, position = np.divmod(keep.ids(), store.rows_per_shard)
+    return int(store.ranges[shard, position, 1].sum())
+
+
+def _class_rows(store: Store, keep: KeepSet) -> list[dict[str, Any]]:
+    labels = store.labels()
+    kept = labels[store.rows(keep.ids())]
+    rows = []
+    for label in np.unique(labels).tolist():
+        of, left = int((labels == label).sum()), int((kept == label).sum())
+        rows.append({"class": label, "kept": left, "of": of, "share": round(left / of, 4)})
+    return rows
