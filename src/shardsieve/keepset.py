@@ -36,7 +36,8 @@ class KeepSet:
     @cached_property
     def counts(self) -> NDArray[np.int64]:
         """Kept samples per shard, int64 (S,)."""
-        return np.bitwise_count(self.bits).sum(axis=1, dtype=np.int64)
+        per_row: NDArray[np.int64] = np.bitwise_count(self.bits).sum(axis=1, dtype=np.int64)
+        return per_row
 
     def __len__(self) -> int:
         return int(self.counts.sum())

@@ -1,0 +1,133 @@
+"""The store: what goes in comes out, interrupted or not, and mismatches are refused."""
+
+import numpy as np
+import pytest
+import zarr
+from tars import write_shards, write_tar
+
+import shardsieve as ss
+from shardsieve.shards.names import expand_urls
+from shardsieve.store import create
+from shardsieve.store.create import check
+
+
+@pytest.fixture
+def shards(tmp_path):
+    return write_shards(tmp_path / "shards", [5, 1, 7])
+
+
+def contents(store):
+    found = {}
+    for name, array in store.group.members(max_depth=None):
+        if isinstance(array, zarr.Array):
+            found[name] = np.asarray(array[:]).tolist()
+    return found, dict(store.group.attrs)
+
+
+def test_ids_are_shard_times_rows_plus_position(shards, tmp_path):
+    store = ss.index(shards, tmp_path / "s.zarr")
+    assert store.rows_per_shard == 64
+    assert store.ids().tolist() == [0, 1, 2, 3, 4, 64, *range(128, 135)]
+    assert store.labels().tolist() == [0, 1, 2, 0, 1, 1, 2, 0, 1, 2, 0, 1, 2]
+    assert store.keys(1) == ["01-0000"]
+    assert store.rows([128, 0]).tolist() == [6, 0]
+    with pytest.raises(ValueError, match="got 65"):
+        store.rows([0, 65])
+
+
+def test_a_score_comes_back_as_it_was_put(shards, tmp_path):
+    store = ss.index(shards, tmp_path / "s.zarr")
+    values = np.linspace(-1, 1, 13, dtype=np.float32)
+    values[3] = np.nan
+    store.put_score("mine", values)
+    np.testing.assert_array_equal(ss.open_store(store.path).score("mine"), values)
+    with pytest.raises(ValueError, match=r"values must have shape \(13,\), got \(3,\)"):
+        store.put_score("other", [1, 2, 3])
+    with pytest.raises(ss.StoreMismatchError, match="holds the definition 'user'"):
+        store.put_score("mine", values, provenance={"definition": "el2n"})
+    with pytest.raises(ss.MissingScoreError, match=r"\(mine\), got 'none'"):
+        store.score("none")
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_killed_index_resumes_to_the_same_store(shards, tmp_path, stop):
+    whole = ss.index(shards, tmp_path / "whole.zarr")
+
+    def killed(done, total):
+        if done == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ss.index(shards, tmp_path / "s.zarr", progress=killed)
+    assert not (tmp_path / "s.zarr").exists()
+    resumed = ss.index(shards, tmp_path / "s.zarr")
+    assert contents(resumed) == contents(whole)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["s.zarr", "shards", "whole.zarr"]
+
+
+def test_finished_shards_are_not_walked_again(shards, tmp_path, monkeypatch):
+    walked = []
+    walk = create.index_shard
+    monkeypatch.setattr(create, "index_shard", lambda url, **k: walked.append(url) or walk(url))
+
+    def killed(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ss.index(shards, tmp_path / "s.zarr", progress=killed)
+    ss.index(shards, tmp_path / "s.zarr")
+    assert walked == list(map(str, shards))
+
+
+def test_a_bad_shard_leaves_nothing_behind(shards, tmp_path):
+    shards[1].write_bytes(b"")
+    with pytest.raises(ss.CorruptShardError, match="is empty"):
+        ss.index(shards, tmp_path / "s.zarr")
+    assert [p.name for p in tmp_path.iterdir()] == ["shards"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_store(shards, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(create, "_write", full)
+    with pytest.raises(ss.ShardsieveError, match="No space left on device; free some space"):
+        ss.index(shards, tmp_path / "s.zarr")
+    assert not (tmp_path / "s.zarr").exists()
+    monkeypatch.undo()
+    assert len(ss.index(shards, tmp_path / "s.zarr")) == 13
+
+
+def test_other_shards_and_changed_shards_are_refused(shards, tmp_path):
+    store = ss.index(shards, tmp_path / "s.zarr")
+    with pytest.raises(ss.StoreMismatchError, match="made from other shards"):
+        ss.index(shards[:2], store.path)
+    assert len(ss.index(shards, store.path)) == 13
+    write_tar(shards[2], [("z.jpg", b"1")])
+    with pytest.raises(ss.StoreMismatchError, match=r"s-002\.tar is not the one"):
+        ss.open_store(store.path)
+    with pytest.raises(ss.StoreMismatchError, match="holds other samples"):
+        check(store)
+
+
+def test_a_newer_format_and_a_missing_store_are_refused(shards, tmp_path):
+    store = ss.index(shards, tmp_path / "s.zarr")
+    store.group.attrs["format_version"] = 99
+    with pytest.raises(ss.StoreFormatError, match="format version 99"):
+        ss.open_store(store.path)
+    with pytest.raises(ss.StoreFormatError, match="no store at"):
+        ss.open_store(tmp_path / "none.zarr")
+
+
+def test_patterns_name_shards_in_order(shards, tmp_path):
+    folder = shards[0].parent
+    want = list(map(str, shards))
+    assert expand_urls(f"{folder}/s-{{000..002}}.tar") == want
+    assert expand_urls(f"{folder}/s-*.tar") == want
+    (tmp_path / "list.txt").write_text("# mine\n" + "\n".join(want))
+    assert expand_urls(tmp_path / "list.txt") == want
+    for pattern in (f"{folder}/t-*.tar", f"{folder}/t-{{0..1}}.tar"):
+        with pytest.raises(ss.ShardsieveError, match="no shards match"):
+            expand_urls(pattern)
+    with pytest.raises(ss.ShardsieveError, match="twice"):
+        expand_urls([want[0], want[0]])

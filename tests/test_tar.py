@@ -1,0 +1,99 @@
+"""The header walk against webdataset's own reading."""
+
+import gzip
+import tarfile
+
+import pytest
+import webdataset as wds
+from hypothesis import given
+from hypothesis import strategies as st
+from tars import content, write_tar
+
+from shardsieve import CorruptShardError
+from shardsieve.io.local import mapped
+from shardsieve.shards.tar import parse_sample, sample_table
+
+FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
+keys = st.lists(
+    st.sampled_from(["a", "b/c", "d.x/e", "n" * 60, "dir/" * 30 + "deep", "é"]),
+    min_size=1,
+    max_size=6,
+    unique=True,
+)
+suffixes = st.lists(st.sampled_from(["jpg", "cls", "seg.PNG", "json"]), min_size=1, unique=True)
+
+
+def table_of(path):
+    with mapped(str(path)) as (read, total):
+        return sample_table(read, total, str(path))
+
+
+def by_webdataset(path):
+    with path.open("rb") as stream:
+        source = [{"url": str(path), "stream": stream}]
+        files = wds.tariterators.tar_file_expander(source)
+        return list(wds.tariterators.group_by_keys(files))
+
+
+@given(keys=keys, suffixes=suffixes, fmt=st.sampled_from(FORMATS), noise=st.booleans())
+def test_samples_equal_those_of_webdataset(tmp_path_factory, keys, suffixes, fmt, noise):
+    if fmt == tarfile.USTAR_FORMAT:
+        keys = [key for key in keys if len(key) < 90 and key.isascii()] or ["a"]
+    members = [
+        (f"{k}.{s}", content(k + s, 10 + 400 * i)) for i, k in enumerate(keys) for s in suffixes
+    ]
+    if noise:
+        members[1:1] = [("folder/", b""), ("__meta__", b"x"), ("nodot", b"y")]
+    path = write_tar(tmp_path_factory.mktemp("t") / "x.tar", members, fmt)
+    table, want = table_of(path), by_webdataset(path)
+    assert table.keys == [sample["__key__"] for sample in want]
+    raw = path.read_bytes()
+    for row, sample in enumerate(want):
+        start = table.offset[row]
+        got = parse_sample(raw[start : start + table.length[row]], table.keys[row], str(path))
+        got.pop("__url__")
+        assert got == {k: v for k, v in sample.items() if k not in ("__url__", "__local_path__")}
+
+
+def test_a_global_pax_header_and_a_base_256_size_are_read(tmp_path):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "c"}) as tar:
+        info = tarfile.TarInfo("a.bin")
+        tar.addfile(info)
+    assert table_of(path).keys == ["a"]
+
+
+def good(tmp_path):
+    return write_tar(tmp_path / "x.tar", [("a.jpg", content("a", 3000)), ("a.cls", b"1")])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda raw: b"", "is empty"),
+        (lambda raw: raw[:2000], "is truncated"),
+        (lambda raw: raw[:3584], "without an end-of-archive block"),
+        (gzip.compress, "is gzip-compressed"),
+        (lambda raw: b"\xff\xd8" * 4000, "is not a tar"),
+        (lambda raw: raw[:3600] + b"zzzz" + raw[3604:], "is damaged: no valid header at byte 3584"),
+        (lambda raw: bytes(10240), "holds no samples"),
+    ],
+)
+def test_a_bad_shard_is_named_with_what_is_wrong(tmp_path, damage, message):
+    path = good(tmp_path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CorruptShardError, match=message) as caught:
+        table_of(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_repeated_member_is_refused(tmp_path):
+    path = write_tar(tmp_path / "x.tar", [("a.jpg", b"1"), ("a.JPG", b"2")])
+    with pytest.raises(CorruptShardError, match=r"repeats the member a\.JPG"):
+        table_of(path)
+
+
+def test_samples_with_missing_members_are_counted(tmp_path):
+    path = write_tar(tmp_path / "x.tar", [("a.jpg", b"1"), ("a.cls", b"2"), ("b.jpg", b"3")])
+    table = table_of(path)
+    assert (len(table), table.incomplete, table.label_at[1].tolist()) == (2, 1, [-1, -1])
