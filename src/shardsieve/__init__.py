@@ -1,5 +1,6 @@
 """shardsieve: score a little, extrapolate the rest, and skip samples while streaming."""
 
+from shardsieve import extrapolate, scores
 from shardsieve._errors import (
     CorruptShardError,
     MissingScoreError,
@@ -28,6 +29,7 @@ __all__ = [
     "StoreMismatchError",
     "UnreadableSampleError",
     "World",
+    "extrapolate",
     "index",
     "keep_moderate",
     "keep_random",
@@ -35,5 +37,6 @@ __all__ = [
     "keep_top",
     "num_kept",
     "open_store",
+    "scores",
     "select",
 ]

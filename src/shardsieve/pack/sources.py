@@ -1,0 +1,171 @@
+"""Where images come from: folders, MNIST's IDX files, scikit-learn's digits."""
+
+import gzip
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from shardsieve._errors import MissingDependencyError, ShardsieveError
+from shardsieve.order import permutation
+from shardsieve.selection import class_quotas
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+_IDX = {"train": "train", "test": "t10k"}
+_SPLITS = ("train", "test", "val")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labelled images of one split, read one at a time.
+
+    Attributes:
+        name: `train`, `test` or `val`.
+        labels: int64 (n,).
+        classes: Class names by label.
+        read: Gives (suffix without dot, bytes) of an image by its row.
+    """
+
+    name: str
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    read: Callable[[int], tuple[str, bytes]]
+
+
+def find_splits(source: str | Path, *, test_fraction: float = 0.0, seed: int = 0) -> list[Split]:
+    """Return the splits of a source.
+
+    Args:
+        source: `digits`, `fashion-mnist`, a folder with the four IDX files (gzipped or not), or an
+            image folder `CLASS/...` or `{train,test,val}/CLASS/...`.
+        test_fraction: Share of every class held out for `test` where the source has no split of
+            its own, in `[0, 1)`. Digits default to 0.2.
+        seed: Of that draw.
+
+    Raises:
+        ShardsieveError: If there is nothing to pack.
+    """
+    if not 0 <= test_fraction < 1:
+        raise ValueError(f"test_fraction must lie in [0, 1), got {test_fraction}")
+    if str(source) == "digits":
+        return held_out(_digits(), test_fraction or 0.2, seed)
+    if str(source) == "fashion-mnist":
+        if not FASHION_MNIST.is_dir():
+            raise ShardsieveError(
+                f"no Fashion-MNIST at {FASHION_MNIST}; run `apt-get install dataset-fashion-mnist`"
+            )
+        return _idx_splits(FASHION_MNIST)
+    folder = Path(source)
+    if not folder.is_dir():
+        raise ShardsieveError(f"source must be a folder or 'digits', got {source}; check the path")
+    if _idx_file(folder, "train-images-idx3-ubyte") is not None:
+        return _idx_splits(folder)
+    own = [name for name in _SPLITS if (folder / name).is_dir()]
+    if own:
+        classes = _class_names(folder / own[0])
+        return [_image_folder(folder / name, name, classes) for name in own]
+    return held_out(_image_folder(folder, "train", _class_names(folder)), test_fraction, seed)
+
+
+def held_out(split: Split, test_fraction: float, seed: int) -> list[Split]:
+    """Cut a split into train and test, with the same share of every class."""
+    if test_fraction == 0:
+        return [split]
+    _, sizes = np.unique(split.labels, return_counts=True)
+    quotas = class_quotas(sizes, int(len(split.labels) * test_fraction + 0.5))
+    order = permutation(len(split.labels), seed, 0x7E57)
+    test = np.zeros(len(order), dtype=bool)
+    for quota, label in zip(quotas, np.unique(split.labels), strict=True):
+        test[order[split.labels[order] == label][:quota]] = True
+    return [
+        _rows(split, "train", np.flatnonzero(~test)),
+        _rows(split, "test", np.flatnonzero(test)),
+    ]
+
+
+def _rows(split: Split, name: str, rows: NDArray[np.int64]) -> Split:
+    return Split(name, split.labels[rows], split.classes, lambda row: split.read(int(rows[row])))
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
+    if not names:
+        raise ShardsieveError(f"{folder} has no class folders; images must lie in CLASS/NAME.jpg")
+    return names
+
+
+def _image_folder(folder: Path, name: str, classes: tuple[str, ...]) -> Split:
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, class_name in enumerate(classes):
+        images = (folder / class_name).rglob("*")
+        found = sorted(p for p in images if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not found:
+            raise ShardsieveError(f"class folder {folder / class_name} has no images; remove it")
+        files += found
+        labels += [label] * len(found)
+
+    def read(row: int) -> tuple[str, bytes]:
+        data = files[row].read_bytes()
+        if not data:
+            raise ShardsieveError(f"image {files[row]} is empty (0 bytes); remove or replace it")
+        return files[row].suffix[1:].lower(), data
+
+    return Split(name, np.array(labels, dtype=np.int64), classes, read)
+
+
+def _digits() -> Split:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingDependencyError(
+            "digits need scikit-learn: pip install 'shardsieve[vision]'"
+        ) from error
+    found = load_digits()
+    images = np.rint(found.images * (255 / 16)).astype(np.uint8)
+    return _arrays("train", images, found.target.astype(np.int64))
+
+
+def _arrays(name: str, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Split:
+    classes = tuple(str(label) for label in range(int(labels.max()) + 1))
+    return Split(name, labels, classes, lambda row: ("png", _png(images[row])))
+
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "PNG", compress_level=6)
+    return out.getvalue()
+
+
+def _idx_file(folder: Path, name: str) -> Path | None:
+    return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+
+
+def _idx_splits(folder: Path) -> list[Split]:
+    splits = []
+    for name, prefix in _IDX.items():
+        images = _read_idx(folder, f"{prefix}-images-idx3-ubyte", 3)
+        labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte", 1)
+        if len(images) != len(labels):
+            raise ShardsieveError(
+                f"{folder} has {len(images)} {name} images and {len(labels)} labels; "
+                "download it again"
+            )
+        splits.append(_arrays(name, images, labels.astype(np.int64)))
+    return splits
+
+
+def _read_idx(folder: Path, name: str, ndim: int) -> NDArray[np.uint8]:
+    path = _idx_file(folder, name)
+    if path is None:
+        raise ShardsieveError(f"{folder} lacks {name}; all four IDX files are needed")
+    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    shape = np.frombuffer(raw, ">i4", count=ndim, offset=4).astype(int)
+    if raw[:4] != bytes([0, 0, 8, ndim]) or len(raw) != 4 + 4 * ndim + shape.prod():
+        raise ShardsieveError(f"{path} is no IDX file of {ndim} dimensions; download it again")
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * ndim).reshape(shape)

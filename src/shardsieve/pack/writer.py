@@ -1,0 +1,171 @@
+"""Write a split as tar shards: shuffled once, same bytes every time, no half-written file."""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardsieve._errors import ShardsieveError
+from shardsieve.order import permutation
+from shardsieve.pack.sources import Split, find_splits
+from shardsieve.shards.tar import BLOCK
+
+
+@dataclass(frozen=True)
+class PackedSplit:
+    """What packing one split made.
+
+    Attributes:
+        split: Its name.
+        shards: Paths in order.
+        samples: Number of samples.
+        nbytes: Bytes of all shards.
+        classes: Class names by label.
+        pattern: Brace pattern that names the shards.
+    """
+
+    split: str
+    shards: tuple[str, ...]
+    samples: int
+    nbytes: int
+    classes: tuple[str, ...]
+    pattern: str
+
+
+def pack(
+    source: str | Path,
+    out: str | Path,
+    *,
+    samples_per_shard: int | None = 1000,
+    bytes_per_shard: int | None = None,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[PackedSplit]:
+    """Write every split of a source as `OUT/SPLIT-NNNNNN.tar` and `OUT/classes.json`.
+
+    Images keep their bytes. Samples are shuffled once with the seed, so no shard holds one class
+    alone. The same source and arguments give the same bytes.
+
+    Args:
+        source: See `find_splits`.
+        out: Folder for the shards.
+        samples_per_shard: At most that many samples in a shard, at least 1.
+        bytes_per_shard: At most that many bytes, beyond a first sample; both limits may hold.
+        test_fraction: Held out where the source has no split of its own.
+        seed: Of shuffle and split.
+        overwrite: Replace shards of another packing.
+        progress: Called with (samples written, samples in all).
+
+    Raises:
+        ShardsieveError: If there is nothing to pack, an image is empty, the disk is full, or OUT
+            holds more shards of a split than this packing makes.
+    """
+    for name, limit in (("samples", samples_per_shard), ("bytes", bytes_per_shard)):
+        if limit is not None and limit < 1:
+            raise ValueError(f"{name}_per_shard must be at least 1, got {limit}")
+    splits = find_splits(source, test_fraction=test_fraction, seed=seed)
+    folder = Path(out)
+    total = sum(len(split.labels) for split in splits)
+    before, packed = 0, []
+    with _told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for split in splits:
+            shown = _after(before, total, progress)
+            limits = (samples_per_shard or len(split.labels), bytes_per_shard or 1 << 62)
+            packed.append(_pack_split(split, folder, limits, seed, shown, overwrite))
+            before += len(split.labels)
+        with _replaced(folder / "classes.json") as file:
+            file.write(json.dumps(list(splits[0].classes)).encode())
+    return packed
+
+
+def _after(
+    before: int, total: int, progress: Callable[[int, int], None] | None
+) -> Callable[[int], None]:
+    return lambda done: progress(before + done, total) if progress else None
+
+
+def _pack_split(
+    split: Split,
+    folder: Path,
+    limits: tuple[int, int],
+    seed: int,
+    shown: Callable[[int], None],
+    overwrite: bool,
+) -> PackedSplit:
+    order = permutation(len(split.labels), seed, 0x9AC4).tolist()
+    old = {p.name for p in folder.glob(f"{split.name}-*.tar")}
+    paths: list[Path] = []
+    done = 0
+    while done < len(order):
+        path = folder / f"{split.name}-{len(paths):06d}.tar"
+        with _replaced(path) as file:
+            done = _write_shard(file, split, order, done, limits)
+        paths.append(path)
+        shown(done)
+    left = sorted(old - {p.name for p in paths})
+    if left and not overwrite:
+        raise ShardsieveError(
+            f"{folder} holds {left[0]} of another packing; use a new folder or --overwrite"
+        )
+    for name in left:
+        (folder / name).unlink()
+    return PackedSplit(
+        split=split.name,
+        shards=tuple(map(str, paths)),
+        samples=len(order),
+        nbytes=sum(p.stat().st_size for p in paths),
+        classes=split.classes,
+        pattern=f"{folder}/{split.name}-{{000000..{len(paths) - 1:06d}}}.tar",
+    )
+
+
+def _write_shard(
+    file: io.BufferedWriter, split: Split, order: list[int], first: int, limits: tuple[int, int]
+) -> int:
+    """Write samples from place `first` on until a limit is met; return the next place."""
+    place, written = first, 0
+    while place < len(order) and place - first < limits[0]:
+        suffix, image = split.read(order[place])
+        label = str(int(split.labels[order[place]])).encode()
+        sample = _member(f"{place:08d}.{suffix}", image) + _member(f"{place:08d}.cls", label)
+        if written and written + len(sample) > limits[1]:
+            break
+        file.write(sample)
+        written, place = written + len(sample), place + 1
+    file.write(bytes(2 * BLOCK))
+    return place
+
+
+def _member(name: str, data: bytes) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % BLOCK)
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[io.BufferedWriter]:
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ShardsieveError(
+            f"cannot write shards to {folder}: {error.strerror or error}; "
+            "free some space or choose another folder"
+        ) from error
