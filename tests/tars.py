@@ -5,6 +5,8 @@ import io
 import tarfile
 from pathlib import Path
 
+import webdataset as wds
+
 
 def content(name, size=700):
     """Bytes that only this name has."""
@@ -35,3 +37,11 @@ def write_shards(folder: Path, sizes, classes=3):
             members.append((f"{key}.cls", str((shard + row) % classes).encode()))
         paths.append(write_tar(folder / f"s-{shard:03d}.tar", members))
     return paths
+
+
+def by_webdataset(path):
+    """The samples as webdataset itself reads them."""
+    with path.open("rb") as stream:
+        source = [{"url": str(path), "stream": stream}]
+        files = wds.tariterators.tar_file_expander(source)
+        return list(wds.tariterators.group_by_keys(files))

@@ -4,10 +4,9 @@ import gzip
 import tarfile
 
 import pytest
-import webdataset as wds
 from hypothesis import given
 from hypothesis import strategies as st
-from tars import content, write_tar
+from tars import by_webdataset, content, write_tar
 
 from shardsieve import CorruptShardError
 from shardsieve.io.local import mapped
@@ -26,13 +25,6 @@ suffixes = st.lists(st.sampled_from(["jpg", "cls", "seg.PNG", "json"]), min_size
 def table_of(path):
     with mapped(str(path)) as (read, total):
         return sample_table(read, total, str(path))
-
-
-def by_webdataset(path):
-    with path.open("rb") as stream:
-        source = [{"url": str(path), "stream": stream}]
-        files = wds.tariterators.tar_file_expander(source)
-        return list(wds.tariterators.group_by_keys(files))
 
 
 @given(keys=keys, suffixes=suffixes, fmt=st.sampled_from(FORMATS), noise=st.booleans())

@@ -109,6 +109,11 @@ class Steps:
                 f"the keep set must have at least one sample per rank, got {self.total} "
                 f"for {self.world_size} ranks; keep more samples or use tail='pad'"
             )
+        if self.tail == "uneven" and self.batch_size == 1 and self.total % self.world_size:
+            raise ValueError(
+                f"batch_size must be at least 2 for {self.total} samples on {self.world_size} "
+                "ranks in equal steps, got 1; or use tail='pad' or 'drop'"
+            )
 
     @property
     def global_batch(self) -> int:
@@ -143,10 +148,12 @@ class Steps:
         begin = start + rank * each + min(rank, more)
         return begin, begin + each + (rank < more)
 
-    def rank_samples(self, rank: int) -> int:
-        """Return how many samples one rank delivers, repeated ones included."""
-        if self.tail == "pad":
+    def rank_length(self, rank: int) -> int:
+        """Return how many ids one rank hands out: whole batches, and what its last one holds.
+
+        Places without a sample, in a padded tail or a step that lent some, are counted.
+        """
+        if len(self) == 0 or self.tail != "uneven":
             return len(self) * self.batch_size
-        spans = [self.share(step, rank) for step in range(max(len(self) - 2, 0), len(self))]
-        full = max(len(self) - 2, 0) * self.batch_size
-        return full + sum(stop - start for start, stop in spans)
+        start, stop = self.share(len(self) - 1, rank)
+        return (len(self) - 1) * self.batch_size + stop - start

@@ -1,7 +1,7 @@
 """`PrunedShardSampler`: the kept sample ids of an epoch, in shard-aware order."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -95,14 +95,14 @@ class PrunedShardSampler(Sampler[int]):
         if asking.dealt_over > 1:
             return len(steps) * steps.global_batch
         world = self._own_world(asking)
-        return steps.rank_samples(world.rank)
+        return steps.rank_length(world.rank)
 
     def __iter__(self) -> Iterator[int]:
         asking = self._asking(who_asks())
         steps = self._steps(asking, self._start)
         self._yielded, self._global_batch = 0, steps.global_batch
         if asking.dealt_over > 1:
-            return self._dealt(steps, asking.rank)
+            return self._dealt(steps)
         return self._own(steps, self._own_world(asking).rank)
 
     def state_dict(self, *, steps_done: int | None = None) -> dict[str, Any]:
@@ -149,8 +149,10 @@ class PrunedShardSampler(Sampler[int]):
 
     def _steps(self, asking: Asking, start: int) -> Steps:
         world = self._own_world(asking)
-        size = asking.batch_size or 1
-        return Steps(len(self.keep_set) - start, size, world.size, self.tail)
+        left = len(self.keep_set) - start
+        # Nobody batches: each rank's whole share counts as one batch.
+        size = asking.batch_size or max(-(-left // world.size), 1)
+        return Steps(left, size, world.size, self.tail)
 
     def _order(self, start: int) -> Iterator[NDArray[np.int64]]:
         order = EpochOrder(self.keep_set.counts, self.seed, self.epoch, self.window)
@@ -173,36 +175,36 @@ class PrunedShardSampler(Sampler[int]):
             held = held[stop - start :]
 
     def _own(self, steps: Steps, rank: int) -> Iterator[int]:
-        first: NDArray[np.int64] | None = None
-        for step, ids in self._by_step(steps):
-            first = ids if first is None else first
-            begin, end = steps.share(step, rank)
-            offset = steps.bounds(step)[0]
-            mine = ids[begin - offset : end - offset]
-            if self.tail == "pad":
-                mine = np.concatenate([mine, np.resize(first, steps.batch_size - len(mine))])
-            for sample_id in mine.tolist():
-                self._yielded += steps.world_size
-                yield sample_id
+        """Yield one rank's share: whole batches, but for the last when the tail is uneven."""
+        length = steps.rank_length(rank)
+        for batch in self._batches(steps, [rank]):
+            yield from batch[:length]
+            length -= len(batch)
 
-    def _dealt(self, steps: Steps, rank: int) -> Iterator[int]:
-        """Yield every rank's batches in turn, filled up to whole batches.
+    def _dealt(self, steps: Steps) -> Iterator[int]:
+        """Yield every rank's batches in turn, all of them whole.
 
         Accelerate gives batch i to rank i % world and would repeat samples to fill the tail. Here
         every batch is already full: `ShardDataset` takes `PADDING` out again.
         """
+        for batch in self._batches(steps, range(steps.world_size)):
+            yield from batch
+
+    def _batches(self, steps: Steps, ranks: Iterable[int]) -> Iterator[list[int]]:
+        """Yield whole batches of these ranks, step by step; fillers come after the samples."""
         first: NDArray[np.int64] | None = None
         for step, ids in self._by_step(steps):
             first = ids if first is None else first
             offset = steps.bounds(step)[0]
-            for each in range(steps.world_size):
-                begin, end = steps.share(step, each)
-                mine = ids[begin - offset : end - offset]
-                missing = steps.batch_size - len(mine)
-                filler = np.resize(first, missing) if self.tail == "pad" else [PADDING] * missing
-                self._yielded += len(mine)
-                yield from mine.tolist()
-                yield from [int(sample_id) for sample_id in filler]
+            for rank in ranks:
+                begin, end = steps.share(step, rank)
+                missing = steps.batch_size - (end - begin)
+                repeated = first if self.tail == "pad" else np.array([PADDING])
+                yield [
+                    *ids[begin - offset : end - offset].tolist(),
+                    *np.resize(repeated, missing).tolist(),
+                ]
+            self._yielded += len(ids)
 
     def _plan_name(self) -> str:
         digest = hashlib.blake2b(self.keep_set.bits.tobytes(), digest_size=8).hexdigest()

@@ -1,0 +1,103 @@
+"""What every extrapolator offers, and the checks of what it is given."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float32]
+
+
+class Rows(Protocol):
+    """Anything sliceable by rows, such as a numpy or a Zarr array: it is read block by block."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows, then dimensions."""
+        ...
+
+    def __getitem__(self, rows: slice, /) -> Any:
+        """Return a block of rows."""
+        ...
+
+
+class Extrapolator(Protocol):
+    """Predicts scores from embeddings; `predict` of a seed need not return its own score.
+
+    Fitting again forgets the seeds of before, and predicting changes nothing.
+    """
+
+    def fit(self, embeddings: Rows | ArrayLike, scores: ArrayLike) -> Any:
+        """Take in the seeds' embeddings (m, d) and scores (m,)."""
+        ...
+
+    def predict(self, embeddings: Rows | ArrayLike) -> Floats:
+        """Return the scores, float32 (n,), of embeddings (n, d)."""
+        ...
+
+
+def as_rows(embeddings: Rows | ArrayLike, dim: int | None = None) -> Rows:
+    """Return what has rows to slice, unread; lists become arrays.
+
+    Args:
+        embeddings: (n, d).
+        dim: The d that was fitted; None takes any.
+
+    Raises:
+        ValueError: If the shape is not (n, d), with d at least 1 and `dim` where given.
+    """
+    rows: Any = embeddings if hasattr(embeddings, "shape") else np.asarray(embeddings)
+    if len(rows.shape) != 2 or rows.shape[1] < 1 or dim not in (None, rows.shape[1]):
+        wanted = "n, d" if dim is None else f"n, {dim}"
+        raise ValueError(
+            f"embeddings must have shape ({wanted}), got {tuple(rows.shape)}; "
+            "seeds and rest need embeddings of one encoder"
+        )
+    return rows  # type: ignore[no-any-return]
+
+
+def blocks(rows: Rows, size: int) -> Iterator[tuple[int, Floats]]:
+    """Yield (first row, block) with finite float32 blocks of at most `size` rows, in order.
+
+    Raises:
+        ValueError: If a row holds NaN or an infinity, naming the first such row.
+    """
+    for start in range(0, rows.shape[0], size):
+        # A float64 beyond float32 becomes infinite, and the check below says so.
+        with np.errstate(over="ignore"):
+            block = np.ascontiguousarray(rows[start : start + size], dtype=np.float32)
+        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+        if len(bad):
+            row = block[bad[0]]
+            raise ValueError(
+                f"embeddings must be finite, got {row[~np.isfinite(row)][0]}: row {start + bad[0]} "
+                "is not; embed that sample again"
+            )
+        yield start, block
+
+
+def checked_seeds(embeddings: Rows | ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:
+    """Return the seeds' embeddings (m, d) and scores (m,), both finite float32, m at least 1.
+
+    Raises:
+        ValueError: If shapes disagree, there is no seed, or a number is not finite.
+    """
+    rows = as_rows(embeddings)
+    with np.errstate(over="ignore"):
+        values = np.asarray(scores, dtype=np.float32)
+    num_seeds = rows.shape[0]
+    if num_seeds < 1:
+        raise ValueError("embeddings must hold at least 1 seed, got 0; score some samples first")
+    if values.shape != (num_seeds,):
+        raise ValueError(
+            f"scores must have shape ({num_seeds},), one per embedding, got {values.shape}; "
+            "give the embeddings and scores of the same seeds"
+        )
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise ValueError(
+            f"scores must be finite, got {values[bad[0]]} for seed {bad[0]} "
+            f"({len(bad)} of {num_seeds} are not finite); give scored samples only"
+        )
+    return np.concatenate([block for _, block in blocks(rows, 65_536)]), values

@@ -1,0 +1,65 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tars import write_shards
+
+import shardsieve as ss
+from shardsieve.commands.making import extrapolate_score
+
+
+def cli(*arguments):
+    code = "from shardsieve.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return ss.index(write_shards(tmp_path / "d", [30, 30]), tmp_path / "s.zarr")
+
+
+def test_index_info_and_select_speak_json(tmp_path):
+    write_shards(tmp_path / "d", [4, 2])
+    pattern, path = f"{tmp_path}/d/s-{{000..001}}.tar", tmp_path / "s.zarr"
+    made = cli("index", pattern, "--store", path, "--json")
+    assert json.loads(made.stdout)["samples"] == 6
+    assert json.loads(cli("info", "--store", path, "--json").stdout)["classes"] == 3
+    chosen = ["--rule", "random", "--keep-fraction", "0.5", "--out", tmp_path / "ids", "--json"]
+    kept = json.loads(cli("select", "--store", path, *chosen).stdout)
+    assert sum(row["kept"] for row in kept["classes"]) == kept["kept"] == 3
+    assert len((tmp_path / "ids").read_text().split()) == 3
+    assert cli("check", "--store", path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["index", "nothing-*.tar", "--store", "s"], "no shards match nothing-*.tar"),
+        (["info", "--store", "nowhere"], "no store at nowhere"),
+    ],
+)
+def test_a_users_error_is_one_line_with_status_2(arguments, message):
+    done = cli(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_extrapolation_keeps_seeds_and_fills_the_rest(store):
+    points = np.random.default_rng(0).normal(size=(60, 2))
+    array = store.embedding_array("mine", 2)
+    array[:, :30] = points.reshape(2, 30, 2)
+    seeds = np.where(np.arange(60) % 2, points.sum(axis=1), np.nan)
+    store.put_score("seed", seeds, provenance={"definition": "sum"})
+    made = extrapolate_score(store.path, "seed", "full", None, k=5)
+    full = store.score("full")
+    assert np.isfinite(full).all()
+    np.testing.assert_array_equal(full[1::2], seeds[1::2].astype(np.float32))
+    assert (made["seeds"], made["predicted"]) == (30, 30)
+    assert store.provenance("full")["quality"]["spearman"] == made["spearman"] > 0.7
+    assert np.corrcoef(full, points.sum(axis=1))[0, 1] > 0.8
+    with pytest.raises(ss.MissingScoreError, match=r"\(mine\), got 'other'"):
+        extrapolate_score(store.path, "seed", "x", "other")

@@ -1,0 +1,70 @@
+"""The import rules of docs/design.md, kept by a test instead of by memory."""
+
+import ast
+import pathlib
+
+import pytest
+
+import shardsieve
+
+ROOT = pathlib.Path(__file__).parents[1] / "src" / "shardsieve"
+
+CORE = {"_errors", "order", "selection"}
+DATA = CORE | {"shards", "io", "store"}
+MAY_IMPORT = {
+    "_errors": set(),
+    "order": set(),
+    "selection": {"_errors", "order"},
+    "plan": {"order"},
+    "scores": set(),
+    "extrapolate": CORE,
+    "shards": {"_errors"},
+    "io": {"_errors"},
+    "store": {"_errors", "shards", "io"},
+    "keepset": DATA,
+    "pack": CORE | {"shards"},
+    "loaders": DATA | {"keepset", "plan"},
+    "commands": DATA | {"keepset", "plan", "scores", "extrapolate", "pack", "loaders"},
+    "cli": {"_errors", "commands"},
+}
+
+# Each heavy library has one home; everything else imports, and is tested, without it.
+HOMES = {
+    "zarr": "store",
+    "faiss": "extrapolate",
+    "torch_geometric": "extrapolate",
+    "torch": "loaders",
+    "webdataset": "loaders",
+    "ffcv": "loaders",
+    "accelerate": "loaders",
+    "typer": "cli",
+}
+
+
+def imported(path):
+    """Every module that the file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in sorted(ROOT.rglob("*.py")) if p != ROOT / "__init__.py"],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_imports_point_down(path):
+    layer = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    for name in imported(path):
+        top, _, rest = name.partition(".")
+        if top == "shardsieve":
+            target = rest.partition(".")[0]
+            assert target in MAY_IMPORT[layer] | {layer}, f"{layer} must not import {name}"
+        assert HOMES.get(top, layer) == layer, f"{top} belongs in {HOMES[top]}, not in {layer}"
+
+
+def test_all_is_sorted_and_every_name_exists():
+    assert shardsieve.__all__ == sorted(shardsieve.__all__)
+    assert all(hasattr(shardsieve, name) for name in shardsieve.__all__)

@@ -1,0 +1,152 @@
+import json
+
+import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from tars import write_shards
+from torch.utils.data import BatchSampler, DataLoader
+
+import shardsieve as ss
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = ss.index(write_shards(tmp_path / "d", [9, 1, 14, 6]), tmp_path / "s.zarr")
+    store.put_score("up", range(30))
+    return store
+
+
+def loader_of(store, sampler, workers=0, decode=None):
+    data = ss.ShardDataset(store, decode, score="up")
+    return DataLoader(
+        data,
+        sampler=sampler,
+        batch_size=4,
+        num_workers=workers,
+        collate_fn=list,
+    )
+
+
+def ids_of(loader):
+    return [[sample["__id__"] for sample in batch] for batch in loader]
+
+
+def flat(batches):
+    return [sample_id for batch in batches for sample_id in batch]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_every_kept_sample_is_read_once_over_all_ranks(store, world, workers):
+    seen, steps = [], set()
+    for rank in range(world):
+        sampler = ss.PrunedShardSampler(
+            store, keep_fraction=0.7, score="up", world=ss.World(rank, world)
+        )
+        loader = loader_of(store, sampler, workers)
+        batches = ids_of(loader)
+        assert len(batches) == len(loader)
+        seen += flat(batches)
+        steps.add(len(batches))
+    assert sorted(seen) == sampler.keep_set.ids().tolist()
+    assert len(seen) == 21
+    assert len(steps) == 1
+
+
+def test_the_order_depends_on_seed_and_epoch_but_not_on_workers(store):
+    def order(seed=0, epoch=0, workers=0):
+        sampler = ss.PrunedShardSampler(store, seed=seed)
+        sampler.set_epoch(epoch)
+        return ids_of(loader_of(store, sampler, workers))
+
+    assert order() == order(workers=2)
+    assert len({json.dumps(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+
+
+@pytest.mark.parametrize("tail", ["uneven", "pad", "drop"])
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_batches_dealt_by_accelerate_keep_the_plan(store, world, tail):
+    seen, steps = [], set()
+    data = ss.ShardDataset(store)
+    for rank in range(world):
+        sampler = ss.PrunedShardSampler(store, keep_fraction=0.7, score="up", tail=tail)
+        dealt = BatchSamplerShard(BatchSampler(sampler, 4, False), world, rank)
+        batches = list(dealt)
+        assert len(batches) == len(dealt)
+        seen += [s["__id__"] for batch in batches for s in data.__getitems__(batch)]
+        steps.add(len(batches))
+    kept = sampler.keep_set.ids().tolist()
+    assert len(steps) == 1
+    if tail == "uneven":
+        assert sorted(seen) == kept
+    elif tail == "pad":
+        assert set(seen) == set(kept)
+        assert len(seen) == steps.pop() * 4 * world
+    else:
+        assert len(seen) == len(set(seen)) == 21 // (4 * world) * 4 * world
+        assert set(seen) <= set(kept)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("stop", range(6))
+def test_stopping_anywhere_changes_nothing(store, stop, world):
+    sampler = ss.PrunedShardSampler(store, keep_fraction=0.7, score="up", seed=3)
+    sampler.set_epoch(2)
+    whole = flat(ids_of(loader_of(store, sampler)))
+    state = json.loads(json.dumps(sampler.state_dict(steps_done=stop)))
+    rest = []
+    for rank in range(world):
+        fresh = ss.PrunedShardSampler(
+            store, keep_fraction=0.7, score="up", seed=3, world=ss.World(rank, world)
+        )
+        if stop == 5 and world == 2:
+            continue  # one sample is left: fewer than the ranks
+        fresh.load_state_dict(state)
+        rest += flat(ids_of(loader_of(store, fresh)))
+    if rest:
+        assert sorted(rest) == sorted(whole[stop * 4 :])
+    if world == 1:
+        assert rest == whole[stop * 4 :]
+    assert state["samples_done"] == stop * 4
+
+
+def test_a_state_of_another_plan_is_refused(store):
+    state = ss.PrunedShardSampler(store, seed=1).state_dict()
+    with pytest.raises(ss.StoreMismatchError, match="belongs to another plan"):
+        ss.PrunedShardSampler(store, seed=2).load_state_dict(state)
+
+
+def test_samples_are_webdatasets_raw_dictionaries(store):
+    sample = ss.ShardDataset(store, score="up")[128 + 3]
+    assert sample["__key__"] == "02-0003"
+    assert sample["__url__"] == store.urls[2]
+    assert sample["cls"] == b"2"
+    assert len(sample["jpg"]) == 300 + 97 * 3
+    assert (sample["__id__"], sample["__weight__"], sample["__score__"]) == (131, 1.0, 13.0)
+    with pytest.raises(IndexError, match="got 20"):
+        ss.ShardDataset(store)[20]
+
+
+def test_a_sample_that_cannot_be_decoded_is_named(store):
+    def decode(sample):
+        raise OSError("no image")
+
+    with pytest.raises(ss.UnreadableSampleError, match=r"sample 00-0001 of shard .*s-000\.tar"):
+        ss.ShardDataset(store, decode)[1]
+
+
+def test_a_loader_reads_only_the_bytes_of_kept_samples(store, monkeypatch):
+    data, read = ss.ShardDataset(store), []
+    whole = data._reader.read
+    monkeypatch.setattr(data._reader, "read", lambda u, o, n: read.append(n) or whole(u, o, n))
+    sampler = ss.PrunedShardSampler(store, keep_fraction=0.5, score="up")
+    list(DataLoader(data, sampler=sampler, batch_size=4, collate_fn=list))
+    shard, position = divmod(sampler.keep_set.ids(), store.rows_per_shard)
+    assert sum(read) == store.ranges[shard, position, 1].sum()
+    assert len(read) == 15
+
+
+def test_torch_generators_are_left_alone(store):
+    before = torch.get_rng_state()
+    list(ss.PrunedShardSampler(store, keep_fraction=0.5, score="up"))
+    assert torch.equal(before, torch.get_rng_state())

@@ -1,0 +1,116 @@
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tars import by_webdataset
+
+import shardsieve as ss
+from shardsieve.pack import pack, writer
+
+
+@pytest.fixture
+def images(tmp_path):
+    for c in ("cat", "dog", "eel"):
+        (tmp_path / "in" / c).mkdir(parents=True)
+        for i in range(8):
+            path = tmp_path / "in" / c / f"{i}.{'JPG' if i % 2 else 'png'}"
+            Image.fromarray(np.full((4, 4), i * 9, np.uint8)).save(path, "JPEG" if i % 2 else "PNG")
+    return tmp_path / "in"
+
+
+def read(split):
+    return [sample for path in split.shards for sample in by_webdataset(Path(path))]
+
+
+def test_webdataset_reads_every_image_back_untouched(images, tmp_path):
+    (split,) = pack(images, tmp_path / "out", samples_per_shard=7)
+    samples = read(split)
+    got = sorted((s["cls"], s.get("jpg") or s["png"]) for s in samples)
+    want = sorted(
+        (str(label).encode(), path.read_bytes())
+        for label, c in enumerate(("cat", "dog", "eel"))
+        for path in (images / c).iterdir()
+    )
+    assert got == want
+    assert len(split.shards) == 4
+    assert split.classes == ("cat", "dog", "eel")
+    first = [s["cls"] for s in samples[:7]]
+    assert len(set(first)) > 1
+    assert len(ss.index(split.pattern, tmp_path / "s.zarr")) == 24
+
+
+def test_the_same_seed_gives_the_same_bytes(images, tmp_path):
+    a, b, c = (pack(images, tmp_path / str(i), seed=i // 2)[0].shards[0] for i in range(3))
+    raw = [Path(path).read_bytes() for path in (a, b, c)]
+    assert raw[0] == raw[1] != raw[2]
+
+
+def test_a_shard_holds_no_more_bytes_than_asked(images, tmp_path):
+    (split,) = pack(images, tmp_path / "out", samples_per_shard=None, bytes_per_shard=9000)
+    sizes = [(tmp_path / "out" / p.rsplit("/", 1)[1]).stat().st_size for p in split.shards]
+    assert max(sizes) <= 9000 + 1024
+    assert len(read(split)) == 24
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_idx_files_are_packed_by_split(tmp_path, zipped):
+    for prefix, n in (("train", 6), ("t10k", 3)):
+        pixels = np.arange(n * 4, dtype=np.uint8)
+        images = struct.pack(">4i", 0x803, n, 2, 2) + pixels.tobytes()
+        labels = struct.pack(">2i", 0x801, n) + bytes(range(n))
+        for name, raw in (("images-idx3", images), ("labels-idx1", labels)):
+            path = tmp_path / f"{prefix}-{name}-ubyte{'.gz' if zipped else ''}"
+            path.write_bytes(gzip.compress(raw) if zipped else raw)
+    train, test = pack(tmp_path, tmp_path / "out")
+    assert (train.samples, test.samples) == (6, 3)
+    assert sorted(s["cls"] for s in read(test)) == [b"0", b"1", b"2"]
+
+
+def test_digits_hold_out_a_fifth_of_every_class(tmp_path):
+    train, test = pack("digits", tmp_path / "out")
+    assert (train.samples, test.samples) == (1438, 359)
+    counts = np.bincount([int(s["cls"]) for s in read(test)])
+    assert counts.min() >= 34
+    assert counts.max() <= 37
+
+
+def test_a_failed_write_leaves_nothing_half_written(images, tmp_path, monkeypatch):
+    calls = []
+
+    def full(name, data):
+        calls.append(name)
+        if len(calls) > 20:
+            raise OSError(28, "No space left on device")
+        return member(name, data)
+
+    member = writer._member
+    monkeypatch.setattr(writer, "_member", full)
+    with pytest.raises(ss.ShardsieveError, match="No space left on device"):
+        pack(images, tmp_path / "out", samples_per_shard=8)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["train-000000.tar"]
+
+
+def test_bad_sources_are_refused(images, tmp_path):
+    with pytest.raises(ss.ShardsieveError, match="must be a folder"):
+        pack(tmp_path / "none", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ss.ShardsieveError, match="no class folders"):
+        pack(tmp_path / "empty", tmp_path / "out")
+    (tmp_path / "empty" / "a").mkdir()
+    with pytest.raises(ss.ShardsieveError, match="has no images"):
+        pack(tmp_path / "empty", tmp_path / "out")
+    (images / "cat" / "0.png").write_bytes(b"")
+    with pytest.raises(ss.ShardsieveError, match=r"0\.png is empty"):
+        pack(images, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_shards_of_another_packing_are_not_mixed_in(images, tmp_path):
+    pack(images, tmp_path / "out", samples_per_shard=5)
+    with pytest.raises(ss.ShardsieveError, match="of another packing"):
+        pack(images, tmp_path / "out", samples_per_shard=20)
+    (split,) = pack(images, tmp_path / "out", samples_per_shard=20, overwrite=True)
+    assert len(list((tmp_path / "out").glob("*.tar"))) == len(split.shards) == 2

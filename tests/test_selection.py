@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tars import write_shards
+
+import shardsieve as ss
+from shardsieve.order import permutation
+
+scores = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0, 7.0]), min_size=1, max_size=40)
+fractions = st.floats(0.01, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("n", "fraction", "kept"),
+    [(50_000, 1 - 0.9, 5000), (50_000, 0.2, 10_000), (10, 0.05, 1), (3, 0.5, 2), (7, 1.0, 7)],
+)
+def test_num_kept_rounds_half_up(n, fraction, kept):
+    assert ss.num_kept(n, fraction) == kept
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.01, float("nan")])
+def test_a_fraction_outside_its_range_is_refused(fraction):
+    with pytest.raises(ValueError, match=r"keep_fraction must lie in \(0, 1\]"):
+        ss.num_kept(10, fraction)
+
+
+@given(scores, fractions, fractions)
+def test_top_keep_sets_nest(values, a, b):
+    small, large = sorted((a, b))
+    assert set(ss.keep_top(values, small)) <= set(ss.keep_top(values, large))
+
+
+@given(scores, fractions)
+def test_top_equals_a_slow_sort_with_ties_to_the_lower_row(values, fraction):
+    ranked = sorted(range(len(values)), key=lambda row: (-values[row], row))
+    assert ss.keep_top(values, fraction).tolist() == sorted(
+        ranked[: ss.num_kept(len(values), fraction)]
+    )
+
+
+@given(st.integers(1, 60), fractions, fractions, st.integers(0, 5))
+def test_random_keep_sets_nest_and_have_the_right_size(n, a, b, seed):
+    small, large = sorted((a, b))
+    kept = ss.keep_random(n, small, seed=seed)
+    assert len(kept) == len(set(kept)) == ss.num_kept(n, small)
+    assert set(kept) <= set(ss.keep_random(n, large, seed=seed))
+
+
+@given(st.lists(st.tuples(st.floats(-5, 5), st.integers(0, 3)), min_size=1), fractions)
+def test_stratified_keeps_the_exact_total_and_fair_shares(rows, fraction):
+    values, labels = map(np.array, zip(*rows, strict=True))
+    kept = ss.keep_stratified(values, labels, fraction)
+    assert len(kept) == ss.num_kept(len(rows), fraction)
+    for label in np.unique(labels):
+        share = (labels == label).sum() * len(kept) / len(rows)
+        assert abs((labels[kept] == label).sum() - share) < 1
+
+
+def test_moderate_keeps_the_middle_distances():
+    points = np.array([[0.0], [1], [2], [3], [10]])
+    assert ss.keep_moderate(points, np.zeros(5, int), 0.4).tolist() == [0, 3]
+
+
+def test_scores_that_are_not_finite_are_refused():
+    with pytest.raises(ss.MissingScoreError, match=r"got nan for row 1 \(1 of 2"):
+        ss.keep_top([1.0, np.nan], 0.5)
+    with pytest.raises(ss.MissingScoreError, match="labels must be known"):
+        ss.keep_stratified([1.0, 2.0], [0, -1], 0.5)
+
+
+def test_select_follows_its_rule_on_a_store(tmp_path):
+    store = ss.index(write_shards(tmp_path / "d", [5, 1, 7]), tmp_path / "s.zarr")
+    values = np.arange(13.0)
+    store.put_score("up", values)
+    top = ss.select(store, score="up", keep_fraction=0.5)
+    assert top.ids().tolist() == store.ids()[-7:].tolist()
+    assert top.counts.tolist() == [0, 0, 7]
+    assert top.positions(2).tolist() == list(range(7))
+    assert len(ss.select(store, score="up", rule="threshold", threshold=10)) == 3
+    assert len(ss.select(store, score="up", rule="stratified", keep_fraction=0.3)) == 4
+    assert len(ss.select(store, rule="random", keep_fraction=0.3, seed=2)) == 4
+    assert len(ss.select(store, keep_fraction=1)) == 13
+    store.put_score("holes", np.where(values == 6, np.nan, values))
+    with pytest.raises(ss.MissingScoreError, match="sample id 128"):
+        ss.select(store, score="holes", keep_fraction=0.5)
+    with pytest.raises(ValueError, match="rule must be one of"):
+        ss.select(store, score="up", keep_fraction=0.5, rule="best")
+
+
+def test_the_permutation_is_pinned_and_is_one():
+    """Runs resume across releases, so a new order is a breaking change: announce it."""
+    assert permutation(8, 0, 0).tolist() == [0, 7, 2, 5, 4, 6, 3, 1]
+    assert sorted(permutation(1000, 3, 1)) == list(range(1000))
+    assert permutation(1000, 3, 1).tolist() != permutation(1000, 3, 2).tolist()

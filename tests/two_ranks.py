@@ -1,0 +1,40 @@
+"""One of two real processes: read an epoch and write down the ids that this rank saw."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+import shardsieve as ss
+
+
+def ids_of(samples):
+    return torch.tensor([sample["__id__"] for sample in samples])
+
+
+def main(store_path, out, tail, prepared):
+    accelerator = Accelerator(cpu=True)
+    store = ss.open_store(store_path, mode="r")
+    sampler = ss.PrunedShardSampler(store, keep_fraction=0.7, rule="random", tail=tail)
+    loader = DataLoader(
+        ss.ShardDataset(store), sampler=sampler, batch_size=4, collate_fn=ids_of, num_workers=1
+    )
+    if prepared == "prepared":
+        loader = accelerator.prepare(loader)
+    seen, gathered, steps = [], [], 0
+    for ids in loader:
+        seen += ids.tolist()
+        steps += 1
+        if tail == "pad" and prepared == "prepared":
+            gathered += accelerator.gather_for_metrics(ids).tolist()
+    result = {"world": accelerator.num_processes, "seen": seen, "gathered": gathered}
+    result |= {"steps": steps, "promised": len(loader), "keep": sampler.keep_set.ids().tolist()}
+    Path(out, f"{accelerator.process_index}.json").write_text(json.dumps(result))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
