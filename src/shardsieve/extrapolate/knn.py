@@ -100,7 +100,7 @@ class KNN:
                 "embeddings must have a direction for the cosine metric, got a zero vector in row "
                 f"{start + int(np.argmin(lengths))}; use metric='euclidean'"
             )
-        return (exact / lengths).astype(np.float32)
+        return np.asarray(exact / lengths, dtype=np.float32)
 
     def _combine(self, ids: Ids, distances: Doubles) -> Floats:
         if self.metric == "cosine":
@@ -218,7 +218,7 @@ class _Search:
 
     def _centred(self, block: Floats) -> Floats:
         with np.errstate(over="ignore"):  # an infinity is never near, and leaves the row unproven
-            return block - self._mean
+            return np.asarray(block - self._mean)
 
 
 def _shares(distances: Doubles, k: int) -> Doubles:

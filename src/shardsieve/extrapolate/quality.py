@@ -186,7 +186,7 @@ def _unit(values: Doubles) -> Doubles:
     centred = centred - centred.mean()
     largest = np.abs(centred).max()
     if largest == 0:  # values apart by the last digit alone
-        return centred
+        return np.asarray(centred)
     centred = centred / largest
     return np.asarray(centred / np.linalg.norm(centred))
 

@@ -1,45 +1,167 @@
-"""Checks that every scorer makes once, at its entrance."""
+"""Checks that every scorer makes once, at its entrance.
+
+Shapes are written as the names of their axes: `"T n C"` is epochs, samples, classes; `R` is runs.
+"""
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
+# Half-precision and label-smoothing arithmetic may overshoot 1 by rounding; logits by far more.
+_ABOVE_ONE = 1e-6
+_PLACES = {"T": " in epoch ", "R": " in run "}
 
-def finite(name: str, values: ArrayLike, ndim: tuple[int, ...]) -> Floats:
-    """Return the values as float64 of an allowed number of dimensions, all of them finite."""
+
+def finite(name: str, values: ArrayLike, *shapes: str) -> Floats:
+    """Return the values as float64 of one of the shapes, all of them finite."""
     array = np.asarray(values, dtype=np.float64)
-    if array.ndim not in ndim:
-        wanted = " or ".join(map(str, ndim))
-        raise ValueError(f"{name} must have {wanted} dimensions, got shape {array.shape}")
-    bad = np.argwhere(~np.isfinite(array))
-    if len(bad):
-        raise ValueError(
-            f"{name} must be finite, got {array[tuple(bad[0])]} at {tuple(bad[0].tolist())}; "
-            "record every seed sample in every epoch"
-        )
+    axes = _axes(name, array, shapes)
+    cure = "record every sample in every epoch, and none after training diverged"
+    _refuse(name, "be finite", array, ~np.isfinite(array), axes, cure)
     return array
 
 
-def classes(labels: ArrayLike, n: int, num_classes: int) -> NDArray[np.int64]:
+def probabilities(name: str, values: ArrayLike, *shapes: str) -> Floats:
+    """Return the values as float64 of one of the shapes, all of them in `[0, 1]`."""
+    array = finite(name, values, *shapes)
+    outside = (array < 0) | (array > 1 + _ABOVE_ONE)
+    cure = "pass probabilities, not logits"
+    _refuse(name, "lie in [0, 1]", array, outside, _axes(name, array, shapes), cure)
+    return array
+
+
+def truths(name: str, values: ArrayLike, shape: str) -> NDArray[np.bool_]:
+    """Return the values as bool of the shape; numbers must be 0 or 1."""
+    array = np.asarray(values)
+    axes = _axes(name, array, (shape,))
+    cure = "compare with the label first"
+    _refuse(name, "be true or false", array, (array != 0) & (array != 1), axes, cure)
+    return array.astype(np.bool_)
+
+
+def class_ids(labels: ArrayLike, num_samples: int, num_classes: int) -> NDArray[np.int64]:
     """Return the labels as int64 (n,), each in `[0, num_classes)`."""
-    array = np.asarray(labels, dtype=np.int64)
-    if array.shape != (n,):
-        raise ValueError(f"labels must have shape ({n},), got {array.shape}")
-    bad = np.flatnonzero((array < 0) | (array >= num_classes))
-    if len(bad):
+    array = _integers("labels", labels)
+    if array.shape != (num_samples,):
         raise ValueError(
-            f"labels must lie in [0, {num_classes}), got {array[bad[0]]} for sample {bad[0]}"
+            f"labels must have shape ({num_samples},), got {array.shape}; pass one per sample"
+        )
+    outside = (array < 0) | (array >= num_classes)
+    cure = "number the classes from 0"
+    _refuse("labels", f"lie in [0, {num_classes})", array, outside, ["n"], cure)
+    return array
+
+
+def positions_within(positions: ArrayLike, num_samples: int) -> NDArray[np.int64]:
+    """Return the positions as int64 (b,), each in `[0, num_samples)` and none twice."""
+    array = _integers("positions", positions)
+    if array.ndim != 1:
+        raise ValueError(f"positions must have shape (b,), got {array.shape}; flatten the batch")
+    outside = array[(array < 0) | (array >= num_samples)]
+    if len(outside):
+        raise ValueError(
+            f"positions must lie in [0, {num_samples}), got {outside[0]}; "
+            "map sample ids to positions in the seed subset"
+        )
+    unique, times = np.unique(array, return_counts=True)
+    if len(unique) < len(array):
+        twice = unique[times > 1][0]
+        raise ValueError(
+            f"positions must be unique within an update, got {twice} more than once; "
+            "leave out the samples that a padded batch repeats"
         )
     return array
 
 
-def longer_than(name: str, epochs: int, window: int, least: int) -> None:
-    """Refuse recordings that are too short for a window, or a window without a spread."""
-    if window < 2:
-        raise ValueError(f"window must be at least 2, got {window}")
-    if epochs < least:
+def batch_values(values: ArrayLike, positions: NDArray[np.int64], highest: float) -> Floats:
+    """Return one value per position as float64 (b,), finite and in `[0, highest]`."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape != positions.shape:
         raise ValueError(
-            f"{name} must have at least {least} epochs for window={window}, got {epochs}; "
+            f"values must have shape {positions.shape}, got {array.shape}; pass one per position"
+        )
+    bad = np.flatnonzero(~np.isfinite(array) | (array < 0) | (array > highest + _ABOVE_ONE))
+    if len(bad):
+        first = bad[np.argmin(positions[bad])]
+        condition = "be finite and at least 0" if np.isinf(highest) else f"lie in [0, {highest:g}]"
+        raise ValueError(
+            f"values must {condition}, got {array[first]} for sample {positions[first]}; "
+            "stop recording where training diverges"
+        )
+    return array
+
+
+def whole_number(name: str, value: int, least: int) -> None:
+    """Refuse anything but an integer of at least `least`."""
+    if not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(
+            f"{name} must be a whole number of at least {least}, got {value!r}; pass one"
+        )
+
+
+def enough_epochs(name: str, epochs: int, window: int, *, more: bool, skipped: int = 0) -> None:
+    """Refuse a recording of fewer epochs than the window, or of as many where `more` is needed."""
+    if epochs < window + more:
+        relation = "more than" if more else "at least"
+        after = f" after skip_epochs={skipped}" if skipped else ""
+        raise ValueError(
+            f"{name} must have {relation} window={window} epochs, got {epochs}{after}; "
             "train longer or pass a smaller window"
         )
+
+
+def two_classes(name: str, num_classes: int) -> None:
+    """Refuse a single class, which has no runner-up."""
+    if num_classes < 2:
+        raise ValueError(
+            f"{name} must have at least 2 classes, got {num_classes}; "
+            "write a binary output p as the two columns 1 - p and p"
+        )
+
+
+def _axes(name: str, array: NDArray[Any], shapes: tuple[str, ...]) -> list[str]:
+    for shape in shapes:
+        axes = shape.split()
+        if len(axes) == array.ndim:
+            break
+    else:
+        wanted = " or ".join(f"({', '.join(shape.split())})" for shape in shapes)
+        raise ValueError(f"{name} must have shape {wanted}, got {array.shape}; reshape it")
+    if any(size == 0 for axis, size in zip(axes, array.shape, strict=True) if axis != "n"):
+        raise ValueError(
+            f"{name} must have an entry along every axis of ({', '.join(axes)}), "
+            f"got shape {array.shape}; record at least one epoch"
+        )
+    return axes
+
+
+def _refuse(
+    name: str,
+    condition: str,
+    array: NDArray[Any],
+    bad: NDArray[np.bool_],
+    axes: list[str],
+    cure: str,
+) -> None:
+    if not bad.any():
+        return
+    where = np.argwhere(bad)
+    first = where[np.argmin(where[:, axes.index("n")])]
+    place = "".join(
+        f"{_PLACES[axis]}{at}" for axis, at in zip(axes, first, strict=True) if axis in _PLACES
+    )
+    raise ValueError(
+        f"{name} must {condition}, got {array[tuple(first)]} "
+        f"for sample {first[axes.index('n')]}{place} "
+        f"({len(where)} of {array.size} values); {cure}"
+    )
+
+
+def _integers(name: str, values: ArrayLike) -> NDArray[np.int64]:
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be integers, got {array.dtype}; convert them first")
+    return array.astype(np.int64)

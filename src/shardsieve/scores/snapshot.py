@@ -1,70 +1,127 @@
 """Scores from the predictions of one moment."""
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from shardsieve.scores.inputs import Floats, classes, finite
+from shardsieve.scores.inputs import Floats, class_ids, finite, probabilities, two_classes
 
 
 def el2n(probs: ArrayLike, labels: ArrayLike) -> Floats:
-    """Return the norm of the error vector, ‖P - onehot(y)‖₂, averaged over runs when given.
+    """Return the norm of the error vector, ‖P - onehot(y)‖₂, in `[0, √2]`, float64 (n,).
 
-    Paul, Ganguli, Dziugaite, NeurIPS 2021, arXiv 2107.07075: a mean of norms over runs.
+    Paul, Ganguli, Dziugaite, NeurIPS 2021, arXiv 2107.07075; high is kept first. Over runs it is
+    the mean of the norms, not the norm of the mean. The paper uses 10 runs at epoch 20.
 
     Args:
-        probs: (n, C), or (R, n, C) for R runs or epochs.
-        labels: (n,), in `[0, C)`.
+        probs: (n, C) in `[0, 1]`, or (R, n, C) for R runs or epochs.
+        labels: (n,), integers in `[0, C)`.
 
-    >>> el2n([[1.0, 0.0]], [1]).round(4)
-    array([1.4142])
+    Raises:
+        ValueError: If shapes or labels do not fit, or a probability is NaN or outside `[0, 1]`.
+
+    >>> el2n([[1.0, 0.0]], [1]).round(4).tolist()
+    [1.4142]
     """
-    p = finite("probs", probs, (2, 3))
-    y = classes(labels, p.shape[-2], p.shape[-1])
-    norms: Floats = np.linalg.norm(p - np.eye(p.shape[-1])[y], axis=-1)
-    return norms if norms.ndim == 1 else norms.mean(axis=0)
+    p = probabilities("probs", probs, "n C", "R n C")
+    y = class_ids(labels, *p.shape[-2:])
+    errors = p.copy()
+    errors[..., np.arange(len(y)), y] -= 1
+    norms: Floats = np.linalg.norm(errors, axis=-1)
+    mean: Floats = norms if norms.ndim == 1 else norms.mean(axis=0)
+    return mean
 
 
 def grand_last_layer(
     probs: ArrayLike, labels: ArrayLike, features: ArrayLike, bias: bool = True
 ) -> Floats:
-    """Return the gradient norm of the last layer: ‖P - onehot(y)‖·sqrt(‖h‖² + 1).
+    """Return the norm of the cross-entropy's gradient in the last linear layer, float64 (n,).
+
+    ‖P - onehot(y)‖·√(‖h‖² + 1): the GraNd of Paul et al., NeurIPS 2021, arXiv 2107.07075,
+    cut down to one layer, without a backward pass; high is kept first.
 
     Args:
-        probs: (n, C).
-        labels: (n,).
-        features: (n, D), input of the last layer.
-        bias: Whether that layer has a bias; without it the 1 is left out.
+        probs: (n, C), in `[0, 1]`.
+        labels: (n,), integers in `[0, C)`.
+        features: (n, D), the last layer's input h; finite.
+        bias: Whether that layer has a bias; without one the 1 is left out.
+
+    Raises:
+        ValueError: If shapes or labels do not fit, or a value is NaN or out of range.
+
+    >>> grand_last_layer([[0.5, 0.5]], [0], [[1.0, 0.0]]).round(4).tolist()
+    [1.0]
     """
-    h = finite("features", features, (2,))
-    grown: Floats = el2n(probs, labels) * np.sqrt((h**2).sum(axis=1) + bias)
-    return grown
+    p = probabilities("probs", probs, "n C")
+    h = finite("features", features, "n D")
+    if len(h) != len(p):
+        raise ValueError(
+            f"features must have {len(p)} rows, one per row of probs, got {len(h)}; "
+            "record both in the same pass"
+        )
+    norms: Floats = el2n(p, labels) * np.sqrt((h**2).sum(axis=1) + bool(bias))
+    return norms
 
 
 def entropy(probs: ArrayLike) -> Floats:
-    """Return -Σ P·log P of (n, C) in nats, with 0·log 0 = 0.
+    """Return -Σ P·log P in nats, in `[0, log C]`, with 0·log 0 = 0, float64 (n,).
+
+    High, the most uncertain, is kept first: Coleman et al., ICLR 2020, arXiv 1906.11829.
+
+    Args:
+        probs: (n, C), in `[0, 1]`.
+
+    Raises:
+        ValueError: If a probability is NaN or outside `[0, 1]`.
 
     >>> entropy([[1.0, 0.0], [0.5, 0.5]]).round(4).tolist()
     [0.0, 0.6931]
     """
-    p = finite("probs", probs, (2,))
+    p = probabilities("probs", probs, "n C")
     logs = np.log(p, out=np.zeros_like(p), where=p > 0)
-    summed: Floats = np.abs((p * logs).sum(axis=-1))
-    return summed
+    # 0 minus the sum, as the negative of a sum of 0 would print as -0.0.
+    nats: Floats = 0.0 - (p * logs).sum(axis=-1)
+    return nats
 
 
 def margin(probs: ArrayLike) -> Floats:
-    """Return the largest minus the second largest probability of (n, C), C >= 2."""
-    p = finite("probs", probs, (2,))
-    if p.shape[1] < 2:
-        raise ValueError(f"probs must have at least 2 classes, got {p.shape[1]}")
+    """Return the largest minus the second largest probability, in `[0, 1]`, float64 (n,).
+
+    Low, the most uncertain, is kept first: Scheffer, Decomain, Wrobel, IDA 2001.
+
+    Args:
+        probs: (n, C), in `[0, 1]`; C >= 2.
+
+    Raises:
+        ValueError: If there is one class, or a probability is NaN or outside `[0, 1]`.
+
+    >>> margin([[0.5, 0.25, 0.25]]).tolist()
+    [0.25]
+    """
+    p = probabilities("probs", probs, "n C")
+    two_classes("probs", p.shape[1])
     top = np.partition(p, -2, axis=-1)
     difference: Floats = top[:, -1] - top[:, -2]
     return difference
 
 
 def cross_entropy(probs: ArrayLike, labels: ArrayLike) -> Floats:
-    """Return -log P[y] of (n, C) in nats; a probability of 0 counts as the least float64."""
-    p = finite("probs", probs, (2,))
-    y: NDArray[np.int64] = classes(labels, len(p), p.shape[1])
-    logs: Floats = -np.log(np.maximum(p[np.arange(len(p)), y], np.finfo(np.float64).tiny))
-    return logs
+    """Return the loss -log P[y] in nats, float64 (n,); high is kept first.
+
+    A probability of 0 counts as the smallest normal float64, so that the loss stays finite
+    at about 708.4.
+
+    Args:
+        probs: (n, C), in `[0, 1]`.
+        labels: (n,), integers in `[0, C)`.
+
+    Raises:
+        ValueError: If shapes or labels do not fit, or a probability is NaN or outside `[0, 1]`.
+
+    >>> cross_entropy([[0.5, 0.5]], [0]).round(4).tolist()
+    [0.6931]
+    """
+    p = probabilities("probs", probs, "n C")
+    y = class_ids(labels, *p.shape)
+    own = p[np.arange(len(y)), y]
+    nats: Floats = 0.0 - np.log(np.maximum(own, np.finfo(np.float64).tiny))
+    return nats

@@ -1,0 +1,79 @@
+"""What the streaming scorers share: the last few values of each sample, and restoring state."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardsieve.scores.inputs import Floats
+
+
+class Ring:
+    """The last `length` values of each sample, whenever they came.
+
+    Attributes:
+        values: (length, n), float64; the value number i of a sample stands in row i mod length.
+        count: (n,), int64: how many values each sample has had.
+    """
+
+    def __init__(self, length: int, num_samples: int) -> None:
+        self.values = np.zeros((length, num_samples))
+        self.count = np.zeros(num_samples, dtype=np.int64)
+
+    def full(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return those of the positions that have had `length` values or more."""
+        return positions[self.count[positions] >= len(self.values)]
+
+    def window(self, positions: NDArray[np.int64]) -> Floats:
+        """Return the last values of samples that are full, (length, b), oldest first."""
+        length = len(self.values)
+        rows = (self.count[positions] + np.arange(length)[:, None]) % length
+        window: Floats = self.values[rows, positions]
+        return window
+
+    def push(self, positions: NDArray[np.int64], values: Floats) -> None:
+        """Add one value to each of the samples, in place of its oldest."""
+        self.values[self.count[positions] % len(self.values), positions] = values
+        self.count[positions] += 1
+
+    def require(self, least: int, wanted: str) -> None:
+        """Refuse a sample that has had fewer than `least` values."""
+        short = np.flatnonzero(self.count < least)
+        if len(short):
+            raise ValueError(
+                f"updates must bring {wanted} per sample, got {self.count[short[0]]} "
+                f"for sample {short[0]}; train longer or pass a smaller window"
+            )
+
+
+def copied(settings: Mapping[str, object], arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """Return a state of its own: later updates do not change it."""
+    return {**settings, **{name: array.copy() for name, array in arrays.items()}}
+
+
+def restore(
+    state: Mapping[str, Any], settings: Mapping[str, object], arrays: Mapping[str, NDArray[Any]]
+) -> None:
+    """Copy a state into the arrays, or change none of them if it belongs to another scorer."""
+    wanted = sorted([*settings, *arrays])
+    if sorted(state) != wanted:
+        raise ValueError(
+            f"state must hold {', '.join(wanted)}, got {', '.join(sorted(state)) or 'nothing'}; "
+            "pass what state_dict() returned"
+        )
+    for name, value in settings.items():
+        if state[name] != value:
+            raise ValueError(
+                f"state must have {name}={value!r}, got {state[name]!r}; "
+                "construct the scorer as it was when the state was saved"
+            )
+    for name, array in arrays.items():
+        shape = np.shape(state[name])
+        if shape != array.shape:
+            raise ValueError(
+                f"state must have {name} of shape {array.shape}, got {shape}; "
+                "pass what state_dict() returned"
+            )
+    for name, array in arrays.items():
+        array[...] = state[name]
