@@ -1,5 +1,6 @@
 """The keep set of a store: which samples survive, packed to one bit per slot."""
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -50,6 +51,16 @@ class KeepSet:
         """Return the kept sample ids, ascending: int64 (kept,)."""
         shard, position = np.nonzero(np.unpackbits(self.bits, axis=1))
         return (shard * self.rows_per_shard + position).astype(np.int64)
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that stand for the kept ids."""
+        return hashlib.blake2b(self.bits.tobytes(), digest_size=8).hexdigest()
+
+    def nbytes(self, store: Store) -> int:
+        """Return the bytes of the kept samples in the shards, headers and padding included."""
+        shard, position = np.divmod(self.ids(), self.rows_per_shard)
+        return int(store.ranges[shard, position, 1].sum())
 
     @classmethod
     def from_ids(cls, store: Store, ids: NDArray[np.int64]) -> "KeepSet":

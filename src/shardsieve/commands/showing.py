@@ -44,15 +44,9 @@ def kept_per_class(path: Path, rule: dict[str, Any], out: Path | None) -> dict[s
     return {
         "kept": len(keep),
         "samples": len(store),
-        "bytes_kept_fraction": round(kept_bytes(store, keep) / int(store.ranges[..., 1].sum()), 4),
+        "bytes_kept_fraction": round(keep.nbytes(store) / int(store.ranges[..., 1].sum()), 4),
         "classes": _class_rows(store, keep),
     }
-
-
-def kept_bytes(store: Store, keep: KeepSet) -> int:
-    """Return the bytes of the kept samples, headers and padding included."""
-    shard, position = np.divmod(keep.ids(), store.rows_per_shard)
-    return int(store.ranges[shard, position, 1].sum())
 
 
 def _class_rows(store: Store, keep: KeepSet) -> list[dict[str, Any]]:

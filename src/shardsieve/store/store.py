@@ -89,8 +89,8 @@ class Store:
 
     @property
     def scores(self) -> list[str]:
-        """Names of the stored scores."""
-        return self._names("score")
+        """Names of the stored scores; one whose writing was cut short is not among them."""
+        return [name for name in self._names("score") if "date" in self.provenance(name)]
 
     def put_score(
         self, name: str, values: ArrayLike, *, provenance: Mapping[str, Any] | None = None
@@ -180,7 +180,7 @@ class Store:
             raise ValueError(f"name must be made of letters, digits, '_', '-', '.', got {name!r}")
         if name in self.scores:
             old = self.provenance(name).get("definition")
-            if old != made["definition"]:
+            if old not in (None, made["definition"]):
                 raise StoreMismatchError(
                     f"score {name!r} holds the definition {old!r}, got {made['definition']!r}; "
                     "give the new score its own name"

@@ -1,0 +1,91 @@
+"""What decides a training run."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+SCHEDULES = ("onecycle", "cosine")
+AUGMENTS = ("none", "crop", "flip")
+PRECISIONS = ("no", "bf16", "fp16")
+_WARM = 0.3
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the result of a training run, besides store and keep set.
+
+    Attributes:
+        model: As in `load_model`.
+        epochs: Passes over the keep set, at least 1.
+        batch_size: Samples per rank and step, at least 2.
+        learning_rate: The schedule's peak.
+        schedule: `onecycle` or `cosine`, over the steps of the shortened run.
+        momentum: Of SGD with Nesterov's step.
+        weight_decay: Of every weight.
+        label_smoothing: In `[0, 1)`.
+        size: Pixels per side; None takes the first sample's.
+        channels: 3 or 1; None takes the first sample's.
+        augment: `none`, `crop` (random, padded) or `flip` (crop and mirror).
+        precision: `no`, `bf16` or `fp16`.
+        shuffle_window: Shards shuffled together.
+        seed: Of weights, order and augmentation.
+        workers: Loader processes per rank; decides nothing but speed.
+    """
+
+    model: str = "light"
+    epochs: int = 20
+    batch_size: int = 64
+    learning_rate: float = 0.1
+    schedule: str = "onecycle"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    size: int | None = None
+    channels: int | None = None
+    augment: str = "none"
+    precision: str = "no"
+    shuffle_window: int = 16
+    seed: int = 0
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 2), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name, known in (
+            ("schedule", SCHEDULES),
+            ("augment", AUGMENTS),
+            ("precision", PRECISIONS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings that decide the result, JSON-ready."""
+        settings = asdict(self)
+        del settings["workers"]
+        return settings
+
+    def rate(self, progress: float) -> float:
+        """Return the learning rate after a share of the run, in `[0, 1]`.
+
+        A function of the share, not of counted steps: it stays right when a run goes on with
+        another world size or batch size. OneCycle rises over 30 % of the run and falls to nearly
+        nothing, both along a cosine (Smith and Topin, arXiv 1708.07120; torch's OneCycleLR).
+
+        >>> TrainConfig(learning_rate=0.2, schedule="cosine").rate(0.5)
+        0.1
+        """
+        if self.schedule == "cosine":
+            return _between(self.learning_rate, 0, progress)
+        if progress < _WARM:
+            return _between(self.learning_rate / 25, self.learning_rate, progress / _WARM)
+        return _between(self.learning_rate, self.learning_rate / 25e4, (progress - _WARM) / 0.7)
+
+
+def _between(first: float, last: float, share: float) -> float:
+    return last + (first - last) * (1 + math.cos(math.pi * min(share, 1))) / 2

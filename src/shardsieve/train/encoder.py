@@ -1,0 +1,74 @@
+"""Networks on disk, and the network that an embedding pass uses."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from shardsieve._errors import ShardsieveError
+from shardsieve.train.config import TrainConfig
+from shardsieve.train.nets import load_model
+from shardsieve.train.runfolder import MODEL, RunFolder
+
+
+class Encoder(NamedTuple):
+    """A network and the images it wants.
+
+    Attributes:
+        network: In evaluation mode, on the CPU.
+        size: Pixels per side; None leaves it to the images.
+        channels: 3 or 1; None likewise.
+    """
+
+    network: nn.Module
+    size: int | None
+    channels: int | None
+
+
+def save_network(run: RunFolder, network: nn.Module, config: TrainConfig, classes: int) -> None:
+    """Write a trained network to the run's `model.pt`."""
+    how = {"spec": config.model, "num_classes": classes}
+    seen = {"size": config.size, "channels": config.channels}
+    run.save(MODEL, {**how, **seen, "weights": network.state_dict()})
+
+
+def load_encoder(
+    model: str, *, weights: Path | None = None, num_classes: int = 1000, channels: int | None = None
+) -> Encoder:
+    """Return the network that `model` names.
+
+    Args:
+        model: A run's folder or its `model.pt`; or what `load_model` takes.
+        weights: A checkpoint of tensors to load into a model of `load_model`.
+        num_classes: For a model of `load_model`.
+        channels: For a built-in model.
+
+    Raises:
+        ShardsieveError: If the model is not there or the weights do not fit.
+    """
+    path = Path(model)
+    if path.is_dir():
+        path = path / MODEL
+    if path.suffix == ".pt":
+        held = RunFolder(path.parent).load(path.name)
+        if held is None:
+            raise ShardsieveError(f"no network at {path}; finish `shardsieve score` first")
+        network = load_model(held["spec"], held["num_classes"], held["channels"] or 3)
+        network.load_state_dict(held["weights"])
+        return Encoder(network.eval(), held["size"], held["channels"])
+    network = load_model(model, num_classes, channels or 3)
+    if weights is not None:
+        _load_weights(network, weights)
+    return Encoder(network.eval(), None, channels)
+
+
+def _load_weights(network: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise ShardsieveError(f"no checkpoint at {path}; check the path")
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(held.get("state_dict", held))
+    except Exception as error:
+        first = str(error).splitlines()[0]
+        raise ShardsieveError(f"checkpoint {path} does not fit the model: {first}") from error

@@ -1,0 +1,138 @@
+"""Two small image classifiers, and loading of anybody's own."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from shardsieve._errors import ShardsieveError
+
+
+class ImageNet(nn.Module):
+    """An image classifier in two parts: `classifier(features(x))`.
+
+    Attributes:
+        body: Maps (n, c, h, w) to feature maps.
+        classifier: Linear layer on the pooled maps.
+    """
+
+    def __init__(self, body: nn.Module, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.body, self.classifier = body, nn.Linear(dim, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the penultimate embedding, float32 (n, d)."""
+        maps: Tensor = self.body(images)
+        return maps.mean(dim=(2, 3)).float()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (n, num_classes)."""
+        logits: Tensor = self.classifier(self.features(images))
+        return logits
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.first = _conv(before, after, stride)
+        self.second = nn.Sequential(
+            nn.Conv2d(after, after, 3, padding=1, bias=False), nn.BatchNorm2d(after)
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or before != after:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the maps (n, after, h / stride, w / stride)."""
+        return torch.relu(self.second(self.first(x)) + self.shortcut(x))
+
+
+def light(num_classes: int, in_channels: int = 3) -> ImageNet:
+    """Return a net of about 100k parameters that CPUs train in minutes on 8 to 64 pixels.
+
+    >>> sum(p.numel() for p in light(10).parameters())
+    114490
+    """
+    body = nn.Sequential(
+        _conv(in_channels, 24, 1),
+        nn.MaxPool2d(2),
+        _conv(24, 48, 1),
+        nn.MaxPool2d(2),
+        _conv(48, 64, 1),
+        Block(64, 64, 1),
+    )
+    return ImageNet(body, 64, num_classes)
+
+
+def resnet18(num_classes: int, in_channels: int = 3) -> ImageNet:
+    """Return ResNet-18 in its CIFAR form: a 3x3 stem without stride or pooling."""
+    layers: list[nn.Module] = [_conv(in_channels, 64, 1)]
+    before = 64
+    for after, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        layers += [Block(before, after, stride), Block(after, after, 1)]
+        before = after
+    return ImageNet(nn.Sequential(*layers), 512, num_classes)
+
+
+MODELS: dict[str, Callable[[int, int], ImageNet]] = {"light": light, "resnet18": resnet18}
+
+
+def load_model(spec: str, num_classes: int, in_channels: int = 3) -> nn.Module:
+    """Return the model that `spec` names.
+
+    Args:
+        spec: `light`, `resnet18`, or `package.module:factory`. A factory is called with
+            `num_classes` when it takes an argument, and with nothing otherwise.
+        num_classes: Outputs.
+        in_channels: For the two built-in models.
+
+    Raises:
+        ShardsieveError: If there is no such model, or it is no `torch.nn.Module`.
+    """
+    if spec in MODELS:
+        return MODELS[spec](num_classes, in_channels)
+    factory = _factory(spec)
+    model = factory(num_classes) if _takes_argument(factory) else factory()
+    if not isinstance(model, nn.Module):
+        raise ShardsieveError(f"model {spec!r} must give a torch.nn.Module, got {type(model)}")
+    return model
+
+
+def embed_batch(model: nn.Module, images: Tensor) -> Tensor:
+    """Return `model.features(images)` where there is one, else the flattened output, float32."""
+    features = getattr(model, "features", None)
+    # Many torchvision models call their convolutions `features`: a module is not the embedding.
+    call = features if callable(features) and not isinstance(features, nn.Module) else model
+    output: Tensor = call(images)
+    return output.flatten(1).float()
+
+
+def _factory(spec: str) -> Callable[..., object]:
+    module, colon, name = spec.partition(":")
+    if not (module and colon and name):
+        known = ", ".join(MODELS)
+        raise ShardsieveError(f"model must be {known} or package.module:factory, got {spec!r}")
+    try:
+        found: Callable[..., object] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ShardsieveError(f"cannot load model {spec!r}: {error}; check the name") from error
+    return found
+
+
+def _takes_argument(factory: Callable[..., object]) -> bool:
+    try:
+        inspect.signature(factory).bind(1)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _conv(before: int, after: int, stride: int) -> nn.Sequential:
+    convolution = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True))

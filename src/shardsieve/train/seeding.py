@@ -1,0 +1,188 @@
+"""Score the seed subset by training on it."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from numpy.typing import NDArray
+from torch import nn
+
+from shardsieve._errors import ShardsieveError
+from shardsieve.keepset import KeepSet
+from shardsieve.order import random_bits
+from shardsieve.scores import dynamic_uncertainty, tdds_from_divergence
+from shardsieve.selection import keep_random, keep_stratified
+from shardsieve.store.store import Store
+from shardsieve.train.config import TrainConfig
+from shardsieve.train.encoder import save_network
+from shardsieve.train.images import fixed_size
+from shardsieve.train.loop import Progress, Trainer, make_loader
+from shardsieve.train.nets import load_model
+from shardsieve.train.recorder import Recorder
+from shardsieve.train.runfolder import RESULT, RunFolder
+
+RUN = "seed"
+
+
+def draw_seeds(
+    store: Store, fraction: float, *, seed: int = 0, per_class: bool = False
+) -> NDArray[np.int64]:
+    """Return the ids of a seed subset, ascending: uniform, or the same share of every class."""
+    if per_class:
+        lots = random_bits(len(store), seed, 0x5EED).astype(np.float64)
+        rows = keep_stratified(lots, store.labels(), fraction)
+    else:
+        rows = keep_random(len(store), fraction, seed=seed)
+    return store.ids()[rows]
+
+
+def with_known_images(store: Store, config: TrainConfig) -> TrainConfig:
+    """Return the settings with size and channels filled in from the store's first sample."""
+    if config.size is not None and config.channels is not None:
+        return config
+    size, channels = fixed_size(store)
+    return replace(config, size=config.size or size, channels=config.channels or channels)
+
+
+def count_classes(store: Store) -> int:
+    """Return the number of classes: the largest label plus one.
+
+    Raises:
+        ShardsieveError: If a sample has no label.
+    """
+    labels = store.labels()
+    missing = int((labels < 0).sum())
+    if missing:
+        raise ShardsieveError(
+            f"{missing} of {len(labels)} samples of {store.path} have no label; pack them with a "
+            "`cls` member, or name the member with `shardsieve index --label-member`"
+        )
+    return int(labels.max()) + 1
+
+
+def score_seeds(
+    store: Store,
+    seeds: NDArray[np.int64],
+    config: TrainConfig,
+    *,
+    folder: str | Path,
+    window: int = 10,
+    clean_pass: bool = False,
+    accelerator: Accelerator,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train on the seed subset, save its dynamics, and store three seed scores.
+
+    Writes `dynamics/seed` and the scores `seed_dyn_unc`, `seed_tdds` and `seed_el2n` (mean error
+    norm over all epochs), NaN for the rest; leaves the network in the folder's `model.pt`. Started
+    again after a kill it goes on from the last finished epoch; when it is done it does nothing.
+
+    Args:
+        store: Open for writing.
+        seeds: int64 (m,), sample ids.
+        config: Of the seed run.
+        folder: Of the run; it must be free or hold this very run.
+        window: J of Dynamic Uncertainty and TDDS, less than the epochs.
+        clean_pass: Record a second, undisturbed forward pass instead of the training one.
+        accelerator: From `make_accelerator`.
+        progress: Called with (steps done, steps in all).
+
+    Returns:
+        The result: steps, samples, seconds, bytes and seeds.
+
+    Raises:
+        ShardsieveError: If labels are missing or the folder holds another run.
+        ValueError: If there are too few epochs for the window.
+    """
+    if config.epochs <= window:
+        raise ValueError(
+            f"epochs must be more than window={window}, got {config.epochs}; train longer or "
+            "pass a smaller window"
+        )
+    num_classes, config = count_classes(store), with_known_images(store, config)
+    keep, run = KeepSet.from_ids(store, seeds), RunFolder(folder)
+    identity: dict[str, Any] = {"kind": "score", "store": store.fingerprint, "seeds": keep.digest}
+    identity |= {"window": window, "clean_pass": clean_pass, **config.to_dict()}
+    run.refuse_another(identity)
+    finished = run.result()
+    if finished is not None:
+        return finished
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        run.claim(identity)
+    recorder = Recorder(seeds, num_classes)
+    trainer = _train(
+        store, keep, config, accelerator, run, recorder, clean_pass=clean_pass, progress=progress
+    )
+    result = _result(trainer, len(recorder.ids))
+    if accelerator.is_main_process:
+        recorder.save(store, RUN)
+        made: dict[str, Any] = {
+            "model": config.model,
+            "epochs": config.epochs,
+            "seeds": len(recorder.ids),
+        }
+        made |= {"seed": config.seed, "view": "clean" if clean_pass else "training"}
+        _put_scores(store, recorder, window, made)
+        save_network(run, trainer.network, config, num_classes)
+        run.write_json(RESULT, result)
+        run.forget_checkpoint()
+    accelerator.wait_for_everyone()
+    return result
+
+
+def _train(
+    store: Store,
+    keep: KeepSet,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    run: RunFolder,
+    recorder: Recorder,
+    *,
+    clean_pass: bool,
+    progress: Progress | None,
+) -> Trainer:
+    set_seed(config.seed)
+    model = load_model(config.model, recorder.num_classes, config.channels or 3)
+    trainer = Trainer(model, store, keep, config, accelerator, folder=run)
+    if "recorder" in trainer.extra:
+        recorder.load_state_dict(trainer.extra["recorder"])
+    clean = make_loader(store, keep, config, in_order=True)[0] if clean_pass else None
+    clean = accelerator.prepare(clean) if clean else None
+    for _ in trainer.epochs(recorder if clean is None else None, progress):
+        if clean is not None:
+            _watch(trainer.model, clean, recorder)
+        recorder.end_epoch()
+        trainer.extra["recorder"] = recorder.state_dict()
+    return trainer
+
+
+def _watch(model: nn.Module, loader: Any, recorder: Recorder) -> None:
+    model.eval()
+    with torch.inference_mode():
+        for batch in loader:
+            recorder.record(batch.ids, model(batch.images), batch.labels)
+
+
+def _result(trainer: Trainer, seeds: int) -> dict[str, Any]:
+    done = trainer.done
+    seconds = {"seconds": round(done.seconds, 3), "bytes": done.nbytes}
+    return {"steps": done.steps, "samples": done.samples, **seconds, "seeds": seeds}
+
+
+def _put_scores(store: Store, recorder: Recorder, window: int, made: dict[str, Any]) -> None:
+    scores = {
+        "dyn_unc": dynamic_uncertainty(recorder.signal("p_true"), window),
+        "tdds": tdds_from_divergence(recorder.signal("divergence")[1:], window),
+        "el2n": recorder.signal("el2n").astype(np.float64).mean(axis=0),
+    }
+    for name, measured in scores.items():
+        values = np.full(len(store), math.nan)
+        values[store.rows(recorder.ids)] = measured
+        how = {"definition": f"{name}(window={window})", **made, "measured": True}
+        store.put_score(f"seed_{name}", values, provenance=how)

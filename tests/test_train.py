@@ -1,0 +1,295 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+import shardsieve as ss
+from shardsieve import scores
+from shardsieve.pack import pack
+from shardsieve.train import Recorder
+from shardsieve.train.config import TrainConfig
+from shardsieve.train.embedding import embed
+from shardsieve.train.encoder import load_encoder
+from shardsieve.train.images import augment
+from shardsieve.train.loop import Trainer
+from shardsieve.train.nets import light, load_model, resnet18
+from shardsieve.train.runfolder import RunFolder
+from shardsieve.train.seeding import draw_seeds, score_seeds, with_known_images
+from shardsieve.train.subset import train_subset
+
+CONFIG = TrainConfig(epochs=5, batch_size=32, augment="crop")
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    return pack("digits", folder, samples_per_shard=400, test_fraction=0.2)
+
+
+@pytest.fixture
+def stores(packed, tmp_path):
+    return [ss.index(s.pattern, tmp_path / f"{s.split}.zarr") for s in packed]
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_after(steps):
+    def progress(done, total):
+        if done == steps:
+            raise Killed
+
+    return progress
+
+
+# The recorder ------------------------------------------------------------------------------
+
+
+def test_the_recorder_keeps_what_a_loop_shows_it():
+    torch.manual_seed(0)
+    recorder, seen = Recorder([10, 20, 30], 4), []
+    labels = torch.tensor([1, 3, 0])
+    for _ in range(5):
+        logits = torch.randn(3, 4)
+        for rows in ([2, 0], [1]):
+            recorder.record(torch.tensor([10, 20, 30])[rows], logits[rows], labels[rows])
+        recorder.end_epoch()
+        seen.append(logits.softmax(dim=1).double().numpy())
+    probs, y = np.stack(seen), labels.numpy()
+    np.testing.assert_allclose(recorder.signal("p_true"), probs[:, [0, 1, 2], y], rtol=1e-5)
+    error = [scores.el2n(p, y) for p in probs]
+    np.testing.assert_allclose(recorder.signal("el2n"), error, rtol=1e-5)
+    entropies = [scores.entropy(p) for p in probs]
+    np.testing.assert_allclose(recorder.signal("entropy"), entropies, rtol=1e-4)
+    tdds = scores.tdds_from_divergence(recorder.signal("divergence")[1:], 3)
+    np.testing.assert_allclose(tdds, scores.tdds(probs, 3), rtol=1e-3, atol=1e-5)
+    assert np.isnan(recorder.signal("divergence")[0]).all()
+    right = (probs.argmax(axis=2) == y).astype(float)
+    np.testing.assert_array_equal(recorder.signal("correct"), right)
+
+
+def test_a_sample_not_seen_in_an_epoch_is_nan_and_a_stranger_is_left_out():
+    recorder = Recorder([1, 2], 2)
+    recorder.record(torch.tensor([7, 2]), torch.zeros(2, 2), torch.tensor([0, 0]))
+    recorder.end_epoch()
+    assert np.isnan(recorder.signal("loss")).tolist() == [[True, False]]
+
+
+def test_a_recorder_restored_from_a_checkpoint_goes_on_as_if_never_stopped():
+    torch.manual_seed(1)
+    batches = [torch.randn(3, 4) for _ in range(6)]
+    ids, labels = torch.tensor([4, 5, 6]), torch.tensor([0, 1, 2])
+    straight, cut = Recorder(ids, 4), Recorder(ids, 4)
+    for epoch, logits in enumerate(batches):
+        if epoch == 3:
+            state, cut = cut.state_dict(), Recorder(ids, 4)
+            cut.load_state_dict(state)
+        for recorder in (straight, cut):
+            recorder.record(ids, logits, labels)
+            recorder.end_epoch()
+    for name in straight.signals:
+        np.testing.assert_array_equal(straight.signal(name), cut.signal(name))
+
+
+# Scoring and embedding ---------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clean_pass", [False, True])
+def test_seeds_are_trained_scored_and_embedded(stores, tmp_path, clean_pass):
+    store = stores[0]
+    seeds = draw_seeds(store, 0.3, per_class=True)
+    how = {"folder": tmp_path / "run", "window": 3, "clean_pass": clean_pass}
+    result = score_seeds(store, seeds, CONFIG, accelerator=Accelerator(), **how)
+    assert result["steps"] == -(-len(seeds) // 32) * 5
+    assert result["samples"] == len(seeds) * 5
+    for name in ("seed_dyn_unc", "seed_tdds", "seed_el2n"):
+        scored = np.isfinite(store.score(name))
+        assert store.ids()[scored].tolist() == seeds.tolist()
+    made = store.provenance("seed_tdds")
+    assert made["definition"] == "tdds(window=3)"
+    assert made["view"] == ("clean" if clean_pass else "training")
+    loaded = Recorder.load(store, "seed")
+    np.testing.assert_array_equal(loaded.ids, seeds)
+    encoder = load_encoder(str(tmp_path / "run"))
+    assert embed(store, encoder.network, name="seed", accelerator=Accelerator()) == len(store)
+    points = store.embedding("seed")
+    assert points.shape == (len(store), 64)
+    assert np.isfinite(points).all()
+    again = score_seeds(store, seeds, CONFIG, accelerator=Accelerator(), **how)
+    assert again == result
+    with pytest.raises(ss.StoreMismatchError, match="other weights"):
+        embed(store, light(10, 1), name="seed", accelerator=Accelerator())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 13, 40])
+def test_a_killed_scoring_goes_on_to_the_same_scores(stores, packed, tmp_path, step):
+    whole, cut = stores[0], ss.index(packed[0].pattern, tmp_path / "cut.zarr")
+    seeds, config = draw_seeds(whole, 0.2), TrainConfig(epochs=5, batch_size=32)
+    score_seeds(
+        whole, seeds, config, folder=tmp_path / "a", window=3, accelerator=Accelerator(cpu=True)
+    )
+    how = {"folder": tmp_path / "b", "window": 3, "accelerator": Accelerator(cpu=True)}
+    with pytest.raises(Killed):
+        score_seeds(cut, seeds, config, progress=kill_after(step), **how)
+    assert cut.scores == []
+    score_seeds(cut, seeds, config, **how)
+    for name in whole.scores:
+        np.testing.assert_array_equal(whole.score(name), cut.score(name))
+
+
+def test_a_killed_embedding_resumes_with_the_shards_that_are_left(stores):
+    torch.manual_seed(0)
+    store, model = stores[0], light(10, 1)
+
+    def killed(done, total):
+        raise Killed
+
+    embed(store, model, name="whole", accelerator=Accelerator())
+    with pytest.raises(Killed):
+        embed(store, model, name="cut", accelerator=Accelerator(), progress=killed)
+    assert np.isnan(store.embedding("cut")[400:]).all()
+    left = embed(store, model, name="cut", accelerator=Accelerator())
+    assert left == len(store) - 400
+    np.testing.assert_array_equal(store.embedding("cut"), store.embedding("whole"))
+
+
+def test_seeds_are_drawn_by_class_when_asked(stores):
+    store = stores[0]
+    labels = store.labels()
+    seeds = draw_seeds(store, 0.2, per_class=True)
+    shares = np.bincount(labels[store.rows(seeds)]) / np.bincount(labels)
+    assert len(seeds) == ss.num_kept(len(store), 0.2)
+    assert np.ptp(shares) < 0.02
+
+
+# Training ----------------------------------------------------------------------------------
+
+
+def digest(network):
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def run_to_the_end(store, keep, folder, kills=(), checkpoint_steps=0, batch_size=32):
+    """Train, killed at these steps; return the weights and the ids in the order of training."""
+    config = with_known_images(store, TrainConfig(epochs=3, batch_size=batch_size, augment="crop"))
+    seen = []
+    for kill in (*kills, None):
+        torch.manual_seed(0)
+        trainer = Trainer(
+            load_model("light", 10, 1),
+            store,
+            keep,
+            config,
+            Accelerator(cpu=True),
+            folder=RunFolder(folder),
+            checkpoint_steps=checkpoint_steps,
+        )
+        del seen[trainer.done.samples + trainer.done.place :]
+
+        class Watch:
+            def record(self, ids, logits, labels):
+                seen.extend(ids.tolist())
+
+        try:
+            for _ in trainer.epochs(Watch(), kill_after(kill) if kill else None):
+                pass
+        except Killed:
+            continue
+    return digest(trainer.network), seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [(1,), (7, 9), (12, 23, 30)])
+def test_a_killed_run_makes_the_same_steps_as_an_undisturbed_one(stores, tmp_path, kills):
+    store = stores[0]
+    keep = ss.select(store, rule="random", keep_fraction=0.25)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    whole, order = run_to_the_end(store, keep, folders[0])
+    cut, again = run_to_the_end(store, keep, folders[1], kills, checkpoint_steps=4)
+    assert again == order
+    assert sorted(order) == sorted(np.tile(keep.ids(), 3).tolist())
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_training_on_half_learns_and_says_what_it_took(stores, tmp_path):
+    store, test = stores
+    keep = ss.select(store, rule="random", keep_fraction=0.5)
+    config = TrainConfig(epochs=6, batch_size=32)
+    how = {"folder": tmp_path / "run", "accelerator": Accelerator(), "test": test}
+    result = train_subset(store, keep, config, **how)
+    assert result["accuracy"] > 0.8
+    assert result["samples"] == len(keep) * 6
+    assert result["steps"] == -(-len(keep) // 32) * 6
+    assert result["phases"]["train"]["bytes"] == keep.nbytes(store) * 6
+    lines = (tmp_path / "run/history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(6))
+    assert train_subset(store, keep, config, **how) == result
+    with pytest.raises(ss.ShardsieveError, match=r"another run: epochs is 6 there, 7 now"):
+        train_subset(store, keep, TrainConfig(epochs=7, batch_size=32), **how)
+    everything = ss.select(store, keep_fraction=1.0)
+    with pytest.raises(ss.ShardsieveError, match="another run: keep is"):
+        train_subset(store, everything, config, **how)
+
+
+def test_the_schedule_is_torchs_one_cycle():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], 0.2)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=1001)
+    ours = TrainConfig(learning_rate=0.2)
+    for step in range(1001):
+        # Torch's peak lies one step early: its warm-up counts 0.3 * 1001 - 1 steps.
+        assert ours.rate(step / 1000) == pytest.approx(theirs.get_last_lr()[0], abs=2e-3)
+        optimizer.step()
+        if step < 1000:
+            theirs.step()
+
+
+def test_crops_keep_the_shape_and_move_at_most_an_eighth():
+    images = torch.arange(2 * 3 * 16 * 16, dtype=torch.float32).reshape(2, 3, 16, 16) + 1
+    seen = set()
+    for draw in range(50):
+        out = augment(images, torch.Generator().manual_seed(draw), flip=False)
+        assert out.shape == images.shape
+        value = int(out[0, 0, 8, 8]) - 1
+        row, column = divmod(value, 16)
+        seen.add((row - 8, column - 8))
+    assert {row for row, _ in seen} == {column for _, column in seen} == {-2, -1, 0, 1, 2}
+
+
+# Bad input ---------------------------------------------------------------------------------
+
+
+def test_bad_settings_are_refused_before_training(stores, tmp_path):
+    store = stores[0]
+    how = {"folder": tmp_path / "run", "accelerator": Accelerator()}
+    with pytest.raises(ValueError, match=r"epochs must be more than window=10, got 5"):
+        score_seeds(store, store.ids()[:50], CONFIG, **how)
+    with pytest.raises(ss.ShardsieveError, match="model must be light, resnet18 or"):
+        load_model("nothing", 10)
+    with pytest.raises(ss.ShardsieveError, match="cannot load model 'no.such:thing'"):
+        load_model("no.such:thing", 10)
+    with pytest.raises(ss.ShardsieveError, match="no network at"):
+        load_encoder(str(tmp_path / "nothing.pt"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_other_files_is_not_taken(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ss.ShardsieveError, match="is in use"):
+        RunFolder(tmp_path).claim({"kind": "train"})
+
+
+def test_built_in_nets_embed_what_they_classify():
+    images = torch.randn(2, 3, 32, 32)
+    for make, dim in ((light, 64), (resnet18, 512)):
+        net = make(10).eval()
+        assert net.features(images).shape == (2, dim)
+        assert torch.allclose(net(images), net.classifier(net.features(images)))
