@@ -25,8 +25,11 @@ MAY_IMPORT = {
     "pack": CORE | {"shards"},
     "loaders": DATA | {"keepset", "plan"},
     "train": DATA | {"keepset", "loaders", "scores"},
-    "commands": DATA | {"train"} | {"keepset", "plan", "scores", "extrapolate", "pack", "loaders"},
-    "cli": {"_errors", "commands"},
+    "report": DATA | CORE | {"keepset", "loaders", "extrapolate", "train"},
+    "commands": DATA
+    | {"train", "report"}
+    | {"keepset", "plan", "scores", "extrapolate", "pack", "loaders"},
+    "cli": {"_errors", "commands", "train"},
 }
 
 # Each heavy library has one home; everything else imports, and is tested, without it.
@@ -39,6 +42,8 @@ HOMES = {
     "ffcv": "loaders",
     "accelerate": "loaders",
     "typer": "cli",
+    "matplotlib": "report",
+    "jinja2": "report",
 }
 ALSO = {("train", "torch"), ("train", "accelerate"), ("train", "zarr")}
 

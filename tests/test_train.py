@@ -274,7 +274,7 @@ def test_bad_settings_are_refused_before_training(stores, tmp_path):
         score_seeds(store, store.ids()[:50], CONFIG, **how)
     with pytest.raises(ss.ShardsieveError, match="model must be light, resnet18 or"):
         load_model("nothing", 10)
-    with pytest.raises(ss.ShardsieveError, match="cannot load model 'no.such:thing'"):
+    with pytest.raises(ss.ShardsieveError, match=r"cannot load model 'no.such:thing'"):
         load_model("no.such:thing", 10)
     with pytest.raises(ss.ShardsieveError, match="no network at"):
         load_encoder(str(tmp_path / "nothing.pt"))

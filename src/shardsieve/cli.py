@@ -1,6 +1,7 @@
 """The command line: arguments in, one command each, errors as one line."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.commands import making, showing
+from shardsieve.commands import building, making, reporting, showing, training
+from shardsieve.train.config import TrainConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,10 +22,20 @@ app = typer.Typer(
 
 StorePath = Annotated[Path, typer.Option("--store", help="Folder of the Zarr store.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Model = Annotated[str, typer.Option(help="light, resnet18 or package.module:factory")]
+BatchSize = Annotated[int, typer.Option(help="Samples per process and step.")]
+Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
+Augment = Annotated[str, typer.Option(help="none, crop, or flip (crop and mirror)")]
+Size = Annotated[int | None, typer.Option(help="Pixels per side; the first image's if none.")]
+Channels = Annotated[int | None, typer.Option(help="3 or 1; the first image's if none.")]
+Precision = Annotated[str, typer.Option(help="no, bf16 or fp16")]
+Workers = Annotated[int, typer.Option(help="Loader processes per process.")]
 Seed = Annotated[int, typer.Option(help="Seed of every draw.")]
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:
+    if os.environ.get("RANK", "0") != "0":  # under a launcher, one process speaks for all
+        return
     if as_json:
         typer.echo(json.dumps(result))
         return
@@ -100,6 +112,104 @@ def select_command(
 
 
 @app.command()
+def score(
+    store: StorePath,
+    seeds: Annotated[float, typer.Option(help="Seed fraction, in (0, 1].")] = 0.2,
+    per_class: Annotated[bool, typer.Option(help="The same share of every class.")] = False,
+    epochs: Annotated[int, typer.Option(help="Epochs of the seed run.")] = 20,
+    window: Annotated[int, typer.Option(help="Epochs per window of the scores.")] = 10,
+    clean_pass: Annotated[bool, typer.Option(help="Record a second, clean pass.")] = False,
+    model: Model = "light",
+    batch_size: BatchSize = 64,
+    learning_rate: Rate = 0.1,
+    augment: Augment = "none",
+    size: Size = None,
+    channels: Channels = None,
+    precision: Precision = "no",
+    workers: Workers = 0,
+    seed: Seed = 0,
+    run_folder: Annotated[Path | None, typer.Option(help="STORE.runs/seed by default")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train on a seed subset and store its scores; goes on where it was stopped."""
+    how: dict[str, Any] = {"model": model, "epochs": epochs, "batch_size": batch_size}
+    how |= {"learning_rate": learning_rate, "augment": augment, "size": size, "channels": channels}
+    config = TrainConfig(**how, precision=precision, workers=workers, seed=seed)
+    draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class, "window": window}
+    _show(
+        training.score_store(store, config, **draw, clean_pass=clean_pass, folder=run_folder),
+        as_json,
+    )
+
+
+@app.command()
+def embed(
+    store: StorePath,
+    model: Annotated[
+        str | None, typer.Option(help="Run folder, package.module:factory; the seed run's if none.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Checkpoint for the factory.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the embedding.")] = "seed",
+    size: Size = None,
+    channels: Channels = None,
+    batch_size: BatchSize = 256,
+    precision: Precision = "no",
+    as_json: Json = False,
+) -> None:
+    """Write the embedding of every sample; goes on where it was stopped."""
+    how: dict[str, Any] = {"size": size, "channels": channels, "batch_size": batch_size}
+    _show(
+        training.embed_store(
+            store, model=model, weights=weights, name=name, precision=precision, **how
+        ),
+        as_json,
+    )
+
+
+@app.command()
+def train(
+    store: StorePath,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    keep_fraction: float = 0.5,
+    score: Annotated[str | None, typer.Option()] = None,
+    rule: str = "top",
+    test: Annotated[Path | None, typer.Option(help="Store to evaluate on.")] = None,
+    model: Model = "light",
+    epochs: int = 20,
+    batch_size: BatchSize = 64,
+    learning_rate: Rate = 0.1,
+    schedule: Annotated[str, typer.Option(help="onecycle or cosine")] = "onecycle",
+    weight_decay: float = 5e-4,
+    label_smoothing: float = 0.0,
+    augment: Augment = "none",
+    size: Size = None,
+    channels: Channels = None,
+    precision: Precision = "no",
+    workers: Workers = 0,
+    seed: Seed = 0,
+    evaluate_every: Annotated[int, typer.Option(help="0: at the end only")] = 0,
+    checkpoint_steps: Annotated[int, typer.Option(help="0: after epochs only")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train on what a rule keeps; goes on where it was stopped."""
+    how: dict[str, Any] = {"model": model, "epochs": epochs, "batch_size": batch_size}
+    how |= {"learning_rate": learning_rate, "augment": augment, "size": size, "channels": channels}
+    how |= {"schedule": schedule, "weight_decay": weight_decay, "label_smoothing": label_smoothing}
+    config = TrainConfig(**how, precision=precision, workers=workers, seed=seed)
+    kept: dict[str, Any] = {"keep_fraction": keep_fraction, "score": score, "rule": rule}
+    result = training.train_store(
+        store,
+        config,
+        out=out,
+        rule={**kept, "seed": seed},
+        test=test,
+        evaluate_every=evaluate_every,
+        checkpoint_steps=checkpoint_steps,
+    )
+    _show(result, as_json)
+
+
+@app.command()
 def extrapolate(
     store: StorePath,
     score: Annotated[str, typer.Option(help="Stored seed score.")],
@@ -121,6 +231,53 @@ def extrapolate(
         "seed": seed,
     }
     _show(making.extrapolate_score(store, score, name, embedding, **how), as_json)
+
+
+@app.command()
+def build(
+    urls: Annotated[list[str], typer.Argument(help="Brace pattern, glob, or .txt list.")],
+    store: StorePath,
+    seeds: Annotated[float, typer.Option(help="Seed fraction, in (0, 1].")] = 0.2,
+    per_class: Annotated[bool, typer.Option(help="The same share of every class.")] = False,
+    epochs: Annotated[int, typer.Option(help="Epochs of the seed run.")] = 20,
+    window: Annotated[int, typer.Option(help="Epochs per window of the scores.")] = 10,
+    clean_pass: Annotated[bool, typer.Option(help="Record a second, clean pass.")] = False,
+    label_member: str = "cls",
+    k: Annotated[int, typer.Option(help="Neighbours.")] = 50,
+    model: Model = "light",
+    batch_size: BatchSize = 64,
+    learning_rate: Rate = 0.1,
+    augment: Augment = "none",
+    size: Size = None,
+    channels: Channels = None,
+    precision: Precision = "no",
+    workers: Workers = 0,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Index, score, embed and extrapolate in one go; goes on where it was stopped."""
+    how: dict[str, Any] = {"model": model, "epochs": epochs, "batch_size": batch_size}
+    how |= {"learning_rate": learning_rate, "augment": augment, "size": size, "channels": channels}
+    config = TrainConfig(**how, precision=precision, workers=workers, seed=seed)
+    draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class, "window": window}
+    result = building.build_store(
+        urls, store, config, **draw, clean_pass=clean_pass, label_member=label_member, k=k
+    )
+    _show(result, as_json)
+
+
+@app.command()
+def report(
+    store: StorePath,
+    score: Annotated[str, typer.Option(help="Stored score of every sample.")],
+    out: Annotated[Path, typer.Option(help="The HTML page.")] = Path("report.html"),
+    keep_fraction: float = 0.5,
+    reference: Annotated[str | None, typer.Option(help="Measured score to compare.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one HTML page: histogram, kept share per class, lowest and highest images."""
+    how: dict[str, Any] = {"score": score, "keep_fraction": keep_fraction, "reference": reference}
+    _show(reporting.report_score(store, out, **how), as_json)
 
 
 def run(call: Callable[[], Any]) -> int:

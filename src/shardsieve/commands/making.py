@@ -82,6 +82,7 @@ def extrapolate_score(
     predicted[~is_seed] = model.predict(points[~is_seed])
     made = {
         "definition": f"{method}({score})",
+        "source": score,
         "k": k,
         "weights": weights,
         "seeds": int(is_seed.sum()),

@@ -16,8 +16,8 @@ from rich.progress import (
 
 
 @contextmanager
-def bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Give a function (done, total) that draws a progress bar on standard error."""
+def bar(title: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """Give a function (done, total) that draws a progress bar on standard error, if `shown`."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -26,6 +26,8 @@ def bar(title: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
+    with Progress(
+        *columns, console=console, disable=not (shown and sys.stderr.isatty())
+    ) as progress:
         task = progress.add_task(title)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -60,7 +60,7 @@ class ImageDecoder:
         text = sample.get(self.label_member)
         if text is None:
             raise ValueError(f"a sample must have a {self.label_member} member, got none")
-        image = _opened(sample).convert("RGB" if self.channels == 3 else "L")
+        image = image_of(sample).convert("RGB" if self.channels == 3 else "L")
         if self.size is not None and image.size != (self.size, self.size):
             image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR)
         pixels = np.array(image, dtype=np.uint8)
@@ -109,14 +109,15 @@ def fixed_size(store: Store) -> tuple[int, int]:
     """
     sample = ShardDataset(store)[int(store.ids()[0])]
     try:
-        image = _opened(sample)
+        image = image_of(sample)
     except (ValueError, OSError) as error:
         raise ShardsieveError(f"cannot guess the image size: {error}; give it") from error
     channels = 1 if image.mode in {"1", "L", "I;16"} else 3
     return min(max(image.size), LARGEST_GUESS), channels
 
 
-def _opened(sample: Sample) -> Image.Image:
+def image_of(sample: Sample) -> Image.Image:
+    """Return the image of a raw sample, not yet decoded; ValueError if it has none."""
     for member in IMAGE_MEMBERS:
         if member in sample:
             return Image.open(io.BytesIO(sample[member]))

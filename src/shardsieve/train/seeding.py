@@ -26,8 +26,6 @@ from shardsieve.train.nets import load_model
 from shardsieve.train.recorder import Recorder
 from shardsieve.train.runfolder import RESULT, RunFolder
 
-RUN = "seed"
-
 
 def draw_seeds(
     store: Store, fraction: float, *, seed: int = 0, per_class: bool = False
@@ -71,6 +69,7 @@ def score_seeds(
     config: TrainConfig,
     *,
     folder: str | Path,
+    name: str = "seed",
     window: int = 10,
     clean_pass: bool = False,
     accelerator: Accelerator,
@@ -78,7 +77,7 @@ def score_seeds(
 ) -> dict[str, Any]:
     """Train on the seed subset, save its dynamics, and store three seed scores.
 
-    Writes `dynamics/seed` and the scores `seed_dyn_unc`, `seed_tdds` and `seed_el2n` (mean error
+    Writes `dynamics/NAME` and the scores `NAME_dyn_unc`, `NAME_tdds` and `NAME_el2n` (mean error
     norm over all epochs), NaN for the rest; leaves the network in the folder's `model.pt`. Started
     again after a kill it goes on from the last finished epoch; when it is done it does nothing.
 
@@ -87,6 +86,7 @@ def score_seeds(
         seeds: int64 (m,), sample ids.
         config: Of the seed run.
         folder: Of the run; it must be free or hold this very run.
+        name: Of the dynamics, and prefix of the scores.
         window: J of Dynamic Uncertainty and TDDS, less than the epochs.
         clean_pass: Record a second, undisturbed forward pass instead of the training one.
         accelerator: From `make_accelerator`.
@@ -107,10 +107,10 @@ def score_seeds(
     num_classes, config = count_classes(store), with_known_images(store, config)
     keep, run = KeepSet.from_ids(store, seeds), RunFolder(folder)
     identity: dict[str, Any] = {"kind": "score", "store": store.fingerprint, "seeds": keep.digest}
-    identity |= {"window": window, "clean_pass": clean_pass, **config.to_dict()}
+    identity |= {"name": name, "window": window, "clean_pass": clean_pass, **config.to_dict()}
     run.refuse_another(identity)
     finished = run.result()
-    if finished is not None:
+    if finished is not None and f"{name}_dyn_unc" in store.scores:
         return finished
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -121,14 +121,14 @@ def score_seeds(
     )
     result = _result(trainer, len(recorder.ids))
     if accelerator.is_main_process:
-        recorder.save(store, RUN)
+        recorder.save(store, name)
         made: dict[str, Any] = {
             "model": config.model,
             "epochs": config.epochs,
             "seeds": len(recorder.ids),
         }
         made |= {"seed": config.seed, "view": "clean" if clean_pass else "training"}
-        _put_scores(store, recorder, window, made)
+        _put_scores(store, name, recorder, window, made)
         save_network(run, trainer.network, config, num_classes)
         run.write_json(RESULT, result)
         run.forget_checkpoint()
@@ -175,7 +175,9 @@ def _result(trainer: Trainer, seeds: int) -> dict[str, Any]:
     return {"steps": done.steps, "samples": done.samples, **seconds, "seeds": seeds}
 
 
-def _put_scores(store: Store, recorder: Recorder, window: int, made: dict[str, Any]) -> None:
+def _put_scores(
+    store: Store, run: str, recorder: Recorder, window: int, made: dict[str, Any]
+) -> None:
     scores = {
         "dyn_unc": dynamic_uncertainty(recorder.signal("p_true"), window),
         "tdds": tdds_from_divergence(recorder.signal("divergence")[1:], window),
@@ -185,4 +187,4 @@ def _put_scores(store: Store, recorder: Recorder, window: int, made: dict[str, A
         values = np.full(len(store), math.nan)
         values[store.rows(recorder.ids)] = measured
         how = {"definition": f"{name}(window={window})", **made, "measured": True}
-        store.put_score(f"seed_{name}", values, provenance=how)
+        store.put_score(f"{run}_{name}", values, provenance=how)

@@ -1,0 +1,86 @@
+"""Plots and contact sheets as data URLs."""
+
+import base64
+import io
+from collections.abc import Callable
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from shardsieve.loaders.dataset import ShardDataset
+from shardsieve.store.store import Store
+from shardsieve.train.images import image_of
+
+_SIDE, _GAP = 64, 4
+_BLUE, _GREY, _RED = "#3b6ea5", "#b8c4d0", "#b5482f"
+
+
+def histogram(scores: NDArray[np.float32], measured: NDArray[np.bool_], cut: float) -> str:
+    """Return the distribution of measured and predicted scores, and where the keep set starts."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        bins = np.histogram_bin_edges(scores, 60).tolist()
+        parts = [scores[~measured], scores[measured]]
+        axes.hist(parts, bins=bins, stacked=True, color=[_GREY, _BLUE])
+        axes.legend(axes.containers, ["predicted", "measured"], frameon=False)
+        axes.axvline(cut, color=_RED)
+        axes.set(xlabel="score", ylabel="samples")
+
+    return _plotted(draw)
+
+
+def against(predicted: NDArray[np.float32], measured: NDArray[np.float32]) -> str:
+    """Return the cloud of predicted over measured scores."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.scatter(measured, predicted, s=4, alpha=0.3, color=_BLUE, linewidths=0)
+        ends = [float(measured.min()), float(measured.max())]
+        axes.plot(ends, ends, color=_RED, linewidth=1)
+        axes.set(xlabel="measured score", ylabel="predicted score")
+
+    return _plotted(draw)
+
+
+def shares(names: list[str], kept: list[float], fraction: float) -> str:
+    """Return the kept share of every class as bars."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.bar(range(len(kept)), kept, color=_BLUE)
+        axes.axhline(fraction, color=_RED)
+        if len(names) <= 30:
+            axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        axes.set(ylabel="kept share", ylim=(0, 1))
+
+    return _plotted(draw)
+
+
+def contact_sheet(store: Store, ids: NDArray[np.int64], columns: int = 10) -> str:
+    """Return the images of these samples side by side."""
+    samples = ShardDataset(store).__getitems__(ids.tolist())
+    rows = -(-len(samples) // columns)
+    step = _SIDE + _GAP
+    sheet = Image.new("RGB", (columns * step, rows * step), "white")
+    for place, sample in enumerate(samples):
+        image = image_of(sample).convert("RGB")
+        tile = ImageOps.contain(image, (_SIDE, _SIDE), Image.Resampling.BICUBIC)
+        sheet.paste(tile, (place % columns * step, place // columns * step))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return _url("png", buffer.getvalue())
+
+
+def _plotted(draw: Callable[[Figure], None]) -> str:
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    draw(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return _url("png", buffer.getvalue())
+
+
+def _url(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
