@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.commands import building, making, reporting, showing, training
@@ -36,13 +37,8 @@ Seed = Annotated[int, typer.Option(help="Seed of every draw.")]
 def _show(result: dict[str, Any], as_json: bool) -> None:
     if os.environ.get("RANK", "0") != "0":  # under a launcher, one process speaks for all
         return
-    if as_json:
-        typer.echo(json.dumps(result))
-        return
-    for name, value in result.items():
-        typer.echo(f"{name}: {value}" if not isinstance(value, list) else f"{name}:")
-        for row in value if isinstance(value, list) else []:
-            typer.echo("  " + "  ".join(f"{k} {v}" for k, v in row.items()))
+    text = json.dumps(result) if as_json else yaml.safe_dump(result, sort_keys=False).rstrip()
+    typer.echo(text)
 
 
 @app.command()

@@ -1,0 +1,119 @@
+"""The main job as real processes: two ranks, and killed with SIGKILL at many moments."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from launching import ROOT, TWO_CPUS, killed_after, on_two_ranks
+
+import shardsieve as ss
+from shardsieve.pack import pack
+
+PROGRAM = [sys.executable, "-m", "shardsieve"]
+BUILD = ["--epochs", "5", "--window", "3", "--batch-size", "32", "--k", "10"]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    return pack("digits", tmp_path_factory.mktemp("digits"), samples_per_shard=150)
+
+
+@pytest.fixture(scope="module")
+def built(packed, tmp_path_factory):
+    """The store of an undisturbed build."""
+    path = tmp_path_factory.mktemp("built") / "s.zarr"
+    run(*PROGRAM, "build", packed[0].pattern, "--store", path, *BUILD)
+    return ss.open_store(path, mode="r")
+
+
+def run(*command):
+    return subprocess.run([*map(str, command)], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.slow
+def test_two_ranks_train_on_the_keep_set_exactly_once_in_equal_steps(packed, tmp_path):
+    ss.index(packed[0].pattern, tmp_path / "s.zarr")
+    on_two_ranks("tests/two_ranks_train.py", tmp_path / "s.zarr", tmp_path)
+    a, b = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    for first, second in zip(a["epochs"], b["epochs"], strict=True):
+        assert len(first) == len(second)
+        assert sorted(i for batch in first + second for i in batch) == a["keep"] == b["keep"]
+    assert a["epochs"][0] != a["epochs"][1]
+
+
+@pytest.mark.slow
+def test_a_build_on_two_ranks_scores_and_embeds_everything(packed, built, tmp_path):
+    store = tmp_path / "s.zarr"
+    on_two_ranks("tools/build_store.py", packed[0].pattern, "--store", store, *BUILD)
+    two = ss.open_store(store, mode="r")
+    assert two.scores == built.scores
+    for name in two.scores:
+        ours, theirs = two.score(name), built.score(name)
+        np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(theirs))
+    assert np.isfinite(two.embedding("seed")).all()
+
+
+MOMENTS = {
+    "index": lambda store: any(store.parent.glob(".s.zarr.indexing/*.npz")),
+    "score": lambda store: (runs(store) / "history.jsonl").exists(),
+    "scored": lambda store: (store / "score" / "seed_el2n").exists(),
+    "embed": lambda store: any((store / "embedding/seed/c").glob("*")),
+    "extrapolate": lambda store: (store / "score" / "dyn_unc").exists(),
+}
+
+
+def runs(store):
+    return store.with_name("s.zarr.runs") / "seed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_build_killed_at_any_step_ends_in_the_same_store(packed, built, tmp_path, moment):
+    store = tmp_path / "s.zarr"
+    command = [*PROGRAM, "build", packed[0].pattern, "--store", str(store), *BUILD]
+    status = killed_after(command, lambda: MOMENTS[moment](store))
+    assert status == -signal.SIGKILL
+    run(*command)
+    again = ss.open_store(store, mode="r")
+    assert again.fingerprint == built.fingerprint
+    assert again.scores == built.scores
+    for name in built.scores:
+        np.testing.assert_array_equal(again.score(name), built.score(name))
+    np.testing.assert_array_equal(again.embedding("seed"), built.embedding("seed"))
+    leftovers = [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
+    assert leftovers == []
+
+
+@pytest.mark.slow
+def test_training_killed_in_mid_epoch_ends_in_the_same_weights(packed, built, tmp_path):
+    test = tmp_path / "test.zarr"
+    ss.index(packed[1].pattern, test)
+    how = ["--store", str(built.path), "--test", str(test), "--score", "dyn_unc"]
+    how += ["--epochs", "4", "--batch-size", "32", "--augment", "crop", "--checkpoint-steps", "3"]
+    tool = [sys.executable, str(ROOT / "tools/train_subset.py"), *how]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(*tool, "--out", whole)
+    status = killed_after([*tool, "--out", str(cut)], (cut / "checkpoint.pt").exists)
+    assert status == -signal.SIGKILL
+    assert not (cut / "result.json").exists()
+    run(*tool, "--out", cut)
+    a, b = (torch.load(folder / "model.pt")["weights"] for folder in (whole, cut))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (whole, cut)]
+    assert results[0]["accuracy"] == results[1]["accuracy"]
+    assert results[0]["steps"] == results[1]["steps"]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_two_processes_where_one_was_killed(packed, built, tmp_path):
+    how = ["--store", str(built.path), "--score", "dyn_unc", "--out", str(tmp_path / "run")]
+    how += ["--epochs", "3", "--batch-size", "16", "--checkpoint-steps", "2", "--json"]
+    script = str(ROOT / "tools/train_subset.py")
+    killed_after([sys.executable, script, *how], (tmp_path / "run/checkpoint.pt").exists)
+    result = json.loads(run(*TWO_CPUS, script, *how).splitlines()[-1])
+    assert result["processes"] == 2
+    assert result["samples"] == 3 * ss.num_kept(len(built), 0.5)

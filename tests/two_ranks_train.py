@@ -1,0 +1,36 @@
+"""One of two real processes: train on a keep set and write down the ids that this rank saw."""
+
+import json
+import sys
+from pathlib import Path
+
+import shardsieve as ss
+from shardsieve.train.config import TrainConfig
+from shardsieve.train.launch import make_accelerator
+from shardsieve.train.loop import Trainer
+from shardsieve.train.nets import load_model
+
+
+class Watch:
+    def __init__(self):
+        self.epochs = [[]]
+
+    def record(self, ids, logits, labels):
+        self.epochs[-1].append(ids.tolist())
+
+
+def main(store_path, out):
+    accelerator, store = make_accelerator(), ss.open_store(store_path, mode="r")
+    keep = ss.select(store, rule="random", keep_fraction=0.4)
+    config = TrainConfig(epochs=2, batch_size=32, size=8, channels=1, workers=1)
+    trainer = Trainer(load_model("light", 10, 1), store, keep, config, accelerator)
+    watch = Watch()
+    for _ in trainer.epochs(watch):
+        watch.epochs.append([])
+    result = {"epochs": watch.epochs[:2], "keep": keep.ids().tolist()}
+    Path(out, f"{accelerator.process_index}.json").write_text(json.dumps(result))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
