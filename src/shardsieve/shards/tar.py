@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
+from zlib import adler32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +18,7 @@ _OTHERS = frozenset(b"123456")
 ReadAt = Callable[[int, int], bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """One regular file of a tar.
 
     Attributes:
@@ -68,7 +69,7 @@ def walk(read: ReadAt, total: int, url: str) -> Iterator[Member]:
             _apply_extension(kind, _content(read, data, size, total, url), pax, common)
             offset = data + _padded(size)
             continue
-        name, size = _name_and_size(head, size, {**common, **pax})
+        name, size = _name_and_size(head, size, {**common, **pax} if common or pax else pax)
         if data + size > total:
             raise _truncated(url, total, data + size)
         if kind == ord("S"):
@@ -215,8 +216,11 @@ def _number(field: bytes) -> int:
 
 
 def _checksum_holds(head: bytes) -> bool:
-    stored = _number(head[148:156])
-    return stored == sum(head) - sum(head[148:156]) + 256
+    # The low half of Adler-32 is the sum of the bytes plus one, modulo 65521: the fastest sum there
+    # is. The checksum counts its own field as eight blanks.
+    own = head[148:156]
+    total = (adler32(head) & 0xFFFF) - (adler32(own) & 0xFFFF) + 8 * ord(" ")
+    return (total - _number(own)) % 65521 == 0
 
 
 def _text(content: bytes) -> str:
