@@ -46,7 +46,7 @@ HOMES = {
     "matplotlib": "report",
     "jinja2": "report",
 }
-ALSO = {("train", "torch"), ("train", "accelerate"), ("train", "zarr")}
+ALSO = {("extrapolate", "torch"), ("train", "torch"), ("train", "accelerate"), ("train", "zarr")}
 
 
 def imported(path):

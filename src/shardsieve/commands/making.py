@@ -1,13 +1,16 @@
 """Commands that make things: shards, the store, predicted scores."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import shardsieve.extrapolate as extrapolators
 from shardsieve._errors import MissingScoreError
 from shardsieve.commands.progress import bar
 from shardsieve.extrapolate.knn import KNN
+from shardsieve.extrapolate.protocol import Extrapolator
 from shardsieve.extrapolate.quality import cross_validate
 from shardsieve.pack import pack
 from shardsieve.store.create import check, index
@@ -65,18 +68,15 @@ def extrapolate_score(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Predict the score of the rest; seeds keep their own. Stores quality with the score."""
-    if method != "knn":
-        raise ValueError(f"method must be 'knn', got {method!r}")
+    make = _maker(method, k, weights, seed)
     store = open_store(path)
     values, points = store.score(score), _points(store, embedding)
     is_seed = np.isfinite(values)
     if not is_seed.any():
         raise MissingScoreError(f"score {score!r} has no scored sample; run `shardsieve score`")
     seeds = points[is_seed]
-    quality = cross_validate(
-        lambda: KNN(k=k, weights=weights), seeds, values[is_seed], folds=folds, seed=seed
-    )
-    model = KNN(k=k, weights=weights)
+    quality = cross_validate(make, seeds, values[is_seed], folds=folds, seed=seed)
+    model = make()
     model.fit(seeds, values[is_seed])
     predicted = values.copy()
     predicted[~is_seed] = model.predict(points[~is_seed])
@@ -92,6 +92,15 @@ def extrapolate_score(
     store.put_score(name, predicted, provenance=made)
     counts = {"seeds": int(is_seed.sum()), "predicted": int((~is_seed).sum())}
     return {"score": name, **counts, **quality.to_dict()}
+
+
+def _maker(method: str, k: int, weights: str, seed: int) -> Callable[[], Extrapolator]:
+    if method == "knn":
+        return lambda: KNN(k=k, weights=weights)
+    if method == "gnn":
+        make: type[Extrapolator] = extrapolators.GNN
+        return lambda: make(k=k, seed=seed)  # type: ignore[call-arg]
+    raise ValueError(f"method must be 'knn' or 'gnn', got {method!r}")
 
 
 def _points(store: Store, name: str | None) -> Any:

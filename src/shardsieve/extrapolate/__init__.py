@@ -1,5 +1,7 @@
 """Predict the scores of the rest from embeddings and the seeds' scores."""
 
+from typing import Any
+
 from shardsieve.extrapolate.knn import KNN, neighbours
 from shardsieve.extrapolate.protocol import Extrapolator
 from shardsieve.extrapolate.quality import (
@@ -12,6 +14,7 @@ from shardsieve.extrapolate.quality import (
 )
 
 __all__ = [
+    "GNN",
     "KNN",
     "Extrapolator",
     "Quality",
@@ -22,3 +25,12 @@ __all__ = [
     "pearson",
     "spearman",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Only whoever asks for the GNN needs torch-geometric.
+    if name == "GNN":
+        from shardsieve.extrapolate.gnn import GNN
+
+        return GNN
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
