@@ -112,6 +112,7 @@ def test_training_killed_in_mid_epoch_ends_in_the_same_weights(packed, built, tm
 def test_a_run_goes_on_with_two_processes_where_one_was_killed(packed, built, tmp_path):
     how = ["--store", str(built.path), "--score", "dyn_unc", "--out", str(tmp_path / "run")]
     how += ["--epochs", "3", "--batch-size", "16", "--checkpoint-steps", "2", "--json"]
+    how += ["--precision", "bf16", "--schedule", "cosine", "--evaluate-every", "2"]
     script = str(ROOT / "tools/train_subset.py")
     killed_after([sys.executable, script, *how], (tmp_path / "run/checkpoint.pt").exists)
     result = json.loads(run(*TWO_CPUS, script, *how).splitlines()[-1])

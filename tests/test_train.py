@@ -1,9 +1,13 @@
 import json
+import os
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 import shardsieve as ss
 from shardsieve import scores
@@ -13,7 +17,7 @@ from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
 from shardsieve.train.encoder import load_encoder
 from shardsieve.train.images import augment
-from shardsieve.train.loop import Trainer
+from shardsieve.train.loop import Trainer, make_loader
 from shardsieve.train.nets import light, load_model, resnet18
 from shardsieve.train.runfolder import RunFolder
 from shardsieve.train.seeding import draw_seeds, score_seeds, with_known_images
@@ -293,3 +297,62 @@ def test_built_in_nets_embed_what_they_classify():
         net = make(10).eval()
         assert net.features(images).shape == (2, dim)
         assert torch.allclose(net(images), net.classifier(net.features(images)))
+
+
+def damaged_store(folder, broken):
+    """A store of 40 random images, some of whose bytes are no image."""
+    generator = np.random.default_rng(0)
+    (folder / "img").mkdir()
+    for label in ("a", "b"):
+        (folder / "img" / label).mkdir()
+        for i in range(20):
+            path = folder / "img" / label / f"{i:02d}.png"
+            Image.fromarray(generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(path)
+    made = pack(folder / "img", folder / "shards", samples_per_shard=10)[0]
+    store = ss.index(made.pattern, folder / "s.zarr")
+    for sample_id in broken:
+        shard, position = divmod(sample_id, store.rows_per_shard)
+        offset, length = store.ranges[shard, position].tolist()
+        data = bytearray(Path(store.urls[shard]).read_bytes())
+        at = data.index(b"\x89PNG", offset, offset + length)
+        data[at : at + 4] = b"oops"
+        stat = Path(store.urls[shard]).stat()
+        Path(store.urls[shard]).write_bytes(data)
+        os.utime(store.urls[shard], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    return ss.open_store(folder / "s.zarr")
+
+
+def test_unreadable_images_are_named_counted_and_limited(tmp_path, caplog):
+    store = damaged_store(tmp_path, broken := [1, 66])
+    key = store.keys(0)[1]
+    network, accelerator = light(2), Accelerator()
+    with pytest.raises(ss.UnreadableSampleError, match=rf"sample {key} of shard .*train-000000"):
+        embed(store, network, name="strict", accelerator=accelerator)
+    with pytest.raises(ss.UnreadableSampleError, match="more than 1 samples cannot be read"):
+        embed(store, network, name="one", max_unreadable=1, accelerator=accelerator)
+    embed(store, network, name="two", max_unreadable=2, accelerator=accelerator)
+    missing = ~np.isfinite(store.embedding("two")).all(axis=1)
+    assert store.ids()[missing].tolist() == broken
+    assert f"cannot decode sample {key}" in caplog.text
+    config = TrainConfig(epochs=3, batch_size=8, max_unreadable=9)
+    how = {"folder": tmp_path / "run", "window": 3, "accelerator": accelerator}
+    with pytest.raises(ValueError, match="window=3"):
+        score_seeds(store, store.ids(), replace(config, epochs=3), **how)
+    result = score_seeds(store, store.ids(), replace(config, epochs=4), **how)
+    assert result["unreadable"] == 2
+    assert store.ids()[np.isnan(store.score("seed_el2n"))].tolist() == broken
+    with pytest.raises(ss.MissingScoreError, match="2 of 40 are not scored"):
+        ss.select(store, score="seed_el2n", keep_fraction=0.5)
+    kept = ss.select(store, score="seed_el2n", keep_fraction=0.95, drop_missing=True)
+    assert kept.ids().tolist() == sorted(set(store.ids().tolist()) - set(broken))
+    with pytest.raises(ss.MissingScoreError, match="more than the 38 samples"):
+        ss.select(store, score="seed_el2n", keep_fraction=1.0, drop_missing=True)
+
+
+def test_unreadable_samples_are_counted_over_workers(tmp_path):
+    store = damaged_store(tmp_path, [1, 66])
+    keep = ss.select(store, keep_fraction=1.0)
+    config = TrainConfig(batch_size=8, max_unreadable=5, workers=2, size=8, channels=3)
+    loader, _ = make_loader(store, keep, config)
+    assert sum(len(batch.ids) for batch in loader) == 38
+    assert loader.dataset.unreadable == [1, 66]

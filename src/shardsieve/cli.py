@@ -32,6 +32,8 @@ Channels = Annotated[int | None, typer.Option(help="3 or 1; the first image's if
 Precision = Annotated[str, typer.Option(help="no, bf16 or fp16")]
 Workers = Annotated[int, typer.Option(help="Loader processes per process.")]
 Seed = Annotated[int, typer.Option(help="Seed of every draw.")]
+Unreadable = Annotated[int, typer.Option(help="Samples to skip if they cannot be read.")]
+DropMissing = Annotated[bool, typer.Option(help="Never keep samples without a score.")]
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:
@@ -94,6 +96,7 @@ def select_command(
     rule: str = "top",
     seed: Seed = 0,
     threshold: Annotated[float | None, typer.Option()] = None,
+    drop_missing: DropMissing = False,
     out: Annotated[Path | None, typer.Option(help="Write the kept ids, one a line.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -104,7 +107,12 @@ def select_command(
         "rule": rule,
         "seed": seed,
     }
-    _show(showing.kept_per_class(store, {**chosen, "threshold": threshold}, out), as_json)
+    _show(
+        showing.kept_per_class(
+            store, {**chosen, "threshold": threshold, "drop_missing": drop_missing}, out
+        ),
+        as_json,
+    )
 
 
 @app.command()
@@ -122,6 +130,7 @@ def score(
     size: Size = None,
     channels: Channels = None,
     precision: Precision = "no",
+    max_unreadable: Unreadable = 0,
     workers: Workers = 0,
     seed: Seed = 0,
     run_folder: Annotated[Path | None, typer.Option(help="STORE.runs/seed by default")] = None,
@@ -130,7 +139,8 @@ def score(
     """Train on a seed subset and store its scores; goes on where it was stopped."""
     how: dict[str, Any] = {"model": model, "epochs": epochs, "batch_size": batch_size}
     how |= {"learning_rate": learning_rate, "augment": augment, "size": size, "channels": channels}
-    config = TrainConfig(**how, precision=precision, workers=workers, seed=seed)
+    how |= {"precision": precision, "max_unreadable": max_unreadable, "workers": workers}
+    config = TrainConfig(**how, seed=seed)
     draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class, "window": window}
     _show(
         training.score_store(store, config, **draw, clean_pass=clean_pass, folder=run_folder),
@@ -149,6 +159,7 @@ def embed(
     size: Size = None,
     channels: Channels = None,
     batch_size: BatchSize = 256,
+    max_unreadable: Unreadable = 0,
     precision: Precision = "no",
     as_json: Json = False,
 ) -> None:
@@ -156,7 +167,13 @@ def embed(
     how: dict[str, Any] = {"size": size, "channels": channels, "batch_size": batch_size}
     _show(
         training.embed_store(
-            store, model=model, weights=weights, name=name, precision=precision, **how
+            store,
+            model=model,
+            weights=weights,
+            name=name,
+            max_unreadable=max_unreadable,
+            precision=precision,
+            **how,
         ),
         as_json,
     )
@@ -169,6 +186,7 @@ def train(
     keep_fraction: float = 0.5,
     score: Annotated[str | None, typer.Option()] = None,
     rule: str = "top",
+    drop_missing: DropMissing = False,
     test: Annotated[Path | None, typer.Option(help="Store to evaluate on.")] = None,
     model: Model = "light",
     epochs: int = 20,
@@ -181,6 +199,7 @@ def train(
     size: Size = None,
     channels: Channels = None,
     precision: Precision = "no",
+    max_unreadable: Unreadable = 0,
     workers: Workers = 0,
     seed: Seed = 0,
     evaluate_every: Annotated[int, typer.Option(help="0: at the end only")] = 0,
@@ -191,13 +210,14 @@ def train(
     how: dict[str, Any] = {"model": model, "epochs": epochs, "batch_size": batch_size}
     how |= {"learning_rate": learning_rate, "augment": augment, "size": size, "channels": channels}
     how |= {"schedule": schedule, "weight_decay": weight_decay, "label_smoothing": label_smoothing}
-    config = TrainConfig(**how, precision=precision, workers=workers, seed=seed)
+    how |= {"precision": precision, "max_unreadable": max_unreadable, "workers": workers}
+    config = TrainConfig(**how, seed=seed)
     kept: dict[str, Any] = {"keep_fraction": keep_fraction, "score": score, "rule": rule}
     result = training.train_store(
         store,
         config,
         out=out,
-        rule={**kept, "seed": seed},
+        rule={**kept, "seed": seed, "drop_missing": drop_missing},
         test=test,
         evaluate_every=evaluate_every,
         checkpoint_steps=checkpoint_steps,
@@ -247,6 +267,7 @@ def build(
     size: Size = None,
     channels: Channels = None,
     precision: Precision = "no",
+    max_unreadable: Unreadable = 0,
     workers: Workers = 0,
     seed: Seed = 0,
     as_json: Json = False,
@@ -254,7 +275,8 @@ def build(
     """Index, score, embed and extrapolate in one go; goes on where it was stopped."""
     how: dict[str, Any] = {"model": model, "epochs": epochs, "batch_size": batch_size}
     how |= {"learning_rate": learning_rate, "augment": augment, "size": size, "channels": channels}
-    config = TrainConfig(**how, precision=precision, workers=workers, seed=seed)
+    how |= {"precision": precision, "max_unreadable": max_unreadable, "workers": workers}
+    config = TrainConfig(**how, seed=seed)
     draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class, "window": window}
     result = building.build_store(
         urls, store, config, **draw, clean_pass=clean_pass, label_member=label_member, k=k

@@ -80,6 +80,7 @@ def select(
     seed: int = 0,
     threshold: float | None = None,
     embedding: str | None = None,
+    drop_missing: bool = False,
 ) -> KeepSet:
     """Return the keep set that a rule chooses.
 
@@ -91,6 +92,8 @@ def select(
             embeddings and labels); `threshold` (scores at or above `threshold`).
         seed: For `random`.
         threshold: For `threshold`.
+        drop_missing: Treat samples without a score as the lowest instead of refusing; none of
+            them is ever kept.
         embedding: For `moderate`; may be left out when the store has just one.
 
     Raises:
@@ -100,7 +103,7 @@ def select(
     if rule not in RULES:
         raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
     if rule == "threshold":
-        rows = _above(_scores(store, score), threshold)
+        rows = _above(_scores(store, score, drop_missing), threshold)
     else:
         if keep_fraction is None:
             raise ValueError(f"keep_fraction must be given for rule {rule!r}, got None")
@@ -110,25 +113,40 @@ def select(
         elif rule == "moderate":
             rows = keep_moderate(_embedding(store, embedding), store.labels(), keep_fraction)
         elif rule == "stratified":
-            rows = keep_stratified(_scores(store, score), store.labels(), keep_fraction)
+            rows = keep_stratified(
+                _scores(store, score, drop_missing), store.labels(), keep_fraction
+            )
         else:
-            rows = keep_top(_scores(store, score), keep_fraction)
+            rows = keep_top(_scores(store, score, drop_missing), keep_fraction)
+    if drop_missing and score is not None:
+        _refuse_unscored(store, score, rows)
     return KeepSet.from_ids(store, store.ids()[rows])
 
 
-def _scores(store: Store, name: str | None) -> NDArray[np.float32]:
+def _scores(store: Store, name: str | None, drop_missing: bool) -> NDArray[np.float32]:
     if name is None:
         known = ", ".join(store.scores) or "none yet"
         raise MissingScoreError(f"score must name a stored score ({known}), got None")
     values = store.score(name)
     missing = np.flatnonzero(~np.isfinite(values))
+    if len(missing) and drop_missing:
+        return np.where(np.isfinite(values), values, np.finfo(np.float32).min)
     if len(missing):
         raise MissingScoreError(
             f"score {name!r} must be finite, got {values[missing[0]]} for sample id "
             f"{store.ids()[missing[0]]} ({len(missing)} of {len(values)} are not scored); "
-            "run `shardsieve extrapolate` first"
+            "run `shardsieve extrapolate` first, or drop them with drop_missing"
         )
     return values
+
+
+def _refuse_unscored(store: Store, name: str, rows: NDArray[np.int64]) -> None:
+    scored = np.isfinite(store.score(name))
+    if not scored[rows].all():
+        raise MissingScoreError(
+            f"keep_fraction must not ask for more than the {int(scored.sum())} samples with a "
+            f"score {name!r}, got {len(rows)}; keep less or extrapolate first"
+        )
 
 
 def _above(values: NDArray[np.float32], threshold: float | None) -> NDArray[np.int64]:

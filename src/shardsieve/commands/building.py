@@ -38,7 +38,9 @@ def build_store(
     result["score"] = score_store(
         path, config, **draw, window=window, clean_pass=clean_pass, folder=None
     )
-    result["embed"] = embed_store(path, model=None, name="seed")
+    result["embed"] = embed_store(
+        path, model=None, name="seed", max_unreadable=config.max_unreadable
+    )
     if accelerator.is_main_process:
         result["extrapolate"] = {
             name: extrapolate_score(path, f"seed_{name}", name, "seed", k=k) for name in SCORES

@@ -71,7 +71,8 @@ def extrapolate_score(
     make = _maker(method, k, weights, seed)
     store = open_store(path)
     values, points = store.score(score), _points(store, embedding)
-    is_seed = np.isfinite(values)
+    readable = np.isfinite(points).all(axis=1)
+    is_seed, rest = np.isfinite(values) & readable, ~np.isfinite(values) & readable
     if not is_seed.any():
         raise MissingScoreError(f"score {score!r} has no scored sample; run `shardsieve score`")
     seeds = points[is_seed]
@@ -79,7 +80,7 @@ def extrapolate_score(
     model = make()
     model.fit(seeds, values[is_seed])
     predicted = values.copy()
-    predicted[~is_seed] = model.predict(points[~is_seed])
+    predicted[rest] = model.predict(points[rest])
     made = {
         "definition": f"{method}({score})",
         "source": score,
@@ -90,7 +91,8 @@ def extrapolate_score(
         "of": store.provenance(score),
     }
     store.put_score(name, predicted, provenance=made)
-    counts = {"seeds": int(is_seed.sum()), "predicted": int((~is_seed).sum())}
+    counts = {"seeds": int(is_seed.sum()), "predicted": int(rest.sum())}
+    counts["without_embedding"] = int((~readable).sum())
     return {"score": name, **counts, **quality.to_dict()}
 
 

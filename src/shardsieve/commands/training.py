@@ -57,6 +57,7 @@ def embed_store(
     size: int | None = None,
     channels: int | None = None,
     batch_size: int = 256,
+    max_unreadable: int = 0,
     precision: str = "no",
 ) -> dict[str, Any]:
     """Embed every sample with the seed run's network, or with another one."""
@@ -73,6 +74,7 @@ def embed_store(
             size=size or encoder.size,
             channels=channels or encoder.channels,
             batch_size=batch_size,
+            max_unreadable=max_unreadable,
             accelerator=accelerator,
             progress=progress,
         )

@@ -1,18 +1,23 @@
 """`ShardDataset`: map-style access to samples by id, reading just their byte ranges."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from shardsieve._errors import UnreadableSampleError
+from shardsieve._errors import CorruptShardError, ShardsieveError, UnreadableSampleError
 from shardsieve.io.local import LocalReader
+from shardsieve.loaders.shared import SharedIds
 from shardsieve.plan import PADDING
 from shardsieve.shards.tar import parse_sample
 from shardsieve.store.store import Store
 
 Sample = dict[str, Any]
+
+_LOG = logging.getLogger("shardsieve")
+_SKIPPED = object()
 
 
 class ShardDataset(Dataset[Any]):
@@ -23,7 +28,7 @@ class ShardDataset(Dataset[Any]):
     is what `decode(dictionary)` returns.
 
     `__getitems__` reads a batch in file order, shard by shard, and returns it in the asked order;
-    `PADDING` ids are left out.
+    `PADDING` ids are left out, and with `on_error="skip"` samples that cannot be read.
     """
 
     def __init__(
@@ -32,15 +37,34 @@ class ShardDataset(Dataset[Any]):
         decode: Callable[[Sample], Any] | None = None,
         *,
         score: str | None = None,
+        on_error: str = "raise",
+        max_unreadable: int = 100,
     ) -> None:
+        """Open nothing yet: files are opened where they are read.
+
+        Args:
+            store: An open store.
+            decode: Turns a raw dictionary into a sample.
+            score: Name of a stored score for `__score__`.
+            on_error: `raise`, or `skip` samples that cannot be read or decoded, with a warning.
+            max_unreadable: Most samples to skip, over all workers of this loader.
+        """
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
         self.store, self.decode = store, decode
         self._ranges = store.ranges
         self._keys: dict[int, list[str]] = {}
         self._scores = store.score(score) if score else None
         self._reader = LocalReader()
+        self._skipped = SharedIds(max_unreadable if on_error == "skip" else 0)
 
     def __len__(self) -> int:
         return len(self.store)
+
+    @property
+    def unreadable(self) -> list[int]:
+        """Ids of the samples skipped so far, over all workers of this loader, ascending."""
+        return self._skipped.ids()
 
     @property
     def total_dataset_length(self) -> int:
@@ -56,15 +80,29 @@ class ShardDataset(Dataset[Any]):
 
         Raises:
             CorruptShardError: If a shard is not what was indexed.
-            UnreadableSampleError: If `decode` fails, naming shard and key.
+            UnreadableSampleError: If `decode` fails, naming shard and key; with `on_error="skip"`
+                once more than `max_unreadable` samples cannot be read.
         """
         wanted = np.asarray([i for i in ids if i != PADDING], dtype=np.int64)
         shards, positions = np.divmod(wanted, self.store.rows_per_shard)
         order = np.lexsort((positions, shards))
         samples: list[Any] = [None] * len(wanted)
         for row in order.tolist():
-            samples[row] = self._read(int(shards[row]), int(positions[row]))
-        return samples
+            try:
+                samples[row] = self._read(int(shards[row]), int(positions[row]))
+            except (UnreadableSampleError, CorruptShardError) as error:
+                self._skip(int(wanted[row]), error)
+                samples[row] = _SKIPPED
+        return [sample for sample in samples if sample is not _SKIPPED]
+
+    def _skip(self, sample_id: int, error: ShardsieveError) -> None:
+        if self._skipped.most == 0:
+            raise error
+        if not self._skipped.add(sample_id):
+            raise UnreadableSampleError(
+                f"more than {self._skipped.most} samples cannot be read, the last one: {error}"
+            ) from error
+        _LOG.warning("skipped: %s", error)
 
     def _read(self, shard: int, position: int) -> Any:
         url, sample_id = self.store.urls[shard], shard * self.store.rows_per_shard + position

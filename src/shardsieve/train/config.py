@@ -29,6 +29,7 @@ class TrainConfig:
         precision: `no`, `bf16` or `fp16`.
         shuffle_window: Shards shuffled together.
         seed: Of weights, order and augmentation.
+        max_unreadable: Samples to skip when they cannot be read; one more stops the run.
         workers: Loader processes per rank; decides nothing but speed.
     """
 
@@ -46,10 +47,16 @@ class TrainConfig:
     precision: str = "no"
     shuffle_window: int = 16
     seed: int = 0
+    max_unreadable: int = 0
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 2), ("workers", 0)):
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 2),
+            ("workers", 0),
+            ("max_unreadable", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         for name, known in (
@@ -67,7 +74,7 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings that decide the result, JSON-ready."""
         settings = asdict(self)
-        del settings["workers"]
+        del settings["workers"], settings["max_unreadable"]
         return settings
 
     def rate(self, progress: float) -> float:

@@ -9,11 +9,12 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import nn
 
-from shardsieve._errors import StoreMismatchError
+from shardsieve._errors import StoreMismatchError, UnreadableSampleError
 from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.store.layout import told_about_disk
 from shardsieve.store.store import Store
 from shardsieve.train.images import ImageDecoder, collate, fixed_size
+from shardsieve.train.loop import readable
 from shardsieve.train.nets import embed_batch
 
 Half = NDArray[np.float16]
@@ -35,6 +36,7 @@ def embed(
     size: int | None = None,
     channels: int | None = None,
     batch_size: int = 256,
+    max_unreadable: int = 0,
     accelerator: Accelerator,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
@@ -49,6 +51,7 @@ def embed(
         name: Of the embedding.
         size: Pixels per side; None takes the first sample's.
         channels: 3 or 1; None likewise.
+        max_unreadable: Images to skip when they cannot be read; their rows stay NaN.
         batch_size: Images per forward pass.
         accelerator: From `make_accelerator`.
         progress: Called with (shards done, shards in all) of this rank.
@@ -62,10 +65,11 @@ def embed(
     """
     guessed = fixed_size(store)
     size, channels = size or guessed[0], channels or guessed[1]
-    pass_ = _Pass(store, network, ImageDecoder(size, channels), batch_size, accelerator.device)
+    data = readable(store, ImageDecoder(size, channels), max_unreadable)
+    pass_ = _Pass(data, network, batch_size, accelerator.device)
     made = f"{weights_fingerprint(network)} at {size} pixels"
     if accelerator.is_main_process and name not in store.embeddings:
-        dim = pass_.rows(store.ids()[:1]).shape[1]
+        dim = pass_.dim(size, channels)
         store.embedding_array(name, dim).attrs["weights"] = made
     accelerator.wait_for_everyone()
     array = store.embedding_array(name)
@@ -95,21 +99,35 @@ class _Pass:
 
     def __init__(
         self,
-        store: Store,
+        data: ShardDataset,
         network: nn.Module,
-        decoder: ImageDecoder,
         batch_size: int,
         device: torch.device,
     ) -> None:
-        self.data, self.batch_size, self.device = ShardDataset(store, decoder), batch_size, device
+        self.data, self.batch_size, self.device = data, batch_size, device
         self.network = network.to(device).eval()
 
     @torch.inference_mode()
+    def dim(self, size: int, channels: int) -> int:
+        """Return d, from a forward pass over nothing in particular."""
+        blank = torch.zeros((1, channels, size, size), device=self.device)
+        return int(embed_batch(self.network, blank).shape[1])
+
+    @torch.inference_mode()
     def rows(self, ids: NDArray[np.int64]) -> Half:
-        """Return the embeddings of these samples, float16 (n, d)."""
-        blocks = []
+        """Return the embeddings of these ascending ids, float16 (n, d), NaN where unreadable."""
+        table: Half | None = None
         for start in range(0, len(ids), self.batch_size):
             samples = self.data.__getitems__(ids[start : start + self.batch_size].tolist())
-            images = collate(samples).images.to(self.device)
-            blocks.append(embed_batch(self.network, images).half().cpu().numpy())
-        return np.concatenate(blocks)
+            if not samples:
+                continue
+            batch = collate(samples)
+            block = embed_batch(self.network, batch.images.to(self.device)).half().cpu().numpy()
+            if table is None:
+                table = np.full((len(ids), block.shape[1]), np.nan, dtype=np.float16)
+            table[np.searchsorted(ids, batch.ids.numpy())] = block
+        if table is None:
+            raise UnreadableSampleError(
+                f"no image of the shard with sample id {ids[0]} can be read; check the shards"
+            )
+        return table

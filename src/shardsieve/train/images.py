@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import pad
 
-from shardsieve._errors import ShardsieveError
+from shardsieve._errors import ShardsieveError, UnreadableSampleError
 from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.store.store import Store
 
@@ -70,6 +70,8 @@ class ImageDecoder:
 
 def collate(samples: list[Decoded]) -> Batch:
     """Return the batch of decoded samples."""
+    if not samples:
+        raise UnreadableSampleError("no sample of a whole batch can be read; check the shards")
     images, labels, ids = zip(*samples, strict=True)
     return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(ids, dtype=torch.int64))
 

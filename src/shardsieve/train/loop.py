@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -88,6 +89,7 @@ class Trainer:
             nesterov=config.momentum > 0,
         )
         plain, self.sampler = make_loader(store, keep, config)
+        self.dataset: Any = plain.dataset
         prepared = accelerator.prepare(model, optimizer, plain)
         self.model, self.optimizer, self.loader = prepared
         self.loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
@@ -98,6 +100,10 @@ class Trainer:
         """The bare model."""
         bare: nn.Module = self.accelerator.unwrap_model(self.model)
         return bare
+
+    def unreadable(self) -> int:
+        """Return how many samples were skipped since this start, over all ranks."""
+        return len(set(gather_object(self.dataset.unreadable)))
 
     def epochs(
         self, recorder: Recorder | None = None, progress: Progress | None = None
@@ -199,7 +205,7 @@ def make_loader(
     window = 0 if in_order else config.shuffle_window
     sampler = PrunedShardSampler(store, keep_set=keep, seed=config.seed, window=window)
     loader: DataLoader[Any] = DataLoader(
-        ShardDataset(store, ImageDecoder(config.size, config.channels or 3)),
+        readable(store, ImageDecoder(config.size, config.channels or 3), config.max_unreadable),
         sampler=sampler,
         batch_size=config.batch_size,
         num_workers=config.workers,
@@ -207,6 +213,12 @@ def make_loader(
         persistent_workers=config.workers > 0,
     )
     return loader, sampler
+
+
+def readable(store: Store, decoder: ImageDecoder, max_unreadable: int) -> ShardDataset:
+    """Return decoded samples that skip up to so many unreadable ones."""
+    on_error = "skip" if max_unreadable else "raise"
+    return ShardDataset(store, decoder, on_error=on_error, max_unreadable=max_unreadable)
 
 
 def set_epoch(loader: Any, sampler: PrunedShardSampler, epoch: int) -> None:

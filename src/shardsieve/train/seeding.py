@@ -99,6 +99,8 @@ def score_seeds(
         ShardsieveError: If labels are missing or the folder holds another run.
         ValueError: If there are too few epochs for the window.
     """
+    if window < 3:
+        raise ValueError(f"window must be at least 3 for TDDS, got {window}; 10 is usual")
     if config.epochs <= window:
         raise ValueError(
             f"epochs must be more than window={window}, got {config.epochs}; train longer or "
@@ -172,19 +174,28 @@ def _watch(model: nn.Module, loader: Any, recorder: Recorder) -> None:
 def _result(trainer: Trainer, seeds: int) -> dict[str, Any]:
     done = trainer.done
     seconds = {"seconds": round(done.seconds, 3), "bytes": done.nbytes}
-    return {"steps": done.steps, "samples": done.samples, **seconds, "seeds": seeds}
+    unreadable = trainer.unreadable()
+    return {
+        "steps": done.steps,
+        "samples": done.samples,
+        **seconds,
+        "seeds": seeds,
+        "unreadable": unreadable,
+    }
 
 
 def _put_scores(
     store: Store, run: str, recorder: Recorder, window: int, made: dict[str, Any]
 ) -> None:
+    # A sample that could not be read in some epoch has no score.
+    seen = np.isfinite(recorder.signal("p_true")).all(axis=0)
     scores = {
-        "dyn_unc": dynamic_uncertainty(recorder.signal("p_true"), window),
-        "tdds": tdds_from_divergence(recorder.signal("divergence")[1:], window),
-        "el2n": recorder.signal("el2n").astype(np.float64).mean(axis=0),
+        "dyn_unc": dynamic_uncertainty(recorder.signal("p_true")[:, seen], window),
+        "tdds": tdds_from_divergence(recorder.signal("divergence")[1:, seen], window),
+        "el2n": recorder.signal("el2n")[:, seen].astype(np.float64).mean(axis=0),
     }
     for name, measured in scores.items():
         values = np.full(len(store), math.nan)
-        values[store.rows(recorder.ids)] = measured
+        values[store.rows(recorder.ids[seen])] = measured
         how = {"definition": f"{name}(window={window})", **made, "measured": True}
         store.put_score(f"{run}_{name}", values, provenance=how)

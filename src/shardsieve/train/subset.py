@@ -113,6 +113,7 @@ def _result(trainer: Trainer, tester: _Tester, num_samples: int) -> dict[str, An
         "epochs": done.epoch,
         "steps": done.steps,
         "samples": done.samples,
+        "unreadable": trainer.unreadable(),
         "processes": trainer.accelerator.num_processes,
         "phases": {
             "train": {"seconds": round(done.seconds, 3), "bytes": done.nbytes},
