@@ -137,8 +137,8 @@ def test_a_sample_that_cannot_be_decoded_is_named(store):
 
 def test_a_loader_reads_only_the_bytes_of_kept_samples(store, monkeypatch):
     data, read = ss.ShardDataset(store), []
-    whole = data._reader.read
-    monkeypatch.setattr(data._reader, "read", lambda u, o, n: read.append(n) or whole(u, o, n))
+    whole = data.reader.read
+    monkeypatch.setattr(data.reader, "read", lambda u, o, n: read.append(n) or whole(u, o, n))
     sampler = ss.PrunedShardSampler(store, keep_fraction=0.5, score="up")
     list(DataLoader(data, sampler=sampler, batch_size=4, collate_fn=list))
     shard, position = divmod(sampler.keep_set.ids(), store.rows_per_shard)

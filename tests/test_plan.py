@@ -69,25 +69,22 @@ def test_pad_covers_all_and_drop_loses_less_than_a_step(total, batch, world, tai
 
 @given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 7))
 def test_uneven_gives_each_sample_once_and_no_rank_an_empty_step(total, batch, world):
-    if total < world:
-        with pytest.raises(ValueError, match="at least one sample per rank"):
-            Steps(total, batch, world)
-        return
-    if batch == 1 and total % world:
-        with pytest.raises(ValueError, match="batch_size must be at least 2"):
-            Steps(total, batch, world)
-        return
     steps = Steps(total, batch, world)
-    seen = []
+    seen, repeats = [], 0
     for step in range(len(steps)):
-        sizes = []
-        for rank in range(world):
-            start, stop = steps.share(step, rank)
+        shares = [steps.share(step, rank) for rank in range(world)]
+        sizes = [steps.size(step, rank) for rank in range(world)]
+        for start, stop in shares:
             seen += range(start, stop)
-            sizes.append(stop - start)
+        repeats += sum(sizes) - sum(stop - start for start, stop in shares)
         assert 1 <= min(sizes) <= max(sizes) <= batch
         assert max(sizes) - min(sizes) <= 1
     assert seen == list(range(total))
+    lends = batch > 1 and total >= world
+    assert repeats == (0 if lends else -total % world)
+    for rank in range(world):
+        handed = sum(steps.size(step, rank) for step in range(len(steps) - 1))
+        assert steps.rank_length(rank) >= handed
 
 
 @pytest.mark.parametrize(

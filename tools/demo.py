@@ -48,7 +48,8 @@ def main() -> None:
         epochs=options.epochs, batch_size=options.batch_size, size=options.size, augment="crop"
     )
     train, test, packed = shards(options.data, out)
-    built = build_store([train], out / "train.zarr", config, seed_fraction=SEED_FRACTION)
+    scoring = replace(config, epochs=options.seed_epochs or config.epochs)
+    built = build_store([train], out / "train.zarr", scoring, seed_fraction=SEED_FRACTION)
     make_index([test], out / "test.zarr", "cls")
     stores = open_store(out / "train.zarr"), open_store(out / "test.zarr", mode="r")
     measured = measure_everything(stores[0], config, out)
@@ -59,6 +60,7 @@ def main() -> None:
         "data": str(options.data),
         "pack": packed,
         "seed_fraction": SEED_FRACTION,
+        "epochs": {"seeds": scoring.epochs, "full": config.epochs},
         "scoring": {"seeds": cost(built["score"]), "everything": cost(measured)},
         "held_out_over_seeds": built["extrapolate"][SCORE],
         "extrapolated_against_full_run": measure(truth, guess).to_dict(),
@@ -79,6 +81,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("out", nargs="?", type=Path, default=Path("demo-out"), metavar="OUTDIR")
     parser.add_argument("--data", default="digits", help="digits, fashion-mnist or a folder")
     parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--seed-epochs", type=int, help="of the seed run; as --epochs if none")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3, help="trainings per row")
     parser.add_argument("--size", type=int, default=None, help="pixels per side")

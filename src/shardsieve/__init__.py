@@ -11,6 +11,7 @@ from shardsieve._errors import (
 )
 from shardsieve.keepset import KeepSet, select
 from shardsieve.loaders.dataset import ShardDataset
+from shardsieve.loaders.prune import prune
 from shardsieve.loaders.sampler import PrunedShardSampler
 from shardsieve.plan import World
 from shardsieve.selection import keep_moderate, keep_random, keep_stratified, keep_top, num_kept
@@ -37,6 +38,7 @@ __all__ = [
     "keep_top",
     "num_kept",
     "open_store",
+    "prune",
     "scores",
     "select",
 ]

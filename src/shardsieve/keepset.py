@@ -52,6 +52,14 @@ class KeepSet:
         shard, position = np.nonzero(np.unpackbits(self.bits, axis=1))
         return (shard * self.rows_per_shard + position).astype(np.int64)
 
+    def ids_at(self, shard: NDArray[np.int64], ordinal: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the ids of these kept samples, counted within their shards: int64, same shape."""
+        position = np.empty_like(ordinal)
+        for one in np.unique(shard):
+            rows = shard == one
+            position[rows] = self.positions(int(one))[ordinal[rows]]
+        return shard * self.rows_per_shard + position
+
     @property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that stand for the kept ids."""

@@ -91,7 +91,9 @@ class Steps:
         batch_size: Samples per rank and step, at least 1.
         world_size: Ranks.
         tail: `uneven` (each sample once; the last batches are shorter, sizes differ by at most
-            one), `pad` (the last rows of the highest ranks repeat samples) or `drop`.
+            one), `pad` (the last rows of the highest ranks repeat samples) or `drop`. Where an
+            uneven step has fewer samples than ranks and none before it can lend (batches of one,
+            or the end of a resumed epoch), each rank without a sample repeats one.
     """
 
     total: int
@@ -104,16 +106,6 @@ class Steps:
             raise ValueError(f"tail must be one of {', '.join(TAILS)}, got {self.tail!r}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.tail == "uneven" and 0 < self.total < self.world_size:
-            raise ValueError(
-                f"the keep set must have at least one sample per rank, got {self.total} "
-                f"for {self.world_size} ranks; keep more samples or use tail='pad'"
-            )
-        if self.tail == "uneven" and self.batch_size == 1 and self.total % self.world_size:
-            raise ValueError(
-                f"batch_size must be at least 2 for {self.total} samples on {self.world_size} "
-                "ranks in equal steps, got 1; or use tail='pad' or 'drop'"
-            )
 
     @property
     def global_batch(self) -> int:
@@ -130,7 +122,8 @@ class Steps:
         start, stop = step * self.global_batch, (step + 1) * self.global_batch
         # A last step with fewer samples than ranks borrows from the one before it.
         last, rest = len(self) - 1, self.total % self.global_batch
-        borrowed = max(self.world_size - rest, 0) if rest and self.tail == "uneven" else 0
+        lends = self.tail == "uneven" and self.batch_size > 1 and last > 0
+        borrowed = max(self.world_size - rest, 0) if rest and lends else 0
         if step == last and borrowed:
             start -= borrowed
         elif step == last - 1 and borrowed:
@@ -138,7 +131,7 @@ class Steps:
         return start, min(stop, self.total)
 
     def share(self, step: int, rank: int) -> tuple[int, int]:
-        """Return the places `[start, stop)` of one rank in one step, padding left out."""
+        """Return the places `[start, stop)` of one rank in one step, repeats left out."""
         start, stop = self.bounds(step)
         size = stop - start
         if self.tail == "pad":
@@ -146,7 +139,14 @@ class Steps:
             return begin, min(begin + self.batch_size, stop)
         each, more = divmod(size, self.world_size)
         begin = start + rank * each + min(rank, more)
+        if size and each == 0 and rank >= more:
+            return start, start
         return begin, begin + each + (rank < more)
+
+    def size(self, step: int, rank: int) -> int:
+        """Return the samples of one rank in one step; a rank without one repeats one."""
+        start, stop = self.share(step, rank)
+        return max(stop - start, 1) if self.tail == "uneven" else stop - start
 
     def rank_length(self, rank: int) -> int:
         """Return how many ids one rank hands out: whole batches, and what its last one holds.
@@ -155,5 +155,5 @@ class Steps:
         """
         if len(self) == 0 or self.tail != "uneven":
             return len(self) * self.batch_size
-        start, stop = self.share(len(self) - 1, rank)
-        return (len(self) - 1) * self.batch_size + stop - start
+        last = len(self) - 1
+        return last * self.batch_size + self.size(last, rank)

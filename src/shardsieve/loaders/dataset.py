@@ -55,7 +55,7 @@ class ShardDataset(Dataset[Any]):
         self._ranges = store.ranges
         self._keys: dict[int, list[str]] = {}
         self._scores = store.score(score) if score else None
-        self._reader = LocalReader()
+        self.reader = LocalReader()
         self._skipped = SharedIds(max_unreadable if on_error == "skip" else 0)
 
     def __len__(self) -> int:
@@ -111,7 +111,7 @@ class ShardDataset(Dataset[Any]):
             raise IndexError(f"sample id must name a sample of {self.store.path}, got {sample_id}")
         if shard not in self._keys:
             self._keys[shard] = self.store.keys(shard)
-        raw = self._reader.read(url, offset, length)
+        raw = self.reader.read(url, offset, length)
         sample = parse_sample(raw, self._keys[shard][position], url)
         sample["__id__"], sample["__weight__"] = sample_id, 1.0
         if self._scores is not None:

@@ -1,6 +1,5 @@
 """`PrunedShardSampler`: the kept sample ids of an epoch, in shard-aware order."""
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -156,13 +155,8 @@ class PrunedShardSampler(Sampler[int]):
 
     def _order(self, start: int) -> Iterator[NDArray[np.int64]]:
         order = EpochOrder(self.keep_set.counts, self.seed, self.epoch, self.window)
-        stride = self.store.rows_per_shard
         for shard, ordinal in order.windows(start):
-            position = np.empty_like(ordinal)
-            for one in np.unique(shard):
-                rows = shard == one
-                position[rows] = self.keep_set.positions(int(one))[ordinal[rows]]
-            yield shard * stride + position
+            yield self.keep_set.ids_at(shard, ordinal)
 
     def _by_step(self, steps: Steps) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Yield (step, ids of all ranks in that step)."""
@@ -198,6 +192,7 @@ class PrunedShardSampler(Sampler[int]):
             offset = steps.bounds(step)[0]
             for rank in ranks:
                 begin, end = steps.share(step, rank)
+                end = begin + steps.size(step, rank) if self.tail == "uneven" else end
                 missing = steps.batch_size - (end - begin)
                 repeated = first if self.tail == "pad" else np.array([PADDING])
                 yield [
@@ -207,5 +202,6 @@ class PrunedShardSampler(Sampler[int]):
             self._yielded += len(ids)
 
     def _plan_name(self) -> str:
-        digest = hashlib.blake2b(self.keep_set.bits.tobytes(), digest_size=8).hexdigest()
-        return f"{self.store.fingerprint}/{digest}/seed{self.seed}/window{self.window}"
+        return (
+            f"{self.store.fingerprint}/{self.keep_set.digest}/seed{self.seed}/window{self.window}"
+        )

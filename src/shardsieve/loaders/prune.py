@@ -1,0 +1,37 @@
+"""`prune`: one call around a loader that somebody already has."""
+
+from typing import Any
+
+from torch.utils.data import DataLoader
+from webdataset import DataPipeline
+
+from shardsieve.loaders.webdataset import prune_loader, prune_pipeline
+from shardsieve.store.store import Store
+
+
+def prune(loader: Any, store: Store, **options: Any) -> Any:
+    """Return a loader like the given one that reads only the kept samples.
+
+    Args:
+        loader: A `wds.WebDataset` or `wds.DataPipeline`; a `wds.WebLoader` or torch `DataLoader`
+            over one; or an `ffcv.loader.Loader`.
+        store: The store of its shards.
+        options: `keep_fraction`, `score`, `rule` or `keep_set`, `seed`, and those of
+            `prune_pipeline` or of `shardsieve.loaders.ffcv.prune_loader`.
+
+    Returns:
+        A new loader of the same kind with `set_epoch`, `state_dict` and `load_state_dict`; the
+        given one is left as it was.
+
+    Raises:
+        ShardsieveError: If something in the given loader cannot be kept, with the way out.
+        TypeError: If it is none of the above.
+    """
+    if isinstance(loader, DataPipeline) and not isinstance(loader.pipeline[0], DataLoader):
+        return prune_pipeline(loader, store, **options)
+    if isinstance(loader, (DataLoader, DataPipeline)):
+        return prune_loader(loader, store, **options)
+    raise TypeError(
+        f"loader must be a webdataset pipeline, a loader over one, or an FFCV Loader, "
+        f"got {type(loader).__name__}"
+    )

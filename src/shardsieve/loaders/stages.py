@@ -1,0 +1,133 @@
+"""What the stages of a webdataset pipeline do: which of them pruning replaces, and which refuse."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import DataLoader
+from webdataset import cache, compat, filters, shardlists, tariterators
+
+from shardsieve._errors import ShardsieveError
+
+_SPLITTERS = (shardlists.split_by_node, shardlists.single_node_only, shardlists.split_by_worker)
+Handler = Callable[[Exception], bool]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the source stages of a pipeline were asked to do.
+
+    Attributes:
+        urls: Shards, in the pipeline's order.
+        shuffled: Whether shards were shuffled.
+        local_paths: Whether samples carry `__local_path__`.
+        handler: Of errors.
+        select_files: Predicate on member names, or None.
+        rest: The stages that stay.
+    """
+
+    urls: list[str]
+    shuffled: bool
+    local_paths: bool
+    handler: Handler
+    select_files: Callable[[str], bool] | None
+    rest: list[Any]
+
+
+def source_of(stages: list[Any]) -> Source:
+    """Read the source stages; see docs/design.md for what is replaced.
+
+    Raises:
+        ShardsieveError: If a stage would silently be lost, naming it and the way out.
+    """
+    flat = _flattened(stages)
+    urls, shuffled, local_paths = _urls(flat[0]), False, False
+    for place, stage in enumerate(flat[1:], start=1):
+        if isinstance(stage, (cache.StreamingOpen, cache.FileCache)):
+            local_paths = True
+        elif _calls(stage, filters._shuffle) or isinstance(stage, filters.detshuffle):
+            shuffled = shuffled or _buffer(stage) > 0
+        elif _calls(stage, tariterators.tar_file_expander):
+            handler, select_files = _reading(stage)
+        elif _calls(stage, tariterators.group_by_keys):
+            rest = flat[place + 1 :]
+            break
+        elif _calls(stage, tariterators.tarfile_samples):
+            handler, select_files = _reading(stage)
+            rest = flat[place + 1 :]
+            break
+        elif stage not in _SPLITTERS:
+            raise ShardsieveError(
+                f"stage {place} of the pipeline, {stage}, stands before the tar reader, which is "
+                "replaced; remove it, or move it behind"
+            )
+    else:
+        raise ShardsieveError("the pipeline must read tars (tarfile_to_samples), got no such stage")
+    if rest and rest[0] is compat.check_empty:
+        rest = rest[1:]  # a worker may have no batch to read
+    return Source(urls, shuffled, local_paths, handler, select_files, rest)
+
+
+def batch_size_of(stages: list[Any]) -> tuple[int | None, bool]:
+    """Return (batch size, whether a smaller last batch is kept) of the first `batched` stage."""
+    for stage in stages:
+        if _calls(stage, filters._batched):
+            size = stage.args[0] if stage.args else stage.kw.get("batchsize", 20)
+            partial = stage.args[2] if len(stage.args) > 2 else stage.kw.get("partial", True)
+            return int(size), bool(partial)
+    return None, True
+
+
+def _flattened(stages: list[Any]) -> list[Any]:
+    if stages and isinstance(stages[0], list) and all(isinstance(s, dict) for s in stages[0]):
+        return stages
+    flat: list[Any] = []
+    for stage in stages:
+        flat.extend(_flattened(stage) if isinstance(stage, list) else [stage])
+    return flat
+
+
+def _urls(stage: Any) -> list[str]:
+    if isinstance(stage, shardlists.SimpleShardList):
+        urls = [str(url) for url in stage.urls]
+    elif isinstance(stage, list) and all(isinstance(item, dict) for item in stage):
+        urls = [str(item["url"]) for item in stage]
+    elif isinstance(stage, shardlists.ResampledShards):
+        raise ShardsieveError(
+            "a resampled pipeline draws shards with replacement, so no epoch is defined; build it "
+            "with resampled=False: a pruned pipeline shuffles by itself"
+        )
+    elif isinstance(stage, DataLoader):
+        raise ShardsieveError("prune the pipeline inside the DataLoader, or the loader as a whole")
+    else:
+        raise ShardsieveError(
+            f"the pipeline must begin with a list of shards, got {type(stage).__name__}; "
+            "give webdataset the shards by name"
+        )
+    for url in urls:
+        if url.startswith("pipe:"):
+            raise ShardsieveError(
+                f"{url} has no byte ranges; name the file or object itself, such as s3://..."
+            )
+    return urls
+
+
+def _reading(stage: Any) -> tuple[Handler, Callable[[str], bool] | None]:
+    names = ("handler", "select_files", "rename_files")
+    given = {**dict(zip(names, stage.args, strict=False)), **stage.kw}
+    if given.get("rename_files") is not None:
+        raise ShardsieveError(
+            "rename_files changes which members form a sample, and the store knows their own "
+            "names; rename fields behind the reader with .rename() or .map()"
+        )
+    return given.get("handler", filters.reraise_exception), given.get("select_files")
+
+
+def _buffer(stage: Any) -> int:
+    size = stage.bufsize if isinstance(stage, filters.detshuffle) else (*stage.args, 1000)[0]
+    return int(stage.kw.get("bufsize", size) if hasattr(stage, "kw") else size)
+
+
+def _calls(stage: Any, function: Any) -> bool:
+    found = getattr(stage, "f", None)
+    return found is function or getattr(found, "f", None) is function

@@ -1,0 +1,267 @@
+"""`prune` around real webdataset pipelines."""
+
+import functools
+import io
+import json
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+import webdataset as wds
+from tars import write_shards
+
+import shardsieve as ss
+
+# webdataset leaves its files to the garbage collector.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+SIZES = [9, 1, 14, 6]
+
+
+@pytest.fixture
+def urls(tmp_path):
+    return [str(path) for path in write_shards(tmp_path / "d", SIZES)]
+
+
+@pytest.fixture
+def store(urls, tmp_path):
+    store = ss.index(urls, tmp_path / "s.zarr")
+    store.put_score("up", range(30))
+    return store
+
+
+def pipeline_of(urls, **options):
+    return wds.WebDataset(urls, shardshuffle=False, **options)
+
+
+def without_ours(sample):
+    return {k: v for k, v in sample.items() if k not in ("__id__", "__weight__", "__score__")}
+
+
+def write_dialect(path, dialect):
+    """A tar with long names, dots, directories, metadata and missing members."""
+    long = "deep/" * 30 + "name" * 20
+    files = [("a/b.c/d.e.f", b"1"), ("a/b.c/d.CLS", b"2"), ("plain.cls", b"3")]
+    files += [(f"{long}.cls", b"4"), (f"{long}.txt", b""), ("__meta__.txt", b"no")]
+    files += [("nodot", b"no"), ("x/__skip__/y.cls", b"5"), ("__top__/z.cls", b"no")]
+    files += [("last.jpg", bytes(range(256)) * 9), ("last.json", b"{}"), ("ümlaut.cls", b"6")]
+    with tarfile.open(path, "w", format=dialect) as tar:
+        folder = tarfile.TarInfo("a")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name, data in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        link = tarfile.TarInfo("link.cls")
+        link.type, link.linkname = tarfile.SYMTYPE, "plain.cls"
+        tar.addfile(link)
+    return str(path)
+
+
+@pytest.mark.parametrize("dialect", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_at_keep_fraction_one_samples_are_webdatasets_own(tmp_path, dialect):
+    urls = [write_dialect(tmp_path / f"{i}.tar", dialect) for i in range(2)]
+    store = ss.index(urls, tmp_path / "s.zarr")
+    theirs = list(pipeline_of(urls))
+    ours = list(ss.prune(pipeline_of(urls), store))
+    assert len(theirs) == 14
+    assert [without_ours(sample) for sample in ours] == theirs
+    assert [sample["__id__"] for sample in ours] == store.ids().tolist()
+
+
+def test_a_hand_made_pipeline_is_pruned_too(urls, store):
+    stages = [wds.SimpleShardList(urls), [wds.split_by_worker, [wds.tarfile_to_samples()]]]
+    made = wds.DataPipeline(*stages[:1], *stages[1][:1], wds.tarfile_to_samples())
+    nested = wds.DataPipeline(stages[0], stages[1])
+    nested.pipeline = [stages[0], stages[1]]
+    assert "__local_path__" not in next(iter(made))
+    theirs = list(made)
+    for pipeline in (made, nested):
+        assert [without_ours(s) for s in ss.prune(pipeline, store)] == theirs
+
+
+def test_only_kept_samples_come_and_later_stages_stay(urls, store):
+    def halve(samples):
+        for number, sample in enumerate(samples):
+            if number % 2 == 0:
+                yield sample
+
+    pipeline = pipeline_of(urls).decode().map(lambda s: {**s, "seen": True}).compose(halve)
+    before = len(pipeline.pipeline)
+    pruned = ss.prune(pipeline, store, keep_fraction=0.5, score="up")
+    samples = list(pruned)
+    assert [s["__id__"] for s in samples] == store.ids()[15::2].tolist()
+    assert [s["__score__"] for s in samples] == [float(i) for i in range(15, 30, 2)]
+    assert all(s["seen"] and isinstance(s["cls"], int) for s in samples)
+    assert len(pipeline.pipeline) == before
+    assert isinstance(pruned, wds.WebDataset)
+
+
+def test_some_of_the_shards_are_enough(urls, store):
+    pruned = ss.prune(pipeline_of(urls[1:3]), store, keep_fraction=0.9, score="up")
+    assert [s["__url__"] for s in pruned] == urls[1:2] * 1 + urls[2:3] * 14
+    with pytest.raises(ss.StoreMismatchError, match=r"shard /nowhere/x\.tar .* is not in"):
+        ss.prune(pipeline_of(["/nowhere/x.tar"]), store)
+
+
+def ids_of(batches):
+    return [sample["__id__"] for batch in batches for sample in batch]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_and_workers_share_the_kept_samples(urls, store, world, workers):
+    kept, steps = [], set()
+    alone = ss.prune(pipeline_of(urls), store, keep_fraction=0.7, score="up", seed=3, window=2)
+    for rank in range(world):
+        pipeline = pipeline_of(urls).batched(4, collation_fn=None)
+        pruned = ss.prune(
+            pipeline,
+            store,
+            keep_fraction=0.7,
+            score="up",
+            seed=3,
+            window=2,
+            world=ss.World(rank, world),
+        )
+        batches = list(wds.WebLoader(pruned, batch_size=None, num_workers=workers))
+        assert len(batches) == len(pruned)
+        steps.add(len(batches))
+        kept.append(ids_of(batches))
+    assert len(steps) == 1
+    assert sorted(sum(kept, [])) == store.ids()[9:].tolist()  # noqa: RUF017
+    if world == 1:
+        assert kept[0] == [sample["__id__"] for sample in alone]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_without_batches_are_shared_too(urls, store, workers):
+    seen = []
+    for rank in range(2):
+        pruned = ss.prune(pipeline_of(urls), store, world=ss.World(rank, 2))
+        loader = torch.utils.data.DataLoader(pruned, batch_size=None, num_workers=workers)
+        mine = [sample["__id__"] for sample in loader]
+        assert len(mine) == len(pruned) == 15
+        seen += mine
+    assert sorted(seen) == store.ids().tolist()
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_epochs_differ_also_in_running_workers(urls, store, persistent):
+    pipeline = wds.WebDataset(urls, shardshuffle=2).batched(5, collation_fn=None)
+    pruned = ss.prune(pipeline, store, seed=1)
+    loader = torch.utils.data.DataLoader(
+        pruned, batch_size=None, num_workers=2, persistent_workers=persistent
+    )
+    orders = []
+    for epoch in (0, 1, 2):
+        pruned.set_epoch(epoch)
+        orders.append(ids_of(loader))
+    assert len({tuple(order) for order in orders}) == 3
+    assert all(sorted(order) == store.ids().tolist() for order in orders)
+    pruned.set_epoch(1)
+    assert ids_of(loader) == orders[1]
+
+
+def test_with_epoch_goes_on_to_the_next_epochs_order(urls, store):
+    pruned = ss.prune(pipeline_of(urls).with_epoch(75), store, seed=1, window=4)
+    ids = [sample["__id__"] for sample in pruned]
+    assert len(ids) == len(pruned) == 75
+    assert sorted(ids[:30]) == sorted(ids[30:60]) == store.ids().tolist()
+    assert ids[:30] != ids[30:60]
+    other = ss.prune(pipeline_of(urls), store, seed=1, window=4)
+    other.set_epoch(1)
+    assert ids[30:60] == [sample["__id__"] for sample in other]
+
+
+def test_a_state_goes_on_at_every_position_on_another_world(urls, store):
+    make = functools.partial(ss.prune, store=store, seed=1, window=4)
+    whole = [sample["__id__"] for sample in make(pipeline_of(urls))]
+    for done in range(31):
+        first = make(pipeline_of(urls))
+        state = json.loads(json.dumps(first.state_dict(samples_done=done)))
+        rest = []
+        for rank in range(3):
+            one = make(pipeline_of(urls), world=ss.World(rank, 3))
+            one.load_state_dict(state)
+            rest += [sample["__id__"] for sample in one]
+        assert sorted(rest) == sorted(whole[done:])
+    with pytest.raises(ss.StoreMismatchError, match="seed and window of then"):
+        make(pipeline_of(urls), seed=2).load_state_dict(state)
+
+
+def test_loaders_over_pipelines_are_pruned_as_a_whole(urls, store):
+    plain = torch.utils.data.DataLoader(pipeline_of(urls), batch_size=4, collate_fn=list)
+    pruned = ss.prune(plain, store, keep_fraction=0.5, score="up")
+    assert type(pruned) is torch.utils.data.DataLoader
+    assert ids_of(pruned) == store.ids()[15:].tolist()
+    assert len(list(plain)) == 8
+    web = wds.WebLoader(pipeline_of(urls), batch_size=None, num_workers=2)
+    web = web.batched(4, collation_fn=None)
+    assert sorted(ids_of(ss.prune(web, store, keep_fraction=0.5, score="up"))) == ids_of(pruned)
+
+
+def test_select_files_is_honoured(urls, store):
+    def only_labels(name):
+        return name.endswith(".cls") and not name.startswith("02")
+
+    theirs = list(pipeline_of(urls, select_files=only_labels))
+    ours = list(ss.prune(pipeline_of(urls, select_files=only_labels), store))
+    assert 0 < len(theirs) < 30
+    assert [without_ours(s) for s in ours] == theirs
+
+
+def test_a_pruned_pipeline_pickles(urls, store):
+    pruned = ss.prune(pipeline_of(urls).to_tuple("__key__"), store, keep_fraction=0.5, score="up")
+    again = pickle.loads(pickle.dumps(pruned))
+    assert list(again) == list(pruned)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda urls: pipeline_of(urls, resampled=True), "resampled=False"),
+        (lambda urls: pipeline_of("pipe:cat x.tar"), "has no byte ranges"),
+        (lambda urls: pipeline_of(urls, rename_files=str.lower), "rename_files"),
+        (
+            lambda urls: wds.DataPipeline(
+                wds.SimpleShardList(urls), lambda src: src, wds.tarfile_to_samples()
+            ),
+            "stands before the tar reader",
+        ),
+        (lambda urls: wds.DataPipeline(wds.SimpleShardList(urls)), "must read tars"),
+        (lambda urls: pipeline_of([urls[0], urls[0]]), "names a shard twice"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(urls, store, make, message):
+    with pytest.raises(ss.ShardsieveError, match=message):
+        ss.prune(make(urls), store)
+
+
+def test_other_loaders_are_refused(store):
+    with pytest.raises(TypeError, match="must be a webdataset pipeline"):
+        ss.prune([1, 2], store)
+    with pytest.raises(TypeError, match="use PrunedShardSampler"):
+        ss.prune(torch.utils.data.DataLoader(np.arange(3)), store)
+
+
+def test_the_handler_decides_about_damage(urls, store):
+    shard = 2
+    offset = int(store.ranges[shard, 3, 0])
+    with open(urls[shard], "r+b") as file:  # noqa: PTH123
+        file.seek(offset)
+        file.write(b"damage" * 80)
+    with pytest.raises(ss.CorruptShardError, match="s-002"):
+        list(ss.prune(pipeline_of(urls), store))
+    caught = []
+    handler = lambda error: caught.append(str(error)) or True  # noqa: E731
+    left = list(ss.prune(pipeline_of(urls, handler=handler), store))
+    assert len(left) == 29
+    assert len(caught) == 1
+    assert "s-002" in caught[0]
