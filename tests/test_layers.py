@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "io": {"_errors"},
     "store": {"_errors", "shards", "io"},
     "keepset": DATA,
-    "pack": CORE | {"shards"},
+    "pack": DATA,
     "loaders": DATA | {"keepset", "plan"},
     "train": DATA | {"keepset", "loaders", "scores"},
     "report": DATA | CORE | {"keepset", "loaders", "extrapolate", "train"},

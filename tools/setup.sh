@@ -29,18 +29,26 @@ install_system_libraries() {
     say "installing the libraries that ffcv compiles against (apt-get)"
     export DEBIAN_FRONTEND=noninteractive
     { apt-get update -qq && apt-get install -y -qq g++ pkg-config libopencv-dev \
-        libturbojpeg0-dev dataset-fashion-mnist; } >/dev/null 2>&1 ||
-        { say "no ffcv: apt-get failed; install libopencv-dev libturbojpeg0-dev by hand"; return 1; }
+        libturbojpeg0-dev dataset-fashion-mnist; } >"$venv/apt.log" 2>&1 || {
+        tail -n 5 "$venv/apt.log" >&2
+        die "no ffcv: apt-get failed as above; install libopencv-dev libturbojpeg0-dev by hand"
+    }
 }
 
 install_ffcv() {
     install_system_libraries || return 0
     say "compiling ffcv"
-    # Its metadata asks for packages it does not need here; what it imports is named instead.
+    # Its metadata asks for opencv-python, whose GUI libraries servers lack, and for what only its
+    # own benchmarks import; what it needs is named instead. setuptools brings distutils.
     "$venv/bin/pip" install -q -c constraints.txt setuptools wheel numba opencv-python-headless \
-        tqdm psutil terminaltables pytorch-pfn-extras fastargs assertpy 2>/dev/null || true
-    "$venv/bin/pip" install -q --no-deps ffcv==1.0.2 >"$venv/ffcv.log" 2>&1 ||
-        say "no ffcv: it did not compile, see $venv/ffcv.log"
+        tqdm pytorch-pfn-extras ||
+        die "no ffcv: pip could not install what it imports, see above"
+    "$venv/bin/pip" install -q -c constraints.txt --no-deps ffcv >"$venv/ffcv.log" 2>&1 || {
+        tail -n 20 "$venv/ffcv.log" >&2
+        die "no ffcv: it did not compile, see above and $venv/ffcv.log"
+    }
+    "$venv/bin/python" -c 'import ffcv.fields, ffcv.loader, ffcv.transforms, ffcv.writer' ||
+        die "ffcv is installed but cannot be imported, see above"
 }
 
 python=$(find_python)

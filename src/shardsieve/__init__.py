@@ -16,6 +16,7 @@ from shardsieve.loaders.sampler import PrunedShardSampler
 from shardsieve.plan import World
 from shardsieve.selection import keep_moderate, keep_random, keep_stratified, keep_top, num_kept
 from shardsieve.store.create import index
+from shardsieve.store.realign import realign
 from shardsieve.store.store import Store, open_store
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "num_kept",
     "open_store",
     "prune",
+    "realign",
     "scores",
     "select",
 ]

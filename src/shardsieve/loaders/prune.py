@@ -5,6 +5,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 from webdataset import DataPipeline
 
+from shardsieve.loaders.ffcv import prune_loader as prune_ffcv
 from shardsieve.loaders.webdataset import prune_loader, prune_pipeline
 from shardsieve.store.store import Store
 
@@ -31,6 +32,8 @@ def prune(loader: Any, store: Store, **options: Any) -> Any:
         return prune_pipeline(loader, store, **options)
     if isinstance(loader, (DataLoader, DataPipeline)):
         return prune_loader(loader, store, **options)
+    if type(loader).__module__.startswith("ffcv."):
+        return prune_ffcv(loader, store, **options)
     raise TypeError(
         f"loader must be a webdataset pipeline, a loader over one, or an FFCV Loader, "
         f"got {type(loader).__name__}"

@@ -73,14 +73,14 @@ def pack(
     folder = Path(out)
     total = sum(len(split.labels) for split in splits)
     before, packed = 0, []
-    with _told(folder):
+    with told_about_folder(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for split in splits:
             shown = _after(before, total, progress)
             limits = (samples_per_shard or len(split.labels), bytes_per_shard or 1 << 62)
             packed.append(_pack_split(split, folder, limits, seed, shown, overwrite))
             before += len(split.labels)
-        with _replaced(folder / "classes.json") as file:
+        with replaced(folder / "classes.json") as file:
             file.write(json.dumps(list(splits[0].classes)).encode())
     return packed
 
@@ -105,7 +105,7 @@ def _pack_split(
     done = 0
     while done < len(order):
         path = folder / f"{split.name}-{len(paths):06d}.tar"
-        with _replaced(path) as file:
+        with replaced(path) as file:
             done = _write_shard(file, split, order, done, limits)
         paths.append(path)
         shown(done)
@@ -134,7 +134,7 @@ def _write_shard(
     while place < len(order) and place - first < limits[0]:
         suffix, image = split.read(order[place])
         label = str(int(split.labels[order[place]])).encode()
-        sample = _member(f"{place:08d}.{suffix}", image) + _member(f"{place:08d}.cls", label)
+        sample = tar_member(f"{place:08d}.{suffix}", image) + tar_member(f"{place:08d}.cls", label)
         if written and written + len(sample) > limits[1]:
             break
         file.write(sample)
@@ -143,14 +143,16 @@ def _write_shard(
     return place
 
 
-def _member(name: str, data: bytes) -> bytes:
+def tar_member(name: str, data: bytes) -> bytes:
+    """Return one regular file of a tar: header, content, padding."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
     return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % BLOCK)
 
 
 @contextmanager
-def _replaced(path: Path) -> Iterator[io.BufferedWriter]:
+def replaced(path: Path) -> Iterator[io.BufferedWriter]:
+    """Give a temporary file that becomes `path` when the block ends without an error."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with temporary.open("wb") as file:
@@ -161,7 +163,8 @@ def _replaced(path: Path) -> Iterator[io.BufferedWriter]:
 
 
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
+def told_about_folder(folder: Path) -> Iterator[None]:
+    """Turn an `OSError` of a write into one line with the cure."""
     try:
         yield
     except OSError as error:

@@ -3,8 +3,8 @@
 import json
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from shardsieve._errors import CorruptShardError, StoreMismatchError
 from shardsieve.io.local import mapped
-from shardsieve.shards.fingerprint import cheap_fingerprint, index_fingerprint, table_fingerprint
+from shardsieve.shards.fingerprint import cheap_fingerprint, index_fingerprint
 from shardsieve.shards.names import expand_urls
 from shardsieve.shards.tar import SampleTable, sample_table
+from shardsieve.store.create_beton import beton_blocks, check_beton, is_beton
+from shardsieve.store.indexed import IndexedShard
 from shardsieve.store.layout import (
     FORMAT_VERSION,
     make_array,
@@ -25,24 +27,6 @@ from shardsieve.store.layout import (
 from shardsieve.store.store import Store, open_store
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class IndexedShard:
-    """What the index keeps of one shard."""
-
-    keys: list[str]
-    offset: NDArray[np.int64]
-    length: NDArray[np.int64]
-    label: NDArray[np.int32]
-    suffixes: list[str]
-    nbytes: int
-    fingerprint: str
-
-    @property
-    def table(self) -> str:
-        """Exact fingerprint: digest of the sample table."""
-        return table_fingerprint(self.keys, self.offset, self.length)
 
 
 def index(
@@ -59,8 +43,10 @@ def index(
 
     Args:
         urls: Brace pattern, glob, `.txt` list, or several of them; order defines the sample ids.
+            Or one FFCV `.beton`, whose sample ids are its rows.
         store: Folder to make.
-        label_member: Suffix of the member that holds the label as a decimal number.
+        label_member: Suffix of the member that holds the label as a decimal number; of a `.beton`
+            an integer field (left out: `label`, or the only integer field).
         progress: Called with (shards done, shards in all).
 
     Raises:
@@ -69,6 +55,11 @@ def index(
     shards, target = expand_urls(urls), Path(store)
     if target.exists():
         return _existing(target, shards)
+    if is_beton(shards):
+        blocks, attributes = beton_blocks(shards[0], label_member)
+        with replaced_folder(target) as folder:
+            _write(folder, shards * len(blocks), blocks, attributes)
+        return open_store(target)
     partial = target.with_name(f".{target.name}.indexing")
     with told_about_disk(target):
         partial.mkdir(parents=True, exist_ok=True)
@@ -137,7 +128,12 @@ def _resumed(partial: Path, number: int, url: str) -> IndexedShard | None:
     )
 
 
-def _write(folder: Path, urls: list[str], shards: list[IndexedShard]) -> None:
+def _write(
+    folder: Path,
+    urls: list[str],
+    shards: list[IndexedShard],
+    attributes: dict[str, Any] | None = None,
+) -> None:
     group = zarr.open_group(str(folder), mode="w", zarr_format=3)
     samples = np.array([len(s.keys) for s in shards], dtype=np.int64)
     shape = (len(shards), rows_per_shard(int(samples.max())))
@@ -163,6 +159,7 @@ def _write(folder: Path, urls: list[str], shards: list[IndexedShard]) -> None:
             "rows_per_shard": shape[1],
             "members": sorted({name for shard in shards for name in shard.suffixes}),
             "fingerprint": index_fingerprint(tables),
+            **(attributes or {}),
             # Last, so that a group with a version is a whole store.
             "format_version": FORMAT_VERSION,
         }
@@ -178,6 +175,8 @@ def _write_strings(group: zarr.Group, name: str, values: NDArray[np.object_]) ->
 def _existing(target: Path, shards: list[str]) -> Store:
     store = open_store(target)
     wanted = [str(Path(url).absolute()) for url in shards]
+    if store.kind == "ffcv":
+        wanted *= store.num_shards
     if store.urls != wanted:
         other = next((a for a in wanted if a not in store.urls), f"{len(wanted)} shards")
         raise StoreMismatchError(
@@ -194,6 +193,9 @@ def check(store: Store, *, progress: Progress | None = None) -> None:
         StoreMismatchError: If a shard's table differs, naming the first such shard.
         CorruptShardError: If a shard is damaged.
     """
+    if store.kind == "ffcv":
+        check_beton(store)
+        return
     for number, (url, want) in enumerate(
         zip(store.urls, store.group["shard/table"][:], strict=True)  # type: ignore[index,arg-type]
     ):

@@ -1,0 +1,321 @@
+"""`prune_loader`: an existing FFCV loader that reads kept samples only. FFCV is not changed."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import ArrayLike, NDArray
+
+from shardsieve._errors import MissingDependencyError, StoreMismatchError
+from shardsieve.keepset import KeepSet, select
+from shardsieve.loaders.ffcv_order import LoaderOrder
+from shardsieve.loaders.pages import default_window, page_order
+from shardsieve.plan import TAILS, Steps, World
+from shardsieve.shards.fingerprint import cheap_fingerprint
+from shardsieve.store.store import Store
+
+ORDERS = ("loader", "pages")
+NO_FFCV = (
+    "FFCV is not installed; run `apt-get install g++ pkg-config libopencv-dev libturbojpeg0-dev` "
+    "and `pip install 'shardsieve[ffcv]'`, or tools/setup.sh"
+)
+
+
+class Batch(tuple[Any, ...]):
+    """The fields of one FFCV batch, in FFCV's order, with what shardsieve knows about the samples.
+
+    `images, labels = batch` works as with FFCV. The tensors are FFCV's: they are reused some
+    batches later, copy what you keep.
+
+    Attributes:
+        ids: int64 (b,), sample ids: FFCV rows.
+        weights: float32 (b,), loss weights; ones unless `set_keep_set` was given others.
+    """
+
+    ids: torch.Tensor
+    weights: torch.Tensor
+
+
+def prune_loader(
+    loader: Any,
+    store: Store,
+    *,
+    keep_fraction: float = 1.0,
+    score: str | None = None,
+    rule: str = "top",
+    keep_set: KeepSet | None = None,
+    weights: ArrayLike | None = None,
+    seed: int | None = None,
+    order: str = "loader",
+    window: int | None = None,
+    tail: str | None = None,
+    world: World | None = None,
+) -> "PrunedLoader":
+    """Return a loader that gives the batches of an existing `ffcv.loader.Loader` for kept samples.
+
+    Everything of the given loader stays: pipelines, custom fields, caching, threads, compiled code.
+    Its own `indices` are intersected with the keep set. A distributed loader's ranks read every
+    kept row once, in equally many steps.
+
+    Args:
+        loader: An `ffcv.loader.Loader`.
+        store: The store of its file.
+        keep_fraction: In `(0, 1]`.
+        score: Name of a stored score.
+        rule: As in `select`.
+        keep_set: Use this one instead of selecting.
+        weights: float (n,), a loss weight per sample of the store in id order; ones if left out.
+        seed: Of the order, and of `rule="random"`. Left out: the loader's own seed for its own
+            order, else 0.
+        order: `loader` (the order the loader itself would use for these rows: the same batches as
+            FFCV's `indices=`; QUASI_RANDOM has an order of its own, which is a function of the
+            epoch) or `pages` (few pages at a time, also for a distributed loader).
+        window: Pages shuffled together by `order="pages"`; 0 is file order. Left out: room for
+            2048 kept rows, at least 16 pages.
+        tail: As in `Steps`. Left out: `drop` where the loader has `drop_last`, else `uneven`.
+        world: Left out: the rank of `torch.distributed` for a distributed loader, else one rank.
+
+    Raises:
+        MissingDependencyError: If FFCV is not installed.
+        StoreMismatchError: If store, keep set and file do not belong together.
+        TypeError: If `loader` is no FFCV loader.
+        ValueError: If an argument is out of range.
+    """
+    _need_ffcv_loader(loader)
+    if order not in ORDERS:
+        raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
+    if tail is not None and tail not in TAILS:
+        raise ValueError(f"tail must be one of {', '.join(TAILS)}, got {tail!r}")
+    if window is not None and window < 0:
+        raise ValueError(f"window must be at least 0, got {window}")
+    _check_same_file(loader, store)
+    kept = keep_set or select(
+        store, keep_fraction=keep_fraction, score=score, rule=rule, seed=seed or 0
+    )
+    return PrunedLoader(
+        loader,
+        store,
+        kept,
+        weights=weights,
+        seed=_seed(loader, order) if seed is None else seed,
+        order=order,
+        window=window,
+        tail=tail or ("drop" if loader.drop_last else "uneven"),
+        world=world or _world(loader),
+    )
+
+
+class PrunedLoader:
+    """Iterates `Batch`es of kept samples; made by `prune_loader`.
+
+    Passes count epochs as FFCV does: each starts the next one unless `set_epoch` chose another.
+
+    Attributes:
+        loader: The FFCV loader behind it.
+        keep_set: What the next pass keeps, before it is intersected with the loader's indices.
+        epoch: Of the running pass, or of the next one before the first.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        store: Store,
+        keep_set: KeepSet,
+        *,
+        weights: ArrayLike | None,
+        seed: int,
+        order: str,
+        window: int | None,
+        tail: str,
+        world: World,
+    ) -> None:
+        self.loader, self.store, self.tail, self.world = loader, store, tail, world
+        self.seed, self.order, self.window = seed, order, window
+        self.epoch = 0
+        self._start = self._yielded = 0
+        self._begun = self._ended = False
+        # FFCV compiles per integer type of the ids.
+        self._dtype = np.asarray(loader.first_traversal_order).dtype
+        self._pages = store.ranges[..., 0].reshape(-1)[: len(store)] // _page_size(store)
+        self._own = LoaderOrder(loader, seed) if order == "loader" else None
+        self.set_keep_set(keep_set, weights=weights)
+
+    def set_keep_set(self, keep_set: KeepSet, *, weights: ArrayLike | None = None) -> None:
+        """Keep these samples from the next pass on; nothing is rebuilt or compiled.
+
+        Args:
+            keep_set: Of the same store.
+            weights: float (n,), a loss weight per sample of the store in id order.
+
+        Raises:
+            StoreMismatchError: If the keep set is another store's.
+        """
+        if keep_set.fingerprint != self.store.fingerprint:
+            raise StoreMismatchError(
+                "the keep set was made from another shard index\n"
+                f"  keep set: {keep_set.fingerprint}\n  store:    {self.store.fingerprint}"
+            )
+        values = None if weights is None else np.asarray(weights, dtype=np.float32)
+        if values is not None and values.shape != (len(self.store),):
+            raise ValueError(f"weights must have shape ({len(self.store)},), got {values.shape}")
+        self.keep_set, self._weights = keep_set, values
+        self._is_kept = np.zeros(len(self.store), dtype=bool)
+        self._is_kept[keep_set.ids()] = True
+        own = np.asarray(self.loader.indices)
+        self._kept = own[self._is_kept[own]]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass; it starts at its beginning unless just restored."""
+        if epoch != self.epoch or self._begun:
+            self.epoch, self._start, self._yielded = epoch, 0, 0
+        self._begun = self._ended = False
+
+    def __len__(self) -> int:
+        """Return the steps of the running pass, or of the next one when none is running."""
+        if self._ended:
+            return len(self._steps(self.epoch + 1, 0))
+        return len(self._steps(self.epoch, self._start))
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._begun:
+            self.epoch, self._start = self.epoch + 1, 0
+        self._begun, self._ended, self._yielded = True, False, 0
+        steps = self._steps(self.epoch, self._start)
+        return self._read(steps, self._batches(steps, self.rows(self.epoch)[self._start :]))
+
+    def rows(self, epoch: int) -> NDArray[np.generic]:
+        """Return the rows of one epoch over all ranks, in order: what FFCV calls sample order."""
+        if self._own is not None:
+            return self._own.rows(self._kept, self._is_kept, epoch).astype(self._dtype)
+        rows = self._kept.astype(np.int64)
+        pages = self._pages[rows]
+        window = self.window
+        if window is None:
+            window = default_window(len(rows), len(np.unique(pages)))
+        ordered = page_order(rows, pages, seed=self.seed, epoch=epoch, window=window)
+        return ordered.astype(self._dtype)
+
+    def state_dict(self, *, steps_done: int | None = None) -> dict[str, Any]:
+        """Return where the epoch stands, as JSON-ready numbers, the same on every rank.
+
+        Args:
+            steps_done: Steps that training finished in this pass; left out, the batches handed
+                out so far count as trained on.
+        """
+        done = self._yielded if steps_done is None else steps_done
+        steps = self._steps(self.epoch, self._start)
+        places = steps.bounds(done - 1)[1] if done else 0
+        return {
+            "plan": self._plan_name(),
+            "epoch": self.epoch,
+            "samples_done": self._start + places,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` stands, on any world size or batch size.
+
+        Raises:
+            StoreMismatchError: If the state belongs to another store, keep set, seed or order.
+        """
+        if state["plan"] != self._plan_name():
+            raise StoreMismatchError(
+                f"the loader's state belongs to another plan\n  state: {state['plan']}\n"
+                f"  loader: {self._plan_name()}\nuse the store, keep set, seed and order of then"
+            )
+        self.epoch, self._start = int(state["epoch"]), int(state["samples_done"])
+        self._yielded, self._begun, self._ended = 0, False, False
+
+    # Inside ---------------------------------------------------------------------------------
+
+    def _steps(self, epoch: int, start: int) -> Steps:
+        # A user's own order may draw another number of rows than there are.
+        drawn = self._own is not None and not self._own.is_ffcvs
+        total = len(self.rows(epoch)) if drawn else len(self._kept)
+        return Steps(max(total - start, 0), int(self.loader.batch_size), self.world.size, self.tail)
+
+    def _batches(self, steps: Steps, rows: NDArray[np.generic]) -> list[NDArray[np.generic]]:
+        """Return this rank's rows of every step."""
+        batches = []
+        for step in range(len(steps)):
+            begin, end = steps.share(step, self.world.rank)
+            own = rows[begin:end]
+            if self.tail == "pad" and len(own) < steps.batch_size:
+                filler = np.resize(rows[: steps.global_batch], steps.batch_size - len(own))
+                own = np.concatenate([own, filler])
+            batches.append(own)
+        return batches
+
+    def _read(self, steps: Steps, batches: list[NDArray[np.generic]]) -> Iterator[Batch]:
+        from shardsieve.loaders.ffcv_iterator import open_batches
+
+        if not batches:
+            self._ended = True
+            return
+        fields = open_batches(self.loader, batches)
+        try:
+            for rows, values in zip(batches, fields, strict=True):
+                self._yielded += 1
+                yield self._batch(rows, values)
+            self._ended = True
+        finally:
+            fields.close()
+
+    def _batch(self, rows: NDArray[np.generic], values: Sequence[Any]) -> Batch:
+        batch, ids = Batch(values), rows.astype(np.int64)
+        weights = np.ones(len(ids), np.float32) if self._weights is None else self._weights[ids]
+        batch.ids, batch.weights = torch.from_numpy(ids), torch.from_numpy(weights)
+        return batch
+
+    def _plan_name(self) -> str:
+        digest = hashlib.blake2b(self._kept.astype("<i8").tobytes(), digest_size=8).hexdigest()
+        how = f"{self.order}{'' if self.window is None else self.window}"
+        if self.order == "loader":
+            how = type(self.loader.traversal_order).__name__
+            # That order depends on the batch size.
+            how += str(self.loader.batch_size) if how == "QuasiRandom" else ""
+        return f"{self.store.fingerprint}/{digest}/seed{self.seed}/{how}"
+
+
+def _need_ffcv_loader(loader: Any) -> None:
+    try:
+        from ffcv.loader import Loader
+    except ImportError as error:
+        raise MissingDependencyError(NO_FFCV) from error
+    if not isinstance(loader, Loader):
+        raise TypeError(f"loader must be an ffcv.loader.Loader, got {type(loader).__name__}")
+
+
+def _check_same_file(loader: Any, store: Store) -> None:
+    if store.kind != "ffcv":
+        raise StoreMismatchError(
+            f"{store.path} is the store of tars, the loader reads {loader.reader.file_name}; "
+            "index the .beton and carry scores over with `realign`"
+        )
+    store.check_shards()
+    got, rows = cheap_fingerprint(str(loader.reader.file_name)), int(loader.reader.num_samples)
+    if rows != len(store) or got != cheap_fingerprint(store.urls[0]):
+        raise StoreMismatchError(
+            f"{store.path} was made from {store.urls[0]} ({len(store)} rows), the loader reads "
+            f"{loader.reader.file_name} ({rows} rows); index that file"
+        )
+
+
+def _page_size(store: Store) -> int:
+    return int(store.group.attrs["page_size"])  # type: ignore[arg-type]
+
+
+def _seed(loader: Any, order: str) -> int:
+    from ffcv.traversal_order import Random
+
+    # FFCV draws a seed per process when none is given, but for RANDOM: ranks would differ.
+    shared = not loader.distributed or isinstance(loader.traversal_order, Random)
+    return int(loader.seed) if shared and order == "loader" else 0
+
+
+def _world(loader: Any) -> World:
+    if loader.distributed and dist.is_available() and dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size())
+    return World()

@@ -1,0 +1,76 @@
+"""Make a store from an FFCV file: equal blocks of rows are its virtual shards."""
+
+from typing import Any
+
+import numpy as np
+
+from shardsieve._errors import ShardsieveError, StoreMismatchError
+from shardsieve.shards.beton import Beton, read_beton
+from shardsieve.shards.fingerprint import cheap_fingerprint
+from shardsieve.store.indexed import IndexedShard
+from shardsieve.store.store import Store
+
+BLOCK_ROWS = 4096
+"""Rows of a virtual shard; a multiple of 64, so that a sample id is the FFCV row."""
+
+
+def is_beton(shards: list[str]) -> bool:
+    """Say whether these shards are one FFCV file.
+
+    Raises:
+        ShardsieveError: If an FFCV file is named beside other shards.
+    """
+    found = [s for s in shards if s.endswith(".beton")]
+    if found and len(shards) > 1:
+        raise ShardsieveError(
+            f"a store holds one .beton, got {len(shards)} shards with {found[0]}; "
+            "make a store for each"
+        )
+    return bool(found)
+
+
+def beton_blocks(path: str, label_field: str | None) -> tuple[list[IndexedShard], dict[str, Any]]:
+    """Return the index entries of a file's virtual shards, and the store's extra attributes."""
+    fingerprint = cheap_fingerprint(path)
+    beton = read_beton(path)
+    labels, keys, ranges = beton.labels(_known(beton, label_field)), beton.keys(), beton.ranges
+    blocks = []
+    for first in range(0, len(beton), BLOCK_ROWS):
+        rows = slice(first, first + BLOCK_ROWS)
+        blocks.append(
+            IndexedShard(
+                keys=keys[rows],
+                offset=ranges[rows, 0],
+                length=ranges[rows, 1],
+                label=labels[rows],
+                suffixes=list(beton.names),
+                nbytes=int(ranges[rows, 1].sum()),
+                fingerprint=fingerprint,
+            )
+        )
+    return blocks, {"kind": "ffcv", "page_size": beton.page_size, "nbytes": beton.nbytes}
+
+
+def check_beton(store: Store) -> None:
+    """Read the tables again and compare every block with the index.
+
+    Raises:
+        StoreMismatchError: If a block differs, naming its rows.
+    """
+    blocks, _ = beton_blocks(store.urls[0], None)
+    want = np.asarray(store.group["shard/table"][:])  # type: ignore[index]
+    got = [block.table for block in blocks]
+    for number, table in enumerate(want.tolist()):
+        if number >= len(got) or got[number] != str(table):
+            first = number * store.rows_per_shard
+            raise StoreMismatchError(
+                f"{store.urls[0]} holds other samples than the index of {store.path} from row "
+                f"{first} on; index it again"
+            )
+    if len(got) > len(want):
+        raise StoreMismatchError(f"{store.urls[0]} has more rows than {store.path}; index it again")
+
+
+def _known(beton: Beton, field: str | None) -> str | None:
+    """Take tar's default member name for "not given", unless a field has that name."""
+    return None if field == "cls" and field not in beton.names else field

@@ -1,0 +1,59 @@
+"""Carry scores from one layout of a data set to another, by key."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardsieve._errors import StoreMismatchError
+from shardsieve.store.store import Store
+
+
+def realign(
+    store_from: Store, store_to: Store, *, scores: Sequence[str] | None = None
+) -> list[str]:
+    """Copy scores to the store of other shards of the same samples, and return their names.
+
+    Args:
+        store_from: Holds the scores; may hold samples that the other lacks.
+        store_to: Gets them.
+        scores: Names; all of them if left out.
+
+    Raises:
+        StoreMismatchError: If a key is ambiguous in either store, or one of `store_to` is missing
+            in `store_from`; nothing is written then.
+        MissingScoreError: If there is no score of a given name.
+    """
+    names = list(store_from.scores if scores is None else scores)
+    values = {name: store_from.score(name) for name in names}
+    rows = _rows_by_key(store_from, store_to)
+    for name in names:
+        made = {k: v for k, v in store_from.provenance(name).items() if k != "date"}
+        made["realigned_from"] = store_from.fingerprint
+        store_to.put_score(name, values[name][rows], provenance=made)
+    return names
+
+
+def _rows_by_key(store_from: Store, store_to: Store) -> NDArray[np.int64]:
+    """Return the row in `store_from` of every sample of `store_to`."""
+    places, wanted = _places(store_from), _places(store_to)
+    missing = [key for key in wanted if key not in places]
+    if missing:
+        raise StoreMismatchError(
+            f"{len(missing)} keys of {store_to.path} are not in {store_from.path}, the first is "
+            f"{missing[0]!r}; scores go to the same samples only"
+        )
+    return np.array([places[key] for key in wanted], dtype=np.int64)
+
+
+def _places(store: Store) -> dict[str, int]:
+    places: dict[str, int] = {}
+    for shard in range(store.num_shards):
+        for key in store.keys(shard):
+            if key in places:
+                raise StoreMismatchError(
+                    f"keys of {store.path} must be unique to carry scores, got {key!r} twice; "
+                    "give every sample its own name"
+                )
+            places[key] = len(places)
+    return places

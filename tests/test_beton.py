@@ -1,0 +1,257 @@
+"""The tables of a .beton, packing and carrying scores, against FFCV's own reader and writer."""
+
+import io
+
+import numpy as np
+import pytest
+from betons import PAGE, image, write_beton
+from ffcv.fields import BytesField, FloatField, IntField, JSONField, NDArrayField, RGBImageField
+from ffcv.loader import Loader, OrderOption
+from ffcv.reader import Reader
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from tars import by_webdataset, write_tar
+
+import shardsieve as ss
+from shardsieve.loaders.pages import default_window, estimate_reads, page_order, pages_per_batch
+from shardsieve.pack import pack
+from shardsieve.pack.beton import beton_to_tars, keep_rows, pack_beton
+from shardsieve.shards.beton import read_beton
+from shardsieve.store.create import check
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return write_beton(tmp_path_factory.mktemp("beton") / "train.beton", 300)
+
+
+class Mixed:
+    """Samples with a field of every kind that FFCV brings."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, row):
+        data = np.frombuffer(f"bytes {row}".encode() * (row + 1), np.uint8)
+        array = np.arange(5, dtype=np.int32) + row
+        return row / 2, image(row, 8 + row), {"row": row}, data, array, row % 7
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    fields = {
+        "real": FloatField(),
+        "image": RGBImageField(write_mode="proportion"),
+        "note": JSONField(),
+        "data": BytesField(),
+        "array": NDArrayField(np.dtype("int32"), (5,)),
+        "klass": IntField(),
+    }
+    path = tmp_path_factory.mktemp("mixed") / "mixed.beton"
+    return write_beton(path, data=Mixed(), fields=fields)
+
+
+def everything(path, rows=None):
+    """All fields of all rows as FFCV gives them, images left out where sizes differ."""
+    loader = Loader(
+        str(path),
+        batch_size=8,
+        num_workers=1,
+        drop_last=False,
+        order=OrderOption.SEQUENTIAL,
+        indices=rows,
+        pipelines={"image": None},
+    )
+    return [np.concatenate(part) for part in zip(*[[f.numpy().copy() for f in b] for b in loader])]
+
+
+def pixels(path):
+    loader = Loader(str(path), batch_size=16, num_workers=1, drop_last=False)
+    return [np.concatenate(part) for part in zip(*[[f.numpy().copy() for f in b] for b in loader])]
+
+
+def test_tables_are_those_that_ffcv_reads(mixed):
+    ours, theirs = read_beton(mixed), Reader(str(mixed))
+    assert ours.names == tuple(theirs.field_names)
+    np.testing.assert_array_equal(ours.metadata, theirs.metadata)
+    np.testing.assert_array_equal(ours.allocations, theirs.alloc_table)
+    assert ours.labels().tolist() == [row % 7 for row in range(40)]
+    for row, (offset, length) in enumerate(ours.ranges.tolist()):
+        own = theirs.alloc_table[theirs.alloc_table["sample_id"] == row]
+        assert offset == own["ptr"].min()
+        assert offset + length == (own["ptr"] + own["size"]).max()
+        assert offset // PAGE == (offset + length - 1) // PAGE
+
+
+def test_ids_are_rows_also_over_several_blocks(tmp_path):
+    class Numbers:
+        def __len__(self):
+            return 9000
+
+        def __getitem__(self, row):
+            return (row,)
+
+    path = write_beton(tmp_path / "n.beton", data=Numbers(), fields={"number": IntField()})
+    store = ss.index(path, tmp_path / "n.zarr")
+    assert store.num_shards == 3
+    np.testing.assert_array_equal(store.ids(), np.arange(9000))
+    np.testing.assert_array_equal(store.labels(), np.arange(9000))
+    check(store)
+    assert ss.index(path, tmp_path / "n.zarr").fingerprint == store.fingerprint
+
+
+def test_a_file_that_cannot_be_read_is_refused(path, mixed, tmp_path):
+    raw = bytearray(path.read_bytes())
+
+    def index(data, **how):
+        (tmp_path / "x.beton").write_bytes(data)
+        return ss.index(tmp_path / "x.beton", tmp_path / "x.zarr", **how)
+
+    for data, words in (
+        (b"hello", "not a .beton"),
+        (bytes(5000), "not a .beton"),
+        (b"\x03" + raw[1:], "version 3"),
+        (raw[:5000], "truncated"),
+        (raw[:-24], "truncated"),
+        (raw[:-7], "truncated"),
+        (raw[:16] + bytes(8) + raw[24:], "never finished"),
+        (raw[:8] + bytes(8) + raw[16:], "holds no samples"),
+        (raw[:-24] + b"\xff" * 24, "damaged"),
+    ):
+        with pytest.raises(ss.CorruptShardError, match=words):
+            index(data)
+    with pytest.raises(ss.ShardsieveError, match="cannot give labels"):
+        ss.index(mixed, tmp_path / "m.zarr", label_member="real")
+    with pytest.raises(ss.ShardsieveError, match="field must be one of"):
+        ss.index(mixed, tmp_path / "m.zarr", label_member="wrong")
+    with pytest.raises(ss.ShardsieveError, match="one .beton"):
+        ss.index([path, mixed], tmp_path / "m.zarr")
+    custom = raw.copy()
+    custom[24] = 255
+    store = index(custom)
+    assert (store.labels() == -1).all()
+    with pytest.raises(ss.ShardsieveError, match="custom fields"):
+        ss.index(tmp_path / "x.beton", tmp_path / "y.zarr", label_member="label")
+
+
+def test_kept_rows_are_copied_with_their_bytes_and_keys(mixed, tmp_path):
+    rows = [31, 4, 17, 0, 39]
+    keep_rows(mixed, tmp_path / "kept.beton", rows)
+    want = everything(mixed, rows)
+    for got, expected in zip(everything(tmp_path / "kept.beton"), want, strict=True):
+        width = min(got.shape[-1], expected.shape[-1])
+        np.testing.assert_array_equal(got[..., :width], expected[..., :width])
+    kept, whole = read_beton(tmp_path / "kept.beton"), read_beton(mixed)
+    assert kept.keys() == [f"{row:08d}" for row in rows]
+    before, after = mixed.read_bytes(), (tmp_path / "kept.beton").read_bytes()
+    for new, old in enumerate(rows):
+        (a, n), (b, m) = whole.ranges[old], kept.ranges[new]
+        assert before[a : a + n] == after[b : b + m]
+    source = ss.index(mixed, tmp_path / "m.zarr")
+    source.put_score("up", np.arange(40))
+    target = ss.index(tmp_path / "kept.beton", tmp_path / "k.zarr")
+    assert ss.realign(source, target) == ["up"]
+    assert target.score("up").tolist() == rows
+    with pytest.raises(ss.StoreMismatchError, match="35 keys"):
+        ss.realign(target, source)
+    with pytest.raises(ValueError, match="distinct"):
+        keep_rows(mixed, tmp_path / "bad.beton", [1, 1])
+
+
+def jpeg(row):
+    out = io.BytesIO()
+    Image.fromarray(image(row, 24)).save(out, "JPEG", quality=80)
+    return out.getvalue()
+
+
+def test_tars_to_beton_and_back_keep_bytes_order_and_keys(tmp_path):
+    members = []
+    for row in range(30):
+        members += [(f"a/{29 - row:03d}.jpg", jpeg(row)), (f"a/{29 - row:03d}.cls", b"%d" % row)]
+    tar = write_tar(tmp_path / "s-000.tar", members)
+    tars = ss.index(tar, tmp_path / "t.zarr")
+    pack_beton(tars, tmp_path / "t.beton", page_size=PAGE)
+    images, labels = pixels(tmp_path / "t.beton")
+    assert labels.ravel().tolist() == list(range(30))
+    for row in range(30):
+        want = np.asarray(Image.open(io.BytesIO(jpeg(row)))).astype(int)
+        assert np.abs(images[row] - want).max() <= 3
+    store = ss.index(tmp_path / "t.beton", tmp_path / "b.zarr")
+    assert store.keys(0) == tars.keys(0)
+    packed = beton_to_tars(tmp_path / "t.beton", tmp_path / "back", samples_per_shard=20)
+    again = [s for path in packed.shards for s in by_webdataset(tmp_path / "back" / path)]
+    assert [(s["__key__"], s["jpg"], s["cls"]) for s in again] == [
+        (s["__key__"], s["jpg"], s["cls"]) for s in by_webdataset(tar)
+    ]
+
+
+def test_a_source_gives_the_same_samples_in_tars_and_in_a_beton(tmp_path):
+    tar, beton = pack("digits", tmp_path / "tar")[0], pack_beton("digits", tmp_path)[0]
+    a = ss.index(tar.pattern, tmp_path / "a.zarr")
+    b = ss.index(beton.pattern, tmp_path / "b.zarr")
+    assert (beton.samples, beton.classes) == (tar.samples, tar.classes)
+    np.testing.assert_array_equal(a.labels(), b.labels())
+    a.put_score("up", np.arange(len(a)))
+    ss.realign(a, b)
+    assert b.score("up").tolist() == list(range(len(a)))
+    images, _ = pixels(beton.shards[0])
+    want = Image.open(io.BytesIO(ss.ShardDataset(a)[3]["png"])).convert("RGB")
+    np.testing.assert_array_equal(images[3], np.asarray(want))
+
+
+def test_ambiguous_keys_are_refused(tmp_path):
+    shards = [
+        write_tar(tmp_path / f"{n}.tar", [("k.jpg", b"x"), ("k.cls", b"1")]) for n in range(2)
+    ]
+    store = ss.index(shards, tmp_path / "s.zarr")
+    with pytest.raises(ss.StoreMismatchError, match="unique"):
+        ss.realign(store, store)
+
+
+@given(st.data())
+def test_page_order_is_a_permutation_that_reads_each_page_in_one_stretch(data):
+    pages = np.array(data.draw(st.lists(st.integers(-1, 12), max_size=60)), dtype=np.int64)
+    rows = np.arange(len(pages)) * 3
+    window = data.draw(st.integers(0, 5))
+    order = page_order(rows, pages, seed=data.draw(st.integers(0, 9)), epoch=2, window=window)
+    assert sorted(order.tolist()) == rows.tolist()
+    if window == 0:
+        assert (np.diff(pages[order // 3]) >= 0).all()
+        return
+    # No more than a window of pages is ever open: pages that appeared and are still to come.
+    place = pages[order // 3]
+    for at in range(len(place)):
+        assert len(set(place[: at + 1]) & set(place[at:])) <= window
+
+
+def test_page_order_touches_few_pages_and_is_pinned():
+    rows = np.arange(9_600)
+    pages = np.random.default_rng(0).permutation(rows // 75)
+    ordered = page_order(rows, pages, seed=1, epoch=0, window=default_window(9600, 128))
+    assert pages_per_batch(pages[ordered], 256).max() <= 2 * default_window(9600, 128)
+    assert pages_per_batch(pages, 256).mean() > 100
+    pinned = page_order(np.arange(10), np.arange(10) // 3, seed=0, epoch=0, window=2)
+    assert pinned.tolist() == PINNED
+
+
+PINNED = [0, 2, 9, 1, 4, 6, 8, 3, 5, 7]
+
+
+@given(st.lists(st.tuples(st.integers(0, 9000), st.integers(0, 9000)), max_size=30), st.data())
+def test_estimate_counts_the_blocks_that_a_slow_loop_finds(pieces, data):
+    at, ranges = 0, []
+    for gap, length in pieces:
+        ranges.append((at + gap, length))
+        at += gap + length
+    table = np.array(ranges, dtype=np.int64).reshape(-1, 2)
+    kept = data.draw(st.lists(st.sampled_from(range(len(ranges))), unique=True)) if ranges else []
+    found = estimate_reads(table, np.array(kept, np.int64), page_size=16384, readahead=8192)
+
+    def slow(size):
+        return len({b // size for r in kept for b in range(ranges[r][0], sum(ranges[r]))})
+
+    assert found.kept == sum(ranges[r][1] for r in kept)
+    assert found.memory == slow(4096) * 4096
+    assert found.readahead == slow(8192) * 8192
+    assert found.pages == slow(16384) * 16384

@@ -1,0 +1,261 @@
+"""`prune_loader` against the real FFCV."""
+
+import json
+import multiprocessing
+import os
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from betons import image, write_beton
+from ffcv.loader import Loader, OrderOption
+from ffcv.traversal_order.base import TraversalOrder
+
+import shardsieve as ss
+from shardsieve.loaders.ffcv import prune_loader
+
+N = 400
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("beton")
+    ss.index(write_beton(folder / "train.beton", N), folder / "s.zarr").put_score("up", range(N))
+    return folder
+
+
+@pytest.fixture
+def store(folder):
+    return ss.open_store(folder / "s.zarr")
+
+
+@pytest.fixture(scope="module")
+def loaders(folder):
+    """One compiled loader per (order, os_cache): pruning must not need another."""
+    made = {}
+
+    def get(order="SEQUENTIAL", os_cache=True, **more):
+        return Loader(
+            str(folder / "train.beton"),
+            batch_size=32,
+            num_workers=1,
+            order=OrderOption[order],
+            os_cache=os_cache,
+            seed=7,
+            **{"drop_last": False, **more},
+        )
+
+    def cached(order="SEQUENTIAL", os_cache=True, **more):
+        key = (order, os_cache, json.dumps(more, default=str))
+        if key not in made:
+            made[key] = get(order, os_cache, **more)
+        return made[key]
+
+    return cached
+
+
+def batches_of(loader):
+    return [(x.clone().numpy(), y.clone().numpy().ravel()) for x, y in loader]
+
+
+def flat(batches):
+    return list(chain.from_iterable(batches))
+
+
+def sorted_by_label(batches):
+    images, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
+    order = np.argsort(labels)
+    return [(images[order], labels[order])]
+
+
+def keep_of(store, seed, fraction=0.4):
+    return ss.select(store, keep_fraction=fraction, rule="random", seed=seed)
+
+
+@pytest.mark.parametrize("os_cache", [True, False])
+@pytest.mark.parametrize("order", ["SEQUENTIAL", "RANDOM", "QUASI_RANDOM"])
+def test_batches_are_those_of_ffcvs_own_indices(store, loaders, order, os_cache):
+    pruned = prune_loader(loaders(order, os_cache), store, keep_fraction=0.3, rule="random")
+    kept = pruned.keep_set.ids()
+    theirs = loaders(order, os_cache, indices=kept.tolist())
+    theirs.next_epoch = 0
+    for _ in range(2):
+        ours, want = batches_of(pruned), batches_of(theirs)
+        assert len(ours) == len(want) == len(pruned) == 4
+        if order == "QUASI_RANDOM":
+            # FFCV shuffles its tables in place, so its order depends on the passes before.
+            ours, want = sorted_by_label(ours), sorted_by_label(want)
+        for (x, y), (wx, wy) in zip(ours, want, strict=True):
+            np.testing.assert_array_equal(y, wy)
+            np.testing.assert_array_equal(x, wx)
+
+
+@pytest.mark.parametrize("os_cache", [True, False])
+@pytest.mark.parametrize("order", ["SEQUENTIAL", "RANDOM", "QUASI_RANDOM"])
+@pytest.mark.parametrize("how", ["loader", "pages"])
+def test_keep_sets_change_every_epoch_and_ids_match(store, loaders, order, os_cache, how):
+    loader = loaders(order, os_cache)
+    pruned = prune_loader(loader, store, order=how)
+    code = loader.code
+    weights = np.arange(N) / 8
+    for epoch in range(5):
+        keep = keep_of(store, epoch, fraction=(epoch + 1) / 5)
+        pruned.set_keep_set(keep, weights=weights)
+        assert len(pruned) == -(-len(keep) // 32)
+        seen = []
+        for batch in pruned:
+            images, labels = batch
+            assert labels.ravel().tolist() == batch.ids.tolist()
+            assert batch.weights.tolist() == (batch.ids / 8).tolist()
+            np.testing.assert_array_equal(images[-1].numpy(), image(int(batch.ids[-1])))
+            seen += batch.ids.tolist()
+        assert pruned.epoch == epoch
+        assert sorted(seen) == keep.ids().tolist()
+    assert loader.code is code
+
+
+def test_own_indices_are_intersected_in_their_order(store, loaders):
+    mine = np.random.default_rng(0).permutation(N)[:100]
+    pruned = prune_loader(
+        loaders(indices=mine.tolist()), store, keep_set=keep_of(store, 1, fraction=0.5)
+    )
+    kept = set(pruned.keep_set.ids().tolist())
+    seen = [i for batch in pruned for i in batch.ids.tolist()]
+    assert seen == [i for i in mine.tolist() if i in kept]
+    assert 0 < len(seen) < 100
+
+
+def test_a_users_order_loses_only_the_rows_that_are_not_kept(store, loaders):
+    class Backwards(TraversalOrder):
+        def sample_order(self, epoch):
+            return self.indices[::-1][epoch:].copy()
+
+    loader = loaders("SEQUENTIAL", True, batches_ahead=2)
+    loader.traversal_order = Backwards(loader)
+    pruned = prune_loader(loader, store, keep_fraction=0.5, score="up")
+    assert [i for b in pruned for i in b.ids.tolist()] == list(range(N - 1, N // 2 - 1, -1))
+    assert len(pruned) == 7
+    assert sum(len(b.ids) for b in pruned) == N // 2 - 1
+
+
+def test_drop_last_drops_and_len_is_right(store, loaders):
+    pruned = prune_loader(loaders(drop_last=True), store, keep_fraction=0.25, score="up")
+    sizes = [len(batch.ids) for batch in pruned]
+    assert sizes == [32, 32, 32]
+    assert len(pruned) == 3
+
+
+@pytest.mark.parametrize("how", ["loader", "pages"])
+def test_stopping_and_going_on_gives_the_rest_on_another_world_and_batch_size(store, loaders, how):
+    def pruned(batch_size=32, world=None):
+        loader = loaders("RANDOM")
+        loader.batch_size = batch_size
+        return prune_loader(
+            loader, store, keep_fraction=0.5, score="up", order=how, world=world, seed=3
+        )
+
+    loader = loaders("RANDOM")
+    first = pruned()
+    first.set_epoch(2)
+    whole = [i for b in first for i in b.ids.tolist()]
+    first.set_epoch(2)
+    head = []
+    for step, batch in enumerate(first, 1):
+        head += batch.ids.tolist()
+        if step == 2:
+            break
+    state = json.loads(json.dumps(first.state_dict(steps_done=2)))
+    rest, steps = [], set()
+    for rank in range(3):
+        again = pruned(8, ss.World(rank, 3))
+        again.load_state_dict(state)
+        again.set_epoch(2)
+        mine = [b.ids.tolist() for b in again]
+        steps.add(len(mine))
+        rest += flat(mine)
+    loader.batch_size = 32
+    assert head == whole[:64]
+    assert sorted(head + rest) == sorted(whole) == list(range(200, 400))
+    assert len(steps) == 1
+    other = prune_loader(loader, store, keep_fraction=0.4, score="up", order=how)
+    with pytest.raises(ss.StoreMismatchError, match="another plan"):
+        other.load_state_dict(state)
+
+
+def _rank(rank, folder, out):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{out}/rendezvous", rank=rank, world_size=2
+    )
+    loader = Loader(
+        f"{folder}/train.beton",
+        batch_size=32,
+        num_workers=1,
+        distributed=True,
+        drop_last=False,
+        os_cache=False,
+    )
+    store = ss.open_store(f"{folder}/s.zarr", mode="r")
+    seen = {}
+    for how in ("pages", "loader"):
+        pruned = prune_loader(loader, store, keep_fraction=0.655, rule="random", order=how)
+        seen[how] = [[b.ids.tolist() for b in pruned] for _ in range(2)]
+        assert len(pruned) == len(seen[how][0])
+    Path(f"{out}/{rank}.json").write_text(json.dumps(seen))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_see_each_kept_row_once_in_equal_steps(folder, store, tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    ranks = [spawn.Process(target=_rank, args=(r, str(folder), str(tmp_path))) for r in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(200)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    a, b = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    want = ss.select(store, keep_fraction=0.655, rule="random").ids().tolist()
+    for how in ("pages", "loader"):
+        for one, two in zip(a[how], b[how], strict=True):
+            assert len(one) == len(two) == 5
+            assert sorted(flat(one + two)) == want
+
+
+@pytest.mark.filterwarnings("ignore:Using a pytorch transform:ResourceWarning")
+def test_an_error_in_a_pipeline_reaches_the_loop(store, folder):
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.transforms import ToTensor
+
+    class Fails(torch.nn.Module):
+        def forward(self, x):
+            raise RuntimeError("no such luck")
+
+    loader = Loader(
+        str(folder / "train.beton"),
+        batch_size=32,
+        num_workers=1,
+        pipelines={"image": None, "label": [IntDecoder(), ToTensor(), Fails()]},
+    )
+    with pytest.raises(RuntimeError, match="no such luck"):
+        list(prune_loader(loader, store, keep_fraction=0.5, score="up"))
+
+
+def test_what_does_not_belong_together_is_refused(store, loaders, tmp_path, monkeypatch):
+    write_beton(tmp_path / "other.beton", 50)
+    other = ss.index(tmp_path / "other.beton", tmp_path / "o.zarr")
+    with pytest.raises(ss.StoreMismatchError, match="index that file"):
+        prune_loader(loaders(), other)
+    with pytest.raises(ss.StoreMismatchError, match="another shard index"):
+        prune_loader(loaders(), store, keep_set=ss.select(other, keep_fraction=1.0))
+    with pytest.raises(TypeError, match="must be an ffcv"):
+        prune_loader([1], store)
+    with pytest.raises(ValueError, match="order must be one of"):
+        prune_loader(loaders(), store, order="random")
+    os.utime(tmp_path / "other.beton", (1, 1))
+    with pytest.raises(ss.StoreMismatchError, match="is not the one"):
+        ss.open_store(tmp_path / "o.zarr")
+    monkeypatch.setitem(__import__("sys").modules, "ffcv.loader", None)
+    with pytest.raises(ImportError, match="pip install"):
+        prune_loader(loaders(), store)
