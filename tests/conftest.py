@@ -9,3 +9,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("shardsieve")
+
+
+def pytest_configure(config):
+    # numba 0.68 looks up its own finished cache entries when a compiled FFCV pipeline is collected.
+    config.addinivalue_line(
+        "filterwarnings",
+        "ignore:Exception ignored in. <finalize:pytest.PytestUnraisableExceptionWarning",
+    )
