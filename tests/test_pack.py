@@ -86,8 +86,8 @@ def test_a_failed_write_leaves_nothing_half_written(images, tmp_path, monkeypatc
             raise OSError(28, "No space left on device")
         return member(name, data)
 
-    member = writer._member
-    monkeypatch.setattr(writer, "_member", full)
+    member = writer.tar_member
+    monkeypatch.setattr(writer, "tar_member", full)
     with pytest.raises(ss.ShardsieveError, match="No space left on device"):
         pack(images, tmp_path / "out", samples_per_shard=8)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["train-000000.tar"]

@@ -40,7 +40,7 @@ def page_order(
         ValueError: If the shapes differ, or `window` is negative.
 
     >>> page_order(np.arange(6), np.arange(6) // 2, seed=0, epoch=1, window=1)
-    array([1, 0, 3, 2, 4, 5])
+    array([2, 3, 1, 0, 4, 5])
     """
     if rows.shape != pages.shape:
         raise ValueError(f"pages must have the shape of rows {rows.shape}, got {pages.shape}")
