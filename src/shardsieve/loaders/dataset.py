@@ -114,6 +114,9 @@ class ShardDataset(Dataset[Any]):
         raw = self.reader.read(url, offset, length)
         sample = parse_sample(raw, self._keys[shard][position], url)
         sample["__id__"], sample["__weight__"] = sample_id, 1.0
+        if self.store.epoch_weights is not None:
+            row = int(self.store.rows([sample_id])[0])
+            sample["__weight__"] = float(self.store.epoch_weights[row])
         if self._scores is not None:
             sample["__score__"] = float(self._scores[self.store.rows([sample_id])[0]])
         return self._decoded(sample) if self.decode else sample

@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 import torch.distributed as dist
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Sampler
 
 from shardsieve._errors import StoreMismatchError
 from shardsieve.keepset import KeepSet, select
 from shardsieve.loaders.asking import Asking, who_asks
+from shardsieve.loaders.moving import StepCount, put_choice
 from shardsieve.plan import PADDING, TAILS, EpochOrder, Steps, World
+from shardsieve.policy.base import Choice, Policy
 from shardsieve.store.store import Store
 
 
@@ -39,6 +41,7 @@ class PrunedShardSampler(Sampler[int]):
         score: str | None = None,
         rule: str = "top",
         keep_set: KeepSet | None = None,
+        policy: Policy | None = None,
         seed: int = 0,
         window: int = 16,
         tail: str = "uneven",
@@ -53,6 +56,7 @@ class PrunedShardSampler(Sampler[int]):
             score: Name of a stored score.
             rule: As in `select`.
             keep_set: Use this one instead of selecting.
+            policy: Chooses the keep set of every epoch instead; give it losses with `update`.
             seed: Of the order, and of `rule="random"`.
             window: Shards shuffled together; 0 keeps the order of the shards.
             tail: `uneven`, `pad` or `drop`.
@@ -61,9 +65,14 @@ class PrunedShardSampler(Sampler[int]):
         """
         if tail not in TAILS:
             raise ValueError(f"tail must be one of {', '.join(TAILS)}, got {tail!r}")
-        self.keep_set = keep_set or select(
-            store, keep_fraction=keep_fraction, score=score, rule=rule, seed=seed
-        )
+        self.policy = policy
+        if policy is not None:
+            policy.bind(store)
+            self.keep_set = put_choice(store, policy.choose(0))
+        else:
+            self.keep_set = keep_set or select(
+                store, keep_fraction=keep_fraction, score=score, rule=rule, seed=seed
+            )
         if self.keep_set.fingerprint != store.fingerprint:
             raise StoreMismatchError(
                 "the keep set was made from another shard index\n"
@@ -78,13 +87,40 @@ class PrunedShardSampler(Sampler[int]):
         store.epoch_samples = 0 if tail == "uneven" else len(self.keep_set)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; going to another one starts at its beginning."""
-        if epoch != self.epoch:
-            self.epoch, self._start, self._yielded = epoch, 0, 0
+        """Choose the epoch; going to another one starts at its beginning.
 
-    def steps(self) -> int:
-        """Return the steps of the epoch on every rank, when batch size and world are known."""
-        return len(self._steps(self._asking(Asking()), 0))
+        With a policy every rank must call it: losses are joined here, once per epoch.
+        """
+        if epoch == self.epoch:
+            return
+        self.epoch, self._start, self._yielded = epoch, 0, 0
+        if self.policy is not None:
+            self._take(self.policy.choose(epoch))
+
+    def update(self, ids: ArrayLike, losses: ArrayLike) -> None:
+        """Give the policy a batch's losses: integer ids (b,) and unweighted losses (b,)."""
+        if self.policy is not None:
+            self.policy.update(ids, losses)
+
+    def steps(self, epochs: int | None = None) -> StepCount:
+        """Return the steps on every rank, when batch size and world are known.
+
+        Args:
+            epochs: From epoch 0 on; None counts the epoch under way.
+
+        Returns:
+            An int with `low` and `high`: the three are equal where the count is known before
+            training; with a policy that goes by losses the int is the expected count.
+        """
+        asking = self._asking(Asking())
+        if epochs is None:
+            return StepCount.exactly(len(self._steps(asking, 0)))
+        if self.policy is None:
+            return StepCount.exactly(epochs * len(self._steps(asking, 0)))
+        world = self._own_world(asking)
+        size = asking.batch_size or 1
+        expected = [self.policy.expect(epoch) for epoch in range(epochs)]
+        return StepCount.over(expected, lambda n: len(Steps(n, size, world.size, self.tail)))
 
     def __len__(self) -> int:
         asking = self._asking(who_asks())
@@ -105,17 +141,18 @@ class PrunedShardSampler(Sampler[int]):
         return self._own(steps, self._own_world(asking).rank)
 
     def state_dict(self, *, steps_done: int | None = None) -> dict[str, Any]:
-        """Return where the epoch stands, as JSON-ready numbers.
+        """Return where the epoch stands, as JSON-ready numbers; with a policy, its arrays too.
 
         A loader asks for ids ahead of training: pass the steps that training finished in this
         pass. Without it, the ids asked for so far count as trained on.
         """
         done = self._yielded if steps_done is None else steps_done * self._global_batch
-        return {
+        state = {
             "plan": self._plan_name(),
             "epoch": self.epoch,
             "samples_done": min(self._start + done, len(self.keep_set)),
         }
+        return state if self.policy is None else {**state, "policy": self.policy.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` stands, on any world size or batch size.
@@ -130,8 +167,15 @@ class PrunedShardSampler(Sampler[int]):
             )
         self.epoch, self._start = int(state["epoch"]), int(state["samples_done"])
         self._yielded = 0
+        if self.policy is not None:
+            self.policy.load_state_dict(state["policy"])
+            self._take(self.policy.again(self.epoch))
 
     # Inside ---------------------------------------------------------------------------------
+
+    def _take(self, choice: Choice) -> None:
+        self.keep_set = put_choice(self.store, choice)
+        self.store.epoch_samples = 0 if self.tail == "uneven" else len(self.keep_set)
 
     def _asking(self, asking: Asking) -> Asking:
         size = self.batch_size or asking.batch_size
@@ -202,6 +246,5 @@ class PrunedShardSampler(Sampler[int]):
             self._yielded += len(ids)
 
     def _plan_name(self) -> str:
-        return (
-            f"{self.store.fingerprint}/{self.keep_set.digest}/seed{self.seed}/window{self.window}"
-        )
+        keep = self.keep_set.digest if self.policy is None else str(self.policy.settings())
+        return f"{self.store.fingerprint}/{keep}/seed{self.seed}/window{self.window}"

@@ -29,6 +29,8 @@ class Store:
         samples: int64 (S,), samples per shard.
         fingerprint: Digest of the shard index.
         members: Suffixes that samples have, such as `jpg` and `cls`.
+        epoch_weights: Loss weights of this epoch by row, float32 (n,), set by a sampler; None
+            means ones.
         epoch_samples: What `ShardDataset.total_dataset_length` reports, set by a sampler.
     """
 
@@ -42,6 +44,7 @@ class Store:
         self.urls: list[str] = [str(u) for u in self._read("shard/url")]
         self.samples: NDArray[np.int64] = self._read("shard/samples")
         self.epoch_samples: int | None = None
+        self.epoch_weights: Any = None
 
     def __len__(self) -> int:
         return int(self.samples.sum())

@@ -1,0 +1,114 @@
+"""InfoBatch: drop easy samples at random, and let the others of their kind weigh more."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardsieve.policy.base import (
+    Choice,
+    Expected,
+    Floats,
+    LossPolicy,
+    Rows,
+    check_epoch,
+    highest,
+    in_unit,
+    is_last_part,
+    lots,
+)
+from shardsieve.selection import num_kept
+from shardsieve.store.store import Store
+
+_DROP = 0x4942
+
+
+class InfoBatch(LossPolicy):
+    """Qin et al., ICLR 2024, arXiv 2303.04947.
+
+    Samples whose last loss lies strictly below the mean are dropped with `prune_probability`, and
+    those of them that stay weigh 1 / (1 - prune_probability): the expected gradient is that of the
+    full data. The last (1 - delta) of `num_epochs` use everything with weight 1. Samples without a
+    loss yet are never dropped.
+
+    `fixed=True` keeps exactly the rounded number of candidates, each with the weight that is
+    unbiased for that number. `quantile=q` takes the lowest q of the losses for candidates instead
+    of those below the mean.
+    """
+
+    def __init__(
+        self,
+        prune_probability: float = 0.5,
+        num_epochs: int | None = None,
+        delta: float = 0.875,
+        *,
+        fixed: bool = False,
+        quantile: float | None = None,
+        seed: int = 0,
+        prior: str | None = None,
+    ) -> None:
+        super().__init__(seed=seed, prior=prior)
+        self.prune_probability = in_unit("prune_probability", prune_probability)
+        if not 0 <= delta <= 1:
+            raise ValueError(f"delta must lie in [0, 1], got {delta}")
+        if quantile is not None:
+            in_unit("quantile", quantile)
+        self.num_epochs, self.delta, self.fixed = num_epochs, delta, fixed
+        self.quantile = quantile
+
+    def settings(self) -> dict[str, Any]:
+        """See `Policy`."""
+        how = {"prune_probability": self.prune_probability, "num_epochs": self.num_epochs}
+        how |= {"delta": self.delta, "fixed": self.fixed, "quantile": self.quantile}
+        return {"policy": "infobatch", **how, "seed": self.seed, "prior": self.prior}
+
+    def expect(self, epoch: int) -> Expected:
+        """See `Policy`; expected as if half of the losses (or `quantile`) were candidates."""
+        n = len(self.store)
+        if self._keeps_all(epoch) or (epoch == 0 and self.prior is None):
+            return Expected(n, n, n)
+        share = 0.5 if self.quantile is None else self.quantile
+        return Expected(n * (1 - share * self.prune_probability), 1, n)
+
+    def _begin(self, store: Store) -> None:
+        self._loss = self._first(store, np.nan)
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        return {"loss": self._loss}
+
+    def _take_in(self, rows: Rows, losses: Floats) -> None:
+        self._loss[rows] = losses
+
+    def _learned(self) -> Floats:
+        return np.where(np.isfinite(self._loss), self._loss, np.nan)
+
+    def _keeps_all(self, epoch: int) -> bool:
+        check_epoch(epoch, self.num_epochs)
+        return self.prune_probability == 0 or is_last_part(epoch, self.num_epochs, self.delta)
+
+    def _choose(self, epoch: int) -> Choice:
+        n = len(self._loss)
+        candidates = np.zeros(0, dtype=np.int64) if self._keeps_all(epoch) else self._easy()
+        if not len(candidates):
+            return Choice(np.arange(n, dtype=np.int64))
+        if self.fixed:
+            count = max(num_kept(len(candidates), 1 - self.prune_probability), 1)
+            staying = highest(np.zeros(len(candidates)), count, self.seed, _DROP, epoch)
+            weight = len(candidates) / count
+        else:
+            staying = np.flatnonzero(
+                lots(n, self.seed, _DROP, epoch)[candidates] >= self.prune_probability
+            )
+            weight = 1 / (1 - self.prune_probability)
+        kept, weights = np.ones(n, dtype=np.bool_), np.ones(n, dtype=np.float32)
+        kept[candidates] = False
+        kept[candidates[staying]], weights[candidates[staying]] = True, weight
+        rows = np.flatnonzero(kept).astype(np.int64)
+        return Choice(rows, weights[rows])
+
+    def _easy(self) -> Rows:
+        known = self._loss[np.isfinite(self._loss)]
+        if not len(known):
+            return np.zeros(0, dtype=np.int64)
+        cut = known.mean() if self.quantile is None else np.quantile(known, self.quantile)
+        return np.flatnonzero(self._loss < cut).astype(np.int64)

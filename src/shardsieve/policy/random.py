@@ -1,0 +1,63 @@
+"""Uniform random dynamic pruning."""
+
+from typing import Any
+
+import numpy as np
+
+from shardsieve.order import permutation
+from shardsieve.policy.base import Choice, Expected, Policy, Rows
+from shardsieve.selection import num_kept
+
+_PASS, _DRAW = 0x5253, 0x5232
+
+
+class RandomDynamic(Policy):
+    """A fresh random part of the data in every epoch: RS2, Okanovic et al., ICLR 2024.
+
+    Without replacement it walks a permutation of the samples, carries what is left into the next
+    epoch and fills that up from a new permutation: every sample once per pass, none twice in an
+    epoch. With replacement every epoch draws anew from all samples.
+    """
+
+    def __init__(self, keep_fraction: float, replacement: bool = False, *, seed: int = 0) -> None:
+        super().__init__(seed=seed)
+        num_kept(1 << 40, keep_fraction)
+        self.keep_fraction, self.replacement = keep_fraction, replacement
+        self._pass: tuple[int, Rows] | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """See `Policy`."""
+        how = {"keep_fraction": self.keep_fraction, "replacement": self.replacement}
+        return {"policy": "random", **how, "seed": self.seed}
+
+    def expect(self, epoch: int) -> Expected:
+        """See `Policy`; exact."""
+        kept = num_kept(len(self.store), self.keep_fraction)
+        return Expected(kept, kept, kept)
+
+    def _choose(self, epoch: int) -> Choice:
+        n = len(self.store)
+        kept = num_kept(n, self.keep_fraction)
+        if self.replacement:
+            return Choice(np.sort(permutation(n, self.seed, _DRAW, epoch)[:kept]))
+        first, place = divmod(epoch * kept, n)
+        rows = self._order(first)[place : place + kept]
+        if len(rows) < kept:
+            rows = np.concatenate([rows, self._order(first + 1)[: kept - len(rows)]])
+        return Choice(np.sort(rows))
+
+    def _order(self, number: int) -> Rows:
+        """Return the order of one pass: what the pass before left to its epoch comes last."""
+        n = len(self.store)
+        kept = num_kept(n, self.keep_fraction)
+        if self._pass is None or self._pass[0] > number:
+            self._pass = 0, permutation(n, self.seed, _PASS, 0)
+        at, order = self._pass
+        while at < number:
+            at += 1
+            left = order[at * n // kept * kept - (at - 1) * n :]
+            order = permutation(n, self.seed, _PASS, at)
+            late = np.isin(order, left)
+            order = np.concatenate([order[~late], order[late]])
+        self._pass = at, order
+        return order

@@ -1,0 +1,38 @@
+"""Static scores with a keep fraction that moves over the run."""
+
+from typing import Any
+
+from shardsieve.policy.base import Choice, Expected, Policy, check_epoch
+from shardsieve.selection import keep_top, num_kept
+
+
+class AnnealedScore(Policy):
+    """The top of a stored score; the keep fraction moves in even steps from `first` to `last`."""
+
+    def __init__(
+        self, score: str, first: float, last: float, num_epochs: int, *, seed: int = 0
+    ) -> None:
+        super().__init__(seed=seed)
+        num_kept(1 << 40, first)
+        num_kept(1 << 40, last)
+        if num_epochs < 1:
+            raise ValueError(f"num_epochs must be at least 1, got {num_epochs}")
+        self.score, self.first, self.last, self.num_epochs = score, first, last, num_epochs
+
+    def settings(self) -> dict[str, Any]:
+        """See `Policy`."""
+        how = {"score": self.score, "first": self.first, "last": self.last}
+        return {"policy": "annealed_score", **how, "num_epochs": self.num_epochs}
+
+    def expect(self, epoch: int) -> Expected:
+        """See `Policy`; exact."""
+        kept = num_kept(len(self.store), self._fraction(epoch))
+        return Expected(kept, kept, kept)
+
+    def _choose(self, epoch: int) -> Choice:
+        return Choice(keep_top(self.store.score(self.score), self._fraction(epoch)))
+
+    def _fraction(self, epoch: int) -> float:
+        check_epoch(epoch, self.num_epochs)
+        share = epoch / max(self.num_epochs - 1, 1)
+        return self.first + (self.last - self.first) * share
