@@ -3,7 +3,7 @@
 import mmap
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,11 +34,24 @@ class LocalReader:
         except OSError as error:
             raise CorruptShardError(f"cannot read shard {url}: {error.strerror}") from error
         if len(data) < length:
-            raise CorruptShardError(
-                f"shard {url} ends before byte {offset + length}; it was truncated or replaced "
-                "after indexing: index it again"
-            )
+            raise _too_short(url, offset + length)
         return data
+
+    def read_many(self, url: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+        """Yield the bytes of several (offset, length) ranges of one file, one by one; see `read`.
+
+        One by one, as what was just read is still in the processor's cache when it is parsed.
+        """
+        pread = os.pread
+        try:
+            file = self._descriptor(url)
+            for offset, length in ranges:
+                data = pread(file, length, offset)
+                if len(data) < length:
+                    raise _too_short(url, offset + length)
+                yield data
+        except OSError as error:
+            raise CorruptShardError(f"cannot read shard {url}: {error.strerror}") from error
 
     def _descriptor(self, url: str) -> int:
         if self._pid != os.getpid():
@@ -66,6 +79,13 @@ class LocalReader:
 
     def __reduce__(self) -> tuple[type["LocalReader"], tuple[()]]:
         return LocalReader, ()
+
+
+def _too_short(url: str, needed: int) -> CorruptShardError:
+    return CorruptShardError(
+        f"shard {url} ends before byte {needed}; it was truncated or replaced after indexing: "
+        "index it again"
+    )
 
 
 @contextmanager

@@ -1,17 +1,18 @@
 """`ShardDataset`: map-style access to samples by id, reading just their byte ranges."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from shardsieve._errors import CorruptShardError, ShardsieveError, UnreadableSampleError
 from shardsieve.io.local import LocalReader
 from shardsieve.loaders.shared import SharedIds
 from shardsieve.plan import PADDING
-from shardsieve.shards.tar import parse_sample
+from shardsieve.shards.tar import parse_sample, plain_fields
 from shardsieve.store.store import Store
 
 Sample = dict[str, Any]
@@ -54,6 +55,7 @@ class ShardDataset(Dataset[Any]):
         self.store, self.decode = store, decode
         self._ranges = store.ranges
         self._keys: dict[int, list[str]] = {}
+        self._suffixes = {suffix.encode(): suffix for suffix in store.members}
         self._scores = store.score(score) if score else None
         self.reader = LocalReader()
         self._skipped = SharedIds(max_unreadable if on_error == "skip" else 0)
@@ -83,17 +85,76 @@ class ShardDataset(Dataset[Any]):
             UnreadableSampleError: If `decode` fails, naming shard and key; with `on_error="skip"`
                 once more than `max_unreadable` samples cannot be read.
         """
-        wanted = np.asarray([i for i in ids if i != PADDING], dtype=np.int64)
+        wanted = np.asarray(ids, dtype=np.int64)
+        wanted = wanted[wanted != PADDING]
         shards, positions = np.divmod(wanted, self.store.rows_per_shard)
-        order = np.lexsort((positions, shards))
+        ranges = self._ranges_of(wanted, shards, positions)
         samples: list[Any] = [None] * len(wanted)
-        for row in order.tolist():
-            try:
-                samples[row] = self._read(int(shards[row]), int(positions[row]))
-            except (UnreadableSampleError, CorruptShardError) as error:
-                self._skip(int(wanted[row]), error)
-                samples[row] = _SKIPPED
+        places = positions.tolist()
+        for shard, rows in _runs(shards, positions):
+            self._fill(samples, shard, rows, places, ranges)
+        self._add_ours(samples, wanted)
+        if self.decode is not None:
+            samples = [self._decoded(sample) for sample in samples]
         return [sample for sample in samples if sample is not _SKIPPED]
+
+    def _ranges_of(
+        self, wanted: NDArray[np.int64], shards: NDArray[np.int64], positions: NDArray[np.int64]
+    ) -> list[tuple[int, int]]:
+        known = (shards >= 0) & (shards < self.store.num_shards)
+        ranges = self._ranges[np.where(known, shards, 0), positions]
+        known &= ranges[:, 1] > 0
+        if not known.all():
+            raise IndexError(
+                f"sample id must name a sample of {self.store.path}, got {wanted[~known][0]}"
+            )
+        return list(map(tuple, ranges.tolist()))
+
+    def _fill(
+        self,
+        samples: list[Any],
+        shard: int,
+        rows: list[int],
+        places: list[int],
+        ranges: list[tuple[int, int]],
+    ) -> None:
+        """Put the samples of one shard into their rows."""
+        url = self.store.urls[shard]
+        if shard not in self._keys:
+            self._keys[shard] = self.store.keys(shard)
+        keys, suffixes = self._keys[shard], self._suffixes
+        try:
+            raws = self.reader.read_many(url, [ranges[row] for row in rows])
+            for row, raw in zip(rows, raws, strict=True):
+                key = keys[places[row]]
+                fields = plain_fields(raw, key, suffixes)
+                if fields is None:
+                    samples[row] = parse_sample(raw, key, url)
+                else:
+                    samples[row] = {"__key__": key, "__url__": url, **fields}
+        except CorruptShardError as error:
+            if len(rows) == 1:
+                self._skip(shard * self.store.rows_per_shard + places[rows[0]], error)
+                samples[rows[0]] = _SKIPPED
+                return
+            for row in rows:
+                self._fill(samples, shard, [row], places, ranges)
+
+    def _add_ours(self, samples: list[Any], wanted: NDArray[np.int64]) -> None:
+        """Add id, weight and score to raw samples."""
+        weights, scores = [1.0] * len(wanted), None
+        if self._scores is not None or self.store.epoch_weights is not None:
+            rows = self.store.rows(wanted)
+            if self.store.epoch_weights is not None:
+                weights = self.store.epoch_weights.numpy()[rows].tolist()
+            if self._scores is not None:
+                scores = self._scores[rows].tolist()
+        for row, (sample, sample_id) in enumerate(zip(samples, wanted.tolist(), strict=True)):
+            if sample is _SKIPPED:
+                continue
+            sample["__id__"], sample["__weight__"] = sample_id, weights[row]
+            if scores is not None:
+                sample["__score__"] = scores[row]
 
     def _skip(self, sample_id: int, error: ShardsieveError) -> None:
         if self._skipped.most == 0:
@@ -104,28 +165,27 @@ class ShardDataset(Dataset[Any]):
             ) from error
         _LOG.warning("skipped: %s", error)
 
-    def _read(self, shard: int, position: int) -> Any:
-        url, sample_id = self.store.urls[shard], shard * self.store.rows_per_shard + position
-        offset, length = self._ranges[shard, position].tolist()
-        if length <= 0:
-            raise IndexError(f"sample id must name a sample of {self.store.path}, got {sample_id}")
-        if shard not in self._keys:
-            self._keys[shard] = self.store.keys(shard)
-        raw = self.reader.read(url, offset, length)
-        sample = parse_sample(raw, self._keys[shard][position], url)
-        sample["__id__"], sample["__weight__"] = sample_id, 1.0
-        if self.store.epoch_weights is not None:
-            row = int(self.store.rows([sample_id])[0])
-            sample["__weight__"] = float(self.store.epoch_weights[row])
-        if self._scores is not None:
-            sample["__score__"] = float(self._scores[self.store.rows([sample_id])[0]])
-        return self._decoded(sample) if self.decode else sample
-
-    def _decoded(self, sample: Sample) -> Any:
-        assert self.decode is not None
+    def _decoded(self, sample: Any) -> Any:
+        if sample is _SKIPPED or self.decode is None:
+            return sample
         try:
             return self.decode(sample)
-        except Exception as error:
-            raise UnreadableSampleError(
+        except Exception as error:  # noqa: BLE001  # raised again, or counted
+            found = UnreadableSampleError(
                 f"cannot decode sample {sample['__key__']} of shard {sample['__url__']}: {error}"
-            ) from error
+            )
+            found.__cause__ = error
+            self._skip(int(sample["__id__"]), found)
+            return _SKIPPED
+
+
+def _runs(
+    shards: NDArray[np.int64], positions: NDArray[np.int64]
+) -> Iterator[tuple[int, list[int]]]:
+    """Yield (shard, rows in file order) for every shard that the batch touches."""
+    order = np.lexsort((positions, shards))
+    ordered = shards[order]
+    cuts = np.flatnonzero(np.diff(ordered)) + 1
+    for rows in np.split(order, cuts):
+        if len(rows):
+            yield int(shards[rows[0]]), rows.tolist()

@@ -1,8 +1,8 @@
 """Walk the headers of a tar without an object per member: where each sample begins and ends."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import adler32
 
 import numpy as np
@@ -153,6 +153,30 @@ def sample_table(read: ReadAt, total: int, url: str, *, label_member: str = "cls
         suffixes=tuple(numbers),
         incomplete=sum(p & expected != expected for p in present),
     )
+
+
+def plain_fields(raw: bytes, key: str, suffixes: Mapping[bytes, str]) -> dict[str, Any] | None:
+    """Return one sample's fields by suffix if its members are as plain as they mostly are.
+
+    None sends the caller to `parse_sample`, which knows every dialect and says what is wrong. Here
+    each header must name `key` and a known suffix and be of a regular file, and the sizes must lead
+    to the very end; checksums are not added up again.
+    """
+    start, at, end = key.encode("utf-8", "surrogateescape") + b".", 0, len(raw)
+    skip, fields = len(start), {}
+    while at < end:
+        stop = raw.find(b"\0", at, at + 100)
+        suffix = suffixes.get(raw[at + skip : stop])
+        if suffix is None or not raw.startswith(start, at) or raw[at + 156] != 48 or raw[at + 345]:
+            return None
+        try:
+            size = int(raw[at + 124 : at + 135], 8)
+        except ValueError:
+            return None
+        at += BLOCK
+        fields[suffix] = raw[at : at + size]
+        at += size + 511 & -512
+    return fields if at == end else None
 
 
 def parse_sample(raw: bytes, key: str, url: str) -> dict[str, object]:
