@@ -234,8 +234,14 @@ def in_unit(name: str, value: float) -> float:
 
 
 def is_last_part(epoch: int, num_epochs: int | None, delta: float) -> bool:
-    """Return whether an epoch is among the last (1 - delta) of the run."""
-    return num_epochs is not None and epoch >= num_epochs * delta
+    """Return whether an epoch is among the last (1 - delta) of the run: at least the last one.
+
+    >>> [is_last_part(epoch, 6, 0.875) for epoch in (4, 5)]
+    [False, True]
+    """
+    if num_epochs is None or delta == 1:
+        return False
+    return epoch >= min(num_epochs * delta, num_epochs - 1)
 
 
 def check_epoch(epoch: int, num_epochs: int | None) -> None:

@@ -28,7 +28,8 @@ class InfoBatch(LossPolicy):
 
     Samples whose last loss lies strictly below the mean are dropped with `prune_probability`, and
     those of them that stay weigh 1 / (1 - prune_probability): the expected gradient is that of the
-    full data. The last (1 - delta) of `num_epochs` use everything with weight 1. Samples without a
+    full data. The last (1 - delta) of `num_epochs`, at least the last epoch
+    unless delta is 1, use everything with weight 1. Samples without a
     loss yet are never dropped.
 
     `fixed=True` keeps exactly the rounded number of candidates, each with the weight that is
