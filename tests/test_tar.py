@@ -1,6 +1,7 @@
 """The header walk against webdataset's own reading."""
 
 import gzip
+import io
 import tarfile
 
 import pytest
@@ -10,7 +11,7 @@ from tars import by_webdataset, content, write_tar
 
 from shardsieve import CorruptShardError
 from shardsieve.io.local import mapped
-from shardsieve.shards.tar import parse_sample, sample_table
+from shardsieve.shards.tar import parse_sample, plain_fields, sample_table
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 keys = st.lists(
@@ -89,3 +90,29 @@ def test_samples_with_missing_members_are_counted(tmp_path):
     path = write_tar(tmp_path / "x.tar", [("a.jpg", b"1"), ("a.cls", b"2"), ("b.jpg", b"3")])
     table = table_of(path)
     assert (len(table), table.incomplete, table.label_at[1].tolist()) == (2, 1, [-1, -1])
+
+
+@pytest.mark.parametrize("dialect", FORMATS)
+def test_plain_samples_are_read_the_short_way_with_the_same_fields(tmp_path, dialect):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=dialect) as tar:
+        for number, size in enumerate((0, 1, 511, 512, 513, 2000)):
+            for name, data in (
+                ("jpg", bytes(range(1, 5)) * size),
+                ("seg.png", b"x"),
+                ("cls", b"3"),
+            ):
+                info = tarfile.TarInfo(f"a/b.c/{number}.{name}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    raw = path.read_bytes()
+    table = sample_table(lambda at, n: raw[at : at + n], len(raw), "x")
+    known = {suffix.encode(): suffix for suffix in table.suffixes}
+    for key, at, length in zip(table.keys, table.offset, table.length, strict=True):
+        part = raw[at : at + length]
+        fields = plain_fields(part, key, known)
+        assert {"__key__": key, "__url__": "x", **fields} == parse_sample(part, key, "x")
+        assert plain_fields(part, key + "0", known) is None
+        assert plain_fields(part[:-512], key, known) is None
+        assert plain_fields(part, key, {b"jpg": "jpg"}) is None
+    assert len(table) == 6

@@ -331,6 +331,7 @@ def test_unreadable_images_are_named_counted_and_limited(tmp_path, caplog):
     with pytest.raises(ss.UnreadableSampleError, match="more than 1 samples cannot be read"):
         embed(store, network, name="one", max_unreadable=1, accelerator=accelerator)
     embed(store, network, name="two", max_unreadable=2, accelerator=accelerator)
+    assert embed(store, network, name="two", max_unreadable=2, accelerator=accelerator) == 0
     missing = ~np.isfinite(store.embedding("two")).all(axis=1)
     assert store.ids()[missing].tolist() == broken
     assert f"cannot decode sample {key}" in caplog.text
