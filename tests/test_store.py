@@ -1,8 +1,12 @@
 """The store: what goes in comes out, interrupted or not, and mismatches are refused."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tars import write_shards, write_tar
 
 import shardsieve as ss
@@ -20,7 +24,7 @@ def contents(store):
     found = {}
     for name, array in store.group.members(max_depth=None):
         if isinstance(array, zarr.Array):
-            found[name] = np.asarray(array[:]).tolist()
+            found[name] = repr(np.asarray(array[:]).tolist())
     return found, dict(store.group.attrs)
 
 
@@ -131,3 +135,31 @@ def test_patterns_name_shards_in_order(shards, tmp_path):
             expand_urls(pattern)
     with pytest.raises(ss.ShardsieveError, match="twice"):
         expand_urls([want[0], want[0]])
+
+
+@settings(deadline=None, max_examples=20)
+@given(order=st.permutations(range(4)), killed=st.integers(0, 4), data=st.data())
+def test_the_store_does_not_depend_on_the_order_of_writing(tmp_path_factory, order, killed, data):
+    folder = tmp_path_factory.mktemp("order")
+    shards = write_shards(folder / "shards", [3, 1, 4, 2])
+
+    def stop(done, total):
+        if done == killed:
+            raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        ss.index(shards, folder / "a.zarr", progress=stop)
+    stores = ss.index(shards, folder / "a.zarr"), ss.index(shards, folder / "b.zarr")
+    values = np.random.default_rng(0).normal(size=(*stores[0].ranges.shape[:2], 3))
+    for store, places in zip(stores, (order, range(4)), strict=True):
+        array = store.embedding_array("mine", 3)
+        for shard in places:
+            array[shard] = values[shard]
+    names = data.draw(st.permutations(["one", "two"]))
+    for store, scored in zip(stores, (names, ["one", "two"]), strict=True):
+        for name in scored:
+            store.put_score(name, np.arange(10) * len(name))
+            store.group[f"score/{name}"].attrs["date"] = "today"
+    assert contents(stores[0]) == contents(stores[1])
+    for name in ("one", "two"):
+        assert stores[0].provenance(name) == stores[1].provenance(name)

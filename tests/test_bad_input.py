@@ -1,0 +1,127 @@
+"""Whatever is wrong ends in one line with the cure, status 2, and nothing half-written."""
+
+import gzip
+import sys
+
+import numpy as np
+import pytest
+from tars import write_shards, write_tar
+
+import shardsieve as ss
+from shardsieve import cli
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Two good shards and the store of them."""
+    return ss.index(write_shards(tmp_path / "d", [5, 4]), tmp_path / "s.zarr")
+
+
+def empty(tmp_path, data):
+    (tmp_path / "d" / "s-000.tar").write_bytes(b"")
+    return ["index", f"{tmp_path}/d/s-*.tar", "--store", f"{tmp_path}/new.zarr"]
+
+
+def truncated(tmp_path, data):
+    path = tmp_path / "d" / "s-001.tar"
+    path.write_bytes(path.read_bytes()[:3000])
+    return ["index", f"{tmp_path}/d/s-*.tar", "--store", f"{tmp_path}/new.zarr"]
+
+
+def compressed(tmp_path, data):
+    path = tmp_path / "d" / "s-001.tar"
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    return ["index", f"{tmp_path}/d/s-*.tar", "--store", f"{tmp_path}/new.zarr"]
+
+
+def no_tar(tmp_path, data):
+    (tmp_path / "d" / "s-001.tar").write_bytes(b"no tar at all" * 100)
+    return ["index", f"{tmp_path}/d/s-*.tar", "--store", f"{tmp_path}/new.zarr"]
+
+
+def nothing(tmp_path, data):
+    return ["index", f"{tmp_path}/none-*.tar", "--store", f"{tmp_path}/new.zarr"]
+
+
+def unlabelled(tmp_path, data):
+    write_tar(tmp_path / "d" / "bare.tar", [("a.jpg", b"1"), ("b.jpg", b"2")])
+    ss.index(tmp_path / "d" / "bare.tar", tmp_path / "bare.zarr")
+    return ["score", "--store", f"{tmp_path}/bare.zarr", "--seeds", "1", "--epochs", "12"]
+
+
+def not_an_image(tmp_path, data):
+    return ["score", "--store", str(data.path), "--seeds", "1", "--epochs", "12"]
+
+
+def not_scored(tmp_path, data):
+    data.put_score("mine", np.r_[np.nan, np.arange(8)])
+    return ["select", "--store", str(data.path), "--score", "mine"]
+
+
+def no_score(tmp_path, data):
+    return ["select", "--store", str(data.path), "--score", "other"]
+
+
+def too_much(tmp_path, data):
+    return ["select", "--store", str(data.path), "--rule", "random", "--keep-fraction", "1.5"]
+
+
+def other_shards(tmp_path, data):
+    return ["index", f"{tmp_path}/d/s-000.tar", "--store", str(data.path)]
+
+
+def replaced(tmp_path, data):
+    write_tar(tmp_path / "d" / "s-001.tar", [("z.jpg", b"1")])
+    return ["info", "--store", str(data.path)]
+
+
+def newer(tmp_path, data):
+    data.group.attrs["format_version"] = 2
+    return ["info", "--store", str(data.path)]
+
+
+def another_run(tmp_path, data):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"epochs": 3}')
+    arguments = ["train", "--store", str(data.path), "--out", f"{tmp_path}/run"]
+    return [*arguments, "--keep-fraction", "1", "--size", "8", "--channels", "3"]
+
+
+CASES = [
+    (empty, "is empty"),
+    (truncated, "truncated"),
+    (compressed, "gzip"),
+    (no_tar, "not a tar"),
+    (nothing, "no shards match"),
+    (unlabelled, "label"),
+    (not_an_image, "cannot"),
+    (not_scored, "run `shardsieve extrapolate` first"),
+    (no_score, "put_score"),
+    (too_much, "keep_fraction must lie in (0, 1], got 1.5"),
+    (other_shards, "choose another --store"),
+    (replaced, "index again"),
+    (newer, "upgrade shardsieve"),
+    (another_run, "choose another folder"),
+]
+
+
+def files(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(("spoil", "message"), CASES, ids=[c[0].__name__ for c in CASES])
+def test_bad_input_is_one_line_and_leaves_nothing(
+    tmp_path, data, monkeypatch, capsys, spoil, message
+):
+    arguments = spoil(tmp_path, data)
+    before = files(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["shardsieve", *arguments])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("shardsieve:")]
+    assert done.value.code == 2
+    assert len(said) == 1
+    assert message in said[0]
+    after = files(tmp_path)
+    assert all(after[path] == before[path] for path in before)
+    assert not [path for path in set(after) - set(before) if ".runs" not in str(path)]
