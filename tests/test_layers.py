@@ -40,6 +40,7 @@ HOMES = {
     "faiss": "extrapolate",
     "torch_geometric": "extrapolate",
     "torch": "loaders",
+    "obstore": "io",
     "webdataset": "loaders",
     "ffcv": "loaders",
     "accelerate": "loaders",

@@ -3,11 +3,12 @@
 import mmap
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from shardsieve._errors import CorruptShardError
+from shardsieve.io.counts import Counts
 
 _MAX_OPEN = 64
 
@@ -17,9 +18,13 @@ class LocalReader:
 
     Descriptors are opened on first use, at most 64 at a time, and belong to the process that
     opened them: a forked or pickled reader opens its own.
+
+    Attributes:
+        counts: What was read.
     """
 
     def __init__(self) -> None:
+        self.counts = Counts()
         self._files: OrderedDict[str, int] = OrderedDict()
         self._pid = os.getpid()
 
@@ -29,27 +34,42 @@ class LocalReader:
         Raises:
             CorruptShardError: If the file is gone or shorter than that.
         """
-        try:
-            data = os.pread(self._descriptor(url), length, offset)
-        except OSError as error:
-            raise CorruptShardError(f"cannot read shard {url}: {error.strerror}") from error
-        if len(data) < length:
-            raise _too_short(url, offset + length)
-        return data
+        return next(self.read_many(url, [(offset, length)]))
 
-    def read_many(self, url: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    def prefetch(self, requests: Iterable[tuple[str, Sequence[tuple[int, int]]]]) -> None:
+        """Tell the kernel of ranges that will be read, unless they seem to be in memory already.
+
+        Descriptors are opened for random access, so nothing else is read ahead.
+        """
+        wanted = [(self._opened(url), ranges) for url, ranges in requests]
+        if all(_in_memory(file, *ranges[len(ranges) // 2]) for file, ranges in wanted):
+            return
+        for file, ranges in wanted:
+            for offset, length in ranges:
+                os.posix_fadvise(file, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def read_many(self, url: str, ranges: Sequence[tuple[int, int]]) -> Iterator[bytes]:
         """Yield the bytes of several (offset, length) ranges of one file, one by one; see `read`.
 
         One by one, as what was just read is still in the processor's cache when it is parsed.
         """
-        pread = os.pread
+        pread, wanted = os.pread, sum(length for _, length in ranges)
+        self.counts.kept += wanted
+        self.counts.read += wanted
+        self.counts.requests += len(ranges)
+        file = self._opened(url)
         try:
-            file = self._descriptor(url)
             for offset, length in ranges:
                 data = pread(file, length, offset)
                 if len(data) < length:
                     raise _too_short(url, offset + length)
                 yield data
+        except OSError as error:
+            raise CorruptShardError(f"cannot read shard {url}: {error.strerror}") from error
+
+    def _opened(self, url: str) -> int:
+        try:
+            return self._descriptor(url)
         except OSError as error:
             raise CorruptShardError(f"cannot read shard {url}: {error.strerror}") from error
 
@@ -79,6 +99,14 @@ class LocalReader:
 
     def __reduce__(self) -> tuple[type["LocalReader"], tuple[()]]:
         return LocalReader, ()
+
+
+def _in_memory(file: int, offset: int, length: int) -> bool:
+    """Return whether the last byte of a range comes without waiting for the disk."""
+    try:
+        return os.preadv(file, [bytearray(1)], offset + length - 1, os.RWF_NOWAIT) == 1
+    except OSError:
+        return False
 
 
 def _too_short(url: str, needed: int) -> CorruptShardError:

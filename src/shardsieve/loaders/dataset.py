@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from shardsieve._errors import CorruptShardError, ShardsieveError, UnreadableSampleError
-from shardsieve.io.local import LocalReader
+from shardsieve.io.source import reader_of
+from shardsieve.io.spans import Storage
+from shardsieve.loaders.ledger import Ledger
 from shardsieve.loaders.shared import SharedIds
 from shardsieve.plan import PADDING
 from shardsieve.shards.tar import parse_sample, plain_fields
@@ -30,6 +32,9 @@ class ShardDataset(Dataset[Any]):
 
     `__getitems__` reads a batch in file order, shard by shard, and returns it in the asked order;
     `PADDING` ids are left out, and with `on_error="skip"` samples that cannot be read.
+
+    Attributes:
+        ledger: What all workers of this loader read.
     """
 
     def __init__(
@@ -40,6 +45,7 @@ class ShardDataset(Dataset[Any]):
         score: str | None = None,
         on_error: str = "raise",
         max_unreadable: int = 100,
+        storage: Storage | None = None,
     ) -> None:
         """Open nothing yet: files are opened where they are read.
 
@@ -49,6 +55,7 @@ class ShardDataset(Dataset[Any]):
             score: Name of a stored score for `__score__`.
             on_error: `raise`, or `skip` samples that cannot be read or decoded, with a warning.
             max_unreadable: Most samples to skip, over all workers of this loader.
+            storage: What reading costs where the shards lie; by their kind when left out.
         """
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
@@ -57,7 +64,8 @@ class ShardDataset(Dataset[Any]):
         self._keys: dict[int, list[str]] = {}
         self._suffixes = {suffix.encode(): suffix for suffix in store.members}
         self._scores = store.score(score) if score else None
-        self.reader = LocalReader()
+        self.reader = reader_of(store.urls, storage)
+        self.ledger = Ledger()
         self._skipped = SharedIds(max_unreadable if on_error == "skip" else 0)
 
     def __len__(self) -> int:
@@ -91,12 +99,23 @@ class ShardDataset(Dataset[Any]):
         ranges = self._ranges_of(wanted, shards, positions)
         samples: list[Any] = [None] * len(wanted)
         places = positions.tolist()
-        for shard, rows in _runs(shards, positions):
+        runs = list(_runs(shards, positions))
+        urls = self.store.urls
+        self._prefetch((urls[shard], [ranges[row] for row in rows]) for shard, rows in runs)
+        for shard, rows in runs:
             self._fill(samples, shard, rows, places, ranges)
+        self.ledger.add(self.reader.counts.take())
         self._add_ours(samples, wanted)
         if self.decode is not None:
             samples = [self._decoded(sample) for sample in samples]
         return [sample for sample in samples if sample is not _SKIPPED]
+
+    def _prefetch(self, requests: Iterator[tuple[str, list[tuple[int, int]]]]) -> None:
+        try:
+            self.reader.prefetch(requests)
+        except CorruptShardError as error:
+            # Reading says which sample it was.
+            _LOG.debug("not read ahead: %s", error)
 
     def _ranges_of(
         self, wanted: NDArray[np.int64], shards: NDArray[np.int64], positions: NDArray[np.int64]

@@ -10,11 +10,11 @@ import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import MissingDependencyError, StoreMismatchError
+from shardsieve.io.source import cheap_fingerprint
 from shardsieve.keepset import KeepSet, select
 from shardsieve.loaders.ffcv_order import LoaderOrder
 from shardsieve.loaders.pages import default_window, page_order
 from shardsieve.plan import TAILS, Steps, World
-from shardsieve.shards.fingerprint import cheap_fingerprint
 from shardsieve.store.store import Store
 
 ORDERS = ("loader", "pages")

@@ -19,6 +19,7 @@ from shardsieve._errors import CorruptShardError, ShardsieveError, StoreMismatch
 from shardsieve.keepset import KeepSet, select
 from shardsieve.loaders.asking import caller_of
 from shardsieve.loaders.dataset import ShardDataset
+from shardsieve.loaders.ledger import Ledger
 from shardsieve.loaders.stages import Source, batch_size_of, source_of
 from shardsieve.plan import EpochOrder, Steps, World
 from shardsieve.store.store import Store
@@ -152,6 +153,11 @@ class PrunedPipeline(wds.WebDataset):  # type: ignore[misc]
             )
         self.source.set_epoch(epoch)
 
+    @property
+    def ledger(self) -> Ledger:
+        """What all workers of this rank read."""
+        return self.source.ledger
+
     def state_dict(self, *, samples_done: int) -> dict[str, Any]:
         """Return where the epoch stands after so many samples over all ranks, JSON-ready."""
         return self.source.state_dict(samples_done)
@@ -194,6 +200,11 @@ class PrunedSource(IterableDataset[dict[str, Any]]):
         self._told = torch.zeros(3, dtype=torch.int64)
         self._told.share_memory_()  # type: ignore[no-untyped-call]
         self._heard, self._passes = -1, 0
+
+    @property
+    def ledger(self) -> Ledger:
+        """What all workers of this rank read."""
+        return self._data.ledger
 
     def set_epoch(self, epoch: int) -> None:
         """Begin at an epoch's start, or where a loaded state stands in that epoch."""

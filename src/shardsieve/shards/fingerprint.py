@@ -1,26 +1,10 @@
-"""Cheap and exact fingerprints of shards: has the file changed since it was indexed?"""
+"""Exact fingerprints of shards and of a whole index."""
 
 import hashlib
 import json
 from collections.abc import Iterable
-from pathlib import Path
 
 from numpy.typing import NDArray
-
-from shardsieve._errors import ShardsieveError
-
-
-def cheap_fingerprint(url: str) -> str:
-    """Return `size-mtime_ns` of a local shard, from one `stat`.
-
-    Raises:
-        ShardsieveError: If the shard is gone.
-    """
-    try:
-        stat = Path(url).stat()
-    except OSError as error:
-        raise ShardsieveError(f"cannot read shard {url}: {error.strerror}") from error
-    return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 
 def table_fingerprint(keys: Iterable[str], offsets: NDArray, lengths: NDArray) -> str:  # type: ignore[type-arg]

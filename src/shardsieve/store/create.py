@@ -1,8 +1,11 @@
 """Make a store from shards: walk each tar once, resume where a killed run stopped."""
 
+import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +14,22 @@ import zarr
 from numpy.typing import NDArray
 
 from shardsieve._errors import CorruptShardError, StoreMismatchError
-from shardsieve.io.local import mapped
-from shardsieve.shards.fingerprint import cheap_fingerprint, index_fingerprint
+from shardsieve.io.objects import is_remote
+from shardsieve.io.source import absolute, at_once, cheap_fingerprint, walkable
+from shardsieve.shards.fingerprint import index_fingerprint
 from shardsieve.shards.names import expand_urls
 from shardsieve.shards.tar import SampleTable, sample_table
 from shardsieve.store.create_beton import beton_blocks, check_beton, is_beton
 from shardsieve.store.indexed import IndexedShard
 from shardsieve.store.layout import (
     FORMAT_VERSION,
+    holds_store,
     make_array,
+    opened_group,
     replaced_folder,
     rows_per_shard,
     told_about_disk,
+    write_contents,
 )
 from shardsieve.store.store import Store, open_store
 
@@ -44,7 +51,7 @@ def index(
     Args:
         urls: Brace pattern, glob, `.txt` list, or several of them; order defines the sample ids.
             Or one FFCV `.beton`, whose sample ids are its rows.
-        store: Folder to make.
+        store: Folder to make, or the URL of a place in an object store.
         label_member: Suffix of the member that holds the label as a decimal number; of a `.beton`
             an integer field (left out: `label`, or the only integer field).
         progress: Called with (shards done, shards in all).
@@ -52,36 +59,59 @@ def index(
     Raises:
         ShardsieveError: If no shards match, one is damaged, or the store holds other shards.
     """
-    shards, target = expand_urls(urls), Path(store)
-    if target.exists():
+    shards = expand_urls(urls)
+    target: Path | str = str(store) if is_remote(store) else Path(store)
+    if holds_store(target) or (isinstance(target, Path) and target.exists()):
         return _existing(target, shards)
     if is_beton(shards):
         blocks, attributes = beton_blocks(shards[0], label_member)
-        with replaced_folder(target) as folder:
+        with _made(target) as folder:
             _write(folder, shards * len(blocks), blocks, attributes)
         return open_store(target)
-    partial = target.with_name(f".{target.name}.indexing")
+    partial = _beside(target)
     with told_about_disk(target):
         partial.mkdir(parents=True, exist_ok=True)
     done = []
     try:
-        for number, url in enumerate(shards):
-            done.append(_resumed(partial, number, url) or _save(partial, number, url, label_member))
+        entries = at_once(
+            lambda item: _entry(partial, item[0], item[1], label_member),
+            enumerate(shards),
+            remote=any(map(is_remote, shards)),
+        )
+        for entry in entries:
+            done.append(entry)
             if progress:
-                progress(number + 1, len(shards))
+                progress(len(done), len(shards))
     except CorruptShardError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    with replaced_folder(target) as folder:
+    with _made(target) as folder:
         _write(folder, shards, done)
     shutil.rmtree(partial, ignore_errors=True)
     return open_store(target)
 
 
+def _entry(partial: Path, number: int, url: str, label_member: str) -> IndexedShard:
+    return _resumed(partial, number, url) or _save(partial, number, url, label_member)
+
+
+def _beside(target: Path | str) -> Path:
+    """Return the local folder that keeps finished shards until the store is complete."""
+    if isinstance(target, Path):
+        return target.with_name(f".{target.name}.indexing")
+    name = hashlib.blake2b(target.encode(), digest_size=8).hexdigest()
+    return Path(tempfile.gettempdir()) / f"shardsieve-{name}.indexing"
+
+
+def _made(target: Path | str) -> AbstractContextManager[Path | str]:
+    """Give the place to write to: objects cannot be renamed, but the version comes last."""
+    return replaced_folder(target) if isinstance(target, Path) else nullcontext(target)
+
+
 def index_shard(url: str, *, label_member: str = "cls") -> IndexedShard:
-    """Walk one local tar and return its index entry."""
+    """Walk one tar and return its index entry."""
     fingerprint = cheap_fingerprint(url)
-    with mapped(url) as (read, total):
+    with walkable(url) as (read, total):
         table = sample_table(read, total, url, label_member=label_member)
         labels = [_label(read, table, row) for row in range(len(table))]
     return IndexedShard(
@@ -129,15 +159,15 @@ def _resumed(partial: Path, number: int, url: str) -> IndexedShard | None:
 
 
 def _write(
-    folder: Path,
+    where: Path | str,
     urls: list[str],
     shards: list[IndexedShard],
     attributes: dict[str, Any] | None = None,
 ) -> None:
-    group = zarr.open_group(str(folder), mode="w", zarr_format=3)
+    group = opened_group(where, "w")
     samples = np.array([len(s.keys) for s in shards], dtype=np.int64)
     shape = (len(shards), rows_per_shard(int(samples.max())))
-    _write_strings(group, "shard/url", np.array([str(Path(u).absolute()) for u in urls], object))
+    _write_strings(group, "shard/url", np.array([absolute(u) for u in urls], object))
     _write_strings(group, "shard/fingerprint", np.array([s.fingerprint for s in shards], object))
     tables = [s.table for s in shards]
     _write_strings(group, "shard/table", np.array(tables, object))
@@ -164,6 +194,8 @@ def _write(
             "format_version": FORMAT_VERSION,
         }
     )
+    if is_remote(where):
+        write_contents(group)
 
 
 def _write_strings(group: zarr.Group, name: str, values: NDArray[np.object_]) -> None:
@@ -172,9 +204,9 @@ def _write_strings(group: zarr.Group, name: str, values: NDArray[np.object_]) ->
     array[:] = values
 
 
-def _existing(target: Path, shards: list[str]) -> Store:
+def _existing(target: Path | str, shards: list[str]) -> Store:
     store = open_store(target)
-    wanted = [str(Path(url).absolute()) for url in shards]
+    wanted = [absolute(url) for url in shards]
     if store.kind == "ffcv":
         wanted *= store.num_shards
     if store.urls != wanted:

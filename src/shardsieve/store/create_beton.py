@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from shardsieve._errors import ShardsieveError, StoreMismatchError
+from shardsieve.io.source import cheap_fingerprint
 from shardsieve.shards.beton import Beton, read_beton
-from shardsieve.shards.fingerprint import cheap_fingerprint
 from shardsieve.store.indexed import IndexedShard
 from shardsieve.store.store import Store
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.storage import ObjectStore
 
 from shardsieve._errors import ShardsieveError
+from shardsieve.io.objects import group_client, is_remote, object_exists
 
 FORMAT_VERSION = 1
 SHARD_ARRAYS = ("url", "samples", "nbytes", "fingerprint", "table")
@@ -41,6 +44,34 @@ def make_array(
     )
 
 
+def holds_store(path: str | Path) -> bool:
+    """Return whether a Zarr group lies at a path or URL."""
+    if is_remote(path):
+        return object_exists(f"{path}/zarr.json")
+    return (Path(path) / "zarr.json").is_file()
+
+
+def opened_group(path: str | Path, mode: str) -> zarr.Group:
+    """Open (`r`, `r+`) or make (`w`) the Zarr group at a path or URL.
+
+    Where names cannot be listed (http) the group's own table of contents is read.
+    """
+    where: Any = str(path)
+    if is_remote(path):
+        where = ObjectStore(group_client(str(path)), read_only=mode == "r")
+    if mode == "w":
+        return zarr.open_group(where, mode="w", zarr_format=3)
+    listed = None if str(path).startswith("http") else False
+    return zarr.open_group(where, mode=mode, use_consolidated=listed)  # type: ignore[arg-type]
+
+
+def write_contents(group: zarr.Group) -> None:
+    """Write a group's table of contents, for readers that cannot list names."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zarr: not part of the v3 specification yet
+        zarr.consolidate_metadata(group.store)
+
+
 @contextmanager
 def replaced_folder(target: Path) -> Iterator[Path]:
     """Give a temporary folder that becomes `target` when the block ends without an error."""
@@ -59,7 +90,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def told_about_disk(target: Path) -> Iterator[None]:
+def told_about_disk(target: Path | str) -> Iterator[None]:
     """Turn an `OSError` of a write (a full disk above all) into one line with the cure."""
     try:
         yield

@@ -11,8 +11,17 @@ import zarr
 from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import MissingScoreError, StoreFormatError, StoreMismatchError
-from shardsieve.shards.fingerprint import cheap_fingerprint
-from shardsieve.store.layout import FORMAT_VERSION, make_array, told_about_disk, unpad
+from shardsieve.io.objects import is_remote
+from shardsieve.io.source import cheap_fingerprints
+from shardsieve.store.layout import (
+    FORMAT_VERSION,
+    holds_store,
+    make_array,
+    opened_group,
+    told_about_disk,
+    unpad,
+    write_contents,
+)
 
 
 class Store:
@@ -22,7 +31,7 @@ class Store:
     processes may write different shards at once: a chunk belongs to one shard.
 
     Attributes:
-        path: Where it lies.
+        path: Where it lies: a `Path`, or the URL of objects.
         kind: `webdataset` or `ffcv`.
         rows_per_shard: L, the id stride.
         urls: Shards in id order.
@@ -35,7 +44,7 @@ class Store:
     """
 
     def __init__(self, path: str | Path, group: zarr.Group) -> None:
-        self.path = Path(path)
+        self.path: Path | str = str(path) if is_remote(path) else Path(path)
         self.group = group
         self.kind = str(group.attrs["kind"])
         self.rows_per_shard = int(group.attrs["rows_per_shard"])  # type: ignore[arg-type]
@@ -122,6 +131,8 @@ class Store:
             array = make_array(self.group, f"score/{name}", table.shape, "float32", np.nan)
             array[:] = table
             array.attrs.update({**made, "date": datetime.now(UTC).isoformat(timespec="seconds")})
+            if is_remote(self.path):
+                write_contents(self.group)
 
     def score(self, name: str) -> NDArray[np.float32]:
         """Return a stored score in id order: float32 (n,), NaN where not scored.
@@ -153,7 +164,10 @@ class Store:
         if dim is not None and name not in self.embeddings:
             shape = (self.num_shards, self.rows_per_shard, dim)
             with told_about_disk(self.path):
-                return make_array(self.group, f"embedding/{name}", shape, "float16", np.nan)
+                array = make_array(self.group, f"embedding/{name}", shape, "float16", np.nan)
+                if is_remote(self.path):
+                    write_contents(self.group)
+                return array
         return self._array(f"embedding/{name}")
 
     def embedding(self, name: str) -> NDArray[np.float16]:
@@ -168,12 +182,12 @@ class Store:
         Raises:
             StoreMismatchError: If a shard is not the one that was indexed, saying how it differs.
         """
-        for url, want in zip(self.urls, self._read("shard/fingerprint"), strict=True):
-            got = cheap_fingerprint(url)
+        found = cheap_fingerprints(self.urls)
+        for url, want, got in zip(self.urls, self._read("shard/fingerprint"), found, strict=True):
             if got != str(want):
                 raise StoreMismatchError(
                     f"shard {url} is not the one that {self.path} was made from "
-                    f"(size-mtime {want} then, {got} now); run `shardsieve check`, or index again"
+                    f"({want} then, {got} now); run `shardsieve check`, or index again"
                 )
 
     # Inside ---------------------------------------------------------------------------------
@@ -204,21 +218,21 @@ class Store:
 
 
 def open_store(path: str | Path, *, mode: str = "r+") -> Store:
-    """Open a store and check that its local shards are still those it was made from.
+    """Open a store and check that its shards are still those it was made from.
 
     Args:
-        path: Folder of the store.
+        path: Folder of the store, or its `s3://`, `gs://`, `az://`, `http(s)://` URL.
         mode: `r` forbids writing.
 
     Raises:
         StoreFormatError: If there is no store, or a newer version wrote it.
         StoreMismatchError: If a shard has changed.
     """
-    if not (Path(path) / "zarr.json").is_file():
+    if not holds_store(path):
         raise StoreFormatError(
             f"no store at {path}; make it with `shardsieve index SHARDS --store {path}`"
         )
-    group = zarr.open_group(str(path), mode=mode)  # type: ignore[arg-type]
+    group = opened_group(path, mode)
     version = group.attrs.get("format_version")
     if not isinstance(version, int):
         raise StoreFormatError(f"{path} is a Zarr group but no shardsieve store; check the path")

@@ -1,0 +1,152 @@
+"""Objects by URL (s3, gs, az, http, https) through obstore: ranges, sizes, tags, with retries."""
+
+import os
+import random
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import obstore
+from obstore import exceptions
+from obstore.store import from_url
+
+from shardsieve._errors import CorruptShardError, ShardsieveError
+
+ATTEMPTS = 7
+FIRST_WAIT = 0.1
+SCHEMES = ("s3", "gs", "az", "http", "https")
+_HOPELESS = (
+    FileNotFoundError,
+    PermissionError,
+    exceptions.NotFoundError,
+    exceptions.PermissionDeniedError,
+    exceptions.UnauthenticatedError,
+    exceptions.InvalidPathError,
+    exceptions.NotSupportedError,
+    exceptions.UnknownConfigurationKeyError,
+)
+_first_user: list[int] = []
+
+
+class Fetched(NamedTuple):
+    """Bytes, and how often they had to be asked for again."""
+
+    data: bytes
+    retries: int
+
+
+def is_remote(url: object) -> bool:
+    """Return whether this names an object rather than a file.
+
+    >>> is_remote("s3://bucket/a.tar"), is_remote("/data/a.tar")
+    (True, False)
+    """
+    return "://" in str(url) and not str(url).startswith("file://")
+
+
+def client(url: str) -> tuple[Any, str]:
+    """Return this process' obstore client of a bucket or host, and the path in it.
+
+    Credentials come the usual ways: environment, web identity, instance metadata.
+
+    Raises:
+        ShardsieveError: If the scheme is unknown or the URL has a query.
+    """
+    scheme, _, rest = url.partition("://")
+    host, _, path = rest.partition("/")
+    if scheme not in SCHEMES:
+        raise ShardsieveError(f"url must begin with one of {', '.join(SCHEMES)}://, got {url}")
+    if "?" in path:
+        raise ShardsieveError(f"url must not have a query (a signed URL expires), got {url}")
+    if not _first_user:
+        _first_user.append(os.getpid())
+    return _client(f"{scheme}://{host}", os.getpid()), path
+
+
+def group_client(url: str) -> Any:
+    """Return an obstore client of a folder of objects, with obstore's own retries, for Zarr."""
+    client(url)
+    return from_url(url, client_options=_options(url))
+
+
+def object_exists(url: str) -> bool:
+    """Return whether there is such an object."""
+    try:
+        obstore.head(*client(url))
+    except (FileNotFoundError, exceptions.NotFoundError):
+        return False
+    except exceptions.BaseError as error:
+        raise ShardsieveError(f"cannot read {url}: {_cause(error)}") from error
+    return True
+
+
+def forked_after_use() -> bool:
+    """Return whether obstore was used by the process that this one was forked from.
+
+    Its threads do not survive a fork: any call would hang.
+    """
+    return bool(_first_user) and _first_user[0] != os.getpid()
+
+
+@lru_cache(maxsize=64)
+def _client(root: str, pid: int) -> Any:
+    # Retries are ours: they are counted, and a short body is one of their causes.
+    return from_url(root, client_options=_options(root), retry_config={"max_retries": 0})
+
+
+def _options(url: str) -> Any:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    plain = url.startswith("http://") or endpoint.startswith("http://")
+    return {"timeout": "60s", "connect_timeout": "5s", "allow_http": plain}
+
+
+def fetch(url: str, offset: int, length: int) -> Fetched:
+    """Return exactly `length` bytes of an object from `offset`.
+
+    Throttling, resets, short bodies and timeouts are tried again, waiting longer each time.
+
+    Raises:
+        CorruptShardError: If it fails for good, naming object, range and cause.
+    """
+
+    def once() -> bytes:
+        store, path = client(url)
+        data = bytes(obstore.get_range(store, path, start=offset, length=length))
+        if len(data) != length:
+            raise OSError(f"{len(data)} bytes came")
+        return data
+
+    what = f"shard {url}, bytes {offset}-{offset + length}"
+    return Fetched(*_retried(once, what))
+
+
+def size_and_tag(url: str) -> tuple[int, str]:
+    """Return an object's size in bytes and its ETag (or its time of change)."""
+
+    def once() -> tuple[int, str]:
+        found = obstore.head(*client(url))
+        tag = found["e_tag"] or f"{found['last_modified']:%s}"
+        return int(found["size"]), tag.strip('"')
+
+    result: tuple[int, str] = _retried(once, f"shard {url}")[0]
+    return result
+
+
+def _retried(once: Callable[[], Any], what: str) -> tuple[Any, int]:
+    for attempt in range(ATTEMPTS):
+        try:
+            return once(), attempt
+        except _HOPELESS as error:
+            raise CorruptShardError(f"cannot read {what}: {_cause(error)}") from error
+        except (exceptions.BaseError, OSError, ValueError) as error:
+            if attempt + 1 == ATTEMPTS:
+                raise CorruptShardError(
+                    f"cannot read {what} in {ATTEMPTS} attempts: {_cause(error)}"
+                ) from error
+            time.sleep(FIRST_WAIT * 2**attempt * random.uniform(0.5, 1.5))
+    raise AssertionError  # pragma: no cover
+
+
+def _cause(error: BaseException) -> str:
+    return " ".join(str(error).split("\n\nDebug")[0].split())[:300]

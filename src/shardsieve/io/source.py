@@ -1,0 +1,108 @@
+"""Shards wherever they lie: fingerprints, headers to walk, and the reader that suits them."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from shardsieve._errors import ShardsieveError
+from shardsieve.io.joined import JoinedReader
+from shardsieve.io.local import LocalReader, mapped
+from shardsieve.io.objects import fetch, is_remote, size_and_tag
+from shardsieve.io.spans import OBJECTS, Storage
+
+AT_ONCE = 32
+_BLOCK = 4 << 20
+Reader = LocalReader | JoinedReader
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def reader_of(urls: Sequence[str], storage: Storage | None = None) -> Reader:
+    """Return the reader for these shards; `storage` overrides what their kind of storage costs."""
+    if storage is None and not any(map(is_remote, urls)):
+        return LocalReader()
+    return JoinedReader(storage or OBJECTS)
+
+
+def absolute(url: str | Path) -> str:
+    """Return a shard's full name."""
+    return str(url) if is_remote(url) else str(Path(url).absolute())
+
+
+def cheap_fingerprint(url: str) -> str:
+    """Return `size-mtime_ns` of a file, `size-ETag` of an object, from one question.
+
+    Raises:
+        ShardsieveError: If the shard is gone.
+    """
+    if is_remote(url):
+        size, tag = size_and_tag(url)
+        return f"{size}-{tag}"
+    try:
+        stat = Path(url).stat()
+    except OSError as error:
+        raise ShardsieveError(f"cannot read shard {url}: {error.strerror}") from error
+    return f"{stat.st_size}-{stat.st_mtime_ns}"
+
+
+def cheap_fingerprints(urls: Sequence[str]) -> list[str]:
+    """Return `cheap_fingerprint` of every shard, objects many at a time."""
+    return list(at_once(cheap_fingerprint, urls, remote=any(map(is_remote, urls))))
+
+
+def at_once(call: Callable[[A], B], items: Iterable[A], *, remote: bool) -> Iterator[B]:
+    """Yield `call(item)` in order; with objects several calls are under way at a time."""
+    if not remote:
+        yield from map(call, items)
+        return
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
+        yield from pool.map(call, items)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def walkable(url: str) -> AbstractContextManager[tuple[Callable[[int, int], bytes], int]]:
+    """Give (`read(offset, length)`, total bytes) of a shard for one walk over its headers."""
+    return _blocks(url) if is_remote(url) else mapped(url)
+
+
+@contextmanager
+def _blocks(url: str) -> Iterator[tuple[Callable[[int, int], bytes], int]]:
+    """Read an object in large blocks, passing over those without headers."""
+    total, (begin, block) = size_and_tag(url)[0], (0, b"")
+
+    def read(offset: int, length: int) -> bytes:
+        nonlocal begin, block
+        stop = min(offset + length, total)
+        if not begin <= offset <= stop <= begin + len(block):
+            begin = offset
+            block = fetch(url, offset, min(max(_BLOCK, length), total - offset)).data
+        return block[offset - begin : stop - begin]
+
+    yield read, total
+
+
+def measure_storage(url: str, *, in_flight: int = AT_ONCE) -> Storage:
+    """Measure latency and bandwidth of one connection to where a shard lies.
+
+    Args:
+        url: A shard of at least 1 MB.
+        in_flight: Requests at a time of the storage returned.
+    """
+    reader = JoinedReader(Storage(0, 1, 1))
+    total = size_and_tag(url)[0] if is_remote(url) else Path(url).stat().st_size
+    seconds = []
+    for place in range(8):
+        start = time.perf_counter()
+        reader.read(url, place * (total // 8), 1)
+        seconds.append(time.perf_counter() - start)
+    latency = sorted(seconds)[4]
+    size = min(total, 8 << 20)
+    start = time.perf_counter()
+    reader.read(url, 0, size)
+    wall = max(time.perf_counter() - start - latency, 1e-6)
+    return Storage(latency=latency, bandwidth=size / wall, in_flight=in_flight)

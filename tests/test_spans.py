@@ -1,0 +1,92 @@
+"""The range planner against a slow reference, and the laws it must keep."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardsieve.io.spans import Storage, plan_spans
+
+
+def reference(ranges, storage):
+    """Join the two neighbours with the smallest gap, again and again, as long as it is allowed."""
+    reads = [[offset, offset + length] for offset, length in sorted(ranges)]
+    wanted = sum(length for _, length in ranges)
+    added = 0
+    while len(reads) > 1:
+        gaps = [right[0] - left[1] for left, right in pairwise(reads)]
+        place = int(np.argmin(gaps))
+        if gaps[place] > storage.gap or added + gaps[place] > int(
+            (storage.amplification - 1) * wanted
+        ):
+            break
+        added += gaps[place]
+        reads[place : place + 2] = [[reads[place][0], reads[place + 1][1]]]
+    return reads
+
+
+@st.composite
+def wanted(draw):
+    sizes = draw(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 40)), max_size=25))
+    ranges, at = [], 0
+    for gap, length in sizes:
+        ranges.append((at + gap, length))
+        at += gap + length
+    return draw(st.permutations(ranges))
+
+
+storages = st.builds(
+    Storage,
+    latency=st.floats(0, 1),
+    bandwidth=st.floats(1, 100),
+    in_flight=st.integers(1, 4),
+    amplification=st.floats(1, 4),
+)
+
+
+def planned(ranges, storage):
+    table = np.array(ranges, dtype=np.int64).reshape(-1, 2)
+    return plan_spans(table[:, 0], table[:, 1], storage)
+
+
+@given(wanted(), storages)
+def test_reads_are_those_of_the_slow_reference(ranges, storage):
+    spans = planned(ranges, storage)
+    assert np.stack([spans.start, spans.stop], 1).tolist() == reference(ranges, storage)
+
+
+@given(wanted(), storages, st.integers(1, 80))
+def test_every_sample_is_in_its_read_and_the_cap_holds(ranges, storage, largest):
+    storage = Storage(
+        storage.latency, storage.bandwidth, storage.in_flight, storage.amplification, largest
+    )
+    spans = planned(ranges, storage)
+    for (offset, length), number in zip(ranges, spans.of.tolist(), strict=True):
+        assert spans.start[number] <= offset
+        assert offset + length <= spans.stop[number]
+    kept = sum(length for _, length in ranges)
+    assert spans.nbytes <= storage.amplification * kept
+    assert (spans.start[1:] >= spans.stop[:-1]).all()
+    for start, stop in zip(spans.start.tolist(), spans.stop.tolist(), strict=True):
+        inside = sum(start <= offset < stop for offset, _ in ranges)
+        assert stop - start <= largest or inside == 1
+
+
+def test_nearly_everything_becomes_one_read():
+    ranges = [(place * 100, 100) for place in range(1000) if place % 10]
+    spans = planned(ranges, Storage(latency=0.03, bandwidth=90e6, in_flight=32))
+    assert (len(spans.start), spans.nbytes) == (1, 99_900)
+    assert len(planned(ranges, Storage(0, 1, 1)).start) == 100
+
+
+def test_samples_that_overlap_are_read_together():
+    spans = planned([(0, 100), (20, 10), (50, 100)], Storage(0, 1, 1, largest=60))
+    assert np.stack([spans.start, spans.stop], 1).tolist() == [[0, 150]]
+
+
+@pytest.mark.parametrize("wrong", [{"amplification": 0.9}, {"in_flight": 0}])
+def test_bad_storages_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"must be at least 1, got 0"):
+        Storage(**{"latency": 0, "bandwidth": 1, "in_flight": 1, **wrong})
