@@ -54,7 +54,9 @@ def main() -> None:
         print(row)
     about = {"cores": os.cpu_count(), "samples": len(store), "first_byte_seconds": 0.03}
     about |= {"bytes_per_second_and_connection": 90e6, **vars(options)}
-    RECORD.write_text(json.dumps({"about": about, "unit": "seconds", "rows": rows}, indent=1) + "\n")
+    RECORD.write_text(
+        json.dumps({"about": about, "unit": "seconds", "rows": rows}, indent=1) + "\n"
+    )
 
 
 def serve(folder: str, pipe: Connection) -> None:

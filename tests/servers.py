@@ -1,126 +1,136 @@
-"""Servers on loopback for tests and benchmarks: an S3 (moto's) and ranges with faults."""
+"""A range server on loopback for tests and benchmarks, with latency, bandwidth and faults."""
 
+import asyncio
 import random
 import socket
 import threading
-import time
 from contextlib import contextmanager
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+PIECE = 256 << 10
 
-class RangeServer(ThreadingHTTPServer):
-    """Serves a folder's files by range, with set latency, bandwidth and faults.
+
+class RangeServer:
+    """Serves a folder's files by range.
 
     Attributes:
-        seen: Bytes sent as bodies, and requests, in order.
+        faults: Share of the range requests that are throttled, reset or cut short.
+        seen: Bytes of the bodies sent whole, in order.
+        failed: Kinds of the faults made.
     """
 
-    daemon_threads = True
-    request_queue_size = 128
-
     def __init__(self, folder, *, latency=0.0, bandwidth=None, faults=0.0, seed=0):
-        super().__init__(("127.0.0.1", 0), _Handler)
         self.folder, self.latency, self.bandwidth = Path(folder), latency, bandwidth
         self.faults, self.draw = faults, random.Random(seed)
         self.seen, self.failed = [], []
-        self.lock = threading.Lock()
+        self.url = ""
 
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}"
+    async def start(self):
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=256)
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        return server
 
-    def fault(self):
-        with self.lock:
-            if self.draw.random() >= self.faults:
-                return None
-            kind = self.draw.choice(["throttle", "reset", "short"])
-            self.failed.append(kind)
-            return kind
+    async def _serve(self, reader, writer):
+        try:
+            while await self._answer(reader, writer):
+                await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
 
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *arguments):
-        pass
-
-    def do_HEAD(self):
-        path = self._path()
-        if path is not None:
-            self._head(200, path.stat().st_size, path)
-
-    def do_GET(self):
-        path = self._path()
-        if path is None:
-            return
-        time.sleep(self.server.latency)
-        size, wanted = path.stat().st_size, self.headers.get("Range")
+    async def _answer(self, reader, writer):
+        """Answer one request; return whether the connection stays."""
+        lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        method, target, _ = lines[0].split()
+        headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
+        path = self.folder / target.lstrip("/")
+        if not path.is_file():
+            writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            return True
+        size, wanted = path.stat().st_size, headers.get("range")
+        if method == "HEAD":
+            writer.write(_head(200, size, path))
+            return True
+        await asyncio.sleep(self.latency)
         begin, end = 0, size
         if wanted:
             first, last = wanted.removeprefix("bytes=").split("-")
             begin, end = int(first), min(int(last) + 1, size)
-        fault = self.server.fault() if wanted else None
+        fault = self._fault() if wanted else None
         if fault == "throttle":
-            self.send_response(503)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
+            writer.write(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n")
+            return True
         with path.open("rb") as file:
             file.seek(begin)
             body = file.read(end - begin)
-        self._head(206 if wanted else 200, len(body), path, f"bytes {begin}-{end - 1}/{size}")
+        part = f"Content-Range: bytes {begin}-{end - 1}/{size}\r\n" if wanted else ""
+        writer.write(_head(206 if wanted else 200, len(body), path, part))
         if fault is not None:
-            self.wfile.write(body[: len(body) // 2])
-            self.wfile.flush()
+            writer.write(body[: len(body) // 2])
+            await writer.drain()
             if fault == "reset":
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            self.close_connection = True
-            return
-        self._send(body)
-        with self.server.lock:
-            self.server.seen.append(len(body))
+                link = writer.get_extra_info("socket")
+                link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            return False
+        self.seen.append(len(body))
+        await self._send(writer, body)
+        return True
 
-    def _send(self, body):
-        rate, piece = self.server.bandwidth, 256 << 10
-        start = time.perf_counter()
-        for at in range(0, len(body), piece):
-            self.wfile.write(body[at : at + piece])
-            if rate:
-                due = start + (at + piece) / rate
-                time.sleep(max(due - time.perf_counter(), 0))
+    def _fault(self):
+        if self.draw.random() >= self.faults:
+            return None
+        self.failed.append(self.draw.choice(["throttle", "reset", "short"]))
+        return self.failed[-1]
 
-    def _path(self):
-        path = self.server.folder / self.path.lstrip("/")
-        if path.is_file():
-            return path
-        self.send_response(404)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-        return None
+    async def _send(self, writer, body):
+        clock = asyncio.get_running_loop().time
+        start, view = clock(), memoryview(body)
+        for at in range(0, len(body), PIECE):
+            writer.write(view[at : at + PIECE])
+            await writer.drain()
+            if self.bandwidth:
+                await asyncio.sleep(start + min(at + PIECE, len(body)) / self.bandwidth - clock())
 
-    def _head(self, status, length, path, content_range=None):
-        changed = path.stat().st_mtime_ns
-        self.send_response(status)
-        self.send_header("Content-Length", str(length))
-        self.send_header("ETag", f'"{changed:x}"')
-        self.send_header("Last-Modified", formatdate(changed / 1e9, usegmt=True))
-        self.send_header("Accept-Ranges", "bytes")
-        if content_range:
-            self.send_header("Content-Range", content_range)
-        self.end_headers()
+
+def _head(status, length, path, more=""):
+    changed = path.stat().st_mtime_ns
+    return (
+        f'HTTP/1.1 {status} OK\r\nContent-Length: {length}\r\nETag: "{changed:x}"\r\n'
+        f"Last-Modified: {formatdate(changed / 1e9, usegmt=True)}\r\n{more}\r\n"
+    ).encode()
 
 
 @contextmanager
 def range_server(folder, **how):
-    """Serve a folder until the block ends."""
-    server = RangeServer(folder, **how)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    """Serve a folder from a thread until the block ends."""
+    server, loop, ready = RangeServer(folder, **how), asyncio.new_event_loop(), threading.Event()
+
+    async def serve():
+        async with await server.start():
+            ready.set()
+            await asyncio.Event().wait()
+
+    def run():
+        task = loop.create_task(serve())
+        stop.append(lambda: loop.call_soon_threadsafe(task.cancel))
+        try:
+            loop.run_until_complete(task)
+        except asyncio.CancelledError:
+            left = asyncio.all_tasks(loop)
+            for one in left:
+                one.cancel()
+            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.close()
+
+    stop = []
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
+    if not ready.wait(10):
+        raise RuntimeError("the server did not start")
     try:
         yield server
     finally:
-        server.shutdown()
-        server.server_close()
+        stop[0]()
         thread.join(10)

@@ -1,62 +1,76 @@
-"""shardsieve: score a little, extrapolate the rest, and skip samples while streaming."""
+"""shardsieve: score a little, extrapolate the rest, and skip samples while streaming.
 
-from shardsieve import extrapolate, scores
-from shardsieve._errors import (
-    CorruptShardError,
-    MissingScoreError,
-    ShardsieveError,
-    StoreFormatError,
-    StoreMismatchError,
-    UnreadableSampleError,
-)
-from shardsieve.keepset import KeepSet, select
-from shardsieve.loaders.dataset import ShardDataset
-from shardsieve.loaders.prune import prune
-from shardsieve.loaders.sampler import PrunedShardSampler
-from shardsieve.plan import World
-from shardsieve.policy import (
-    UCB,
-    AnnealedScore,
-    EpsilonGreedy,
-    InfoBatch,
-    RandomDynamic,
-    SeTa,
-    weighted,
-)
-from shardsieve.selection import keep_moderate, keep_random, keep_stratified, keep_top, num_kept
-from shardsieve.store.create import index
-from shardsieve.store.realign import realign
-from shardsieve.store.store import Store, open_store
+Names are imported when they are first used: a process that only reads bytes never loads torch.
+"""
 
-__all__ = [
-    "UCB",
-    "AnnealedScore",
-    "CorruptShardError",
-    "EpsilonGreedy",
-    "InfoBatch",
-    "KeepSet",
-    "MissingScoreError",
-    "PrunedShardSampler",
-    "RandomDynamic",
-    "SeTa",
-    "ShardDataset",
-    "ShardsieveError",
-    "Store",
-    "StoreFormatError",
-    "StoreMismatchError",
-    "UnreadableSampleError",
-    "World",
-    "extrapolate",
-    "index",
-    "keep_moderate",
-    "keep_random",
-    "keep_stratified",
-    "keep_top",
-    "num_kept",
-    "open_store",
-    "prune",
-    "realign",
-    "scores",
-    "select",
-    "weighted",
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shardsieve import extrapolate, scores
+    from shardsieve._errors import (
+        CorruptShardError,
+        MissingScoreError,
+        ShardsieveError,
+        StoreFormatError,
+        StoreMismatchError,
+        UnreadableSampleError,
+    )
+    from shardsieve.io.source import measure_storage
+    from shardsieve.io.spans import Storage
+    from shardsieve.keepset import KeepSet, select
+    from shardsieve.loaders.dataset import ShardDataset
+    from shardsieve.loaders.prune import prune
+    from shardsieve.loaders.sampler import PrunedShardSampler
+    from shardsieve.plan import World
+    from shardsieve.policy import (
+        UCB,
+        AnnealedScore,
+        EpsilonGreedy,
+        InfoBatch,
+        RandomDynamic,
+        SeTa,
+        weighted,
+    )
+    from shardsieve.selection import keep_moderate, keep_random, keep_stratified, keep_top, num_kept
+    from shardsieve.store.create import index
+    from shardsieve.store.realign import realign
+    from shardsieve.store.store import Store, open_store
+
+_HOMES = {
+    "_errors": (
+        "CorruptShardError MissingScoreError ShardsieveError StoreFormatError StoreMismatchError "
+        "UnreadableSampleError"
+    ),
+    "io.source": "measure_storage",
+    "io.spans": "Storage",
+    "keepset": "KeepSet select",
+    "loaders.dataset": "ShardDataset",
+    "loaders.prune": "prune",
+    "loaders.sampler": "PrunedShardSampler",
+    "plan": "World",
+    "policy": "UCB AnnealedScore EpsilonGreedy InfoBatch RandomDynamic SeTa weighted",
+    "selection": "keep_moderate keep_random keep_stratified keep_top num_kept",
+    "store.create": "index",
+    "store.realign": "realign",
+    "store.store": "Store open_store",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+_PACKAGES = ("extrapolate", "scores")
+
+__all__ = [  # from the table above
+    *sorted(_HOME_OF),
+    *_PACKAGES,
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        return getattr(import_module(f"shardsieve.{_HOME_OF[name]}"), name)
+    if name in _PACKAGES:
+        return import_module(f"shardsieve.{name}")
+    raise AttributeError(f"module 'shardsieve' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

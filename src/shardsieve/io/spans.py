@@ -37,7 +37,7 @@ class Storage:
 
 
 HARD_DISK = Storage(latency=8e-3, bandwidth=180e6, in_flight=1, amplification=4.0)
-OBJECTS = Storage(latency=30e-3, bandwidth=90e6, in_flight=32)
+OBJECTS = Storage(latency=30e-3, bandwidth=90e6, in_flight=64)
 
 
 @dataclass(frozen=True, slots=True)
