@@ -2,10 +2,10 @@
 
     python benchmarks/cold_bytes.py [--gigabytes 1] [--folder DIR]
 
-Every row drops the shards from the page cache (`POSIX_FADV_DONTNEED`) and reads one epoch in batches
-of 256: ours, the same with plain `os.pread` (the kernel's own readahead), and webdataset's `select`.
-Device bytes are `read_bytes` of `/proc/self/io`; DIR must lie on a disk. Writes
-`records/cold_bytes.json`.
+Every row drops the shards from the page cache (`POSIX_FADV_DONTNEED`) and reads one epoch in
+batches of 256: ours, the same with plain `os.pread` (the kernel's own readahead), and
+webdataset's `select`. Device bytes are `read_bytes` of `/proc/self/io`; DIR must lie on a disk.
+Writes `records/cold_bytes.json`.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python benchmarks/object_store.py [--megabytes 300] [--workers 2] [--rounds 3]
 
 A server in a process of its own gives ranges with 30 ms to the first byte and 90 MB/s per
-connection. webdataset streams whole shards (one connection per worker, `select` behind it); ours reads
-planned ranges. Same workers, alternating, medians. Writes `records/object_store.json`.
+connection. webdataset streams whole shards, one connection per worker; ours reads planned
+ranges. Same workers, alternating, medians. Writes `records/object_store.json`.
 """
 
 import argparse
