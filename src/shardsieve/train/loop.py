@@ -105,6 +105,11 @@ class Trainer:
         """Return how many samples were skipped since this start, over all ranks."""
         return len(set(gather_object(self.dataset.unreadable)))
 
+    def reads(self) -> dict[str, Any]:
+        """Return what reading took since this start, over all ranks; every rank must call it."""
+        counts = self.dataset.ledger.over_ranks()
+        return {**asdict(counts), "amplification": round(counts.amplification, 4)}
+
     def epochs(
         self, recorder: Recorder | None = None, progress: Progress | None = None
     ) -> Iterator[int]:

@@ -114,6 +114,7 @@ def _result(trainer: Trainer, tester: _Tester, num_samples: int) -> dict[str, An
         "steps": done.steps,
         "samples": done.samples,
         "unreadable": trainer.unreadable(),
+        "reads_since_start": trainer.reads(),
         "processes": trainer.accelerator.num_processes,
         "phases": {
             "train": {"seconds": round(done.seconds, 3), "bytes": done.nbytes},
