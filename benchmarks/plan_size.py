@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from shardsieve.plan import EpochOrder, Steps
+from shardsieve.epoch import EpochOrder
+from shardsieve.plan import Steps
 
 RECORD = Path(__file__).parent / "records" / "plan_size.json"
 

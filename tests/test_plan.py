@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardsieve.plan import EpochOrder, Steps, World
+from shardsieve.epoch import EpochOrder
+from shardsieve.plan import Steps, World
 
 counts = st.lists(st.integers(0, 9), min_size=1, max_size=12)
 

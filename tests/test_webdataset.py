@@ -192,7 +192,7 @@ def test_a_state_goes_on_at_every_position_on_another_world(urls, store):
             one.load_state_dict(state)
             rest += [sample["__id__"] for sample in one]
         assert sorted(rest) == sorted(whole[done:])
-    with pytest.raises(ss.StoreMismatchError, match="seed and window of then"):
+    with pytest.raises(ss.StoreMismatchError, match="shuffle and window of then"):
         make(pipeline_of(urls), seed=2).load_state_dict(state)
 
 

@@ -1,5 +1,7 @@
 """The project's own pseudo-random order, so that no release of numpy can change a run."""
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -7,6 +9,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _MASK = 2**64 - 1
+_ROUNDS = 6
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -47,3 +50,41 @@ def permutation(n: int, *key: int) -> NDArray[np.int64]:
     [0, 7, 2, 5, 4, 6, 3, 1]
     """
     return np.argsort(random_bits(n, *key), kind="stable").astype(np.int64)
+
+
+def shuffled_places(places: NDArray[np.int64], n: int, *key: int) -> NDArray[np.int64]:
+    """Return where a permutation of `0..n-1` sends these places, without making it whole.
+
+    Places are pairs of digits (x, y) on an a by b board of at least n squares, moved by Feistel
+    rounds: each adds a hash of one digit to the other. Where that leads off the first n squares it
+    is done again (Black and Rogaway, CT-RSA 2002). Memory is a few numbers per place.
+
+    Args:
+        places: int64, any shape, in `[0, n)`.
+        n: Length of the permutation, at least 1.
+        *key: Integers; another key gives an unrelated order.
+
+    >>> shuffled_places(np.arange(6), 6, 0, 1).tolist()
+    [4, 1, 0, 2, 5, 3]
+    """
+    a = math.isqrt(n - 1) + 1
+    b = -(-n // a)
+    rounds = [np.uint64(hash_key(*key, number)) for number in range(_ROUNDS)]
+    moved = np.array(places, dtype=np.int64)
+    astray = np.ones(moved.shape, dtype=bool)
+    while astray.any():
+        moved[astray] = _feistel(moved[astray].astype(np.uint64), a, b, rounds)
+        astray = moved >= n
+    return moved
+
+
+def _feistel(
+    places: NDArray[np.uint64], a: int, b: int, rounds: list[np.uint64]
+) -> NDArray[np.int64]:
+    y, x = np.divmod(places, np.uint64(a))
+    for number, key in enumerate(rounds):
+        if number % 2:
+            y = (y + _mix(x * _GOLDEN + key) % np.uint64(b)) % np.uint64(b)
+        else:
+            x = (x + _mix(y * _GOLDEN + key) % np.uint64(a)) % np.uint64(a)
+    return (y * np.uint64(a) + x).astype(np.int64)

@@ -1,12 +1,6 @@
-"""Who reads which kept samples when: pure functions of counts, seed, epoch and world."""
+"""Who reads which places of an epoch's order when: pure functions of counts and world."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
-
-from shardsieve.order import permutation
 
 TAILS = ("uneven", "pad", "drop")
 PADDING = -1
@@ -27,56 +21,6 @@ class World:
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
             raise ValueError(f"rank must lie in [0, {self.size}), got {self.rank}")
-
-
-@dataclass(frozen=True, slots=True)
-class EpochOrder:
-    """The order of one epoch's kept samples, the same for every world and worker count.
-
-    Shards are permuted and cut into windows; the kept samples of a window are shuffled together.
-    Only the kept counts are needed: memory is one number per shard and one window of samples.
-
-    Attributes:
-        counts: int64 (S,), kept samples per shard.
-        seed: Any integer.
-        epoch: At least 0.
-        window: Shards shuffled together; 0 means no shuffling at all.
-    """
-
-    counts: NDArray[np.int64]
-    seed: int
-    epoch: int
-    window: int
-
-    def windows(self, start: int = 0) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Yield (shard, ordinal among the shard's kept samples) from place `start` on."""
-        shards = self._shards()
-        ends = np.cumsum(self.counts[shards])
-        step = max(self.window, 1)
-        for first in range(0, len(shards), step):
-            last = min(first + step, len(shards))
-            if ends[last - 1] <= start:
-                continue
-            begin = int(ends[first - 1]) if first else 0
-            shard, ordinal = self._window(shards[first:last], first)
-            skip = max(start - begin, 0)
-            yield shard[skip:], ordinal[skip:]
-
-    def _shards(self) -> NDArray[np.int64]:
-        if self.window == 0:
-            return np.arange(len(self.counts), dtype=np.int64)
-        return permutation(len(self.counts), self.seed, self.epoch)
-
-    def _window(
-        self, shards: NDArray[np.int64], first: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        counts = self.counts[shards]
-        shard = np.repeat(shards, counts)
-        ordinal = np.arange(len(shard)) - np.repeat(np.cumsum(counts) - counts, counts)
-        if self.window == 0:
-            return shard, ordinal
-        mixed = permutation(len(shard), self.seed, self.epoch, first + 1)
-        return shard[mixed], ordinal[mixed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +73,10 @@ class Steps:
         elif step == last - 1 and borrowed:
             stop -= borrowed
         return start, min(stop, self.total)
+
+    def places_done(self, steps: int) -> int:
+        """Return how many places all ranks together have taken after so many steps."""
+        return self.bounds(min(steps, len(self)) - 1)[1] if steps and len(self) else 0
 
     def share(self, step: int, rank: int) -> tuple[int, int]:
         """Return the places `[start, stop)` of one rank in one step, repeats left out."""

@@ -7,6 +7,7 @@ starts one helper process and asks it for whole lists of reads at once.
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
@@ -21,6 +22,7 @@ class Helper:
     """A process that fetches; it ends with the one that started it."""
 
     def __init__(self, in_flight: int) -> None:
+        self._turn = threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "shardsieve.io.helper", str(in_flight)],
             stdin=subprocess.PIPE,
@@ -28,16 +30,17 @@ class Helper:
         )
 
     def fetch_all(self, reads: Sequence[Read]) -> list[Fetched]:
-        """Return the bytes of every read, in order.
+        """Return the bytes of every read, in order; several threads may ask, one is answered.
 
         Raises:
             CorruptShardError: If one cannot be read.
         """
         stdin, stdout = self._pipes()
         try:
-            pickle.dump(list(reads), stdin)
-            stdin.flush()
-            answer = pickle.load(stdout)  # our own process
+            with self._turn:
+                pickle.dump(list(reads), stdin)
+                stdin.flush()
+                answer = pickle.load(stdout)  # our own process
         except (EOFError, OSError) as error:
             raise CorruptShardError("the process that reads objects has ended") from error
         if isinstance(answer, str):

@@ -1,20 +1,50 @@
 """Reads that join neighbours, many in flight: for object stores and slow disks."""
 
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
 from shardsieve.io.counts import Counts
-from shardsieve.io.helper import Helper
+from shardsieve.io.helper import Helper, Read
 from shardsieve.io.local import LocalReader
 from shardsieve.io.objects import Fetched, fetch, forked_after_use, is_remote
 from shardsieve.io.spans import Spans, Storage, plan_spans
 
 Ranges = Sequence[tuple[int, int]]
-Pending = tuple[tuple[tuple[int, int], ...], Spans, "list[Future[Fetched]]"]
+Key = tuple[tuple[int, int], ...]
+Pending = tuple[Spans, "Sequence[Answer]"]
+
+# Lists of ranges of one shard that may wait to be asked for.
+_MOST_AHEAD = 1024
+
+
+class Answer(Protocol):
+    """A read that was begun: a future, or one part of a future."""
+
+    def result(self) -> Fetched:
+        """Wait for it."""
+        ...
+
+    def cancel(self) -> bool:
+        """Give it up if it has not begun."""
+        ...
+
+
+class _OneOf:
+    """One read of a list that a helper answers as a whole."""
+
+    def __init__(self, answers: "Future[list[Fetched]]", place: int) -> None:
+        self._answers, self._place = answers, place
+
+    def result(self) -> Fetched:
+        return self._answers.result()[self._place]
+
+    def cancel(self) -> bool:
+        return self._answers.cancel()
 
 
 class JoinedReader:
@@ -34,18 +64,29 @@ class JoinedReader:
         self._begin()
 
     def prefetch(self, requests: Iterable[tuple[str, Ranges]]) -> None:
-        """Begin to read ranges that `read_many` will be asked for, url by url."""
+        """Begin to read ranges that `read_many` will be asked for, url by url.
+
+        What was begun already is not begun again. Of what is never asked for, the latest
+        `_MOST_AHEAD` stay.
+        """
         self._own()
         plans, reads = [], []
-        for url, ranges in requests:
+        for url, asked in requests:
+            ranges = tuple(asked)
+            if (url, ranges) in self._pending:
+                continue
             spans = self._plan(ranges)
-            plans.append((url, tuple(ranges), spans))
+            plans.append((url, ranges, spans))
             starts, stops = spans.start.tolist(), spans.stop.tolist()
             reads += [(url, a, b - a) for a, b in zip(starts, stops, strict=True)]
         futures = self._submit(reads)
         for url, ranges, spans in plans:
             mine, futures = futures[: len(spans.start)], futures[len(spans.start) :]
-            self._pending.setdefault(url, []).append((ranges, spans, mine))
+            self._pending[url, ranges] = spans, mine
+        while len(self._pending) > max(_MOST_AHEAD, 2 * len(plans)):
+            _, (_, abandoned) = self._pending.popitem(last=False)
+            for future in abandoned:
+                future.cancel()
 
     def read_many(self, url: str, ranges: Ranges) -> Iterator[bytes]:
         """Yield the bytes of several (offset, length) ranges of one shard, one by one.
@@ -91,7 +132,7 @@ class JoinedReader:
 
     def _begin(self) -> None:
         self._pid = os.getpid()
-        self._pending: dict[str, list[Pending]] = {}
+        self._pending: OrderedDict[tuple[str, Key], Pending] = OrderedDict()
         self._pool: ThreadPoolExecutor | None = None
         self._helper: Helper | None = None
         self._files = LocalReader()
@@ -104,31 +145,20 @@ class JoinedReader:
         table = np.asarray(ranges, dtype=np.int64).reshape(-1, 2)
         return plan_spans(table[:, 0], table[:, 1], self.storage)
 
-    def _taken(self, url: str, ranges: tuple[tuple[int, int], ...]) -> tuple[Spans, Any]:
+    def _taken(self, url: str, ranges: Key) -> Pending:
         """Return the reads that were begun for just these ranges, or begin them."""
-        waiting = self._pending.get(url, [])
-        for place, (asked, spans, futures) in enumerate(waiting):
-            if asked == ranges:
-                del waiting[place]
-                return spans, futures
         self.prefetch([(url, ranges)])
-        _, spans, futures = self._pending[url].pop()
-        return spans, futures
+        return self._pending.pop((url, ranges))
 
-    def _submit(self, reads: list[tuple[str, int, int]]) -> "list[Future[Fetched]]":
+    def _submit(self, reads: list[Read]) -> Sequence[Answer]:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.storage.in_flight)
         if not forked_after_use() or not any(is_remote(url) for url, _, _ in reads):
             return [self._pool.submit(self._fetch, *read) for read in reads]
         if self._helper is None:
             self._helper = Helper(self.storage.in_flight)
-        answers = self._helper.fetch_all(reads)
-        futures: list[Future[Fetched]] = []
-        for answer in answers:
-            future: Future[Fetched] = Future()
-            future.set_result(answer)
-            futures.append(future)
-        return futures
+        answers = self._pool.submit(self._helper.fetch_all, reads)
+        return [_OneOf(answers, place) for place in range(len(reads))]
 
     def _fetch(self, url: str, offset: int, length: int) -> Fetched:
         if is_remote(url):

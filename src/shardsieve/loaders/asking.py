@@ -1,18 +1,44 @@
-"""Who iterates the sampler: torch's `BatchSampler` alone, or Accelerate's split of it.
+"""Who iterates the sampler: torch's loader alone, or Accelerate's split of it.
 
-A torch sampler is not told the batch size nor that `accelerator.prepare` will deal its batches out
-over ranks. Both decide where an epoch's tail must be cut, so the sampler looks at the frames that
-ask it for ids. Nothing is patched; `batch_size=` and `world=` say the same thing explicitly.
+A torch sampler is not told the batch size, nor that `accelerator.prepare` will deal its batches out
+over ranks, nor how many batches the loop has been given. All three decide where an epoch stands, so
+the sampler looks at the frames that ask it for ids. Nothing is patched; `batch_size=`, `world=` and
+`steps_done=` say the same things explicitly.
 """
 
 import sys
+import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from accelerate.data_loader import BatchSamplerShard
-from torch.utils.data import BatchSampler
+from accelerate.data_loader import BatchSamplerShard, DataLoaderDispatcher, DataLoaderShard
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+from torch.utils.data.distributed import DistributedSampler
 
-_DEPTH = 6
+from shardsieve._errors import ShardsieveError
+
+_DEPTH = 24
+
+
+class HandedOut:
+    """Counts the batches of one pass that the loop has been given.
+
+    Workers ask for ids ahead of the loop, and Accelerate's loader holds one batch back.
+    """
+
+    def __init__(self, iterator: _BaseDataLoaderIter) -> None:
+        # Its attributes, not itself: they outlive a loop that was left, and keep no worker alive.
+        self._attributes = vars(iterator)
+        self.workers = int(getattr(iterator, "_num_workers", 0))
+        self.shard: weakref.ref[Any] | None = None
+
+    def count(self) -> int:
+        """Return the batches handed out so far."""
+        taken = int(self._attributes["_num_yielded"])
+        shard = self.shard() if self.shard is not None else None
+        held_back = shard is not None and not shard.end_of_dataloader
+        return max(taken - held_back, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +49,13 @@ class Asking:
         batch_size: Of one rank; None when nobody batches.
         dealt_over: Ranks over which Accelerate deals whole batches, 1 when it does not.
         rank: This process' number among those ranks.
+        handed_out: Counts batches, where a torch loader asks.
     """
 
     batch_size: int | None = None
     dealt_over: int = 1
     rank: int = 0
+    handed_out: HandedOut | None = None
 
 
 def caller_of() -> Any:
@@ -35,19 +63,52 @@ def caller_of() -> Any:
     return sys._getframe(2).f_locals.get("self")
 
 
-def who_asks() -> Asking:
-    """Return what the frames above the sampler's caller say."""
-    batch_size, frame = None, sys._getframe(2)
-    for _ in range(_DEPTH):
-        owner = frame.f_locals.get("self")
+def called_by_torchdata() -> bool:
+    """Return whether torchdata's loader called the caller; it counts what it hands out itself."""
+    return str(sys._getframe(2).f_globals.get("__name__")).startswith("torchdata.")
+
+
+def who_asks(sampler: Any) -> Asking:
+    """Return what the frames above a sampler's method say.
+
+    Raises:
+        ShardsieveError: If somebody would split the samples again, or read them all on rank 0.
+    """
+    batch_size, dealt_over, rank, handed_out = None, 1, 0, None
+    for owner in _owners():
+        _refuse_second_split(owner)
         if isinstance(owner, BatchSamplerShard):
-            size = owner.batch_sampler.batch_size
-            if owner.split_batches:
-                size //= owner.num_processes
-            return Asking(size, owner.num_processes, owner.process_index)
-        if type(owner) is BatchSampler:
+            batch_size = owner.batch_sampler.batch_size
+            batch_size //= owner.num_processes if owner.split_batches else 1
+            dealt_over, rank = owner.num_processes, owner.process_index
+        elif isinstance(owner, _BaseDataLoaderIter):
+            handed_out = HandedOut(owner) if handed_out is None else handed_out
+        elif type(owner) is DataLoaderShard and handed_out is not None:
+            handed_out.shard = weakref.ref(owner)
+        elif batch_size is None and getattr(owner, "sampler", None) is sampler:
             batch_size = owner.batch_size
-        if frame.f_back is None:
-            break
+    return Asking(batch_size, dealt_over, rank, handed_out)
+
+
+def _owners() -> Iterator[Any]:
+    """Yield the `self` of the frames that lead from a loader to the sampler's method."""
+    frame: Any = sys._getframe(3)
+    for _ in range(_DEPTH):
+        if frame is None:
+            return
+        yield frame.f_locals.get("self")
         frame = frame.f_back
-    return Asking(batch_size)
+
+
+def _refuse_second_split(owner: Any) -> None:
+    if isinstance(owner, DistributedSampler):
+        raise ShardsieveError(
+            f"{type(owner).__name__} would split the kept samples over the ranks again: "
+            "PrunedShardSampler does it already; give it to the DataLoader as it is "
+            "(in Lightning: Trainer(use_distributed_sampler=False))"
+        )
+    if type(owner) is DataLoaderDispatcher:
+        raise ShardsieveError(
+            "dispatch_batches=True reads every sample on rank 0; leave it out, so that each rank "
+            "reads its own"
+        )

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from shardsieve._errors import CorruptShardError, ShardsieveError, UnreadableSam
 from shardsieve.io.source import reader_of
 from shardsieve.io.spans import Storage
 from shardsieve.loaders.ledger import Ledger
+from shardsieve.loaders.planned import PlannedId
 from shardsieve.loaders.shared import SharedIds
 from shardsieve.plan import PADDING
 from shardsieve.shards.tar import parse_sample, plain_fields
@@ -20,7 +21,6 @@ from shardsieve.store.store import Store
 Sample = dict[str, Any]
 
 _LOG = logging.getLogger("shardsieve")
-_SKIPPED = object()
 
 
 class ShardDataset(Dataset[Any]):
@@ -93,26 +93,38 @@ class ShardDataset(Dataset[Any]):
             UnreadableSampleError: If `decode` fails, naming shard and key; with `on_error="skip"`
                 once more than `max_unreadable` samples cannot be read.
         """
-        wanted = np.asarray(ids, dtype=np.int64)
-        wanted = wanted[wanted != PADDING]
-        shards, positions = np.divmod(wanted, self.store.rows_per_shard)
-        ranges = self._ranges_of(wanted, shards, positions)
-        samples: list[Any] = [None] * len(wanted)
-        places = positions.tolist()
-        runs = list(_runs(shards, positions))
-        urls = self.store.urls
-        self._prefetch((urls[shard], [ranges[row] for row in rows]) for shard, rows in runs)
-        for shard, rows in runs:
-            self._fill(samples, shard, rows, places, ranges)
-        self.ledger.add(self.reader.counts.take())
-        self._add_ours(samples, wanted)
+        samples = self.aligned([one for one in ids if one != PADDING])
+        self.look_ahead(getattr(ids[0], "ahead", None) if len(ids) else None)
         if self.decode is not None:
             samples = [self._decoded(sample) for sample in samples]
-        return [sample for sample in samples if sample is not _SKIPPED]
+        return [sample for sample in samples if sample is not None]
 
-    def _prefetch(self, requests: Iterator[tuple[str, list[tuple[int, int]]]]) -> None:
+    def aligned(self, ids: Sequence[int]) -> list[Any]:
+        """Return the raw samples of these ids, in this order; None for one that is skipped."""
+        plan = self._planned(np.array(ids, dtype=np.int64))
+        self._prefetch(plan)
+        samples: list[Any] = [None] * len(ids)
+        for shard, rows in plan.runs:
+            self._fill(samples, shard, rows, plan.places, plan.ranges)
+        self.ledger.add(self.reader.counts.take())
+        self._add_ours(samples, plan.ids)
+        _mark_repeated(samples, ids)
+        return samples
+
+    def look_ahead(self, ids: NDArray[np.int64] | None) -> None:
+        """Begin to read a batch that will be asked for next, if there is one."""
+        if ids is not None:
+            self._prefetch(self._planned(ids[ids != PADDING]))
+
+    def _planned(self, wanted: NDArray[np.int64]) -> "_Plan":
+        shards, positions = np.divmod(wanted, self.store.rows_per_shard)
+        ranges = self._ranges_of(wanted, shards, positions)
+        return _Plan(wanted, ranges, positions.tolist(), list(_runs(shards, positions)))
+
+    def _prefetch(self, plan: "_Plan") -> None:
+        urls, ranges = self.store.urls, plan.ranges
         try:
-            self.reader.prefetch(requests)
+            self.reader.prefetch((urls[s], [ranges[row] for row in rows]) for s, rows in plan.runs)
         except CorruptShardError as error:
             # Reading says which sample it was.
             _LOG.debug("not read ahead: %s", error)
@@ -154,7 +166,6 @@ class ShardDataset(Dataset[Any]):
         except CorruptShardError as error:
             if len(rows) == 1:
                 self._skip(shard * self.store.rows_per_shard + places[rows[0]], error)
-                samples[rows[0]] = _SKIPPED
                 return
             for row in rows:
                 self._fill(samples, shard, [row], places, ranges)
@@ -169,7 +180,7 @@ class ShardDataset(Dataset[Any]):
             if self._scores is not None:
                 scores = self._scores[rows].tolist()
         for row, (sample, sample_id) in enumerate(zip(samples, wanted.tolist(), strict=True)):
-            if sample is _SKIPPED:
+            if sample is None:
                 continue
             sample["__id__"], sample["__weight__"] = sample_id, weights[row]
             if scores is not None:
@@ -185,7 +196,7 @@ class ShardDataset(Dataset[Any]):
         _LOG.warning("skipped: %s", error)
 
     def _decoded(self, sample: Any) -> Any:
-        if sample is _SKIPPED or self.decode is None:
+        if sample is None or self.decode is None:
             return sample
         try:
             return self.decode(sample)
@@ -195,7 +206,30 @@ class ShardDataset(Dataset[Any]):
             )
             found.__cause__ = error
             self._skip(int(sample["__id__"]), found)
-            return _SKIPPED
+            return None
+
+
+class _Plan(NamedTuple):
+    """The reads of one batch.
+
+    Attributes:
+        ids: int64 (b,), as asked.
+        ranges: (offset, length) of each.
+        places: Position within its shard of each.
+        runs: (shard, rows of the batch in file order).
+    """
+
+    ids: NDArray[np.int64]
+    ranges: list[tuple[int, int]]
+    places: list[int]
+    runs: list[tuple[int, list[int]]]
+
+
+def _mark_repeated(samples: list[Any], ids: Sequence[int]) -> None:
+    """Give weight 0 to samples that only fill up a batch."""
+    for row, one in enumerate(ids):
+        if type(one) is PlannedId and one.repeated and samples[row] is not None:
+            samples[row]["__weight__"] = 0.0
 
 
 def _runs(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shardsieve.plan import EpochOrder
+from shardsieve.epoch import EpochOrder
 
 MEMORY_PAGE = 4096
 _ROWS_PER_WINDOW = 2048

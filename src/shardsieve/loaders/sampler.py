@@ -1,6 +1,8 @@
 """`PrunedShardSampler`: the kept sample ids of an epoch, in shard-aware order."""
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,11 +10,12 @@ import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Sampler
 
-from shardsieve._errors import StoreMismatchError
+from shardsieve._errors import ShardsieveError, StoreMismatchError
 from shardsieve.keepset import KeepSet, select
-from shardsieve.loaders.asking import Asking, who_asks
+from shardsieve.loaders.asking import Asking, HandedOut, called_by_torchdata, who_asks
 from shardsieve.loaders.moving import StepCount, put_choice
-from shardsieve.plan import PADDING, TAILS, EpochOrder, Steps, World
+from shardsieve.loaders.planned import OrderSettings, PlannedId, ordered_ids, refuse_another_plan
+from shardsieve.plan import PADDING, TAILS, Steps, World
 from shardsieve.policy.base import Choice, Policy
 from shardsieve.store.store import Store
 
@@ -21,17 +24,23 @@ class PrunedShardSampler(Sampler[int]):
     """Yields the ids of kept samples; give it to a `DataLoader` over a `ShardDataset`.
 
     The order depends on the store, keep set, seed and epoch alone: not on ranks, workers or batch
-    size. With several processes every kept sample is read exactly once over all ranks in equally
-    many steps, under `accelerator.prepare` (which deals batches out) as in a plain loop (where the
-    sampler takes the share of `torch.distributed`'s rank itself, or of `world`).
+    size (with locality groups on the global batch too). With several processes every kept sample is
+    read exactly once over all ranks in equally many steps, under `accelerator.prepare` (which deals
+    batches out) as in a plain loop (where the sampler takes the share of `torch.distributed`'s rank
+    itself, or of `world`).
 
     With `tail="uneven"` the last step's batches may be shorter. `gather_for_metrics` needs equal
-    batches: use `tail="pad"` for evaluation; repeated rows come last and are trimmed.
+    batches: use `tail="pad"` for evaluation; repeated rows come last, have `__weight__` 0 and are
+    trimmed.
 
     Attributes:
         keep_set: What this epoch keeps.
         epoch: Set by `set_epoch`.
     """
+
+    _start: int
+    _block: int | None
+    _pass: "_Pass | None"
 
     def __init__(
         self,
@@ -43,7 +52,9 @@ class PrunedShardSampler(Sampler[int]):
         keep_set: KeepSet | None = None,
         policy: Policy | None = None,
         seed: int = 0,
-        window: int = 16,
+        shuffle: str = "window",
+        window: int | None = None,
+        groups: int = 1,
         tail: str = "uneven",
         batch_size: int | None = None,
         world: World | None = None,
@@ -58,7 +69,12 @@ class PrunedShardSampler(Sampler[int]):
             keep_set: Use this one instead of selecting.
             policy: Chooses the keep set of every epoch instead; give it losses with `update`.
             seed: Of the order, and of `rule="random"`.
-            window: Shards shuffled together; 0 keeps the order of the shards.
+            shuffle: `window` (of shards), `global` (every kept sample anywhere: for shards that are
+                sorted by class) or `none`.
+            window: Shards shuffled together; 0 keeps the order of the shards. Left out: so many
+                that their kept samples fill the space of 16 whole shards.
+            groups: Blocks of neighbouring shards, one per node: a node whose ranks follow each
+                other mostly reads the shards of its own block, in every epoch.
             tail: `uneven`, `pad` or `drop`.
             batch_size: Of one rank; found from the `DataLoader` when left out.
             world: Found from Accelerate or `torch.distributed` when left out.
@@ -78,12 +94,11 @@ class PrunedShardSampler(Sampler[int]):
                 "the keep set was made from another shard index\n"
                 f"  keep set: {self.keep_set.fingerprint}\n  store:    {store.fingerprint}"
             )
-        self.store, self.seed, self.window, self.tail = store, seed, window, tail
+        self.order = OrderSettings(seed, shuffle, window, groups)
+        self.store, self.tail = store, tail
         self.batch_size, self.world = batch_size, world
         self.epoch = 0
-        self._start = 0
-        self._yielded = 0
-        self._global_batch = 0
+        self._begin(0)
         store.epoch_samples = 0 if tail == "uneven" else len(self.keep_set)
 
     def set_epoch(self, epoch: int) -> None:
@@ -93,7 +108,8 @@ class PrunedShardSampler(Sampler[int]):
         """
         if epoch == self.epoch:
             return
-        self.epoch, self._start, self._yielded = epoch, 0, 0
+        self.epoch = epoch
+        self._begin(0)
         if self.policy is not None:
             self._take(self.policy.choose(epoch))
 
@@ -123,7 +139,7 @@ class PrunedShardSampler(Sampler[int]):
         return StepCount.over(expected, lambda n: len(Steps(n, size, world.size, self.tail)))
 
     def __len__(self) -> int:
-        asking = self._asking(who_asks())
+        asking = self._asking(who_asks(self))
         if asking.batch_size is None:
             return len(self.keep_set)
         steps = self._steps(asking, 0)
@@ -133,24 +149,31 @@ class PrunedShardSampler(Sampler[int]):
         return steps.rank_length(world.rank)
 
     def __iter__(self) -> Iterator[int]:
-        asking = self._asking(who_asks())
-        steps = self._steps(asking, self._start)
-        self._yielded, self._global_batch = 0, steps.global_batch
-        if asking.dealt_over > 1:
-            return self._dealt(steps)
-        return self._own(steps, self._own_world(asking).rank)
+        asking = self._asking(who_asks(self))
+        world = self._own_world(asking)
+        if self._pass is not None and self._pass.whole:
+            self._start = 0  # a pass after a whole one begins at the beginning
+        if self._block is None:
+            self._block = self._steps(asking, 0).global_batch
+        self._pass = _Pass(self._steps(asking, self._start), asking.handed_out)
+        return self._hand_out(self._pass, world, dealt=asking.dealt_over > 1)
 
     def state_dict(self, *, steps_done: int | None = None) -> dict[str, Any]:
         """Return where the epoch stands, as JSON-ready numbers; with a policy, its arrays too.
 
-        A loader asks for ids ahead of training: pass the steps that training finished in this
-        pass. Without it, the ids asked for so far count as trained on.
+        It is the same on every rank. What a torch loader (also under Accelerate) has handed to the
+        loop counts as trained on, not what its workers asked for ahead.
+
+        Args:
+            steps_done: Steps that training finished in this pass, where something else than a torch
+                loader stands between.
         """
-        done = self._yielded if steps_done is None else steps_done * self._global_batch
+        done = self._places_done(steps_done, asked=called_by_torchdata())
         state = {
             "plan": self._plan_name(),
             "epoch": self.epoch,
             "samples_done": min(self._start + done, len(self.keep_set)),
+            "block": self._block,
         }
         return state if self.policy is None else {**state, "policy": self.policy.state_dict()}
 
@@ -158,20 +181,32 @@ class PrunedShardSampler(Sampler[int]):
         """Go on where `state` stands, on any world size or batch size.
 
         Raises:
-            StoreMismatchError: If the state belongs to another store, keep set, seed or window.
+            StoreMismatchError: If the state belongs to another store, keep set, seed, shuffle,
+                window or number of groups.
         """
-        if state["plan"] != self._plan_name():
-            raise StoreMismatchError(
-                f"the sampler's state belongs to another plan\n  state: {state['plan']}\n"
-                f"  sampler: {self._plan_name()}\nuse the store, keep set, seed and window of then"
-            )
-        self.epoch, self._start = int(state["epoch"]), int(state["samples_done"])
-        self._yielded = 0
+        refuse_another_plan(state["plan"], self._plan_name(), "sampler")
+        self.epoch = int(state["epoch"])
+        self._begin(int(state["samples_done"]), state.get("block"))
         if self.policy is not None:
             self.policy.load_state_dict(state["policy"])
             self._take(self.policy.again(self.epoch))
 
     # Inside ---------------------------------------------------------------------------------
+
+    def _begin(self, start: int, block: int | None = None) -> None:
+        """Let the next pass start at a place; the epoch began with global batches of `block`."""
+        self._start, self._block, self._pass = start, block, None
+
+    def _places_done(self, steps_done: int | None, *, asked: bool) -> int:
+        """Return the places done in this pass, over all ranks."""
+        under_way = self._pass
+        if under_way is None:
+            return 0
+        if steps_done is not None:
+            return under_way.steps.places_done(steps_done)
+        if asked or under_way.handed_out is None:
+            return under_way.asked
+        return under_way.steps.places_done(under_way.handed_out.count())
 
     def _take(self, choice: Choice) -> None:
         self.keep_set = put_choice(self.store, choice)
@@ -179,10 +214,15 @@ class PrunedShardSampler(Sampler[int]):
 
     def _asking(self, asking: Asking) -> Asking:
         size = self.batch_size or asking.batch_size
-        return Asking(size, asking.dealt_over, asking.rank)
+        return Asking(size, asking.dealt_over, asking.rank, asking.handed_out)
 
     def _own_world(self, asking: Asking) -> World:
         if asking.dealt_over > 1:
+            if self.world is not None and self.world.size > 1:
+                raise ShardsieveError(
+                    f"world={self.world} splits the kept samples over ranks, and "
+                    "accelerator.prepare would do it again; leave world out"
+                )
             return World(asking.rank, asking.dealt_over)
         if self.world is not None:
             return self.world
@@ -197,54 +237,93 @@ class PrunedShardSampler(Sampler[int]):
         size = asking.batch_size or max(-(-left // world.size), 1)
         return Steps(left, size, world.size, self.tail)
 
-    def _order(self, start: int) -> Iterator[NDArray[np.int64]]:
-        order = EpochOrder(self.keep_set.counts, self.seed, self.epoch, self.window)
-        for shard, ordinal in order.windows(start):
-            yield self.keep_set.ids_at(shard, ordinal)
-
     def _by_step(self, steps: Steps) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Yield (step, ids of all ranks in that step)."""
-        windows, held = self._order(self._start), np.zeros(0, dtype=np.int64)
+        order = self.order.epoch(self.keep_set, len(self.store), self.epoch, self._block or 1)
+        parts = ordered_ids(self.keep_set, order, self._start)
+        held = np.zeros(0, dtype=np.int64)
         for step in range(len(steps)):
             start, stop = steps.bounds(step)
             while len(held) < stop - start:
-                held = np.concatenate([held, next(windows)])
+                held = np.concatenate([held, next(parts)])
             yield step, held[: stop - start]
             held = held[stop - start :]
 
-    def _own(self, steps: Steps, rank: int) -> Iterator[int]:
-        """Yield one rank's share: whole batches, but for the last when the tail is uneven."""
-        length = steps.rank_length(rank)
-        for batch in self._batches(steps, [rank]):
-            yield from batch[:length]
-            length -= len(batch)
-
-    def _dealt(self, steps: Steps) -> Iterator[int]:
-        """Yield every rank's batches in turn, all of them whole.
+    def _hand_out(self, under_way: "_Pass", world: World, *, dealt: bool) -> Iterator[int]:
+        """Yield one rank's share, or with `dealt` every rank's batches in turn, all of them whole.
 
         Accelerate gives batch i to rank i % world and would repeat samples to fill the tail. Here
         every batch is already full: `ShardDataset` takes `PADDING` out again.
         """
-        for batch in self._batches(steps, range(steps.world_size)):
-            yield from batch
+        steps, workers = under_way.steps, 1
+        if under_way.handed_out is not None:
+            workers = max(under_way.handed_out.workers, 1)
+        ranks = list(range(world.size)) if dealt else [world.rank]
+        left = len(steps) * steps.global_batch if dealt else steps.rank_length(world.rank)
+        # A worker's next batch comes after one for each of the others.
+        batches = _looking_ahead(self._batches(steps, ranks), workers * len(ranks))
+        for done, batch in batches:
+            mine = batch[:left]
+            left -= len(mine)
+            yield from mine[:-1]
+            under_way.asked = steps.places_done(done)
+            yield from mine[-1:]
+        under_way.whole = True
 
-    def _batches(self, steps: Steps, ranks: Iterable[int]) -> Iterator[list[int]]:
-        """Yield whole batches of these ranks, step by step; fillers come after the samples."""
-        first: NDArray[np.int64] | None = None
+    def _batches(self, steps: Steps, ranks: list[int]) -> Iterator[tuple[int, list[int]]]:
+        """Yield (whole steps done after it, batch); fillers come after the samples."""
+        first: list[int] | None = None
         for step, ids in self._by_step(steps):
-            first = ids if first is None else first
+            first = ids.tolist() if first is None else first
             offset = steps.bounds(step)[0]
             for rank in ranks:
                 begin, end = steps.share(step, rank)
-                end = begin + steps.size(step, rank) if self.tail == "uneven" else end
-                missing = steps.batch_size - (end - begin)
-                repeated = first if self.tail == "pad" else np.array([PADDING])
-                yield [
-                    *ids[begin - offset : end - offset].tolist(),
-                    *np.resize(repeated, missing).tolist(),
-                ]
-            self._yielded += len(ids)
+                batch = ids[begin - offset : end - offset].tolist()
+                if self.tail == "uneven" and not batch:
+                    batch = [PlannedId(int(ids[0]), repeated=True)]
+                missing = steps.batch_size - len(batch)
+                if missing and self.tail == "pad":
+                    fillers = (first * (missing // len(first) + 1))[:missing]
+                    batch += [PlannedId(one, repeated=True) for one in fillers]
+                batch += [PADDING] * (steps.batch_size - len(batch))
+                yield step + (rank == ranks[-1]), batch
 
     def _plan_name(self) -> str:
         keep = self.keep_set.digest if self.policy is None else str(self.policy.settings())
-        return f"{self.store.fingerprint}/{keep}/seed{self.seed}/window{self.window}"
+        return f"{self.store.fingerprint}/{keep}/{self.order.name}"
+
+
+@dataclass
+class _Pass:
+    """One iteration over the sampler.
+
+    Attributes:
+        steps: From where it started.
+        handed_out: Counts the batches that the loop was given, where a torch loader asks.
+        asked: Places asked for so far, over all ranks.
+        whole: Whether it was asked for to its end.
+    """
+
+    steps: Steps
+    handed_out: HandedOut | None
+    asked: int = 0
+    whole: bool = False
+
+
+def _looking_ahead(
+    batches: Iterator[tuple[int, list[int]]], distance: int
+) -> Iterator[tuple[int, list[int]]]:
+    """Yield the same, with the ids of the batch so far ahead on each batch's first id."""
+    waiting: deque[tuple[int, list[int]]] = deque()
+    for done, batch in batches:
+        waiting.append((done, batch))
+        if len(waiting) > distance:
+            yield waiting[0][0], _hinted(waiting[0][1], batch)
+            waiting.popleft()
+    yield from waiting
+
+
+def _hinted(batch: list[int], ahead: list[int]) -> list[int]:
+    first, ids = batch[0], np.array(ahead, dtype=np.int64)
+    repeated = isinstance(first, PlannedId) and first.repeated
+    return [PlannedId(first, repeated=repeated, ahead=ids), *batch[1:]]

@@ -1,5 +1,6 @@
 """What the stages of a webdataset pipeline do: which of them pruning replaces, and which refuse."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,21 @@ def source_of(stages: list[Any]) -> Source:
     if rest and rest[0] is compat.check_empty:
         rest = rest[1:]  # a worker may have no batch to read
     return Source(urls, shuffled, local_paths, handler, select_files, rest)
+
+
+def refuse_second_split(stages: list[Any]) -> None:
+    """Check that no stage behind a pruned source splits its samples over ranks or workers again.
+
+    Raises:
+        ShardsieveError: If one does, naming it.
+    """
+    for place, stage in enumerate(_flattened(stages), start=1):
+        strided = _calls(stage, itertools.islice) and len(stage.args) == 3 and stage.args[2] != 1
+        if stage in _SPLITTERS or strided:
+            raise ShardsieveError(
+                f"stage {place} of the pruned pipeline, {stage}, splits the samples again: each "
+                "rank and worker has its own share already; remove it"
+            )
 
 
 def batch_size_of(stages: list[Any]) -> tuple[int | None, bool]:

@@ -1,46 +1,46 @@
 """Existing webdataset pipelines with their source replaced: only kept byte ranges are read."""
 
 import copy
-import io
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
-import torch
 import webdataset as wds
 from accelerate.data_loader import DataLoaderDispatcher, IterableDatasetShard
-from numpy.typing import NDArray
-from torch.utils.data import IterableDataset
-from webdataset.utils import pytorch_worker_info
 
-from shardsieve._errors import CorruptShardError, ShardsieveError, StoreMismatchError
+from shardsieve._errors import ShardsieveError, StoreMismatchError
+from shardsieve.io.spans import Storage
 from shardsieve.keepset import KeepSet, select
-from shardsieve.loaders.asking import caller_of
+from shardsieve.loaders.asking import HandedOut, caller_of
 from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.loaders.ledger import Ledger
-from shardsieve.loaders.stages import Source, batch_size_of, source_of
-from shardsieve.plan import EpochOrder, Steps, World
+from shardsieve.loaders.planned import OrderSettings
+from shardsieve.loaders.pruned_source import PrunedSource
+from shardsieve.loaders.stages import batch_size_of, refuse_second_split, source_of
+from shardsieve.plan import World
 from shardsieve.store.store import Store
-
-_AT_ONCE = 64
-_END = bytes(1024)
 
 
 def prune_pipeline(
     pipeline: wds.DataPipeline,
     store: Store,
     *,
-    keep_fraction: float = 1.0,
     score: str | None = None,
-    rule: str = "top",
     keep_set: KeepSet | None = None,
     seed: int = 0,
+    shuffle: str | None = None,
     window: int | None = None,
+    groups: int = 1,
     tail: str = "uneven",
     batch_size: int | None = None,
     world: World | None = None,
+    storage: Storage | None = None,
+    on_error: str = "raise",
+    max_unreadable: int = 100,
+    **selection: Any,
 ) -> "PrunedPipeline":
     """Return a copy of a pipeline whose source reads only kept samples.
 
@@ -52,19 +52,28 @@ def prune_pipeline(
     worker whole ones, so that the batches do not change with the number of workers, as long as no
     stage before `batched` drops or reorders samples. Without, ranks differ by at most one sample.
 
+    A sample that cannot be read goes to the pipeline's own `handler`; with `on_error="skip"` it is
+    named in a warning, counted and left out. Where ranks count on it, another sample with
+    `__weight__` 0 takes its place.
+
     Args:
         pipeline: Begins with a list of shards of the store, all or some of them.
         store: An open store.
-        keep_fraction: As in `select`, like `score` and `rule`.
-        score: See there; samples carry it as `__score__`.
-        rule: See there.
+        score: Name of a stored score; samples carry it as `__score__`.
         keep_set: Use this one instead of selecting.
-        seed: Of the order.
-        window: Shards shuffled together; 0 keeps the store's order. By default 16 where the
-            pipeline shuffled shards, else 0.
+        seed: Of the order, and of `rule="random"`.
+        shuffle: `window`, `global` or `none`, as in `PrunedShardSampler`. By default `window`
+            where the pipeline shuffled shards or a window is given, else `none`.
+        window: As in `PrunedShardSampler`.
+        groups: As in `PrunedShardSampler`.
         tail: `uneven` or `drop`, as in `Steps`.
         batch_size: Of what makes batches behind the pipeline, per rank.
         world: Found from the environment or `torch.distributed` when left out.
+        storage: What reading costs where the shards lie; by their kind when left out.
+        on_error: `raise` or `skip`, as in `ShardDataset`.
+        max_unreadable: Most samples to skip.
+        **selection: `keep_fraction`, `rule` and the others of `select`; everything is kept when
+            left out.
 
     Raises:
         ShardsieveError: If a stage cannot be kept, or a shard is not in the store.
@@ -72,15 +81,20 @@ def prune_pipeline(
     if tail not in ("uneven", "drop"):
         raise ValueError(f"tail must be 'uneven' or 'drop' for a pipeline, got {tail!r}")
     source = source_of(pipeline.pipeline)
-    keep = keep_set or select(store, keep_fraction=keep_fraction, score=score, rule=rule, seed=seed)
-    keep, urls = _only_shards_of(source.urls, store, keep)
-    if batch_size is None:
-        batch_size, partial = batch_size_of(source.rest)
-        tail = tail if partial or tail != "uneven" else "drop"
-    if window is None:
-        window = 16 if source.shuffled else 0
-    reader = PrunedSource(store, keep, source, urls, score=score, seed=seed, window=window)
-    reader.tail, reader.batch_size, reader.world = tail, batch_size, world
+    if keep_set is None:
+        chosen = {"keep_fraction": 1.0, "score": score, "seed": seed, **selection}
+        keep_set = select(store, **chosen)
+    keep, urls = _only_shards_of(source.urls, store, keep_set)
+    shuffled = source.shuffled or window is not None
+    order = OrderSettings(seed, shuffle or ("window" if shuffled else "none"), window, groups)
+    data = ShardDataset(
+        store, score=score, storage=storage, on_error=on_error, max_unreadable=max_unreadable
+    )
+    reader = PrunedSource(data, keep, order, source, urls)
+    size, partial = batch_size_of(source.rest)
+    if batch_size is None and not partial:
+        tail = "drop"
+    reader.tail, reader.world, reader.batch_size = tail, world, batch_size or size
     pruned = PrunedPipeline.__new__(PrunedPipeline)
     pruned.__dict__.update(pipeline.__dict__)
     pruned.pipeline = [reader, *source.rest]
@@ -90,17 +104,21 @@ def prune_pipeline(
 def prune_loader(loader: Any, store: Store, **options: Any) -> Any:
     """Return a copy of a `WebLoader` or torch `DataLoader` over a pruned pipeline.
 
-    `accelerator.prepare` leaves it as it is: it is split over the ranks already.
+    `accelerator.prepare` leaves it as it is: it is split over the ranks already. Its `state_dict()`
+    counts the batches that the loop has been given.
     """
     if isinstance(loader, wds.DataPipeline):
+        size, partial = batch_size_of(loader.pipeline[1:])
+        if size is not None:
+            options = {"batch_size": size, "tail": "uneven" if partial else "drop", **options}
         inner = prune_loader(loader.pipeline[0], store, **options)
-        size, _ = batch_size_of(loader.pipeline[1:])
-        if size is not None and "batch_size" not in options:
-            inner.dataset.source.batch_size = size
+        made_here = loader.pipeline[0].batch_size is None
+        inside = batch_size_of(inner.dataset.pipeline[1:])[0] is not None or not made_here
+        inner.dataset.source.batched_inside = inside or size is None
         outer = copy.copy(loader)
         outer.pipeline = [inner, *loader.pipeline[1:]]
         for name in ("set_epoch", "state_dict", "load_state_dict"):
-            setattr(outer, name, getattr(inner.dataset, name))
+            setattr(outer, name, getattr(inner, name))
         return outer
     if not isinstance(loader.dataset, wds.DataPipeline):
         raise TypeError(
@@ -111,13 +129,38 @@ def prune_loader(loader: Any, store: Store, **options: Any) -> Any:
         options.setdefault("batch_size", loader.batch_size)
         options.setdefault("tail", "drop" if loader.drop_last else "uneven")
     pruned = copy.copy(loader)
+    own, source = pruned.__dict__, prune_pipeline(loader.dataset, store, **options)
     # A DataLoader refuses a new dataset, and its sampler says no more than "go on".
-    pruned.__dict__["dataset"] = prune_pipeline(loader.dataset, store, **options)
-    pruned.__dict__["_iterator"] = None
-    pruned.__dict__["_is_accelerate_prepared"] = True
-    for name in ("set_epoch", "state_dict", "load_state_dict"):
-        pruned.__dict__[name] = getattr(pruned.dataset, name)
+    own["dataset"], own["_iterator"] = source, None
+    own["_is_accelerate_prepared"] = True
+    own["_handed_out"] = None
+    own["_get_iterator"] = functools.partial(_counted_iterator, pruned)
+    own["state_dict"] = functools.partial(_loader_state, pruned)
+    for name in ("set_epoch", "load_state_dict"):
+        own[name] = getattr(pruned.dataset, name)
     return pruned
+
+
+def _counted_iterator(loader: Any) -> Any:
+    iterator = type(loader)._get_iterator(loader)
+    loader.__dict__["_handed_out"] = HandedOut(iterator)
+    return iterator
+
+
+def _loader_state(loader: Any, *, samples_done: int | None = None) -> dict[str, Any]:
+    """Return where the epoch stands, JSON-ready and the same on every rank.
+
+    Args:
+        loader: Made by `prune_loader`.
+        samples_done: Over all ranks in this pass; left out, what the loop has been given counts.
+    """
+    source, handed = loader.dataset.source, loader.__dict__["_handed_out"]
+    if samples_done is None:
+        items = 0 if handed is None else handed.count()
+        made = loader.batch_size is not None or batch_size_of(loader.dataset.pipeline[1:])[0]
+        samples_done = source.places_done(items) if made else source.places_of(items)
+    state: dict[str, Any] = source.state_dict(samples_done)
+    return state
 
 
 class PrunedPipeline(wds.WebDataset):  # type: ignore[misc]
@@ -158,191 +201,30 @@ class PrunedPipeline(wds.WebDataset):  # type: ignore[misc]
         """What all workers of this rank read."""
         return self.source.ledger
 
-    def state_dict(self, *, samples_done: int) -> dict[str, Any]:
-        """Return where the epoch stands after so many samples over all ranks, JSON-ready."""
+    @property
+    def unreadable(self) -> list[int]:
+        """Ids of the samples skipped so far, over all workers of this rank, ascending."""
+        return self.source.data.unreadable
+
+    def iterator(self) -> Iterator[Any]:
+        """Iterate the stages, unless one of them would split the samples again."""
+        if self.source.own_world().size > 1:
+            refuse_second_split(self.pipeline[1:])
+        found: Iterator[Any] = super().iterator()
+        return found
+
+    def state_dict(self, *, samples_done: int | None = None) -> dict[str, Any]:
+        """Return where the epoch stands, JSON-ready.
+
+        Args:
+            samples_done: Over all ranks, in this pass. Left out: what was taken from this very
+                object; a loader with workers has a `state_dict` of its own.
+        """
         return self.source.state_dict(samples_done)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` stands, on any number of ranks and workers."""
         self.source.load_state_dict(state)
-
-
-class PrunedSource(IterableDataset[dict[str, Any]]):
-    """The first stage of a pruned pipeline: raw samples of one rank and worker.
-
-    Attributes:
-        keep: What is read.
-        tail: As in `Steps`.
-        batch_size: Samples that a worker takes in a row, or None.
-        world: Explicit rank and ranks, or None.
-    """
-
-    tail: str = "uneven"
-    batch_size: int | None = None
-    world: World | None = None
-
-    def __init__(
-        self,
-        store: Store,
-        keep: KeepSet,
-        source: Source,
-        urls: list[str],
-        *,
-        score: str | None,
-        seed: int,
-        window: int,
-    ) -> None:
-        self.store, self.keep, self.seed, self.window = store, keep, seed, window
-        self._urls, self._handler, self._select = urls, source.handler, source.select_files
-        self._local_paths = source.local_paths
-        self._data = ShardDataset(store, score=score)
-        # Epoch, place in it, and how often they were set; shared with running workers.
-        self._told = torch.zeros(3, dtype=torch.int64)
-        self._told.share_memory_()  # type: ignore[no-untyped-call]
-        self._heard, self._passes = -1, 0
-
-    @property
-    def ledger(self) -> Ledger:
-        """What all workers of this rank read."""
-        return self._data.ledger
-
-    def set_epoch(self, epoch: int) -> None:
-        """Begin at an epoch's start, or where a loaded state stands in that epoch."""
-        if epoch != int(self._told[0]):
-            self._tell(epoch, 0)
-
-    def state_dict(self, samples_done: int) -> dict[str, Any]:
-        """Return epoch, place and the plan they belong to."""
-        epoch, place = self._told[:2].tolist()
-        done = min(place + samples_done, len(self.keep))
-        return {"plan": self._plan_name(), "epoch": epoch, "samples_done": done}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Begin at a state's place."""
-        if state["plan"] != self._plan_name():
-            raise StoreMismatchError(
-                f"the pipeline's state belongs to another plan\n  state:    {state['plan']}\n"
-                f"  pipeline: {self._plan_name()}\nuse the store, keep set, seed and window of then"
-            )
-        self._tell(int(state["epoch"]), int(state["samples_done"]))
-
-    def own_world(self) -> World:
-        """Return this process' rank and the number of ranks."""
-        if self.world is not None:
-            return self.world
-        rank, size, _, _ = pytorch_worker_info()
-        return World(rank, size)
-
-    def rank_samples(self) -> int:
-        """Return the samples of this rank in a whole epoch."""
-        world, total = self.own_world(), len(self.keep)
-        if self.batch_size is None:
-            return len(range(world.rank, total, world.size))
-        steps = Steps(total, self.batch_size, world.size, self.tail)
-        return sum(steps.size(step, world.rank) for step in range(len(steps)))
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        epoch, place = self._now()
-        _, _, worker, workers = pytorch_worker_info()
-        for ids in _grouped(self._mine(epoch, place, worker, workers)):
-            yield from self._read(ids)
-
-    # Inside ---------------------------------------------------------------------------------
-
-    def _tell(self, epoch: int, place: int) -> None:
-        self._told[0], self._told[1] = epoch, place
-        self._told[2] += 1
-
-    def _now(self) -> tuple[int, int]:
-        """Return the epoch and place of this pass; passes in a row are epochs in a row."""
-        epoch, place, told = self._told.tolist()
-        if told != self._heard:
-            self._heard, self._passes = told, 0
-        self._passes += 1
-        return epoch + self._passes - 1, place if self._passes == 1 else 0
-
-    def _mine(
-        self, epoch: int, start: int, worker: int, workers: int
-    ) -> Iterator[NDArray[np.int64]]:
-        world, held, first = self.own_world(), np.zeros(0, dtype=np.int64), 0
-        spans = self._spans(len(self.keep) - start, world, worker, workers)
-        windows = self._order(epoch, start)
-        for begin, end, step in spans:
-            while first + len(held) < end:
-                held = np.concatenate([held, next(windows)])
-            yield held[begin - first : end - first : step]
-            held, first = held[end - first :], end
-
-    def _spans(
-        self, total: int, world: World, worker: int, workers: int
-    ) -> Iterator[tuple[int, int, int]]:
-        """Yield places [begin, end) with a stride, ascending."""
-        if self.batch_size is None:
-            stride = world.size * workers
-            offset = world.rank + worker * world.size
-            for begin in range(offset, total, stride * _AT_ONCE):
-                yield begin, min(begin + stride * _AT_ONCE, total), stride
-            return
-        steps = Steps(total, self.batch_size, world.size, self.tail)
-        for step in range(worker, len(steps), workers):
-            begin, end = steps.share(step, world.rank)
-            yield begin, max(end, begin + 1), 1
-
-    def _order(self, epoch: int, start: int) -> Iterator[NDArray[np.int64]]:
-        order = EpochOrder(self.keep.counts, self.seed, epoch, self.window)
-        for shard, ordinal in order.windows(start):
-            yield self.keep.ids_at(shard, ordinal)
-
-    def _read(self, ids: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
-        try:
-            samples = self._data.__getitems__(ids.tolist())
-        except CorruptShardError as error:
-            if len(ids) > 1:
-                for one in ids:
-                    yield from self._read(one[None])
-            elif not self._handler(error):
-                raise
-            return
-        for sample in samples:
-            kept = self._as_webdataset(sample)
-            if kept is not None:
-                yield kept
-
-    def _as_webdataset(self, sample: dict[str, Any]) -> dict[str, Any] | None:
-        shard = sample["__id__"] // self.store.rows_per_shard
-        url = self._urls[shard]
-        sample["__url__"] = url
-        parsed = urlparse(url)
-        if self._local_paths and parsed.scheme in ("", "file"):
-            sample["__local_path__"] = parsed.path
-        if self._select is None:
-            return sample
-        return self._selected(sample)
-
-    def _selected(self, sample: dict[str, Any]) -> dict[str, Any] | None:
-        """Apply `select_files` to the members' own names, as webdataset would."""
-        offset, length = self._range(sample["__id__"])
-        raw = self._data.reader.read(self.store.urls[self._shard(sample)], offset, length)
-        files = wds.tariterators.tar_file_iterator(
-            io.BytesIO(raw + _END), select_files=self._select
-        )
-        members = list(wds.tariterators.group_by_keys({**file, "__url__": ""} for file in files))
-        if not members:
-            return None
-        ours = {name: value for name, value in sample.items() if name.startswith("__")}
-        return {**members[0], **ours}
-
-    def _shard(self, sample: dict[str, Any]) -> int:
-        return int(sample["__id__"]) // self.store.rows_per_shard
-
-    def _range(self, sample_id: int) -> tuple[int, int]:
-        shard, position = divmod(sample_id, self.store.rows_per_shard)
-        offset, length = self.store.ranges[shard, position].tolist()
-        return offset, length
-
-    def _plan_name(self) -> str:
-        keep = f"{self.store.fingerprint}/{self.keep.digest}"
-        return f"{keep}/seed{self.seed}/window{self.window}"
 
 
 def _only_shards_of(urls: list[str], store: Store, keep: KeepSet) -> tuple[KeepSet, list[str]]:
@@ -366,15 +248,3 @@ def _only_shards_of(urls: list[str], store: Store, keep: KeepSet) -> tuple[KeepS
 def _name(url: str) -> str:
     parsed = urlparse(url)
     return str(Path(parsed.path).resolve()) if parsed.scheme in ("", "file") else url
-
-
-def _grouped(parts: Iterator[NDArray[np.int64]]) -> Iterator[NDArray[np.int64]]:
-    """Yield the same ids, at least `_AT_ONCE` together where there are so many."""
-    held: list[NDArray[np.int64]] = []
-    for part in parts:
-        held.append(part)
-        if sum(map(len, held)) >= _AT_ONCE:
-            yield np.concatenate(held)
-            held = []
-    if held:
-        yield np.concatenate(held)

@@ -1,0 +1,100 @@
+"""What the loaders of kept samples share: the order they follow, its name, and ids with hints."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardsieve._errors import StoreMismatchError
+from shardsieve.epoch import SHUFFLES, EpochOrder, default_window
+from shardsieve.keepset import KeepSet
+
+Ids = NDArray[np.int64]
+
+
+class PlannedId(int):
+    """A sample id that says more to whoever reads it; anywhere else it is a plain integer.
+
+    Attributes:
+        repeated: The sample only fills up a batch: its weight is 0.
+        ahead: int64 ids of the batch that this worker will be asked for next, or None.
+    """
+
+    repeated: bool
+    ahead: Ids | None
+
+    def __new__(
+        cls, value: int, *, repeated: bool = False, ahead: Ids | None = None
+    ) -> "PlannedId":
+        """Return the id with its hints."""
+        made = super().__new__(cls, value)
+        made.repeated, made.ahead = repeated, ahead
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _planned_id, (int(self), self.repeated, self.ahead)
+
+
+def _planned_id(value: int, repeated: bool, ahead: Ids | None) -> PlannedId:
+    return PlannedId(value, repeated=repeated, ahead=ahead)
+
+
+@dataclass(frozen=True, slots=True)
+class OrderSettings:
+    """What decides the order of every epoch, besides the keep set.
+
+    Attributes:
+        seed: Any integer.
+        shuffle: `window`, `global` or `none`; see `EpochOrder`.
+        window: Shards shuffled together; 0 is no shuffling, None what fills the space of 16 whole
+            shards.
+        groups: Locality groups; see `EpochOrder`.
+    """
+
+    seed: int
+    shuffle: str = "window"
+    window: int | None = None
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        if self.shuffle not in SHUFFLES:
+            raise ValueError(f"shuffle must be one of {', '.join(SHUFFLES)}, got {self.shuffle!r}")
+        if self.window is not None and self.window < 0:
+            raise ValueError(f"window must be at least 0 shards, got {self.window}")
+        if self.groups < 1:
+            raise ValueError(f"groups must be at least 1, got {self.groups}")
+
+    @property
+    def name(self) -> str:
+        """Stands for the settings in a saved state."""
+        size = "" if self.shuffle != "window" else "auto" if self.window is None else self.window
+        groups = f"/groups{self.groups}" if self.groups > 1 else ""
+        return f"seed{self.seed}/{self.shuffle}{size}{groups}"
+
+    def epoch(self, keep: KeepSet, num_samples: int, epoch: int, block: int) -> EpochOrder:
+        """Return one epoch's order of a keep set of a store of so many samples."""
+        window = default_window(num_samples, len(keep)) if self.window is None else self.window
+        shuffle = "none" if window == 0 else self.shuffle
+        how = {"shuffle": shuffle, "groups": self.groups, "block": block}
+        return EpochOrder(keep.counts, self.seed, epoch, window, **how)  # type: ignore[arg-type]
+
+
+def ordered_ids(keep: KeepSet, order: EpochOrder, start: int = 0) -> Iterator[Ids]:
+    """Yield the sample ids of an order from place `start` on, in parts."""
+    for shard, ordinal in order.windows(start):
+        yield keep.ids_at(shard, ordinal)
+
+
+def refuse_another_plan(state: str, own: str, what: str) -> None:
+    """Check that a saved state belongs to this plan.
+
+    Raises:
+        StoreMismatchError: If it does not, showing both.
+    """
+    if state != own:
+        raise StoreMismatchError(
+            f"the {what}'s state belongs to another plan\n  state: {state}\n  {what}: {own}\n"
+            "use the store, keep set, seed, shuffle and window of then"
+        )

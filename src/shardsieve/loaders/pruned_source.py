@@ -1,0 +1,275 @@
+"""The first stage of a pruned pipeline: raw samples of one rank and worker, read by range."""
+
+import io
+from collections.abc import Iterable, Iterator
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+import webdataset as wds
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, get_worker_info
+from webdataset.utils import pytorch_worker_info
+
+from shardsieve._errors import CorruptShardError
+from shardsieve.keepset import KeepSet
+from shardsieve.loaders.dataset import ShardDataset
+from shardsieve.loaders.ledger import Ledger
+from shardsieve.loaders.planned import OrderSettings, ordered_ids, refuse_another_plan
+from shardsieve.loaders.stages import Source
+from shardsieve.plan import Steps, World
+
+_AT_ONCE = 64
+_END = bytes(1024)
+
+Ids = NDArray[np.int64]
+Sample = dict[str, Any]
+
+
+class PrunedSource(IterableDataset[Sample]):
+    """Yields webdataset's raw samples of kept ids, for one rank and worker.
+
+    Attributes:
+        data: Reads them.
+        keep: What is read.
+        order: In which order.
+        tail: As in `Steps`.
+        batch_size: Samples that a rank takes in a row, or None.
+        batched_inside: Whether workers make the batches: then a batch is one worker's. Else the
+            workers take samples in turn, and the batches made behind them are the same.
+        world: Explicit rank and ranks, or None.
+    """
+
+    tail: str = "uneven"
+    batch_size: int | None = None
+    batched_inside: bool = True
+    world: World | None = None
+
+    def __init__(
+        self,
+        data: ShardDataset,
+        keep: KeepSet,
+        order: OrderSettings,
+        source: Source,
+        urls: list[str],
+    ) -> None:
+        self.data, self.keep, self.order = data, keep, order
+        self._urls, self._handler, self._select = urls, source.handler, source.select_files
+        self._local_paths = source.local_paths
+        # Epoch, place in it, its block, and how often they were set; shared with running workers.
+        self._told = torch.zeros(4, dtype=torch.int64)
+        self._told.share_memory_()  # type: ignore[no-untyped-call]
+        self._heard, self._passes, self._taken, self._skip = -1, 0, 0, 0
+        self._spare: Sample | None = None
+
+    @property
+    def ledger(self) -> Ledger:
+        """What all workers of this rank read."""
+        return self.data.ledger
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin at an epoch's start, or where a loaded state stands in that epoch."""
+        if epoch != int(self._told[0]):
+            self._tell(epoch, 0, 0)
+
+    def state_dict(self, samples_done: int | None = None) -> dict[str, Any]:
+        """Return epoch, place and the plan they belong to.
+
+        Args:
+            samples_done: Over all ranks, in this pass. Left out: what was taken from this object;
+                inside a worker then the state is that worker's own.
+        """
+        epoch, place, block = self._told[:3].tolist()
+        state = {"plan": self._plan_name(), "epoch": epoch, "block": block or self._block()}
+        if samples_done is None and get_worker_info() is not None:
+            return {**state, "samples_done": place, "taken": self._taken}
+        if samples_done is None:
+            samples_done = self.places_of(self._taken)
+        return {**state, "samples_done": min(place + samples_done, len(self.keep))}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Begin at a state's place."""
+        refuse_another_plan(state["plan"], self._plan_name(), "pipeline")
+        self._tell(int(state["epoch"]), int(state["samples_done"]), int(state.get("block") or 0))
+        self._taken = self._skip = int(state.get("taken", 0))
+
+    def own_world(self) -> World:
+        """Return this process' rank and the number of ranks."""
+        if self.world is not None:
+            return self.world
+        rank, size, _, _ = pytorch_worker_info()
+        return World(rank, size)
+
+    def rank_samples(self) -> int:
+        """Return the samples of this rank in a whole epoch."""
+        world, total = self.own_world(), len(self.keep)
+        if self.batch_size is None:
+            return len(range(world.rank, total, world.size))
+        steps = Steps(total, self.batch_size, world.size, self.tail)
+        return sum(steps.size(step, world.rank) for step in range(len(steps)))
+
+    def places_done(self, steps_done: int) -> int:
+        """Return the samples over all ranks in so many steps of this pass."""
+        world, left = self.own_world(), len(self.keep) - int(self._told[1])
+        if self.batch_size is None:
+            return min(steps_done * world.size, left)  # a sample is a step
+        return Steps(left, self.batch_size, world.size, self.tail).places_done(steps_done)
+
+    def places_of(self, taken: int) -> int:
+        """Return the samples over all ranks once this rank has taken so many in this pass."""
+        if self.batch_size is None:
+            return self.places_done(taken)
+        world, left = self.own_world(), len(self.keep) - int(self._told[1])
+        steps = Steps(left, self.batch_size, world.size, self.tail)
+        step = min(taken // self.batch_size, max(len(steps) - 2, 0))  # whole ones, but for the last
+        taken -= step * self.batch_size
+        while step < len(steps) and taken >= steps.size(step, world.rank):
+            taken, step = taken - steps.size(step, world.rank), step + 1
+        return steps.places_done(step)
+
+    def __iter__(self) -> Iterator[Sample]:
+        epoch, place, block = self._now()
+        _, _, worker, workers = pytorch_worker_info()
+        parts = _without_first(self._parts(epoch, place, block, worker, workers), self._skip)
+        self._taken, self._skip = self._skip, 0
+        for ids, following in _with_next(_grouped(parts)):
+            for sample in self._in_step(self._read(ids, following)):
+                self._taken += 1
+                if sample is not None:
+                    yield sample
+
+    # Inside ---------------------------------------------------------------------------------
+
+    def _tell(self, epoch: int, place: int, block: int) -> None:
+        self._told[0], self._told[1], self._told[2] = epoch, place, block
+        self._told[3] += 1
+        self._taken = self._skip = 0
+
+    def _now(self) -> tuple[int, int, int]:
+        """Return epoch, place and block of this pass; passes in a row are epochs in a row."""
+        epoch, place, block, told = self._told.tolist()
+        if told != self._heard:
+            self._heard, self._passes = told, 0
+        self._passes += 1
+        if self._passes > 1:
+            return epoch + self._passes - 1, 0, self._block()
+        return epoch, place, block or self._block()
+
+    def _block(self) -> int:
+        return (self.batch_size or 1) * self.own_world().size
+
+    def _parts(
+        self, epoch: int, start: int, block: int, worker: int, workers: int
+    ) -> Iterator[Ids]:
+        """Yield the ids of this worker, in order."""
+        world, held, first = self.own_world(), np.zeros(0, dtype=np.int64), 0
+        order = self.order.epoch(self.keep, len(self.data), epoch, block)
+        made = ordered_ids(self.keep, order, start)
+        for begin, end, stride in self._spans(len(self.keep) - start, world, worker, workers):
+            while first + len(held) < end:
+                held = np.concatenate([held, next(made)])
+            yield held[begin - first : end - first : stride]
+            held, first = held[end - first :], end
+
+    def _spans(
+        self, total: int, world: World, worker: int, workers: int
+    ) -> Iterator[tuple[int, int, int]]:
+        """Yield places [begin, end) with a stride, ascending."""
+        if self.batch_size is None:
+            stride = world.size * workers
+            for begin in range(world.rank + worker * world.size, total, stride * _AT_ONCE):
+                yield begin, min(begin + stride * _AT_ONCE, total), stride
+            return
+        steps, given = Steps(total, self.batch_size, world.size, self.tail), 0
+        for step in range(len(steps)):
+            begin, end = steps.share(step, world.rank)
+            end = max(end, begin + 1)
+            if not self.batched_inside:
+                yield min(begin + (worker - given) % workers, end), end, workers
+            elif step % workers == worker:
+                yield begin, end, 1
+            given += end - begin
+
+    def _in_step(self, samples: list[Sample | None]) -> Iterable[Sample | None]:
+        """Put another sample, with weight 0, where one is left out and other ranks count on it."""
+        if self.batch_size is None or self.own_world().size == 1:
+            return samples
+        good = [s for s in samples if s is not None]
+        self._spare = good[-1] if good else self._spare
+        if self._spare is None:
+            return samples
+        stand_in = {**self._spare, "__weight__": 0.0}
+        return [dict(stand_in) if s is None else s for s in samples]
+
+    def _read(self, ids: Ids, following: Ids | None) -> list[Sample | None]:
+        """Return the sample of every id, None for those that are left out."""
+        try:
+            samples: list[Sample | None] = self.data.aligned(ids.tolist())
+        except CorruptShardError as error:
+            if len(ids) > 1:
+                samples = [self._read(one[None], None)[0] for one in ids]
+            elif self._handler(error):
+                samples = [None]
+            else:
+                raise
+        else:
+            samples = [None if s is None else self._as_webdataset(s) for s in samples]
+        self.data.look_ahead(following)
+        return samples
+
+    def _as_webdataset(self, sample: Sample) -> Sample | None:
+        shard = sample["__id__"] // self.data.store.rows_per_shard
+        url = self._urls[shard]
+        sample["__url__"] = url
+        if self._local_paths and urlparse(url).scheme in ("", "file"):
+            sample["__local_path__"] = urlparse(url).path
+        return sample if self._select is None else self._selected(sample, shard)
+
+    def _selected(self, sample: Sample, shard: int) -> Sample | None:
+        """Apply `select_files` to the members' own names, as webdataset would."""
+        store = self.data.store
+        offset, length = store.ranges[shard, sample["__id__"] % store.rows_per_shard].tolist()
+        raw = self.data.reader.read(store.urls[shard], offset, length)
+        files = wds.tariterators.tar_file_iterator(
+            io.BytesIO(raw + _END), select_files=self._select
+        )
+        members = list(wds.tariterators.group_by_keys({**file, "__url__": ""} for file in files))
+        if not members:
+            return None
+        ours = {name: value for name, value in sample.items() if name.startswith("__")}
+        return {**members[0], **ours}
+
+    def _plan_name(self) -> str:
+        return f"{self.data.store.fingerprint}/{self.keep.digest}/{self.order.name}"
+
+
+def _grouped(parts: Iterator[Ids]) -> Iterator[Ids]:
+    """Yield the same ids, at least `_AT_ONCE` together where there are so many."""
+    held: list[Ids] = []
+    for part in parts:
+        held.append(part)
+        if sum(map(len, held)) >= _AT_ONCE:
+            yield np.concatenate(held)
+            held = []
+    if held:
+        yield np.concatenate(held)
+
+
+def _with_next(groups: Iterator[Ids]) -> Iterator[tuple[Ids, Ids | None]]:
+    """Yield every group with the one after it."""
+    last: Ids | None = None
+    for group in groups:
+        if last is not None:
+            yield last, group
+        last = group
+    if last is not None:
+        yield last, None
+
+
+def _without_first(parts: Iterator[Ids], count: int) -> Iterator[Ids]:
+    """Yield the same ids without the first so many."""
+    for part in parts:
+        if len(part) > count:
+            yield part[count:]
+        count = max(count - len(part), 0)
