@@ -1,61 +1,8 @@
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardsieve.epoch import EpochOrder
 from shardsieve.plan import Steps, World
-
-counts = st.lists(st.integers(0, 9), min_size=1, max_size=12)
-
-
-def order_of(counts, seed=0, epoch=0, window=3, start=0):
-    order = EpochOrder(np.array(counts, dtype=np.int64), seed, epoch, window)
-    return [
-        (int(s), int(o))
-        for shards, ordinals in order.windows(start)
-        for s, o in zip(shards, ordinals, strict=True)
-    ]
-
-
-@given(counts, st.integers(0, 9), st.integers(0, 3), st.integers(0, 5))
-def test_an_epoch_holds_every_kept_sample_once(counts, seed, epoch, window):
-    want = [(s, o) for s, n in enumerate(counts) for o in range(n)]
-    got = order_of(counts, seed, epoch, window)
-    assert sorted(got) == want
-    if window == 0:
-        assert got == want
-
-
-@given(counts, st.integers(0, 9), st.integers(0, 5), st.data())
-def test_an_order_can_be_entered_anywhere(counts, seed, window, data):
-    whole = order_of(counts, seed, 1, window)
-    start = data.draw(st.integers(0, len(whole)))
-    assert order_of(counts, seed, 1, window, start) == whole[start:]
-
-
-def test_a_window_mixes_only_its_own_shards():
-    shards = [s for s, _ in order_of([5] * 9, window=3)]
-    groups = [set(shards[i : i + 15]) for i in range(0, 45, 15)]
-    assert [len(g) for g in groups] == [3, 3, 3]
-    assert len(set.union(*groups)) == 9
-
-
-def test_the_order_is_pinned():
-    """Runs resume across releases, so a new order is a breaking change: announce it."""
-    assert order_of([2, 1, 2], seed=1, epoch=2, window=2) == [
-        (2, 1),
-        (1, 0),
-        (2, 0),
-        (0, 1),
-        (0, 0),
-    ]
-
-
-def test_planning_needs_no_array_of_all_samples():
-    order = EpochOrder(np.full(100_000, 10_000, dtype=np.int64), 0, 0, 4)
-    shards, _ = next(order.windows(start=999_970_000))
-    assert len(shards) == 30_000
 
 
 @given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 7), st.sampled_from(["pad", "drop"]))

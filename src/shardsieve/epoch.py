@@ -110,19 +110,24 @@ class EpochOrder:
 
     def _in_groups(self, start: int) -> Iterator[Places]:
         cuts = np.arange(self.groups + 1) * len(self.counts) // self.groups
-        before = np.concatenate([[0], np.cumsum(self.counts)])[cuts].tolist()
-        total = before[-1]
-        taken = _shares(start // self.block * self.block, total, before)
-        readers = [
-            _Reader(self._of_group(g, cuts[g], cuts[g + 1]), taken[g], int(cuts[g]))
-            for g in range(self.groups)
-        ]
-        for first in range(start // self.block * self.block, total, self.block):
-            upto = _shares(min(first + self.block, total), total, before)
-            parts = [r.take(b - a) for r, a, b in zip(readers, taken, upto, strict=True)]
-            shard, ordinal = (np.concatenate(column) for column in zip(*parts, strict=True))
-            skip, taken = max(start - first, 0), upto
-            yield shard[skip:], ordinal[skip:]
+        sizes = np.diff(np.concatenate([[0], np.cumsum(self.counts)])[cuts])
+        total, taken, readers = int(sizes.sum()), np.zeros_like(sizes), None
+        for first in range(0, total, self.block):
+            last = min(first + self.block, total)
+            upto = _shared_out(last, sizes, taken)
+            if last > start:
+                readers = readers or [
+                    _Reader(self._of_group(group, low, high), begin, low)
+                    for group, (begin, (low, high)) in enumerate(
+                        zip(taken.tolist(), pairwise(cuts.tolist()), strict=True)
+                    )
+                ]
+                counts = (upto - taken).tolist()
+                parts = [r.take(count) for r, count in zip(readers, counts, strict=True)]
+                shard, ordinal = (np.concatenate(column) for column in zip(*parts, strict=True))
+                skip = max(start - first, 0)
+                yield shard[skip:], ordinal[skip:]
+            taken = upto
 
     def _of_group(self, group: int, low: int, high: int) -> "EpochOrder":
         counts, seed = self.counts[low:high], hash_key(self.seed, group)
@@ -146,13 +151,25 @@ class _Reader:
         return taken
 
 
-def _shares(place: int, total: int, before: list[int]) -> list[int]:
-    """Return how many of the first `place` places each group gives.
+def _shared_out(
+    place: int, sizes: NDArray[np.int64], taken: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return how many of the first `place` places each group gives, at least what it gave before.
 
-    In proportion to the groups' sizes, rounded so that the shares add up and never shrink.
+    In proportion to the sizes, rounded to the nearest; what is left over goes to those whose next
+    sample is due first (Webster's rule).
     """
-    upto = [place * b // max(total, 1) for b in before]
-    return [b - a for a, b in pairwise(upto)]
+    total = max(int(sizes.sum()), 1)
+    upto = np.clip((2 * sizes * place + total) // (2 * total), taken, sizes)
+    per = np.maximum(sizes, 1)
+    while (short := place - int(upto.sum())) != 0:
+        if short > 0:
+            due = np.where(upto < sizes, (2 * upto + 1) / per, np.inf)
+            upto[np.argsort(due, kind="stable")[: min(short, int((upto < sizes).sum()))]] += 1
+        else:
+            due = np.where(upto > taken, -(2 * upto - 1) / per, np.inf)
+            upto[np.argsort(due, kind="stable")[: min(-short, int((upto > taken).sum()))]] -= 1
+    return upto
 
 
 def _window_of(ends: NDArray[np.int64], start: int, size: int) -> int:

@@ -162,20 +162,23 @@ class PrunedSource(IterableDataset[Sample]):
     def _parts(
         self, epoch: int, start: int, block: int, worker: int, workers: int
     ) -> Iterator[Ids]:
-        """Yield the ids of this worker, in order."""
+        """Yield the ids of this worker, in order; ~id where a sample only fills up a step."""
         world, held, first = self.own_world(), np.zeros(0, dtype=np.int64), 0
         order = self.order.epoch(self.keep, len(self.data), epoch, block)
         made = ordered_ids(self.keep, order, start)
         for begin, end, stride in self._spans(len(self.keep) - start, world, worker, workers):
-            while first + len(held) < end:
+            while first + len(held) < max(end, begin + 1):
                 held = np.concatenate([held, next(made)])
+            if begin == end:
+                yield ~held[begin - first : begin - first + 1]
+                continue
             yield held[begin - first : end - first : stride]
             held, first = held[end - first :], end
 
     def _spans(
         self, total: int, world: World, worker: int, workers: int
     ) -> Iterator[tuple[int, int, int]]:
-        """Yield places [begin, end) with a stride, ascending."""
+        """Yield places [begin, end) with a stride, ascending; empty where a sample is repeated."""
         if self.batch_size is None:
             stride = world.size * workers
             for begin in range(world.rank + worker * world.size, total, stride * _AT_ONCE):
@@ -184,12 +187,13 @@ class PrunedSource(IterableDataset[Sample]):
         steps, given = Steps(total, self.batch_size, world.size, self.tail), 0
         for step in range(len(steps)):
             begin, end = steps.share(step, world.rank)
-            end = max(end, begin + 1)
-            if not self.batched_inside:
-                yield min(begin + (worker - given) % workers, end), end, workers
-            elif step % workers == worker:
-                yield begin, end, 1
-            given += end - begin
+            size, offset, stride = max(end - begin, 1), (worker - given) % workers, workers
+            mine = offset < size
+            if self.batched_inside:
+                mine, offset, stride = step % workers == worker, 0, 1
+            if mine:
+                yield begin + offset, end, stride
+            given += size
 
     def _in_step(self, samples: list[Sample | None]) -> Iterable[Sample | None]:
         """Put another sample, with weight 0, where one is left out and other ranks count on it."""
@@ -199,13 +203,16 @@ class PrunedSource(IterableDataset[Sample]):
         self._spare = good[-1] if good else self._spare
         if self._spare is None:
             return samples
-        stand_in = {**self._spare, "__weight__": 0.0}
-        return [dict(stand_in) if s is None else s for s in samples]
+        return [_weightless(self._spare) if s is None else s for s in samples]
 
     def _read(self, ids: Ids, following: Ids | None) -> list[Sample | None]:
         """Return the sample of every id, None for those that are left out."""
+        repeated = ids < 0
+        if repeated.any():
+            samples = self._read(np.where(repeated, ~ids, ids), following)
+            return [_weightless(s) if r else s for s, r in zip(samples, repeated, strict=True)]
         try:
-            samples: list[Sample | None] = self.data.aligned(ids.tolist())
+            samples = self.data.aligned(ids.tolist())
         except CorruptShardError as error:
             if len(ids) > 1:
                 samples = [self._read(one[None], None)[0] for one in ids]
@@ -215,7 +222,8 @@ class PrunedSource(IterableDataset[Sample]):
                 raise
         else:
             samples = [None if s is None else self._as_webdataset(s) for s in samples]
-        self.data.look_ahead(following)
+        if following is not None:
+            self.data.look_ahead(np.where(following < 0, ~following, following))
         return samples
 
     def _as_webdataset(self, sample: Sample) -> Sample | None:
@@ -242,6 +250,10 @@ class PrunedSource(IterableDataset[Sample]):
 
     def _plan_name(self) -> str:
         return f"{self.data.store.fingerprint}/{self.keep.digest}/{self.order.name}"
+
+
+def _weightless(sample: Sample | None) -> Sample | None:
+    return None if sample is None else {**sample, "__weight__": 0.0}
 
 
 def _grouped(parts: Iterator[Ids]) -> Iterator[Ids]:
