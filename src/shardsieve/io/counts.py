@@ -29,6 +29,6 @@ class Counts:
 
     def take(self) -> "Counts":
         """Return what was counted, and begin at nothing again."""
-        taken = Counts(*astuple(self))
+        taken = Counts(self.kept, self.read, self.requests, self.retries)
         self.kept = self.read = self.requests = self.retries = 0
         return taken

@@ -5,18 +5,19 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
 
 from shardsieve._errors import CorruptShardError
 from shardsieve.io.counts import Counts
 
-_MAX_OPEN = 64
+_MAX_OPEN = 256
 
 
 class LocalReader:
     """Reads byte ranges of local files.
 
-    Descriptors are opened on first use, at most 64 at a time, and belong to the process that
+    Descriptors are opened on first use, at most 256 at a time, and belong to the process that
     opened them: a forked or pickled reader opens its own.
 
     Attributes:
@@ -34,7 +35,13 @@ class LocalReader:
         Raises:
             CorruptShardError: If the file is gone or shorter than that.
         """
-        return next(self.read_many(url, [(offset, length)]))
+        try:
+            data = next(self.read_many(url, [(offset, length)]))
+        except OSError as error:
+            raise CorruptShardError(f"cannot read shard {url}: {error.strerror}") from error
+        if len(data) < length:
+            raise too_short(url, offset + length)
+        return data
 
     def prefetch(self, requests: Iterable[tuple[str, Sequence[tuple[int, int]]]]) -> None:
         """Tell the kernel of ranges that will be read, unless they seem to be in memory already.
@@ -49,23 +56,17 @@ class LocalReader:
                 os.posix_fadvise(file, offset, length, os.POSIX_FADV_WILLNEED)
 
     def read_many(self, url: str, ranges: Sequence[tuple[int, int]]) -> Iterator[bytes]:
-        """Yield the bytes of several (offset, length) ranges of one file, one by one; see `read`.
+        """Return an iterator over the bytes of (offset, length) ranges of one file.
 
-        One by one, as what was just read is still in the processor's cache when it is parsed.
+        One by one, as what was just read is still in the processor's cache when it is parsed; and
+        by `os.pread` itself: where the file ends early fewer bytes come, and errors are OSErrors.
         """
-        pread, wanted = os.pread, sum(length for _, length in ranges)
+        offsets, lengths = zip(*ranges, strict=True)
+        wanted = sum(lengths)
         self.counts.kept += wanted
         self.counts.read += wanted
-        self.counts.requests += len(ranges)
-        file = self._opened(url)
-        try:
-            for offset, length in ranges:
-                data = pread(file, length, offset)
-                if len(data) < length:
-                    raise _too_short(url, offset + length)
-                yield data
-        except OSError as error:
-            raise CorruptShardError(f"cannot read shard {url}: {error.strerror}") from error
+        self.counts.requests += len(lengths)
+        return map(os.pread, repeat(self._opened(url)), lengths, offsets)
 
     def _opened(self, url: str) -> int:
         try:
@@ -109,7 +110,8 @@ def _in_memory(file: int, offset: int, length: int) -> bool:
         return False
 
 
-def _too_short(url: str, needed: int) -> CorruptShardError:
+def too_short(url: str, needed: int) -> CorruptShardError:
+    """Return the error of a shard that ends before a byte that is needed."""
     return CorruptShardError(
         f"shard {url} ends before byte {needed}; it was truncated or replaced after indexing: "
         "index it again"

@@ -1,21 +1,23 @@
 """`ShardDataset`: map-style access to samples by id, reading just their byte ranges."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from shardsieve._errors import CorruptShardError, ShardsieveError, UnreadableSampleError
+from shardsieve.io.local import too_short
 from shardsieve.io.source import reader_of
 from shardsieve.io.spans import Storage
+from shardsieve.loaders.batches import BatchPlan, plan_batch
 from shardsieve.loaders.ledger import Ledger
 from shardsieve.loaders.planned import PlannedId
 from shardsieve.loaders.shared import SharedIds
 from shardsieve.plan import PADDING
-from shardsieve.shards.tar import parse_sample, plain_fields
+from shardsieve.shards.tar import fill_plain, members_of, parse_sample, plain_fields
 from shardsieve.store.store import Store
 
 Sample = dict[str, Any]
@@ -61,7 +63,9 @@ class ShardDataset(Dataset[Any]):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
         self.store, self.decode = store, decode
         self._ranges = store.ranges
-        self._keys: dict[int, list[str]] = {}
+        self._keys: dict[int, NDArray[np.bytes_]] = {}
+        self._members = members_of(dict.fromkeys(store.members))
+        self._spare: Sample | None = None
         self._suffixes = {suffix.encode(): suffix for suffix in store.members}
         self._scores = store.score(score) if score else None
         self.reader = reader_of(store.urls, storage)
@@ -93,98 +97,104 @@ class ShardDataset(Dataset[Any]):
             UnreadableSampleError: If `decode` fails, naming shard and key; with `on_error="skip"`
                 once more than `max_unreadable` samples cannot be read.
         """
-        samples = self.aligned([one for one in ids if one != PADDING])
+        wanted = [one for one in ids if one != PADDING]
+        samples = self.aligned(wanted)
         self.look_ahead(getattr(ids[0], "ahead", None) if len(ids) else None)
+        if self._skipped.most:
+            samples = self._at_least_one(samples)
         if self.decode is not None:
             samples = [self._decoded(sample) for sample in samples]
         return [sample for sample in samples if sample is not None]
 
     def aligned(self, ids: Sequence[int]) -> list[Any]:
         """Return the raw samples of these ids, in this order; None for one that is skipped."""
-        plan = self._planned(np.array(ids, dtype=np.int64))
+        plan = plan_batch(self.store, self._ranges, np.array(ids, dtype=np.int64))
         self._prefetch(plan)
         samples: list[Any] = [None] * len(ids)
-        for shard, rows in plan.runs:
-            self._fill(samples, shard, rows, plan.places, plan.ranges)
+        for run in plan.runs:
+            self._fill(samples, plan, *run)
         self.ledger.add(self.reader.counts.take())
-        self._add_ours(samples, plan.ids)
-        _mark_repeated(samples, ids)
+        if self._scores is not None or self.store.epoch_weights is not None:
+            self._add_columns(samples, np.array(ids, dtype=np.int64))
+        for row, one in enumerate(ids):
+            if type(one) is PlannedId and one.repeated and samples[row] is not None:
+                samples[row]["__weight__"] = 0.0
         return samples
 
     def look_ahead(self, ids: NDArray[np.int64] | None) -> None:
         """Begin to read a batch that will be asked for next, if there is one."""
         if ids is not None:
-            self._prefetch(self._planned(ids[ids != PADDING]))
+            self._prefetch(plan_batch(self.store, self._ranges, ids[ids != PADDING]))
 
-    def _planned(self, wanted: NDArray[np.int64]) -> "_Plan":
-        shards, positions = np.divmod(wanted, self.store.rows_per_shard)
-        ranges = self._ranges_of(wanted, shards, positions)
-        return _Plan(wanted, ranges, positions.tolist(), list(_runs(shards, positions)))
-
-    def _prefetch(self, plan: "_Plan") -> None:
+    def _prefetch(self, plan: BatchPlan) -> None:
         urls, ranges = self.store.urls, plan.ranges
         try:
-            self.reader.prefetch((urls[s], [ranges[row] for row in rows]) for s, rows in plan.runs)
+            self.reader.prefetch((urls[s], ranges[begin:end]) for s, begin, end in plan.runs)
         except CorruptShardError as error:
             # Reading says which sample it was.
             _LOG.debug("not read ahead: %s", error)
 
-    def _ranges_of(
-        self, wanted: NDArray[np.int64], shards: NDArray[np.int64], positions: NDArray[np.int64]
-    ) -> list[tuple[int, int]]:
-        known = (shards >= 0) & (shards < self.store.num_shards)
-        ranges = self._ranges[np.where(known, shards, 0), positions]
-        known &= ranges[:, 1] > 0
-        if not known.all():
-            raise IndexError(
-                f"sample id must name a sample of {self.store.path}, got {wanted[~known][0]}"
-            )
-        return list(map(tuple, ranges.tolist()))
-
-    def _fill(
-        self,
-        samples: list[Any],
-        shard: int,
-        rows: list[int],
-        places: list[int],
-        ranges: list[tuple[int, int]],
-    ) -> None:
+    def _fill(self, samples: list[Any], plan: BatchPlan, shard: int, begin: int, end: int) -> None:
         """Put the samples of one shard into their rows."""
-        url = self.store.urls[shard]
-        if shard not in self._keys:
-            self._keys[shard] = self.store.keys(shard)
-        keys, suffixes = self._keys[shard], self._suffixes
+        part, url = slice(begin, end), self.store.urls[shard]
+        keys = self._keys_of(shard)[plan.places[part]].tolist()
         try:
-            raws = self.reader.read_many(url, [ranges[row] for row in rows])
-            for row, raw in zip(rows, raws, strict=True):
-                key = keys[places[row]]
-                fields = plain_fields(raw, key, suffixes)
-                if fields is None:
-                    samples[row] = parse_sample(raw, key, url)
-                else:
-                    samples[row] = {"__key__": key, "__url__": url, **fields}
-        except CorruptShardError as error:
-            if len(rows) == 1:
-                self._skip(shard * self.store.rows_per_shard + places[rows[0]], error)
-                return
-            for row in rows:
-                self._fill(samples, shard, [row], places, ranges)
+            raws = self.reader.read_many(url, plan.ranges[part])
+            for row, sample_id, key, raw in zip(
+                plan.rows[part], plan.ids[part], keys, raws, strict=True
+            ):
+                sample = {"__key__": key.decode("utf-8", "surrogateescape"), "__url__": url}
+                if not fill_plain(sample, raw, key, self._members):
+                    sample = self._parsed(raw, sample["__key__"], url, plan.ranges[begin])
+                sample["__id__"], sample["__weight__"] = sample_id, 1.0
+                samples[row] = sample
+                begin += 1
+        except (CorruptShardError, OSError) as error:
+            # What came before it is right; what comes after is read on its own.
+            self._skip(plan.ids[begin], _named(error, keys[begin - part.start], plan.ranges[begin]))
+            if begin + 1 < end:
+                self._fill(samples, plan, shard, begin + 1, end)
 
-    def _add_ours(self, samples: list[Any], wanted: NDArray[np.int64]) -> None:
-        """Add id, weight and score to raw samples."""
-        weights, scores = [1.0] * len(wanted), None
-        if self._scores is not None or self.store.epoch_weights is not None:
-            rows = self.store.rows(wanted)
-            if self.store.epoch_weights is not None:
-                weights = self.store.epoch_weights.numpy()[rows].tolist()
-            if self._scores is not None:
-                scores = self._scores[rows].tolist()
-        for row, (sample, sample_id) in enumerate(zip(samples, wanted.tolist(), strict=True)):
-            if sample is None:
-                continue
-            sample["__id__"], sample["__weight__"] = sample_id, weights[row]
-            if scores is not None:
-                sample["__score__"] = scores[row]
+    def _parsed(self, raw: bytes, key: str, url: str, where: tuple[int, int]) -> Sample:
+        """Return a sample that is not laid out like the last one, and learn its layout."""
+        if len(raw) < where[1]:
+            raise too_short(url, sum(where))
+        fields = plain_fields(raw, key, self._suffixes)
+        if fields is None:
+            return parse_sample(raw, key, url)
+        self._members = members_of(fields)
+        return {"__key__": key, "__url__": url, **fields}
+
+    def _keys_of(self, shard: int) -> NDArray[np.bytes_]:
+        """Return a shard's keys, encoded: bytes need no object each while they wait."""
+        if shard not in self._keys:
+            names = self.store.keys(shard)
+            self._keys[shard] = np.array([n.encode("utf-8", "surrogateescape") for n in names])
+        return self._keys[shard]
+
+    def _add_columns(self, samples: list[Any], wanted: NDArray[np.int64]) -> None:
+        """Add weight and score to raw samples."""
+        rows, columns = self.store.rows(wanted), {}
+        if self.store.epoch_weights is not None:
+            columns["__weight__"] = self.store.epoch_weights.numpy()[rows].tolist()
+        if self._scores is not None:
+            columns["__score__"] = self._scores[rows].tolist()
+        for name, values in columns.items():
+            for sample, value in zip(samples, values, strict=True):
+                if sample is not None:
+                    sample[name] = value
+
+    def _at_least_one(self, samples: list[Any]) -> list[Any]:
+        """Return the samples, or where none could be read one of before with weight 0.
+
+        A batch of nothing would end this rank's loop while the others wait for it.
+        """
+        good = next((sample for sample in samples if sample is not None), None)
+        if good is not None:
+            self._spare = dict(good)
+        elif samples and self._spare is not None:
+            return [{**self._spare, "__weight__": 0.0}]
+        return samples
 
     def _skip(self, sample_id: int, error: ShardsieveError) -> None:
         if self._skipped.most == 0:
@@ -209,36 +219,12 @@ class ShardDataset(Dataset[Any]):
             return None
 
 
-class _Plan(NamedTuple):
-    """The reads of one batch.
-
-    Attributes:
-        ids: int64 (b,), as asked.
-        ranges: (offset, length) of each.
-        places: Position within its shard of each.
-        runs: (shard, rows of the batch in file order).
-    """
-
-    ids: NDArray[np.int64]
-    ranges: list[tuple[int, int]]
-    places: list[int]
-    runs: list[tuple[int, list[int]]]
-
-
-def _mark_repeated(samples: list[Any], ids: Sequence[int]) -> None:
-    """Give weight 0 to samples that only fill up a batch."""
-    for row, one in enumerate(ids):
-        if type(one) is PlannedId and one.repeated and samples[row] is not None:
-            samples[row]["__weight__"] = 0.0
-
-
-def _runs(
-    shards: NDArray[np.int64], positions: NDArray[np.int64]
-) -> Iterator[tuple[int, list[int]]]:
-    """Yield (shard, rows in file order) for every shard that the batch touches."""
-    order = np.lexsort((positions, shards))
-    ordered = shards[order]
-    cuts = np.flatnonzero(np.diff(ordered)) + 1
-    for rows in np.split(order, cuts):
-        if len(rows):
-            yield int(shards[rows[0]]), rows.tolist()
+def _named(
+    error: CorruptShardError | OSError, key: bytes, where: tuple[int, int]
+) -> CorruptShardError:
+    """Return the error with the sample's key and range."""
+    text = key.decode("utf-8", "replace")
+    cause = error.strerror if isinstance(error, OSError) else error
+    named = CorruptShardError(f"{cause} (sample {text}, bytes {where[0]}-{sum(where)})")
+    named.__cause__ = error
+    return named

@@ -25,7 +25,7 @@ class Ledger:
         """Add what this process read."""
         info = get_worker_info()
         row = 0 if info is None else 1 + info.id % _WORKERS
-        self._rows[row] += torch.tensor(astuple(counts))
+        self._rows[row].numpy()[:] += (counts.kept, counts.read, counts.requests, counts.retries)
 
     @property
     def total(self) -> Counts:

@@ -55,8 +55,8 @@ class PrunedSource(IterableDataset[Sample]):
         urls: list[str],
     ) -> None:
         self.data, self.keep, self.order = data, keep, order
-        self._urls, self._handler, self._select = urls, source.handler, source.select_files
-        self._local_paths = source.local_paths
+        self._handler, self._select = source.handler, source.select_files
+        self._names = [(url, _local_path(url) if source.local_paths else None) for url in urls]
         # Epoch, place in it, its block, and how often they were set; shared with running workers.
         self._told = torch.zeros(4, dtype=torch.int64)
         self._told.share_memory_()  # type: ignore[no-untyped-call]
@@ -228,10 +228,9 @@ class PrunedSource(IterableDataset[Sample]):
 
     def _as_webdataset(self, sample: Sample) -> Sample | None:
         shard = sample["__id__"] // self.data.store.rows_per_shard
-        url = self._urls[shard]
-        sample["__url__"] = url
-        if self._local_paths and urlparse(url).scheme in ("", "file"):
-            sample["__local_path__"] = urlparse(url).path
+        sample["__url__"], path = self._names[shard]
+        if path is not None:
+            sample["__local_path__"] = path
         return sample if self._select is None else self._selected(sample, shard)
 
     def _selected(self, sample: Sample, shard: int) -> Sample | None:
@@ -250,6 +249,11 @@ class PrunedSource(IterableDataset[Sample]):
 
     def _plan_name(self) -> str:
         return f"{self.data.store.fingerprint}/{self.keep.digest}/{self.order.name}"
+
+
+def _local_path(url: str) -> str | None:
+    parsed = urlparse(url)
+    return parsed.path if parsed.scheme in ("", "file") else None
 
 
 def _weightless(sample: Sample | None) -> Sample | None:

@@ -1,0 +1,48 @@
+"""One batch's reads: which ranges of which shards, in file order."""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardsieve.store.store import Store
+
+
+class BatchPlan(NamedTuple):
+    """The reads of one batch, in order of shard and place.
+
+    Attributes:
+        ids: Sample ids.
+        rows: The place of each in the batch as it was asked for.
+        places: int64 (b,), position of each within its shard.
+        ranges: (offset, length) of each.
+        runs: (shard, begin, end): the part of the above that lies in one shard.
+    """
+
+    ids: list[int]
+    rows: list[int]
+    places: NDArray[np.int64]
+    ranges: list[tuple[int, int]]
+    runs: list[tuple[int, int, int]]
+
+
+def plan_batch(store: Store, ranges: NDArray[np.int64], wanted: NDArray[np.int64]) -> BatchPlan:
+    """Return the reads of these sample ids, int64 (b,) in any order.
+
+    Raises:
+        IndexError: If an id belongs to no sample, naming the first.
+    """
+    order = np.argsort(wanted, kind="stable")
+    ids = wanted[order]
+    shards, places = np.divmod(ids, store.rows_per_shard)
+    known = (shards >= 0) & (shards < store.num_shards)
+    found = ranges[np.where(known, shards, 0), places]
+    known &= found[:, 1] > 0
+    if not known.all():
+        raise IndexError(f"sample id must name a sample of {store.path}, got {ids[~known][0]}")
+    offsets, lengths = found.T.tolist()
+    cuts = [0, *(np.flatnonzero(shards[1:] != shards[:-1]) + 1).tolist(), len(ids)]
+    runs = [(int(shards[begin]), begin, end) for begin, end in pairwise(cuts) if begin < end]
+    pairs = list(zip(offsets, lengths, strict=True))
+    return BatchPlan(ids.tolist(), order.tolist(), places, pairs, runs)
