@@ -35,7 +35,7 @@ class HandedOut:
 
     def count(self) -> int:
         """Return the batches handed out so far."""
-        taken = int(self._attributes["_num_yielded"])
+        taken = int(self._attributes.get("_num_yielded", 0))
         shard = self.shard() if self.shard is not None else None
         held_back = shard is not None and not shard.end_of_dataloader
         return max(taken - held_back, 0)
@@ -86,7 +86,7 @@ def who_asks(sampler: Any) -> Asking:
         elif type(owner) is DataLoaderShard and handed_out is not None:
             handed_out.shard = weakref.ref(owner)
         elif batch_size is None and getattr(owner, "sampler", None) is sampler:
-            batch_size = owner.batch_size
+            batch_size = getattr(owner, "batch_size", None)  # torchdata asks before it has one
     return Asking(batch_size, dealt_over, rank, handed_out)
 
 

@@ -65,7 +65,6 @@ class ShardDataset(Dataset[Any]):
         self._ranges = store.ranges
         self._keys: dict[int, NDArray[np.bytes_]] = {}
         self._members = members_of(dict.fromkeys(store.members))
-        self._spare: Sample | None = None
         self._suffixes = {suffix.encode(): suffix for suffix in store.members}
         self._scores = store.score(score) if score else None
         self.reader = reader_of(store.urls, storage)
@@ -100,11 +99,11 @@ class ShardDataset(Dataset[Any]):
         wanted = [one for one in ids if one != PADDING]
         samples = self.aligned(wanted)
         self.look_ahead(getattr(ids[0], "ahead", None) if len(ids) else None)
-        if self._skipped.most:
-            samples = self._at_least_one(samples)
         if self.decode is not None:
             samples = [self._decoded(sample) for sample in samples]
-        return [sample for sample in samples if sample is not None]
+        samples = [sample for sample in samples if sample is not None]
+        # A batch of nothing would end this rank's loop while the others wait for it.
+        return samples or [self._stand_in(one) for one in wanted[:1]]
 
     def aligned(self, ids: Sequence[int]) -> list[Any]:
         """Return the raw samples of these ids, in this order; None for one that is skipped."""
@@ -184,17 +183,18 @@ class ShardDataset(Dataset[Any]):
                 if sample is not None:
                     sample[name] = value
 
-    def _at_least_one(self, samples: list[Any]) -> list[Any]:
-        """Return the samples, or where none could be read one of before with weight 0.
-
-        A batch of nothing would end this rank's loop while the others wait for it.
-        """
-        good = next((sample for sample in samples if sample is not None), None)
-        if good is not None:
-            self._spare = dict(good)
-        elif samples and self._spare is not None:
-            return [{**self._spare, "__weight__": 0.0}]
-        return samples
+    def _stand_in(self, sample_id: int) -> Any:
+        """Return, with weight 0, the next sample that can be read."""
+        row, ids = int(self.store.rows([sample_id])[0]), self.store.ids()
+        for other in np.roll(ids, -row - 1)[: self._skipped.most].tolist():
+            (sample,) = self.aligned([PlannedId(other, repeated=True)])
+            sample = self._decoded(sample) if self.decode is not None else sample
+            if sample is not None:
+                return sample
+        raise UnreadableSampleError(
+            f"none of a whole batch can be read, nor any sample that comes after {sample_id}; "
+            "check the shards"
+        )
 
     def _skip(self, sample_id: int, error: ShardsieveError) -> None:
         if self._skipped.most == 0:

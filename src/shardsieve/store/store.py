@@ -52,6 +52,7 @@ class Store:
         self.members: tuple[str, ...] = tuple(map(str, group.attrs["members"]))  # type: ignore[arg-type]
         self.urls: list[str] = [str(u) for u in self._read("shard/url")]
         self.samples: NDArray[np.int64] = self._read("shard/samples")
+        self._need_chunks("shard/samples", self.samples > 0)
         self.epoch_samples: int | None = None
         self.epoch_weights: Any = None
 
@@ -86,12 +87,18 @@ class Store:
     @cached_property
     def ranges(self) -> NDArray[np.int64]:
         """Byte ranges as int64 (S, L, 2): offset and length; 16 bytes per slot."""
-        return np.stack([self._read("sample/offset"), self._read("sample/length")], axis=-1)
+        offset, length = self._read("sample/offset"), self._read("sample/length")
+        used = np.arange(self.rows_per_shard) < self.samples[:, None]
+        self._need_chunks("sample/offset", ((offset >= 0) | ~used).all(axis=1))
+        self._need_chunks("sample/length", ((length > 0) | ~used).all(axis=1))
+        return np.stack([offset, length], axis=-1)
 
     def keys(self, shard: int) -> list[str]:
         """Return the keys of one shard's samples, in position order."""
         row = self._array("sample/key")[shard, : int(self.samples[shard])]
-        return [str(key) for key in np.asarray(row)]
+        names = [str(key) for key in np.asarray(row)]
+        self._need_chunks("sample/key", np.array([all(names)]), first=shard)
+        return names
 
     def labels(self) -> NDArray[np.int64]:
         """Return the label of every sample in id order, int64 (n,); -1 where it is missing."""
@@ -202,6 +209,14 @@ class Store:
                     f"score {name!r} holds the definition {old!r}, got {made['definition']!r}; "
                     "give the new score its own name"
                 )
+
+    def _need_chunks(self, name: str, whole: NDArray[np.bool_], *, first: int = 0) -> None:
+        """Refuse an array that has lost a chunk: Zarr reads its fill value there."""
+        if not whole.all():
+            url = self.urls[first + int(np.argmin(whole))]
+            raise StoreFormatError(
+                f"{self.path} has lost what {name} held of shard {url}; index it again"
+            )
 
     def _names(self, kind: str) -> list[str]:
         group = self.group.get(kind)

@@ -1,0 +1,187 @@
+"""Damaged shards and stores: named, counted, skipped on request, ranks in step."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import webdataset as wds
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tars import by_webdataset, write_shards
+from torch.utils.data import DataLoader
+
+import shardsieve as ss
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture
+def shards(tmp_path):
+    return write_shards(tmp_path / "d", [9, 1, 14, 6])
+
+
+@pytest.fixture
+def store(shards, tmp_path):
+    return ss.index(shards, tmp_path / "s.zarr")
+
+
+def damage(store, sample_id, at=0, data=b"damage" * 80):
+    """Write over a sample's bytes in its shard."""
+    shard, position = divmod(sample_id, store.rows_per_shard)
+    with open(store.urls[shard], "r+b") as file:  # noqa: PTH123
+        file.seek(int(store.ranges[shard, position, 0]) + at)
+        file.write(data)
+
+
+def ids_of(samples):
+    return [sample["__id__"] for sample in samples]
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(0, 20_000))
+def test_a_shard_cut_anywhere_gives_whole_samples_or_names_them(tmp_path_factory, cut):
+    folder = tmp_path_factory.mktemp("cut")
+    (path,) = write_shards(folder / "d", [7])
+    truth = {s["__key__"]: (s["jpg"], s["cls"]) for s in by_webdataset(path)}
+    store = ss.index(path, folder / "s.zarr")
+    os.truncate(path, min(cut, path.stat().st_size))
+    for sample_id in store.ids().tolist():
+        offset, length = store.ranges[0, sample_id].tolist()
+        if offset + length <= cut:
+            sample = ss.ShardDataset(store)[sample_id]
+            assert (sample["jpg"], sample["cls"]) == truth[sample["__key__"]]
+        else:
+            where = rf"s-000\.tar ends before .*sample 00-000{sample_id}, bytes {offset}-"
+            with pytest.raises(ss.CorruptShardError, match=where):
+                ss.ShardDataset(store)[sample_id]
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("at", [0, 124, 156, 345])
+def test_header_damage_is_named_and_costs_one_sample(store, at):
+    damage(store, 131, at)
+    with pytest.raises(ss.CorruptShardError, match=r"s-002\.tar .*\(sample 02-0003, bytes \d+-\d+"):
+        ss.ShardDataset(store)[131]
+    data = ss.ShardDataset(store, on_error="skip")
+    assert ids_of(data.__getitems__([129, 131, 132])) == [129, 132]
+    assert data.unreadable == [131]
+
+
+def test_more_than_the_limit_stops_the_pass(store):
+    for sample_id in (0, 1, 2):
+        damage(store, sample_id)
+    data = ss.ShardDataset(store, on_error="skip", max_unreadable=2)
+    with pytest.raises(ss.UnreadableSampleError, match="more than 2 samples cannot be read"):
+        data.__getitems__([0, 1, 2, 3])
+
+
+def test_a_shard_rewritten_in_mid_epoch_is_noticed(store, shards, tmp_path):
+    data = ss.ShardDataset(store)
+    assert data[128]["__key__"] == "02-0000"
+    (other,) = write_shards(tmp_path / "other", [14])
+    shards[2].write_bytes(other.read_bytes())
+    with pytest.raises(ss.CorruptShardError, match=r"holds 00-0005 where the index says 02-0005"):
+        data[133]
+
+
+def test_a_shard_replaced_by_name_in_mid_epoch_is_read_to_its_end(store, shards, tmp_path):
+    data = ss.ShardDataset(store)
+    before = data[133]
+    (other,) = write_shards(tmp_path / "other", [14])
+    other.rename(shards[2])
+    assert data[133] == before  # the old file, as it was opened
+    with pytest.raises(ss.CorruptShardError, match=r"holds 00-0005 where the index says 02-0005"):
+        ss.ShardDataset(store)[133]
+    with pytest.raises(ss.StoreMismatchError, match=r"s-002\.tar is not the one"):
+        ss.open_store(store.path)
+
+
+def test_a_removed_shard_is_named(store, shards):
+    shards[3].unlink()
+    with pytest.raises(ss.CorruptShardError, match=r"s-003\.tar: No such file .*sample 03-0001"):
+        ss.ShardDataset(store)[193]
+    data = ss.ShardDataset(store, on_error="skip")
+    assert ids_of(data.__getitems__([0, 193, 1])) == [0, 1]
+
+
+@pytest.mark.parametrize("array", ["sample/offset", "sample/length", "sample/key", "shard/samples"])
+def test_a_missing_store_chunk_is_named(store, array):
+    chunks = [p for p in (store.path / array / "c").rglob("*") if p.is_file()]
+    sorted(chunks)[-1].unlink()
+    with pytest.raises(ss.StoreFormatError, match=rf"lost what {array} held of .*index it again"):
+        ss.ShardDataset(ss.open_store(store.path))[195]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("bad", [range(128, 142), range(8)])
+def test_ranks_stay_in_step_when_one_of_them_skips(store, workers, bad):
+    for sample_id in bad:
+        damage(store, sample_id)
+    steps, seen = set(), []
+    for rank in range(3):
+        sampler = ss.PrunedShardSampler(store, shuffle="none", world=ss.World(rank, 3))
+        data = ss.ShardDataset(store, on_error="skip")
+        loader = DataLoader(data, 2, sampler=sampler, collate_fn=list, num_workers=workers)
+        batches = list(loader)
+        steps.add(len(batches))
+        assert all(batches)
+        seen += [s["__id__"] for batch in batches for s in batch if s["__weight__"]]
+        repeats = [s for batch in batches for s in batch if not s["__weight__"]]
+        assert not set(ids_of(repeats)) & set(bad)
+    assert steps == {5}
+    assert sorted(seen) == sorted(set(store.ids().tolist()) - set(bad))
+
+
+def test_a_rank_that_can_read_nothing_says_so(store):
+    for sample_id in store.ids().tolist():
+        damage(store, sample_id)
+    data = ss.ShardDataset(store, on_error="skip")
+    with pytest.raises(
+        ss.UnreadableSampleError, match=r"none of a whole batch|more than 100"
+    ):
+        data.__getitems__([0, 1])
+
+
+def test_pipelines_stay_in_step_when_one_of_them_skips(store):
+    for sample_id in (129, 130, 131, 192):
+        damage(store, sample_id)
+    steps, seen = set(), []
+    for rank in range(3):
+        pipeline = wds.WebDataset(store.urls, shardshuffle=False).batched(2, collation_fn=None)
+        pruned = ss.prune(pipeline, store, world=ss.World(rank, 3), on_error="skip")
+        batches = list(pruned)
+        steps.add(len(batches))
+        assert {len(batch) for batch in batches} == {2}
+        seen += [s["__id__"] for batch in batches for s in batch if s["__weight__"]]
+        assert set(pruned.unreadable) <= {129, 130, 131, 192}
+    assert steps == {5}
+    assert sorted(seen) == sorted(set(store.ids().tolist()) - {129, 130, 131, 192})
+    alone = ss.prune(wds.WebDataset(store.urls, shardshuffle=False), store, on_error="skip")
+    assert len(list(alone)) == 26
+
+
+def test_a_member_that_is_no_image_is_named_and_skipped(store):
+    def decode(sample):
+        if sample["__id__"] == 129:
+            raise OSError("no image")
+        return sample["__id__"]
+
+    data = ss.ShardDataset(store, decode, on_error="skip")
+    assert data.__getitems__([128, 129, 130]) == [128, 130]
+    assert data.__getitems__([129]) == [130]  # a repeat, so that the batch is not empty
+    with pytest.raises(ss.UnreadableSampleError, match=r"02-0001 of shard .*s-002\.tar: no image"):
+        ss.ShardDataset(store, decode).__getitems__([129])
+
+
+def test_lost_scores_are_named_before_training(store):
+    store.put_score("up", np.arange(30.0))
+    chunk = store.path / "score" / "up" / "c" / "2" / "0"
+    chunk.unlink()
+    with pytest.raises(
+        ss.MissingScoreError, match="'up' must be finite, got nan for sample id 128"
+    ):
+        ss.select(ss.open_store(store.path), score="up", keep_fraction=0.5)

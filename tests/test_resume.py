@@ -1,0 +1,110 @@
+"""States count what the loop was given: torch's loader, torchdata's, and Accelerate's."""
+
+import json
+
+import pytest
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from tars import write_shards
+from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+import shardsieve as ss
+
+KEPT, BATCH = 21, 4
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    store = ss.index(write_shards(folder / "d", [9, 1, 14, 6]), folder / "s.zarr")
+    store.put_score("up", range(30))
+    return store
+
+
+def sampler_of(store, **how):
+    return ss.PrunedShardSampler(store, keep_fraction=0.7, score="up", seed=3, **how)
+
+
+def ids_of(batch):
+    return [sample["__id__"] for sample in batch]
+
+
+def loader_of(store, sampler, workers=0, kind=DataLoader, **how):
+    data = ss.ShardDataset(store)
+    return kind(data, BATCH, sampler=sampler, num_workers=workers, collate_fn=ids_of, **how)
+
+
+def taken(loader, count):
+    """The first batches of a pass that is then left."""
+    batches = []
+    for batch in loader:
+        batches.append(batch)
+        if len(batches) == count:
+            break
+    return batches
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [1, 3, 5, 6])
+def test_a_plain_loaders_workers_may_be_ahead(store, workers, stop):
+    whole = list(loader_of(store, sampler_of(store)))
+    sampler = sampler_of(store)
+    assert taken(loader_of(store, sampler, workers), stop) == whole[:stop]
+    state = json.loads(json.dumps(sampler.state_dict()))
+    assert state["samples_done"] == min(stop * BATCH, KEPT)
+    fresh = sampler_of(store)
+    fresh.load_state_dict(state)
+    assert list(loader_of(store, fresh, workers)) == whole[stop:]
+    assert fresh.state_dict()["samples_done"] == KEPT
+    assert list(loader_of(store, fresh)) == whole  # the next pass is whole again
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [1, 3, 6])
+def test_torchdatas_loader_goes_on_where_it_was(store, workers, stop):
+    whole = list(loader_of(store, sampler_of(store)))
+    loader = loader_of(store, sampler_of(store), workers, StatefulDataLoader)
+    assert taken(loader, stop) == whole[:stop]
+    state = json.loads(json.dumps(loader.state_dict()))
+    again = loader_of(store, sampler_of(store), workers, StatefulDataLoader)
+    again.load_state_dict(state)
+    assert list(again) == whole[stop:]
+    assert list(again) == whole
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [2, 6])
+def test_accelerate_saves_and_loads_a_pass(store, tmp_path, stateful, workers, stop):
+    def prepared():
+        how = DataLoaderConfiguration(use_stateful_dataloader=stateful)
+        accelerator = Accelerator(cpu=True, dataloader_config=how)
+        sampler = sampler_of(store)
+        if not stateful:
+            accelerator.register_for_checkpointing(sampler)
+        return accelerator, accelerator.prepare(loader_of(store, sampler, workers))
+
+    whole = list(loader_of(store, sampler_of(store)))
+    accelerator, loader = prepared()
+    for number, batch in enumerate(loader, start=1):
+        assert batch == whole[number - 1]
+        if number == stop:
+            accelerator.save_state(str(tmp_path / "state"))
+            break
+    accelerator.free_memory()
+    again, rest = prepared()
+    again.load_state(str(tmp_path / "state"))
+    # Accelerate takes a finished pass of a stateful loader for the start of the next one.
+    finished = stateful and stop == len(whole)
+    assert list(rest) == (whole if finished else whole[stop:])
+    again.free_memory()
+
+
+def test_epochs_pass_through_accelerate(store):
+    accelerator, sampler = Accelerator(cpu=True), sampler_of(store)
+    loader = accelerator.prepare(loader_of(store, sampler))
+    epochs = [sum(loader, []) for _ in range(2)]  # noqa: RUF017
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sampler.keep_set.ids().tolist()
+    assert epochs[0] != epochs[1]
+    assert sampler.epoch == 1
