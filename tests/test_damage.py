@@ -140,9 +140,7 @@ def test_a_rank_that_can_read_nothing_says_so(store):
     for sample_id in store.ids().tolist():
         damage(store, sample_id)
     data = ss.ShardDataset(store, on_error="skip")
-    with pytest.raises(
-        ss.UnreadableSampleError, match=r"none of a whole batch|more than 100"
-    ):
+    with pytest.raises(ss.UnreadableSampleError, match=r"none of a whole batch|more than 100"):
         data.__getitems__([0, 1])
 
 

@@ -4,10 +4,11 @@ import os
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from tars import write_shards
+from tars import write_shards, write_tar
 from torch.utils.data import BatchSampler, DataLoader
 
 import shardsieve as ss
+from shardsieve.io import local
 
 
 @pytest.fixture
@@ -145,6 +146,35 @@ def test_a_loader_reads_only_the_bytes_of_kept_samples(store, monkeypatch):
     shard, position = divmod(sampler.keep_set.ids(), store.rows_per_shard)
     assert sum(read) == store.ranges[shard, position, 1].sum()
     assert len(read) == 15
+
+
+def test_only_files_read_in_order_are_left_to_readahead(tmp_path, monkeypatch):
+    path = write_tar(tmp_path / "big.tar", [(f"{i:03d}.jpg", bytes(64 << 10)) for i in range(80)])
+    store, told = ss.index(path, tmp_path / "s.zarr"), []
+    monkeypatch.setattr(local, "_in_memory", lambda *_: False)
+    monkeypatch.setattr(os, "posix_fadvise", lambda *how: told.append(how[1:]))
+    data, ids = ss.ShardDataset(store), store.ids()
+    data.__getitems__(ids[:40:2].tolist())
+    ranges = [(*pair, os.POSIX_FADV_WILLNEED) for pair in store.ranges[0, :40:2].tolist()]
+    assert told == [(0, 0, os.POSIX_FADV_RANDOM), *ranges]
+    told.clear()
+    data.__getitems__(ids[:40].tolist())
+    data.__getitems__(ids[40:].tolist())
+    assert told == [(0, 0, os.POSIX_FADV_SEQUENTIAL)]
+    told.clear()
+    data.__getitems__(ids[[3, 70]].tolist())
+    assert told[0] == (0, 0, os.POSIX_FADV_RANDOM)
+    assert len(told) == 3
+
+
+def test_the_next_batch_is_begun_before_this_one_is_decoded(store, monkeypatch):
+    data, calls = ss.ShardDataset(store), []
+    monkeypatch.setattr(data.reader, "prefetch", lambda r: calls.append(sum(len(x) for _, x in r)))
+    data.decode = lambda sample: calls.append("decode") or sample
+    sampler = ss.PrunedShardSampler(store, keep_fraction=0.4, score="up")
+    list(DataLoader(data, 4, sampler=sampler, collate_fn=list))
+    decode = ["decode"] * 4
+    assert calls == [4, 4, *decode, 4, 4, *decode, 4, *decode]
 
 
 def test_torch_generators_are_left_alone(store):

@@ -1,18 +1,31 @@
 """Shards and stores in object stores: moto's S3 and a range server with faults, on loopback."""
 
+import os
+import random
+import threading
+
 import boto3
 import numpy as np
 import pytest
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from moto.server import ThreadedMotoServer
 from servers import range_server
 from tars import by_webdataset, write_shards, write_tar
 from torch.utils.data import DataLoader
+from werkzeug.serving import make_server
 
 import shardsieve as ss
 from shardsieve.io import objects
 from shardsieve.io.joined import JoinedReader
 from shardsieve.io.source import measure_storage
 from shardsieve.io.spans import HARD_DISK, OBJECTS, Storage
+
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 
 
 @pytest.fixture(scope="session")
@@ -21,11 +34,8 @@ def s3():
     server.start()
     host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
+            patch.setenv(name, value)
         made = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
         made.create_bucket(Bucket="shards")
         yield made
@@ -90,6 +100,57 @@ def test_faults_lose_nothing_also_in_forked_workers(shards, tmp_path, workers):
         assert 1 <= total.amplification <= OBJECTS.amplification
         assert len(data.ledger.workers) == 1 + workers
         assert sum((w.kept for w in data.ledger.workers), 0) == total.kept
+
+
+class FlakyS3:
+    """moto's S3 behind an application that answers a share of the range requests with faults."""
+
+    def __init__(self, share):
+        self.inner, self.share, self.draw, self.failed = None, share, random.Random(5), 0
+
+    def __call__(self, environ, start_response):
+        if "HTTP_RANGE" in environ and self.draw.random() < self.share:
+            self.failed += 1
+            body = self.draw.choice([b"SlowDown", b"InternalError"])
+            status = "503 Slow Down" if body == b"SlowDown" else "500 Internal Server Error"
+            xml = b"<Error><Code>" + body + b"</Code></Error>"
+            start_response(status, [("Content-Type", "application/xml")])
+            return [xml]
+        return self.inner(environ, start_response)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_five_percent_of_failing_requests_lose_nothing_in_s3(tmp_path, workers, monkeypatch):
+    paths = write_shards(tmp_path / "d", [120, 90, 150])
+    flaky = FlakyS3(0.05)
+    flaky.inner = DomainDispatcherApplication(create_backend_app)
+    server = make_server("127.0.0.1", 0, flaky, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}.items():
+        monkeypatch.setenv(name, value)
+    try:
+        s3 = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+        bucket = f"flaky-{workers}-{os.getpid()}"
+        s3.create_bucket(Bucket=bucket)
+        for path in paths:
+            s3.upload_file(str(path), bucket, path.name)
+        store = ss.index([f"s3://{bucket}/{path.name}" for path in paths], tmp_path / "s.zarr")
+        before = flaky.failed
+        data = ss.ShardDataset(store)
+        sampler = ss.PrunedShardSampler(store, keep_fraction=0.5, rule="random")
+        loader = DataLoader(data, 16, sampler=sampler, num_workers=workers, collate_fn=list)
+        samples = [sample for batch in loader for sample in batch]
+        assert sorted(s["__id__"] for s in samples) == sampler.keep_set.ids().tolist()
+        truth = {s["__key__"]: s["jpg"] for path in paths for s in by_webdataset(path)}
+        assert all(s["jpg"] == truth[s["__key__"]] for s in samples)
+        assert data.ledger.total.retries == flaky.failed - before > 0
+        assert data.ledger.total.kept == sampler.keep_set.nbytes(store)
+    finally:
+        server.shutdown()
+        thread.join(10)
+        server.server_close()
 
 
 def test_a_lasting_fault_names_shard_range_and_cause(shards, tmp_path):

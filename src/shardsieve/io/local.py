@@ -12,6 +12,8 @@ from shardsieve._errors import CorruptShardError
 from shardsieve.io.counts import Counts
 
 _MAX_OPEN = 256
+# Readahead brings what lies between: at most 1.05 times the kept bytes are to leave the disk.
+_DENSE, _LEAST_IN_ORDER = 0.96, 1 << 20
 
 
 class LocalReader:
@@ -27,6 +29,7 @@ class LocalReader:
     def __init__(self) -> None:
         self.counts = Counts()
         self._files: OrderedDict[str, int] = OrderedDict()
+        self._in_order: set[str] = set()
         self._pid = os.getpid()
 
     def read(self, url: str, offset: int, length: int) -> bytes:
@@ -46,12 +49,21 @@ class LocalReader:
     def prefetch(self, requests: Iterable[tuple[str, Sequence[tuple[int, int]]]]) -> None:
         """Tell the kernel of ranges that will be read, unless they seem to be in memory already.
 
-        Descriptors are opened for random access, so nothing else is read ahead.
+        Descriptors are opened for random access, so nothing else is read ahead. Where nearly all
+        between the first range and the last is wanted, and much of it, the file is read in order
+        with the kernel's own readahead instead.
         """
-        wanted = [(self._opened(url), ranges) for url, ranges in requests]
-        if all(_in_memory(file, *ranges[len(ranges) // 2]) for file, ranges in wanted):
+        wanted = [(url, self._opened(url), ranges) for url, ranges in requests]
+        if all(_in_memory(file, *ranges[len(ranges) // 2]) for _, file, ranges in wanted):
             return
-        for file, ranges in wanted:
+        for url, file, ranges in wanted:
+            in_order = is_dense(ranges)
+            if in_order != (url in self._in_order):
+                advice = os.POSIX_FADV_SEQUENTIAL if in_order else os.POSIX_FADV_RANDOM
+                os.posix_fadvise(file, 0, 0, advice)
+                self._in_order ^= {url}
+            if in_order:
+                continue
             for offset, length in ranges:
                 os.posix_fadvise(file, offset, length, os.POSIX_FADV_WILLNEED)
 
@@ -76,12 +88,14 @@ class LocalReader:
 
     def _descriptor(self, url: str) -> int:
         if self._pid != os.getpid():
-            self._files, self._pid = OrderedDict(), os.getpid()
+            self._files, self._in_order, self._pid = OrderedDict(), set(), os.getpid()
         if url in self._files:
             self._files.move_to_end(url)
             return self._files[url]
         if len(self._files) >= _MAX_OPEN:
-            os.close(self._files.popitem(last=False)[1])
+            oldest, file = self._files.popitem(last=False)
+            self._in_order.discard(oldest)
+            os.close(file)
         descriptor = os.open(url, os.O_RDONLY)
         # Kept samples are scattered: readahead would fetch what pruning is there to skip.
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
@@ -93,13 +107,24 @@ class LocalReader:
         if self._pid == os.getpid():
             for descriptor in self._files.values():
                 os.close(descriptor)
-        self._files = OrderedDict()
+        self._files, self._in_order = OrderedDict(), set()
 
     def __del__(self) -> None:
         self.close()
 
     def __reduce__(self) -> tuple[type["LocalReader"], tuple[()]]:
         return LocalReader, ()
+
+
+def is_dense(ranges: Sequence[tuple[int, int]]) -> bool:
+    """Return whether ascending ranges are at least 1 MiB and 96 % of what lies between their ends.
+
+    >>> is_dense([(0, 2 << 20), (2 << 20, 2 << 20)]), is_dense([(0, 2 << 20), (9 << 20, 2 << 20)])
+    (True, False)
+    """
+    wanted = sum(length for _, length in ranges)
+    extent = sum(ranges[-1]) - ranges[0][0]
+    return wanted >= max(_DENSE * extent, _LEAST_IN_ORDER)
 
 
 def _in_memory(file: int, offset: int, length: int) -> bool:

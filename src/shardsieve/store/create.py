@@ -194,8 +194,7 @@ def _write(
             "format_version": FORMAT_VERSION,
         }
     )
-    if is_remote(where):
-        write_contents(group)
+    write_contents(group)
 
 
 def _write_strings(group: zarr.Group, name: str, values: NDArray[np.object_]) -> None:

@@ -138,8 +138,7 @@ class Store:
             array = make_array(self.group, f"score/{name}", table.shape, "float32", np.nan)
             array[:] = table
             array.attrs.update({**made, "date": datetime.now(UTC).isoformat(timespec="seconds")})
-            if is_remote(self.path):
-                write_contents(self.group)
+            write_contents(self.group)
 
     def score(self, name: str) -> NDArray[np.float32]:
         """Return a stored score in id order: float32 (n,), NaN where not scored.
@@ -172,8 +171,7 @@ class Store:
             shape = (self.num_shards, self.rows_per_shard, dim)
             with told_about_disk(self.path):
                 array = make_array(self.group, f"embedding/{name}", shape, "float16", np.nan)
-                if is_remote(self.path):
-                    write_contents(self.group)
+                write_contents(self.group)
                 return array
         return self._array(f"embedding/{name}")
 
