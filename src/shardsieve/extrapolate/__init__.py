@@ -2,28 +2,31 @@
 
 from typing import Any
 
+from shardsieve.extrapolate.calibration import QuantileMatched, Spread, match_quantiles, spread
+from shardsieve.extrapolate.correlations import keep_agreement, pearson, spearman
 from shardsieve.extrapolate.knn import KNN, neighbours
 from shardsieve.extrapolate.protocol import Extrapolator
-from shardsieve.extrapolate.quality import (
-    Quality,
-    cross_validate,
-    keep_agreement,
-    measure,
-    pearson,
-    spearman,
-)
+from shardsieve.extrapolate.quality import Quality, by_class, cross_validate, doubt, measure
+from shardsieve.extrapolate.resampling import intervals
 
 __all__ = [
     "GNN",
     "KNN",
     "Extrapolator",
     "Quality",
+    "QuantileMatched",
+    "Spread",
+    "by_class",
     "cross_validate",
+    "doubt",
+    "intervals",
     "keep_agreement",
+    "match_quantiles",
     "measure",
     "neighbours",
     "pearson",
     "spearman",
+    "spread",
 ]
 
 
