@@ -41,12 +41,12 @@ def test_intervals_are_those_of_samples_written_out_as_often_as_they_are_drawn(r
 
 def test_an_interval_holds_the_truth_about_as_often_as_it_says():
     held = 0
-    for trial in range(100):
+    for trial in range(40):
         rng = np.random.default_rng(trial)
-        a = rng.normal(size=300)
-        low, high = intervals(a, a + rng.normal(size=300), (), seed=trial)["pearson"]
+        a = rng.normal(size=200)
+        low, high = intervals(a, a + rng.normal(size=200), (), seed=trial)["pearson"]
         held += low < 0.5**0.5 < high
-    assert 85 <= held <= 99
+    assert 33 <= held <= 40
 
 
 @given(pairs, st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=20))

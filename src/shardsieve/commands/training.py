@@ -71,6 +71,7 @@ def embed_store(
             store,
             encoder.network,
             name=name,
+            classifiers=encoder.classifiers(int(store.labels().max()) + 1),
             size=size or encoder.size,
             channels=channels or encoder.channels,
             batch_size=batch_size,
@@ -79,7 +80,12 @@ def embed_store(
             progress=progress,
         )
     dim = store.embedding_array(name).shape[-1]
-    return {"embedding": name, "dim": dim, "samples": len(store), "embedded_now": embedded}
+    counts = {"dim": dim, "samples": len(store), "embedded_now": embedded}
+    return {"embedding": name, **counts, "signals_of_networks": _num_networks(store, name)}
+
+
+def _num_networks(store: Store, name: str) -> int:
+    return int(store.signal_array(name).shape[2]) if name in store.signal_tables else 0
 
 
 def train_store(

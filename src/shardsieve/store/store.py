@@ -168,16 +168,39 @@ class Store:
     def embedding_array(self, name: str, dim: int | None = None) -> zarr.Array[Any]:
         """Return the (S, L, D) float16 array, created when `dim` is given and it is absent."""
         if dim is not None and name not in self.embeddings:
-            shape = (self.num_shards, self.rows_per_shard, dim)
-            with told_about_disk(self.path):
-                array = make_array(self.group, f"embedding/{name}", shape, "float16", np.nan)
-                write_contents(self.group)
-                return array
+            return self._new_array(f"embedding/{name}", (dim,), "float16")
         return self._array(f"embedding/{name}")
 
     def embedding(self, name: str) -> NDArray[np.float16]:
         """Return all embeddings in id order: float16 (n, d)."""
         return unpad(np.asarray(self.embedding_array(name)[:]), self.samples)
+
+    # Signals --------------------------------------------------------------------------------
+
+    @property
+    def signal_tables(self) -> list[str]:
+        """Names of the stored signals: what a network says about every sample."""
+        return self._names("signal")
+
+    def signal_array(
+        self, name: str, networks: int = 0, signals: tuple[str, ...] = ()
+    ) -> zarr.Array[Any]:
+        """Return the (S, L, K, F) float32 array; created when it is absent and K is given.
+
+        Args:
+            name: As of the embedding made in the same pass.
+            networks: K, such as one network at several epochs.
+            signals: The F names, kept in the attribute `signals`.
+        """
+        if networks and name not in self.signal_tables:
+            array = self._new_array(f"signal/{name}", (networks, len(signals)), "float32")
+            array.attrs["signals"] = list(signals)
+            return array
+        return self._array(f"signal/{name}")
+
+    def signals(self, name: str) -> NDArray[np.float32]:
+        """Return all signals in id order: float32 (n, K, F); NaN where there is no label."""
+        return unpad(np.asarray(self.signal_array(name)[:]), self.samples)
 
     # Checks ---------------------------------------------------------------------------------
 
@@ -215,6 +238,13 @@ class Store:
             raise StoreFormatError(
                 f"{self.path} has lost what {name} held of shard {url}; index it again"
             )
+
+    def _new_array(self, name: str, sizes: tuple[int, ...], dtype: str) -> zarr.Array[Any]:
+        shape = (self.num_shards, self.rows_per_shard, *sizes)
+        with told_about_disk(self.path):
+            array = make_array(self.group, name, shape, dtype, np.nan)
+            write_contents(self.group)
+            return array
 
     def _names(self, kind: str) -> list[str]:
         group = self.group.get(kind)
