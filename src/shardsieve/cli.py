@@ -22,6 +22,11 @@ app = typer.Typer(
 )
 
 StorePath = Annotated[Path, typer.Option("--store", help="Folder of the Zarr store.")]
+HeldOut = Annotated[float, typer.Option(help="Share of the seeds to try the network on.")]
+Snapshots = Annotated[int, typer.Option(help="Networks of the seed run to keep.")]
+MatchSteps = Annotated[
+    int | None, typer.Option(help="As many steps as a full run of so many epochs.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Model = Annotated[str, typer.Option(help="light, resnet18 or package.module:factory")]
 BatchSize = Annotated[int, typer.Option(help="Samples per process and step.")]
@@ -123,6 +128,10 @@ def score(
     epochs: Annotated[int, typer.Option(help="Epochs of the seed run.")] = 20,
     window: Annotated[int, typer.Option(help="Epochs per window of the scores.")] = 10,
     clean_pass: Annotated[bool, typer.Option(help="Record a second, clean pass.")] = False,
+    held_out: HeldOut = 0.0,
+    snapshots: Snapshots = 1,
+    match_steps_of: MatchSteps = None,
+    ceiling: Annotated[bool, typer.Option(help="Train again and compare both runs.")] = False,
     model: Model = "light",
     batch_size: BatchSize = 64,
     learning_rate: Rate = 0.1,
@@ -142,10 +151,9 @@ def score(
     how |= {"precision": precision, "max_unreadable": max_unreadable, "workers": workers}
     config = TrainConfig(**how, seed=seed)
     draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class, "window": window}
-    _show(
-        training.score_store(store, config, **draw, clean_pass=clean_pass, folder=run_folder),
-        as_json,
-    )
+    draw |= {"clean_pass": clean_pass, "held_out": held_out, "snapshots": snapshots}
+    draw |= {"match_steps_of": match_steps_of, "ceiling": ceiling}
+    _show(training.score_store(store, config, **draw, folder=run_folder), as_json)
 
 
 @app.command()

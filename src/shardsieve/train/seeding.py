@@ -25,7 +25,7 @@ from shardsieve.train.loop import Progress, Trainer, make_loader
 from shardsieve.train.nets import load_model
 from shardsieve.train.recorder import Recorder
 from shardsieve.train.runfolder import RESULT, RunFolder
-from shardsieve.train.splits import hold_out, snapshot_epochs
+from shardsieve.train.splits import snapshot_epochs
 
 
 def draw_seeds(
@@ -73,7 +73,7 @@ def score_seeds(
     name: str = "seed",
     window: int = 10,
     clean_pass: bool = False,
-    held_out: float = 0.0,
+    held_out: NDArray[np.int64] | None = None,
     snapshots: int = 1,
     accelerator: Accelerator,
     progress: Progress | None = None,
@@ -89,13 +89,13 @@ def score_seeds(
 
     Args:
         store: Open for writing.
-        seeds: int64 (m,), sample ids.
+        seeds: int64 (m,), sample ids to train on.
         config: Of the seed run.
         folder: Of the run; it must be free or hold this very run.
         name: Of the dynamics, and prefix of the scores.
         window: J of Dynamic Uncertainty and TDDS, less than the epochs.
         clean_pass: Record a second, undisturbed forward pass instead of the training one.
-        held_out: Share of the seeds to hold out, in `[0, 1)`.
+        held_out: int64, sample ids to hold out, others than the seeds; see `hold_out`.
         snapshots: Networks to leave in the folder, the last and so many less one before it.
         accelerator: From `make_accelerator`.
         progress: Called with (steps done, steps in all).
@@ -115,13 +115,13 @@ def score_seeds(
             "pass a smaller window"
         )
     num_classes, config = count_classes(store), with_known_images(store, config)
-    held = hold_out(seeds, held_out, seed=config.seed)
     kept_epochs = set(snapshot_epochs(config.epochs, snapshots))
-    keep, run = KeepSet.from_ids(store, seeds[~held]), RunFolder(folder)
+    keep, run = KeepSet.from_ids(store, seeds), RunFolder(folder)
     identity: dict[str, Any] = {"kind": "score", "store": store.fingerprint, "seeds": keep.digest}
     identity |= {"name": name, "window": window, "clean_pass": clean_pass, **config.to_dict()}
     # Named only where they are used, so that runs of earlier releases go on.
-    identity |= {"held_out": held_out} if held_out else {}
+    if held_out is not None:
+        identity["held_out"] = KeepSet.from_ids(store, held_out).digest
     identity |= {"snapshots": snapshots} if snapshots > 1 else {}
     run.refuse_another(identity)
     finished = run.result()
@@ -130,9 +130,9 @@ def score_seeds(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         run.claim(identity)
-    recorders = {name: Recorder(seeds[~held], num_classes)}
-    if held.any():
-        recorders[f"{name}_held_out"] = Recorder(seeds[held], num_classes)
+    recorders = {name: Recorder(seeds, num_classes)}
+    if held_out is not None:
+        recorders[f"{name}_held_out"] = Recorder(held_out, num_classes)
     trainer = _train(
         store,
         keep,

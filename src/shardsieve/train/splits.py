@@ -9,23 +9,24 @@ from shardsieve.selection import num_kept
 _SALT = 0x401D
 
 
-def hold_out(seeds: NDArray[np.int64], fraction: float, *, seed: int = 0) -> NDArray[np.bool_]:
-    """Return which seeds are left out of training, so that the network is tried on them: (m,).
+def hold_out(
+    seeds: NDArray[np.int64], fraction: float, *, seed: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Return the seeds to train on, and those left out so that the network is tried on them.
 
     Args:
-        seeds: int64 (m,), sample ids.
-        fraction: In `[0, 1)`; 0 holds none out.
+        seeds: int64 (m,), sample ids, ascending.
+        fraction: In `[0, 1)`; 0 holds none out, and the second is None.
         seed: Decides which.
 
     Raises:
         ValueError: If the fraction lies outside `[0, 1)`, or leaves none to train on or none out.
 
-    >>> hold_out(np.arange(10), 0.2).sum()
-    np.int64(2)
+    >>> [len(part) for part in hold_out(np.arange(10), 0.2)]
+    [8, 2]
     """
-    held = np.zeros(len(seeds), dtype=np.bool_)
     if fraction == 0:
-        return held
+        return seeds, None
     if not 0 < fraction < 1:
         raise ValueError(f"held_out must lie in [0, 1), got {fraction}; 0.1 is usual")
     count = num_kept(len(seeds), fraction)
@@ -34,8 +35,8 @@ def hold_out(seeds: NDArray[np.int64], fraction: float, *, seed: int = 0) -> NDA
             f"held_out must leave some of {len(seeds)} seeds out and some in, got {fraction}; "
             "score more seeds"
         )
-    held[permutation(len(seeds), seed, _SALT)[:count]] = True
-    return held
+    order = permutation(len(seeds), seed, _SALT)
+    return seeds[np.sort(order[count:])], seeds[np.sort(order[:count])]
 
 
 def matched_epochs(full_epochs: int, *, full: int, seeds: int, batch: int) -> int:
