@@ -4,6 +4,8 @@ from typing import Any
 
 from shardsieve.extrapolate.calibration import QuantileMatched, Spread, match_quantiles, spread
 from shardsieve.extrapolate.correlations import keep_agreement, pearson, spearman
+from shardsieve.extrapolate.direct import Direct
+from shardsieve.extrapolate.fused import Fused
 from shardsieve.extrapolate.knn import KNN, neighbours
 from shardsieve.extrapolate.protocol import Extrapolator
 from shardsieve.extrapolate.quality import Quality, by_class, cross_validate, doubt, measure
@@ -12,7 +14,9 @@ from shardsieve.extrapolate.resampling import intervals
 __all__ = [
     "GNN",
     "KNN",
+    "Direct",
     "Extrapolator",
+    "Fused",
     "Quality",
     "QuantileMatched",
     "Spread",
