@@ -27,6 +27,7 @@ Snapshots = Annotated[int, typer.Option(help="Networks of the seed run to keep."
 MatchSteps = Annotated[
     int | None, typer.Option(help="As many steps as a full run of so many epochs.")
 ]
+Method = Annotated[str, typer.Option(help="knn, gnn, direct or fused")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Model = Annotated[str, typer.Option(help="light, resnet18 or package.module:factory")]
 BatchSize = Annotated[int, typer.Option(help="Samples per process and step.")]
@@ -239,10 +240,15 @@ def extrapolate(
     score: Annotated[str, typer.Option(help="Stored seed score.")],
     name: Annotated[str, typer.Option(help="Name of the score to make.")],
     embedding: Annotated[str | None, typer.Option()] = None,
-    method: str = "knn",
+    method: Method = "knn",
     k: int = 50,
     weights: str = "exp",
     folds: int = 5,
+    match_quantiles: Annotated[
+        bool | None,
+        typer.Option(help="Distribute predictions as measured scores are; direct and fused do."),
+    ] = None,
+    keep_fraction: Annotated[float, typer.Option(help="Warn if no better than chance.")] = 0.5,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -254,6 +260,7 @@ def extrapolate(
         "folds": folds,
         "seed": seed,
     }
+    how |= {"match": match_quantiles, "keep_fraction": keep_fraction}
     _show(making.extrapolate_score(store, score, name, embedding, **how), as_json)
 
 

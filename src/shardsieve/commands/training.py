@@ -82,7 +82,8 @@ def _put_ceilings(store: Store, *, write: bool) -> dict[str, Any]:
         first, second = store.score(name), store.score(again)
         both = np.isfinite(first) & np.isfinite(second)
         quality = measure(first[both], second[both]).to_dict()
-        ceilings[name] = {k: v for k, v in quality.items() if k not in ("spread", "classes")}
+        figures = {k: v for k, v in quality.items() if k not in ("spread", "classes")}
+        ceilings[name] = {"of": again, **figures}
         if write:
             store.put_score(
                 name, first, provenance={**store.provenance(name), "ceiling": ceilings[name]}

@@ -2,13 +2,20 @@
 
 from typing import Any
 
-from shardsieve.extrapolate.calibration import QuantileMatched, Spread, match_quantiles, spread
+from shardsieve.extrapolate.calibration import Spread, match_quantiles, spread
 from shardsieve.extrapolate.correlations import keep_agreement, pearson, spearman
 from shardsieve.extrapolate.direct import Direct
 from shardsieve.extrapolate.fused import Fused
 from shardsieve.extrapolate.knn import KNN, neighbours
 from shardsieve.extrapolate.protocol import Extrapolator
-from shardsieve.extrapolate.quality import Quality, by_class, cross_validate, doubt, measure
+from shardsieve.extrapolate.quality import (
+    Quality,
+    by_class,
+    cross_validate,
+    doubt,
+    measure,
+    out_of_fold,
+)
 from shardsieve.extrapolate.resampling import intervals
 
 __all__ = [
@@ -18,7 +25,6 @@ __all__ = [
     "Extrapolator",
     "Fused",
     "Quality",
-    "QuantileMatched",
     "Spread",
     "by_class",
     "cross_validate",
@@ -28,6 +34,7 @@ __all__ = [
     "match_quantiles",
     "measure",
     "neighbours",
+    "out_of_fold",
     "pearson",
     "spearman",
     "spread",

@@ -1,13 +1,13 @@
 """The spread of predicted scores against that of measured ones, and its correction."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from shardsieve.extrapolate.correlations import checked_pair, mean_ranks
-from shardsieve.extrapolate.protocol import Extrapolator, Floats, Rows
+from shardsieve.extrapolate.protocol import Floats
 
 PERCENTILES = (5, 25, 50, 75, 95)
 
@@ -78,23 +78,3 @@ def match_quantiles(predicted: ArrayLike, measured: ArrayLike) -> Floats:
         return got.astype(np.float32)
     places = (mean_ranks(got) - 1) / max(len(got) - 1, 1)
     return np.quantile(want, places).astype(np.float32)
-
-
-class QuantileMatched:
-    """An extrapolator whose predictions are distributed as the seeds' scores.
-
-    A prediction then depends on its whole call: predict the rest in one.
-    """
-
-    def __init__(self, inner: Extrapolator) -> None:
-        self.inner = inner
-
-    def fit(self, embeddings: Rows | ArrayLike, scores: ArrayLike, **beside: Any) -> Self:
-        """Fit the extrapolator, with whatever it takes beside embeddings and scores."""
-        self._measured = np.asarray(scores, dtype=np.float64)
-        self.inner.fit(embeddings, scores, **beside)
-        return self
-
-    def predict(self, embeddings: Rows | ArrayLike, **beside: Any) -> Floats:
-        """Return matched predictions, float32 (n,)."""
-        return match_quantiles(self.inner.predict(embeddings, **beside), self._measured)

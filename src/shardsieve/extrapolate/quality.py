@@ -152,12 +152,10 @@ def cross_validate(
     seed: int = 0,
     fractions: tuple[float, ...] | None = None,
     labels: ArrayLike | None = None,
-    beside: Mapping[str, NDArray[Any]] | None = None,
 ) -> Quality:
-    """Return the held-out quality over the seeds: each is predicted once, from the other folds.
+    """Return the held-out quality over the seeds; see `out_of_fold`.
 
-    The predictions of all folds are pooled and then measured. The folds depend on the number of
-    seeds, `folds` and `seed` alone, on every machine and in every release.
+    The predictions of all folds are pooled and then measured.
 
     Args:
         make_extrapolator: Gives a fresh extrapolator for each fold.
@@ -167,32 +165,71 @@ def cross_validate(
         seed: Decides the folds.
         fractions: Keep fractions to compare at; as in `measure`.
         labels: Integers (m,), for a breakdown by class.
-        beside: What `fit` and `predict` take besides, (m, ...) each, by name.
 
     Raises:
         ValueError: If there are fewer seeds than folds, or the inputs are not as above.
     """
     points, values = checked_seeds(embeddings, scores)
-    if not 2 <= folds <= len(values):
+    _check_folds(folds, len(values))
+    asked = _fractions(len(values), fractions)  # before the work, not after it
+    predicted = out_of_fold(make_extrapolator, points, values, folds=folds, seed=seed)
+    return measure(values, predicted, asked, labels=labels)
+
+
+def out_of_fold(
+    make_extrapolator: Callable[[], Extrapolator],
+    embeddings: Rows | ArrayLike,
+    scores: ArrayLike,
+    *,
+    folds: int = 5,
+    seed: int = 0,
+    tried: NDArray[np.bool_] | None = None,
+    beside: Mapping[str, NDArray[Any]] | None = None,
+) -> NDArray[np.float32]:
+    """Return a prediction for each seed, made from the other folds: float32 (m,).
+
+    The folds depend on the number of tried seeds, `folds` and `seed` alone, on every machine and in
+    every release.
+
+    Args:
+        make_extrapolator: Gives a fresh extrapolator for each fold.
+        embeddings: (m, d), finite.
+        scores: (m,), finite.
+        folds: In `[2, number of tried seeds]`.
+        seed: Decides the folds.
+        tried: bool (m,): the seeds to predict. The others are always fitted on and stay NaN. None
+            tries all.
+        beside: What `fit` and `predict` take besides, (m, ...) each, by name.
+
+    Raises:
+        ValueError: If there are fewer seeds to try than folds, or the inputs are not as above.
+    """
+    points, values = checked_seeds(embeddings, scores)
+    places = np.arange(len(values)) if tried is None else np.flatnonzero(tried)
+    _check_folds(folds, len(places))
+    fold = np.full(len(values), -1)
+    fold[places[permutation(len(places), seed, folds)]] = np.arange(len(places)) % folds
+    predicted = np.full(len(values), np.nan, dtype=np.float32)
+    for one in range(folds):
+        model: Any = make_extrapolator()
+        fitted, out = fold != one, fold == one
+        model.fit(points[fitted], values[fitted], **_cut(beside, fitted))
+        predicted[out] = model.predict(points[out], **_cut(beside, out))
+    return predicted
+
+
+def _check_folds(folds: int, num_seeds: int) -> None:
+    if not 2 <= folds <= num_seeds:
         raise ValueError(
-            f"folds must lie in [2, {len(values)}] for {len(values)} seeds, got {folds}; "
+            f"folds must lie in [2, {num_seeds}] for {num_seeds} seeds, got {folds}; "
             "score more seeds or ask for fewer folds"
         )
-    asked = _fractions(len(values), fractions)  # before the work, not after it
-    fold = np.empty(len(values), dtype=np.int64)
-    fold[permutation(len(values), seed, folds)] = np.arange(len(values)) % folds
-    predicted = np.empty(len(values), dtype=np.float32)
-    for one in range(folds):
-        held_out = fold == one
-        model: Any = make_extrapolator()
-        more = beside or {}
-        model.fit(
-            points[~held_out], values[~held_out], **{n: a[~held_out] for n, a in more.items()}
-        )
-        predicted[held_out] = model.predict(
-            points[held_out], **{n: a[held_out] for n, a in more.items()}
-        )
-    return measure(values, predicted, asked, labels=labels)
+
+
+def _cut(
+    beside: Mapping[str, NDArray[Any]] | None, rows: NDArray[np.bool_]
+) -> dict[str, NDArray[Any]]:
+    return {name: array[rows] for name, array in (beside or {}).items()}
 
 
 def _fractions(num_samples: int, fractions: tuple[float, ...] | None) -> tuple[float, ...]:
