@@ -274,6 +274,12 @@ def build(
     window: Annotated[int, typer.Option(help="Epochs per window of the scores.")] = 10,
     clean_pass: Annotated[bool, typer.Option(help="Record a second, clean pass.")] = False,
     label_member: str = "cls",
+    method: Method = "knn",
+    held_out: Annotated[
+        float | None, typer.Option(help="As of score; direct and fused: 0.1.")
+    ] = None,
+    snapshots: Annotated[int | None, typer.Option(help="As of score; direct, fused: 8.")] = None,
+    match_steps_of: MatchSteps = None,
     k: Annotated[int, typer.Option(help="Neighbours.")] = 50,
     model: Model = "light",
     batch_size: BatchSize = 64,
@@ -293,9 +299,9 @@ def build(
     how |= {"precision": precision, "max_unreadable": max_unreadable, "workers": workers}
     config = TrainConfig(**how, seed=seed)
     draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class, "window": window}
-    result = building.build_store(
-        urls, store, config, **draw, clean_pass=clean_pass, label_member=label_member, k=k
-    )
+    draw |= {"clean_pass": clean_pass, "held_out": held_out, "snapshots": snapshots}
+    draw |= {"match_steps_of": match_steps_of, "method": method, "k": k}
+    result = building.build_store(urls, store, config, **draw, label_member=label_member)
     _show(result, as_json)
 
 

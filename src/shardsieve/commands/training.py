@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from shardsieve.commands.progress import bar
+from shardsieve.commands.trust import doubt_of
 from shardsieve.extrapolate.quality import measure
 from shardsieve.keepset import select
 from shardsieve.store.store import Store, open_store
@@ -69,13 +70,21 @@ def score_store(
         where = folder.with_name(f"{folder.name}-again")
         with bar("score again", shown=accelerator.is_main_process) as progress:
             run(config=second, folder=where, name="seed_again", progress=progress)
-        result["ceiling"] = _put_ceilings(store, write=accelerator.is_main_process)
+        result["ceiling"] = put_ceilings(store, write=accelerator.is_main_process)
         accelerator.wait_for_everyone()
     return {**result, "scores": " ".join(_seed_scores(store))}
 
 
-def _put_ceilings(store: Store, *, write: bool) -> dict[str, Any]:
-    """Compare both seed runs' scores, and keep the figures with those of the first."""
+def put_ceilings(store: Store, *, write: bool) -> dict[str, Any]:
+    """Compare two seed runs' scores, and keep the figures with those of the first.
+
+    Args:
+        store: Open, with scores `seed_...` and `seed_again_...`.
+        write: Only one process may.
+
+    Returns:
+        By score: the second one's name (`of`) and how well they agree.
+    """
     ceilings = {}
     for again in [name for name in store.scores if name.startswith("seed_again_")]:
         name = again.replace("seed_again_", "seed_")
@@ -145,8 +154,9 @@ def train_store(
     store = open_store(path, mode="r")
     keep = select(store, **rule)
     accelerator = make_accelerator(out / "logs", precision=config.precision)
+    warning = doubt_of(store, rule["score"], rule["keep_fraction"])
     with bar("train", shown=accelerator.is_main_process) as progress:
-        return train_subset(
+        result = train_subset(
             store,
             keep,
             config,
@@ -157,6 +167,7 @@ def train_store(
             checkpoint_steps=checkpoint_steps,
             progress=progress,
         )
+    return {**({"warning": warning} if warning else {}), **result}
 
 
 def _seed_scores(store: Store) -> list[str]:

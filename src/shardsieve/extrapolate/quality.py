@@ -134,7 +134,7 @@ def doubt(quality: Mapping[str, Any], keep_fraction: float) -> str | None:
     measured: Mapping[str, float] = quality["agreement"]
     nearest = min(measured, key=lambda name: abs(float(name) - keep_fraction))
     low, high = quality.get("intervals", {}).get(nearest, (measured[nearest],) * 2)
-    if low > float(nearest) or float(nearest) == 1:
+    if low > float(nearest) or keep_fraction == 1:
         return None
     return (
         f"at keep fraction {nearest} the predicted keep set is not shown to be better than a "
