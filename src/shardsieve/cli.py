@@ -76,10 +76,11 @@ def index_command(
     urls: Annotated[list[str], typer.Argument(help="Brace pattern, glob, or .txt list.")],
     store: StorePath,
     label_member: str = "cls",
+    append: Annotated[bool, typer.Option(help="Add new shards to the store.")] = False,
     as_json: Json = False,
 ) -> None:
     """Walk the shards once and make the store."""
-    _show(making.make_index(urls, store, label_member), as_json)
+    _show(making.make_index(urls, store, label_member, append=append), as_json)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from shardsieve.commands.progress import bar
 from shardsieve.commands.trust import judged, told
 from shardsieve.extrapolate.calibration import match_quantiles
 from shardsieve.pack import pack
+from shardsieve.store.append import append_shards
 from shardsieve.store.create import check, index
 from shardsieve.store.store import Store, open_store
 
@@ -32,10 +33,13 @@ def pack_source(source: str, out: Path, **how: Any) -> dict[str, Any]:
     return {"splits": rows}
 
 
-def make_index(urls: list[str], target: Path, label_member: str) -> dict[str, Any]:
-    """Index shards into a store."""
+def make_index(
+    urls: list[str], target: Path, label_member: str, *, append: bool = False
+) -> dict[str, Any]:
+    """Index shards into a store, or behind those that it holds."""
+    make = append_shards if append else index
     with bar("index") as progress:
-        store = index(urls, target, label_member=label_member, progress=progress)
+        store = make(urls, target, label_member=label_member, progress=progress)
     return {
         "store": str(target),
         "shards": store.num_shards,

@@ -1,5 +1,6 @@
 """The open store: ids, byte ranges, labels, embeddings, scores and keep sets by shard."""
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cached_property
@@ -22,6 +23,7 @@ from shardsieve.store.layout import (
     unpad,
     write_contents,
 )
+from shardsieve.store.rows import StoredRows
 
 
 class Store:
@@ -50,7 +52,10 @@ class Store:
         self.rows_per_shard = int(group.attrs["rows_per_shard"])  # type: ignore[arg-type]
         self.fingerprint = str(group.attrs["fingerprint"])
         self.members: tuple[str, ...] = tuple(map(str, group.attrs["members"]))  # type: ignore[arg-type]
+        # While shards are being appended the arrays are longer than the store.
+        self._num_shards: Any = group.attrs.get("num_shards")
         self.urls: list[str] = [str(u) for u in self._read("shard/url")]
+        self._num_shards = len(self.urls)
         self.samples: NDArray[np.int64] = self._read("shard/samples")
         self._need_chunks("shard/samples", self.samples > 0)
         self.epoch_samples: int | None = None
@@ -129,15 +134,37 @@ class Store:
         scores = np.asarray(values, dtype=np.float32)
         if scores.shape != (len(self),):
             raise ValueError(f"values must have shape ({len(self)},), got {scores.shape}")
-        made = {"definition": "user", **(provenance or {})}
-        self._check_name(name, made)
         table = np.full((self.num_shards, self.rows_per_shard), np.nan, dtype=np.float32)
         shard, position = np.divmod(self.ids(), self.rows_per_shard)
         table[shard, position] = scores
+        array = self.begin_score(name, provenance)
         with told_about_disk(self.path):
-            array = make_array(self.group, f"score/{name}", table.shape, "float32", np.nan)
             array[:] = table
-            array.attrs.update({**made, "date": datetime.now(UTC).isoformat(timespec="seconds")})
+        self.finish_score(name)
+
+    def begin_score(
+        self, name: str, provenance: Mapping[str, Any] | None = None
+    ) -> zarr.Array[Any]:
+        """Return the (S, L) float32 array of a score to fill shard by shard; see `put_score`.
+
+        What an interrupted filling with the same provenance left is kept, NaN where it did not
+        come to. The score is not listed before `finish_score`.
+        """
+        made = {"definition": "user", **json.loads(json.dumps(dict(provenance or {})))}
+        self._check_name(name, made)
+        if name in self._names("score") and self.provenance(name) == made:
+            return self._array(f"score/{name}")
+        with told_about_disk(self.path):
+            shape = (self.num_shards, self.rows_per_shard)
+            array = make_array(self.group, f"score/{name}", shape, "float32", np.nan)
+            array.attrs.update(made)
+        return array
+
+    def finish_score(self, name: str, **more: Any) -> None:
+        """List a score that is filled, with its date and what else is to be kept with it."""
+        with told_about_disk(self.path):
+            date = datetime.now(UTC).isoformat(timespec="seconds")
+            self._array(f"score/{name}").attrs.update({**more, "date": date})
             write_contents(self.group)
 
     def score(self, name: str) -> NDArray[np.float32]:
@@ -175,6 +202,10 @@ class Store:
         """Return all embeddings in id order: float16 (n, d)."""
         return unpad(np.asarray(self.embedding_array(name)[:]), self.samples)
 
+    def embedding_rows(self, name: str) -> StoredRows:
+        """Return the embeddings as rows in id order, float16 (n, d), of which no copy is held."""
+        return StoredRows(self.embedding_array(name), self.samples)
+
     # Signals --------------------------------------------------------------------------------
 
     @property
@@ -203,6 +234,10 @@ class Store:
         return unpad(np.asarray(self.signal_array(name)[:]), self.samples)
 
     # Checks ---------------------------------------------------------------------------------
+
+    def tables(self) -> list[str]:
+        """Return the exact fingerprint of every shard's sample table."""
+        return [str(table) for table in self._read("shard/table")]
 
     def check_shards(self) -> None:
         """Compare every shard with its cheap fingerprint (size and time of change).
@@ -257,7 +292,7 @@ class Store:
         return found
 
     def _read(self, name: str) -> Any:
-        return np.asarray(self._array(name)[:])
+        return np.asarray(self._array(name)[: self._num_shards])
 
 
 def open_store(path: str | Path, *, mode: str = "r+") -> Store:
