@@ -41,6 +41,7 @@ HOMES = {
     "torch_geometric": "extrapolate",
     "torch": "loaders",
     "obstore": "io",
+    "sklearn": "extrapolate",
     "webdataset": "loaders",
     "ffcv": "loaders",
     "accelerate": "loaders",
@@ -49,6 +50,7 @@ HOMES = {
     "jinja2": "report",
 }
 ALSO = {
+    ("pack", "sklearn"),
     ("extrapolate", "torch"),
     ("policy", "torch"),
     ("train", "torch"),
