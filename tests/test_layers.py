@@ -51,6 +51,8 @@ HOMES = {
 ALSO = {
     ("extrapolate", "torch"),
     ("policy", "torch"),
+    ("scores", "faiss"),
+    ("scores", "torch"),
     ("train", "torch"),
     ("train", "accelerate"),
     ("train", "zarr"),
