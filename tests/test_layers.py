@@ -9,19 +9,21 @@ import shardsieve
 
 ROOT = pathlib.Path(__file__).parents[1] / "src" / "shardsieve"
 
-CORE = {"_errors", "order", "selection"}
+CORE = {"_errors", "order", "scores", "selection", "strata"}
 DATA = CORE | {"shards", "io", "store"}
 MAY_IMPORT = {
     "_errors": set(),
     "order": set(),
-    "selection": {"_errors", "order"},
+    "selection": {"_errors", "order", "scores"},
+    "strata": {"_errors", "order", "selection"},
     "plan": {"order"},
     "scores": set(),
     "extrapolate": CORE,
     "shards": {"_errors"},
     "io": {"_errors"},
     "store": {"_errors", "shards", "io"},
-    "keepset": DATA,
+    "rules": DATA,
+    "keepset": DATA | {"rules"},
     "pack": DATA,
     "policy": DATA,
     "loaders": DATA | {"keepset", "plan", "policy"},

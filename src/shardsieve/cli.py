@@ -33,6 +33,14 @@ Precision = Annotated[str, typer.Option(help="no, bf16 or fp16")]
 Workers = Annotated[int, typer.Option(help="Loader processes per process.")]
 Seed = Annotated[int, typer.Option(help="Seed of every draw.")]
 Unreadable = Annotated[int, typer.Option(help="Samples to skip if they cannot be read.")]
+Rule = Annotated[
+    str,
+    typer.Option(help="top, random, stratified, class_balanced, ccs, moderate or threshold"),
+]
+ClassFloor = Annotated[int, typer.Option(help="class_balanced: the fewest of every class.")]
+HardCutoff = Annotated[float | None, typer.Option(help="ccs: share to drop as too hard.")]
+Difficulty = Annotated[str | None, typer.Option(help="ccs: the score that says how hard.")]
+Bins = Annotated[int | None, typer.Option(help="ccs: ranges of the score, 50 by default.")]
 DropMissing = Annotated[bool, typer.Option(help="Never keep samples without a score.")]
 
 
@@ -93,9 +101,14 @@ def select_command(
     store: StorePath,
     keep_fraction: float = 0.5,
     score: Annotated[str | None, typer.Option()] = None,
-    rule: str = "top",
+    rule: Rule = "top",
     seed: Seed = 0,
     threshold: Annotated[float | None, typer.Option()] = None,
+    class_floor: ClassFloor = 0,
+    hard_cutoff: HardCutoff = None,
+    difficulty: Difficulty = None,
+    bins: Bins = None,
+    embedding: Annotated[str | None, typer.Option(help="For moderate.")] = None,
     drop_missing: DropMissing = False,
     out: Annotated[Path | None, typer.Option(help="Write the kept ids, one a line.")] = None,
     as_json: Json = False,
@@ -106,13 +119,15 @@ def select_command(
         "score": score,
         "rule": rule,
         "seed": seed,
+        "threshold": threshold,
+        "class_floor": class_floor,
+        "hard_cutoff": hard_cutoff,
+        "difficulty": difficulty,
+        "bins": bins,
+        "embedding": embedding,
+        "drop_missing": drop_missing,
     }
-    _show(
-        showing.kept_per_class(
-            store, {**chosen, "threshold": threshold, "drop_missing": drop_missing}, out
-        ),
-        as_json,
-    )
+    _show(showing.kept_per_class(store, chosen, out), as_json)
 
 
 @app.command()

@@ -16,8 +16,9 @@ from shardsieve._errors import ShardsieveError
 from shardsieve.keepset import KeepSet
 from shardsieve.order import random_bits
 from shardsieve.scores import dynamic_uncertainty, tdds_from_divergence
-from shardsieve.selection import keep_random, keep_stratified
+from shardsieve.selection import keep_random
 from shardsieve.store.store import Store
+from shardsieve.strata import keep_class_balanced
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.encoder import save_network
 from shardsieve.train.images import fixed_size
@@ -33,7 +34,7 @@ def draw_seeds(
     """Return the ids of a seed subset, ascending: uniform, or the same share of every class."""
     if per_class:
         lots = random_bits(len(store), seed, 0x5EED).astype(np.float64)
-        rows = keep_stratified(lots, store.labels(), fraction)
+        rows = keep_class_balanced(lots, store.labels(), fraction)
     else:
         rows = keep_random(len(store), fraction, seed=seed)
     return store.ids()[rows]
