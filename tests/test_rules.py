@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import reference_rules as reference
+import webdataset as wds
 from hypothesis import given
 from hypothesis import strategies as st
 from tars import write_shards
@@ -266,3 +267,30 @@ def test_wrong_arrays_are_refused():
         ss.keep_top([[1.0, 2.0]], 0.5)
     with pytest.raises(ValueError, match=r"^labels must be integers, got float64"):
         ss.keep_class_balanced([1.0, 2.0], [0.0, 1.0], 0.5)
+
+
+# Loaders -----------------------------------------------------------------------------------
+
+REACH = [
+    {"rule": "ccs", "score": "score", "keep_fraction": 0.3, "hard_cutoff": 0.2, "seed": 5},
+    {"rule": "stratified", "score": "score", "keep_fraction": 0.3, "class_floor": 2},
+    {"rule": "threshold", "score": "score", "threshold": -5.0},
+    {"rule": "top", "score": "holes", "keep_fraction": 0.3, "drop_missing": True},
+    {"rule": "moderate", "keep_fraction": 0.3, "embedding": "mine"},
+]
+
+
+@pytest.mark.parametrize("how", REACH, ids=lambda how: how["rule"])
+def test_every_rule_reaches_the_sampler_and_prune_unchanged(store, how):
+    want = ss.select(store, **how)
+    assert ss.PrunedShardSampler(store, **how).keep_set.digest == want.digest
+    pipeline = ss.prune(wds.WebDataset(store.urls, shardshuffle=False), store, **how)
+    assert sorted(sample["__id__"] for sample in pipeline) == want.ids().tolist()
+
+
+def test_a_sampler_that_selects_nothing_takes_no_options_of_select(store):
+    keep = ss.select(store, keep_fraction=1.0)
+    with pytest.raises(TypeError, match="threshold must come without keep_set"):
+        ss.PrunedShardSampler(store, keep_set=keep, threshold=1.0)
+    with pytest.raises(TypeError, match="thresold"):
+        ss.PrunedShardSampler(store, rule="random", thresold=1.0)
