@@ -349,7 +349,7 @@ def test_half_precision_recordings_are_computed_in_double_precision():
 def test_every_scorer_has_an_orientation_and_takes_the_signals_it_names():
     named = {n: getattr(scores, n) for n in scores.__all__}
     functions = {n: f for n, f in named.items() if inspect.isfunction(f)}
-    helpers = {"divergence", "k_means", "oriented", "tdds_from_divergence"}
+    helpers = {"divergence", "from_signals", "k_means", "oriented", "tdds_from_divergence"}
     assert set(ORIENTATION) == set(functions) - helpers
     for name, row in ORIENTATION.items():
         scorer = functions["tdds_from_divergence" if name == "tdds" else name]

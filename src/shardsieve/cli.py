@@ -11,7 +11,8 @@ import typer
 import yaml
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.commands import building, making, reporting, showing, training
+from shardsieve.commands import building, making, reporting, scoring, showing, training
+from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 
 app = typer.Typer(
@@ -135,9 +136,41 @@ def score(
     store: StorePath,
     seeds: Annotated[float, typer.Option(help="Seed fraction, in (0, 1].")] = 0.2,
     per_class: Annotated[bool, typer.Option(help="The same share of every class.")] = False,
-    epochs: Annotated[int, typer.Option(help="Epochs of the seed run.")] = 20,
+    paradigm: Annotated[
+        str, typer.Option(help="supervised, adversarial (PGD, TRADES) or unsupervised (TURTLE)")
+    ] = "supervised",
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs of the seed run: 20, unsupervised 400.")
+    ] = None,
     window: Annotated[int, typer.Option(help="Epochs per window of the scores.")] = 10,
+    scores: Annotated[
+        str | None,
+        typer.Option(help="Which, as in 'aum,dyn_unc:variant=official'; all that can be if none."),
+    ] = None,
+    from_dynamics: Annotated[
+        str | None, typer.Option(help="Train nothing: more scores of this recorded run.")
+    ] = None,
+    from_embedding: Annotated[
+        bool, typer.Option(help="Train nothing: prototypicality, moderate, semdedup, d2:score=NAME")
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option(help="Of the run, before its scores' names: seed by default.")
+    ] = None,
     clean_pass: Annotated[bool, typer.Option(help="Record a second, clean pass.")] = False,
+    attack: Annotated[str, typer.Option(help="adversarial: trades or pgd")] = "trades",
+    epsilon: Annotated[float, typer.Option(help="adversarial: largest change of a pixel.")] = (
+        8 / 255
+    ),
+    attack_step: Annotated[float, typer.Option(help="adversarial: change per step.")] = 2 / 255,
+    attack_steps: Annotated[int, typer.Option(help="adversarial: steps per image.")] = 10,
+    beta: Annotated[float, typer.Option(help="adversarial: TRADES' weight.")] = 5.0,
+    predictions: Annotated[
+        str, typer.Option(help="adversarial: record adversarial or clean ones")
+    ] = "adversarial",
+    embedding: Annotated[str | None, typer.Option(help="unsupervised, from-embedding.")] = None,
+    classes: Annotated[
+        int | None, typer.Option(help="unsupervised: pseudo-classes; as many as labels if none.")
+    ] = None,
     model: Model = "light",
     batch_size: BatchSize = 64,
     learning_rate: Rate = 0.1,
@@ -148,19 +181,41 @@ def score(
     max_unreadable: Unreadable = 0,
     workers: Workers = 0,
     seed: Seed = 0,
-    run_folder: Annotated[Path | None, typer.Option(help="STORE.runs/seed by default")] = None,
+    checkpoint_steps: Annotated[int, typer.Option(help="0: after epochs only")] = 0,
+    run_folder: Annotated[Path | None, typer.Option(help="STORE.runs/NAME by default")] = None,
     as_json: Json = False,
 ) -> None:
     """Train on a seed subset and store its scores; goes on where it was stopped."""
-    how: dict[str, Any] = {"model": model, "epochs": epochs, "batch_size": batch_size}
+    specs = [spec for spec in scores.split(",") if spec] if scores is not None else None
+    if from_dynamics is not None:
+        _show(scoring.score_from_dynamics(store, from_dynamics, specs, window=window), as_json)
+        return
+    if from_embedding:
+        _show(scoring.score_from_embedding(store, embedding, specs, prefix=name), as_json)
+        return
+    draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class, "window": window}
+    draw |= {"name": name or scoring.default_name(paradigm), "scores": specs}
+    if paradigm == "unsupervised":
+        turtle: dict[str, Any] = {"embedding": embedding, "classes": classes, "seed": seed}
+        _show(
+            scoring.score_unsupervised_store(store, epochs=epochs or 400, **turtle, **draw), as_json
+        )
+        return
+    how: dict[str, Any] = {"model": model, "epochs": epochs or 20, "batch_size": batch_size}
     how |= {"learning_rate": learning_rate, "augment": augment, "size": size, "channels": channels}
     how |= {"precision": precision, "max_unreadable": max_unreadable, "workers": workers}
-    config = TrainConfig(**how, seed=seed)
-    draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class, "window": window}
-    _show(
-        training.score_store(store, config, **draw, clean_pass=clean_pass, folder=run_folder),
-        as_json,
+    attacked: dict[str, Any] = {"epsilon": epsilon, "step": attack_step, "steps": attack_steps}
+    attacked |= {"method": attack, "beta": beta, "predictions": predictions}
+    result = training.score_store(
+        store,
+        TrainConfig(**how, seed=seed),
+        **draw,
+        clean_pass=clean_pass,
+        adversary=Adversary(**attacked) if paradigm == "adversarial" else None,
+        checkpoint_steps=checkpoint_steps,
+        folder=run_folder,
     )
+    _show(result, as_json)
 
 
 @app.command()

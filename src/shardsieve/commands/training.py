@@ -1,11 +1,13 @@
 """Commands that train or run a network; each works alone and under `accelerate launch`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from shardsieve.commands.progress import bar
 from shardsieve.keepset import select
 from shardsieve.store.store import Store, open_store
+from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
 from shardsieve.train.encoder import load_encoder
@@ -28,24 +30,32 @@ def score_store(
     window: int,
     clean_pass: bool,
     folder: Path | None,
+    name: str = "seed",
+    scores: Sequence[str] | None = None,
+    adversary: Adversary | None = None,
+    checkpoint_steps: int = 0,
 ) -> dict[str, Any]:
     """Train on the seed subset and store its scores."""
     store = open_store(path)
     accelerator = make_accelerator(precision=config.precision)
     seeds = draw_seeds(store, seed_fraction, seed=config.seed, per_class=per_class)
-    folder = folder or runs_of(path) / "seed"
+    folder = folder or runs_of(path) / name
     with bar("score", shown=accelerator.is_main_process) as progress:
         result = score_seeds(
             store,
             seeds,
             config,
             folder=folder,
+            name=name,
             window=window,
+            scores=scores,
             clean_pass=clean_pass,
+            adversary=adversary,
+            checkpoint_steps=checkpoint_steps,
             accelerator=accelerator,
             progress=progress,
         )
-    return {"run": str(folder), **result, "scores": " ".join(_seed_scores(store))}
+    return {"run": str(folder), **result, "scores": " ".join(_scores_of(store, name))}
 
 
 def embed_store(
@@ -110,5 +120,5 @@ def train_store(
         )
 
 
-def _seed_scores(store: Store) -> list[str]:
-    return [name for name in store.scores if name.startswith("seed_")]
+def _scores_of(store: Store, run: str) -> list[str]:
+    return [name for name in store.scores if name.startswith(f"{run}_")]

@@ -21,6 +21,7 @@ from shardsieve.scores.dynamics import (
 from shardsieve.scores.embedded import moderate_distance, prototypicality, semdedup
 from shardsieve.scores.events import aum, forgetting
 from shardsieve.scores.messages import d2, message_passing
+from shardsieve.scores.recorded import RECORDED, from_signals
 from shardsieve.scores.running import StreamingDUAL, StreamingMoments
 from shardsieve.scores.snapshot import (
     cross_entropy,
@@ -47,6 +48,7 @@ _HOME_OF = {"grand": "gradients", "k_means": "clusters"}
 __all__ = [
     "DYNAMIC_UNCERTAINTY",
     "ORIENTATION",
+    "RECORDED",
     "Orientation",
     "StreamingDUAL",
     "StreamingDynamicUncertainty",
@@ -64,6 +66,7 @@ __all__ = [
     "entropy",
     "forgetting",
     "frequency",
+    "from_signals",
     "grand",
     "grand_last_layer",
     "k_means",

@@ -54,7 +54,7 @@ def grand(
         return loss(logits, label[None])
 
     norms = np.empty(len(inputs))
-    with _evaluated(model):
+    with evaluated(model):
         for start in range(0, len(inputs), chunk):
             part = slice(start, start + chunk)
             gradients = vmap(grad(cost), in_dims=(None, 0, 0))(
@@ -66,7 +66,8 @@ def grand(
 
 
 @contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block, every module's own mode after it."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

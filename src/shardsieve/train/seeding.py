@@ -1,6 +1,6 @@
 """Score the seed subset by training on it."""
 
-import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,18 @@ from torch import nn
 from shardsieve._errors import ShardsieveError
 from shardsieve.keepset import KeepSet
 from shardsieve.order import random_bits
-from shardsieve.scores import dynamic_uncertainty, tdds_from_divergence
 from shardsieve.selection import keep_random
 from shardsieve.store.store import Store
 from shardsieve.strata import keep_class_balanced
+from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.encoder import save_network
 from shardsieve.train.images import fixed_size
 from shardsieve.train.loop import Progress, Trainer, make_loader
 from shardsieve.train.nets import load_model
-from shardsieve.train.recorder import Recorder
+from shardsieve.train.recorder import Recorder, Watcher
 from shardsieve.train.runfolder import RESULT, RunFolder
+from shardsieve.train.seedscores import add_scores, check_specs, put_seed_scores, signals_for
 
 
 def draw_seeds(
@@ -72,15 +73,19 @@ def score_seeds(
     folder: str | Path,
     name: str = "seed",
     window: int = 10,
+    scores: Sequence[str] | None = None,
     clean_pass: bool = False,
+    adversary: Adversary | None = None,
+    checkpoint_steps: int = 0,
     accelerator: Accelerator,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train on the seed subset, save its dynamics, and store three seed scores.
+    """Train on the seed subset, save its dynamics, and store scores of the seeds.
 
-    Writes `dynamics/NAME` and the scores `NAME_dyn_unc`, `NAME_tdds` and `NAME_el2n` (mean error
-    norm over all epochs), NaN for the rest; leaves the network in the folder's `model.pt`. Started
-    again after a kill it goes on from the last finished epoch; when it is done it does nothing.
+    Writes `dynamics/NAME` and the scores `NAME_dyn_unc`, `NAME_tdds`, `NAME_el2n` and so on, NaN
+    for the rest; leaves the network in the folder's `model.pt`. Started again after a kill it goes
+    on from the last checkpoint, also inside an epoch; when it is done it trains no more, and only
+    computes scores that are not stored yet.
 
     Args:
         store: Open for writing.
@@ -88,8 +93,12 @@ def score_seeds(
         config: Of the seed run.
         folder: Of the run; it must be free or hold this very run.
         name: Of the dynamics, and prefix of the scores.
-        window: J of Dynamic Uncertainty and TDDS, less than the epochs.
+        window: J of the windowed scores, less than the epochs.
+        scores: What to store, as in `shardsieve.scores.from_signals`; None stores every score that
+            the signals allow. `grand_last_layer` needs a model that ends in a linear layer.
         clean_pass: Record a second, undisturbed forward pass instead of the training one.
+        adversary: Train on attacked images and record its kind of predictions.
+        checkpoint_steps: Steps between checkpoints inside an epoch; 0 makes one per epoch.
         accelerator: From `make_accelerator`.
         progress: Called with (steps done, steps in all).
 
@@ -98,40 +107,36 @@ def score_seeds(
 
     Raises:
         ShardsieveError: If labels are missing or the folder holds another run.
-        ValueError: If there are too few epochs for the window.
+        ValueError: If there are too few epochs for the window, or a score is unknown.
     """
-    if window < 3:
-        raise ValueError(f"window must be at least 3 for TDDS, got {window}; 10 is usual")
-    if config.epochs <= window:
-        raise ValueError(
-            f"epochs must be more than window={window}, got {config.epochs}; train longer or "
-            "pass a smaller window"
-        )
+    _check_scores(config, window, scores, clean_pass, adversary)
     num_classes, config = count_classes(store), with_known_images(store, config)
     keep, run = KeepSet.from_ids(store, seeds), RunFolder(folder)
     identity: dict[str, Any] = {"kind": "score", "store": store.fingerprint, "seeds": keep.digest}
     identity |= {"name": name, "window": window, "clean_pass": clean_pass, **config.to_dict()}
+    if adversary is not None:
+        identity["adversary"] = adversary.to_dict()
     run.refuse_another(identity)
     finished = run.result()
-    if finished is not None and f"{name}_dyn_unc" in store.scores:
+    if finished is not None and name in Recorder.runs(store):
+        if accelerator.is_main_process:
+            add_scores(store, name, scores, window=window)
+        accelerator.wait_for_everyone()
         return finished
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         run.claim(identity)
-    recorder = Recorder(seeds, num_classes)
-    trainer = _train(
-        store, keep, config, accelerator, run, recorder, clean_pass=clean_pass, progress=progress
-    )
+    recorder = Recorder(seeds, num_classes, signals=signals_for(scores))
+    recorder.made = _made(config, keep, clean_pass, adversary)
+    set_seed(config.seed)
+    model = load_model(config.model, num_classes, config.channels or 3)
+    how: dict[str, Any] = {"folder": run, "checkpoint_steps": checkpoint_steps}
+    trainer = Trainer(model, store, keep, config, accelerator, adversary=adversary, **how)
+    _train(trainer, store, recorder, clean_pass=clean_pass, progress=progress)
     result = _result(trainer, len(recorder.ids))
     if accelerator.is_main_process:
         recorder.save(store, name)
-        made: dict[str, Any] = {
-            "model": config.model,
-            "epochs": config.epochs,
-            "seeds": len(recorder.ids),
-        }
-        made |= {"seed": config.seed, "view": "clean" if clean_pass else "training"}
-        _put_scores(store, name, recorder, window, made)
+        put_seed_scores(store, name, recorder, scores, window=window)
         save_network(run, trainer.network, config, num_classes)
         run.write_json(RESULT, result)
         run.forget_checkpoint()
@@ -139,33 +144,60 @@ def score_seeds(
     return result
 
 
-def _train(
-    store: Store,
-    keep: KeepSet,
+def _check_scores(
     config: TrainConfig,
-    accelerator: Accelerator,
-    run: RunFolder,
+    window: int,
+    scores: Sequence[str] | None,
+    clean_pass: bool,
+    adversary: Adversary | None,
+) -> None:
+    """Refuse what could only fail after the training."""
+    signals = signals_for(scores)
+    check_specs(config.epochs, window, scores)
+    if adversary is not None and clean_pass:
+        raise ValueError(
+            "clean_pass must not come with an adversary, got both; "
+            "record its clean predictions with predictions='clean'"
+        )
+    if adversary is not None and "grand" in signals:
+        raise ValueError("grand_last_layer must come without an adversary, got both")
+
+
+def _made(
+    config: TrainConfig, keep: KeepSet, clean_pass: bool, adversary: Adversary | None
+) -> dict[str, Any]:
+    made: dict[str, Any] = {"paradigm": "supervised", "model": config.model}
+    made |= {"epochs": config.epochs, "seeds": len(keep), "seeds_digest": keep.digest}
+    made |= {"seed": config.seed, "view": "clean" if clean_pass else "training"}
+    if adversary is not None:
+        made |= {"paradigm": "adversarial", "view": adversary.predictions}
+        made["adversary"] = adversary.to_dict()
+    return made | {"training": config.to_dict()}
+
+
+def _train(
+    trainer: Trainer,
+    store: Store,
     recorder: Recorder,
     *,
     clean_pass: bool,
     progress: Progress | None,
-) -> Trainer:
-    set_seed(config.seed)
-    model = load_model(config.model, recorder.num_classes, config.channels or 3)
-    trainer = Trainer(model, store, keep, config, accelerator, folder=run)
+) -> None:
     if "recorder" in trainer.extra:
         recorder.load_state_dict(trainer.extra["recorder"])
-    clean = make_loader(store, keep, config, in_order=True)[0] if clean_pass else None
-    clean = accelerator.prepare(clean) if clean else None
-    for _ in trainer.epochs(recorder if clean is None else None, progress):
-        if clean is not None:
-            _watch(trainer.model, clean, recorder)
-        recorder.end_epoch()
-        trainer.extra["recorder"] = recorder.state_dict()
-    return trainer
+    trainer.remember = lambda: {"recorder": recorder.state_dict()}
+    clean = None
+    if clean_pass:
+        loader = make_loader(store, trainer.keep, trainer.config, in_order=True)[0]
+        clean = trainer.accelerator.prepare(loader)
+    with Watcher(recorder, trainer.network) as watcher:
+        for _ in trainer.epochs(watcher if clean is None else None, progress):
+            if clean is not None:
+                _watch(trainer.model, clean, watcher)
+            recorder.end_epoch()
 
 
-def _watch(model: nn.Module, loader: Any, recorder: Recorder) -> None:
+def _watch(model: nn.Module, loader: Any, recorder: Watcher) -> None:
     model.eval()
     with torch.inference_mode():
         for batch in loader:
@@ -183,20 +215,3 @@ def _result(trainer: Trainer, seeds: int) -> dict[str, Any]:
         "seeds": seeds,
         "unreadable": unreadable,
     }
-
-
-def _put_scores(
-    store: Store, run: str, recorder: Recorder, window: int, made: dict[str, Any]
-) -> None:
-    # A sample that could not be read in some epoch has no score.
-    seen = np.isfinite(recorder.signal("p_true")).all(axis=0)
-    scores = {
-        "dyn_unc": dynamic_uncertainty(recorder.signal("p_true")[:, seen], window),
-        "tdds": tdds_from_divergence(recorder.signal("divergence")[1:, seen], window),
-        "el2n": recorder.signal("el2n")[:, seen].astype(np.float64).mean(axis=0),
-    }
-    for name, measured in scores.items():
-        values = np.full(len(store), math.nan)
-        values[store.rows(recorder.ids[seen])] = measured
-        how = {"definition": f"{name}(window={window})", **made, "measured": True}
-        store.put_score(f"{run}_{name}", values, provenance=how)
