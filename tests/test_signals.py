@@ -18,8 +18,9 @@ from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
 from shardsieve.train.encoder import load_encoder
 from shardsieve.train.images import ImageDecoder, collate
+from shardsieve.train.measures import STORED
 from shardsieve.train.nets import light
-from shardsieve.train.recorder import MEASURED, Recorder
+from shardsieve.train.recorder import Recorder
 from shardsieve.train.splits import hold_out, matched_epochs, snapshot_epochs
 
 CONFIG = TrainConfig(epochs=4, batch_size=32)
@@ -95,9 +96,9 @@ def test_signals_are_what_each_network_says_about_every_sample(scored):
     networks = encoder.classifiers(10)
     assert len(networks) == 3
     array = scored.signal_array("seed")
-    assert array.attrs["signals"] == list(MEASURED)
+    assert array.attrs["signals"] == list(STORED)
     got = scored.signals("seed")
-    assert got.shape == (len(scored), 3, len(MEASURED))
+    assert got.shape == (len(scored), 3, len(STORED))
     rows = np.array([0, 399, 400, 1400])
     data = ss.ShardDataset(scored, ImageDecoder(8, 1))
     batch = collate(data.__getitems__(scored.ids()[rows].tolist()))
@@ -107,7 +108,7 @@ def test_signals_are_what_each_network_says_about_every_sample(scored):
         loss = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
         entropy = torch.distributions.Categorical(logits=logits).entropy()
         for name, wanted in (("loss", loss), ("entropy", entropy)):
-            said = got[rows, place, MEASURED.index(name)]
+            said = got[rows, place, STORED.index(name)]
             np.testing.assert_allclose(said, wanted, rtol=1e-3, atol=1e-5)
 
 
@@ -116,7 +117,7 @@ def test_held_out_signals_of_the_last_network_are_those_the_watcher_recorded(sco
     held = Recorder.load(scored, "seed_held_out")
     rows = scored.rows(held.ids)
     for name in ("p_true", "loss", "entropy"):
-        said = scored.signals("seed")[rows, -1, MEASURED.index(name)]
+        said = scored.signals("seed")[rows, -1, STORED.index(name)]
         np.testing.assert_allclose(said, held.signal(name)[-1], rtol=1e-3, atol=1e-5)
 
 
