@@ -76,9 +76,11 @@ def kept_keys(store: ss.Store, ids: NDArray[np.int64]) -> set[str]:
     return {str(names[s][p]) for s, p in zip(shards, positions, strict=True)}
 
 
-def batches(dataset: ss.ShardDataset, ids: NDArray[np.int64]) -> Iterator[list[Any]]:
-    for start in range(0, len(ids), BATCH):
-        yield dataset.__getitems__(ids[start : start + BATCH].tolist())
+def batches(
+    dataset: ss.ShardDataset, ids: NDArray[np.int64], size: int = BATCH
+) -> Iterator[list[Any]]:
+    for start in range(0, len(ids), size):
+        yield dataset.__getitems__(ids[start : start + size].tolist())
 
 
 def alternating(
