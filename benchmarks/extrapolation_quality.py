@@ -6,8 +6,8 @@ IMAGES is a folder with train/CLASS/*.jpg, or fashion-mnist. Every trial has a f
 scores are the target, and one seed run per seed fraction and matching: as many epochs as the full
 run (`epochs`), or as many steps (`steps`). The full run of the next trial is the ceiling. All
 figures are over the rest: samples that were no seeds, held out or not. `--shards` takes the first
-shards alone, which scales everything down. `dyn_unc_scaled` is Dynamic Uncertainty of the seeds with
-a window as long in steps as the full run's.
+shards alone: all is scaled down. `dyn_unc_scaled` is Dynamic Uncertainty of the seeds with a window
+as long in steps as the full run's.
 
 Killed and started again, it goes on; what the record holds is not made again, so more trials are
 added by the same command. Writes `records/extrapolation_quality_NAME.json`.
@@ -37,7 +37,7 @@ from shardsieve.train.config import TrainConfig
 from shardsieve.train.nets import light as plain
 from shardsieve.train.recorder import Recorder
 from shardsieve.train.seeding import draw_seeds, score_seeds
-from shardsieve.train.splits import hold_out, matched_epochs
+from shardsieve.train.splits import hold_out, matched_epochs, matched_window
 
 RECORDS = Path(__file__).parent / "records"
 SCORES = ("dyn_unc", "el2n")
@@ -204,7 +204,7 @@ def put_scaled(store: ss.Store, run: str, full_epochs: int) -> list[str]:
     """Store Dynamic Uncertainty with a window as long, in steps, as the full run's window."""
     for name in (run, f"{run}_held_out"):
         recorder = Recorder.load(store, name)
-        window = min(round(WINDOW * recorder.epochs / full_epochs), recorder.epochs - 1)
+        window = matched_window(WINDOW, epochs=recorder.epochs, full_epochs=full_epochs)
         if window == WINDOW:
             return []
         values = np.full(len(store), np.nan)

@@ -25,7 +25,8 @@ StorePath = Annotated[Path, typer.Option("--store", help="Folder of the Zarr sto
 HeldOut = Annotated[float, typer.Option(help="Share of the seeds to try the network on.")]
 Snapshots = Annotated[int, typer.Option(help="Networks of the seed run to keep.")]
 MatchSteps = Annotated[
-    int | None, typer.Option(help="As many steps as a full run of so many epochs.")
+    int | None,
+    typer.Option(help="As many steps, and windows as long, as in a full run of so many epochs."),
 ]
 Method = Annotated[str, typer.Option(help="knn, gnn, direct or fused")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
