@@ -280,7 +280,7 @@ def build(
     held_out: Annotated[
         float | None, typer.Option(help="As of score; direct and fused: 0.1.")
     ] = None,
-    snapshots: Annotated[int | None, typer.Option(help="As of score; direct, fused: 8.")] = None,
+    snapshots: Annotated[int | None, typer.Option(help="As of score; direct, fused: 4.")] = None,
     match_steps_of: MatchSteps = None,
     k: Annotated[int, typer.Option(help="Neighbours.")] = 50,
     model: Model = "light",
