@@ -124,7 +124,7 @@ def test_the_report_shows_intervals_spread_classes_and_what_they_speak_of(store,
     ("spoil", "message"),
     [
         ({"method": "mlp"}, "method must be one of knn, gnn, direct, fused, got 'mlp'"),
-        ({"score": "bare"}, r"run `shardsieve score --held-out 0.1 --snapshots 8`"),
+        ({"score": "bare"}, r"run `shardsieve score --held-out 0.1 --snapshots 4`"),
         ({"embedding": "other"}, "run `shardsieve embed` with the seed run's network"),
         ({"score": "empty"}, "has no scored sample"),
     ],

@@ -21,7 +21,7 @@ from shardsieve.train.images import ImageDecoder, collate
 from shardsieve.train.measures import STORED
 from shardsieve.train.nets import light
 from shardsieve.train.recorder import Recorder
-from shardsieve.train.splits import hold_out, matched_epochs, snapshot_epochs
+from shardsieve.train.splits import hold_out, matched_epochs, matched_window, snapshot_epochs
 
 CONFIG = TrainConfig(epochs=4, batch_size=32)
 HOW = {"seed_fraction": 0.2, "per_class": False, "folder": None, "window": 3}
@@ -80,9 +80,12 @@ def test_held_out_seeds_are_watched_and_never_trained_on(scored):
     assert not np.intersect1d(trained.ids, held.ids).size
     assert len(trained.ids) + len(held.ids) == ss.num_kept(len(scored), 0.2)
     result = json.loads((scored.path.with_name("s.zarr.runs") / "seed/result.json").read_text())
-    # one full epoch's steps
+    # As many steps as one full epoch, and a window of three full epochs, cut to fit.
+    window = matched_window(3, epochs=trained.epochs, full_epochs=1)
+    assert window == trained.epochs - 1
     assert abs(result["steps"] - -(-len(scored) // 32)) <= -(-len(trained.ids) // 32) / 2
     assert result["samples"] == len(trained.ids) * trained.epochs
+    assert scored.provenance("seed_dyn_unc")["definition"] == f"dyn_unc(window={window})"
     for name, recorder in (("seed_el2n", trained), ("seed_held_out_el2n", held)):
         rows = scored.rows(recorder.ids)
         wanted = recorder.signal("el2n").mean(axis=0)

@@ -26,7 +26,8 @@ StorePath = Annotated[Path, typer.Option("--store", help="Folder of the Zarr sto
 HeldOut = Annotated[float, typer.Option(help="Share of the seeds to try the network on.")]
 Snapshots = Annotated[int, typer.Option(help="Networks of the seed run to keep.")]
 MatchSteps = Annotated[
-    int | None, typer.Option(help="As many steps as a full run of so many epochs.")
+    int | None,
+    typer.Option(help="As many steps, and windows as long, as in a full run of so many epochs."),
 ]
 Method = Annotated[str, typer.Option(help="knn, gnn, direct or fused")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -345,7 +346,7 @@ def build(
     held_out: Annotated[
         float | None, typer.Option(help="As of score; direct and fused: 0.1.")
     ] = None,
-    snapshots: Annotated[int | None, typer.Option(help="As of score; direct, fused: 8.")] = None,
+    snapshots: Annotated[int | None, typer.Option(help="As of score; direct, fused: 4.")] = None,
     match_steps_of: MatchSteps = None,
     k: Annotated[int, typer.Option(help="Neighbours.")] = 50,
     model: Model = "light",

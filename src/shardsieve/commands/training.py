@@ -17,7 +17,7 @@ from shardsieve.train.embedding import embed
 from shardsieve.train.encoder import load_encoder
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.seeding import count_classes, draw_seeds, score_seeds
-from shardsieve.train.splits import hold_out, matched_epochs
+from shardsieve.train.splits import hold_out, matched_epochs, matched_window
 from shardsieve.train.subset import train_subset
 
 
@@ -50,7 +50,7 @@ def score_store(
         name: Of the run; a second one for the ceiling is `NAME_again`.
         held_out: Share of the seeds to leave out of training and try the network on.
         match_steps_of: Epochs of a full run; the seed run gets as many steps, in place of the
-            configuration's epochs.
+            configuration's epochs, and windows of as many steps as the full run's.
         ceiling: Train a second time, with another seed, and compare.
         **how: `window`, `scores`, `clean_pass`, `snapshots`, `adversary` and `checkpoint_steps` of
             `score_seeds`.
@@ -63,6 +63,8 @@ def score_store(
         batch = config.batch_size * accelerator.num_processes
         sizes: dict[str, int] = {"full": len(store), "seeds": len(seeds), "batch": batch}
         config = replace(config, epochs=matched_epochs(match_steps_of, **sizes))
+        scale = {"epochs": config.epochs, "full_epochs": match_steps_of}
+        how["window"] = matched_window(how["window"], **scale)
     run = partial(score_seeds, store, seeds, held_out=held, accelerator=accelerator, **how)
     folder = folder or runs_of(path) / name
     with bar("score", shown=accelerator.is_main_process) as progress:
