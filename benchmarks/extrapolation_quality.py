@@ -203,7 +203,7 @@ def extrapolated(
     method = settings.pop("method")
     task = make_task(store, method, score=f"{run}_{score}", embedding=run, **settings)
     values = np.full(len(points), np.nan)
-    values[rest] = task.predict(points, wanted)
+    values[rest] = task.predict(store.embedding_rows(run), wanted)
     return values, time.perf_counter() - begin
 
 
