@@ -7,7 +7,7 @@ from tars import write_shards
 import shardsieve as ss
 from shardsieve.commands import extrapolating, filling
 from shardsieve.commands.extrapolating import append_score, extrapolate_score
-from shardsieve.extrapolate import KNN, choose_k, cross_validate, far_share
+from shardsieve.extrapolate import GNN, KNN, choose_k, cross_validate, far_share
 
 SIZES = [60, 64, 40, 50]
 
@@ -131,6 +131,22 @@ def test_few_samples_drawn_like_the_seeds_are_far():
     points, _ = smooth(4000)
     assert far_share(points[:2000], points[2000:]) == pytest.approx(0.05, abs=0.02)
     assert far_share(points[:2000], points[2000:] + np.float16(9)) == 1
+
+
+@pytest.mark.parametrize("graph", ["seeds", "all"])
+def test_the_graph_network_predicts_a_store(store, graph):
+    points, _ = smooth(sum(SIZES))
+    made = extrapolate_score(
+        store.path, "seed", "full", None, method="gnn", k=4, layer="sage", graph=graph, folds=2
+    )
+    assert made["predicted"] == 164
+    full, seeds = store.score("full"), store.score("seed")
+    known = np.isfinite(seeds)
+    model = GNN(4, layer="sage", graph=graph).fit(points[known], seeds[known])
+    np.testing.assert_allclose(full[~known], model.predict(points[~known]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(full[known], seeds[known])
+    how = store.provenance("full")
+    assert (how["layer"], how["graph"]) == ("sage", graph)
 
 
 def test_only_a_prediction_of_neighbours_is_appended_to(store):

@@ -246,6 +246,8 @@ def extrapolate(
     weights: str = "exp",
     search: Annotated[str, typer.Option(help="auto, exact, scan, ivf or hnsw")] = "auto",
     min_recall: Annotated[float, typer.Option(help="Of a search that is not exact.")] = 0.99,
+    layer: Annotated[str, typer.Option(help="Of the GNN: gcn, sage or gat")] = "gcn",
+    graph: Annotated[str, typer.Option(help="Of the GNN: edges from seeds, or all")] = "all",
     append: Annotated[bool, typer.Option(help="Only what score NAME lacks, as it was made.")] = (
         False
     ),
@@ -266,6 +268,7 @@ def extrapolate(
         raise ValueError("--score must name a stored seed score, got none; see `shardsieve info`")
     how: dict[str, Any] = {"method": method, "k": k, "weights": weights, "folds": folds}
     how |= {"search": search, "min_recall": min_recall, "seed": seed}
+    how |= {"layer": layer, "graph": graph}
     how |= {"match": match_quantiles, "keep_fraction": keep_fraction}
     _show(extrapolating.extrapolate_score(store, score, name, embedding, **how), as_json)
 

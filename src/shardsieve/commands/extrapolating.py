@@ -17,7 +17,7 @@ from shardsieve.extrapolate.choosing import choose_k
 from shardsieve.extrapolate.distance import far_share, warn_of_far
 from shardsieve.extrapolate.knn import KNN
 from shardsieve.store.layout import told_about_disk
-from shardsieve.store.rows import StoredRows
+from shardsieve.store.rows import StoredRows, TakenRows
 from shardsieve.store.store import Store, open_store
 from shardsieve.train.launch import make_accelerator, on_main
 
@@ -54,7 +54,8 @@ def extrapolate_score(
             methods on signals, whose predictions are of another unit than the seeds' scores.
         keep_fraction: Of the keep set to doubt or not.
         seed: Of what is drawn.
-        **how: Further arguments of the method: `search`, `min_recall`.
+        **how: Further arguments of the method: `search` and `min_recall` of `KNN`, `layer` and
+            `graph` of `GNN`; those of the other are passed over.
     """
     accelerator, store = make_accelerator(), open_store(path)
     embedding = _embedding(store, embedding)
@@ -197,7 +198,8 @@ def _at_once(
 ) -> Callable[[int], Values]:
     known = values.copy()
     if rest.any():
-        known[rest] = task.predict(rows, rest)
+        places = np.flatnonzero(rest)
+        known[places] = task.fitted(rows).predict(TakenRows(rows, places))
     return blocks_of(task, None, rows, known, np.zeros_like(rest), samples)
 
 
@@ -237,9 +239,12 @@ def _number(k: int | str, method: str) -> int | None:
 
 def _taken(method: str, how: dict[str, Any]) -> dict[str, Any]:
     """Return the further arguments that a method takes."""
-    names = {"knn": ("search", "min_recall")}.get(method, ())
-    usual = {"search": "auto", "min_recall": 0.99}
-    return {name: how.get(name, usual[name]) for name in names}
+    usual: dict[str, Any] = {}
+    if method == "knn":
+        usual = {"search": "auto", "min_recall": 0.99}
+    if method == "gnn":
+        usual = {"layer": "gcn", "graph": "all"}
+    return {name: how.get(name, value) for name, value in usual.items()}
 
 
 def _embedding(store: Store, name: str | None) -> str:
