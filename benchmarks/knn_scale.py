@@ -29,6 +29,7 @@ from shardsieve.extrapolate.approximate import CodedSearch, choose_search
 
 RECORD = Path(__file__).parent / "records" / "knn_scale.json"
 K, DIM, QUERIES = 20, 512, 1_281_167
+THREADS = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
 Search = Callable[[NDArray[np.float32]], NDArray[np.int64]]
 
 
@@ -57,13 +58,13 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["scan", "ivf"])
     parser.add_argument("--name", default="made")
     chosen = parser.parse_args()
-    faiss.omp_set_num_threads(os.cpu_count() or 1)
+    faiss.omp_set_num_threads(THREADS)
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {"rows": []}
     for count in chosen.seeds:
         row = measure(count, chosen.embeddings, chosen.rounds, chosen.kinds, chosen.name)
         same = [row["points"], row["seeds"]]
         rows = [old for old in record["rows"] if [old["points"], old["seeds"]] != same]
-        about = {"cores": os.cpu_count(), "k": K, "dim": DIM, "queries scaled to": QUERIES}
+        about = {"threads": THREADS, "k": K, "dim": DIM, "queries scaled to": QUERIES}
         record = {"about": about, "rows": [*rows, row]}
         RECORD.write_text(json.dumps(record, indent=1) + "\n")
 
@@ -116,9 +117,9 @@ def autofaiss_search(
         return {}
     begin = time.perf_counter()
     index, about = build_index(
-        seeds, metric_type="l2", save_on_disk=False, nb_cores=os.cpu_count(), verbose=30
+        seeds, metric_type="l2", save_on_disk=False, nb_cores=THREADS, verbose=30
     )
-    faiss.omp_set_num_threads(os.cpu_count() or 1)
+    faiss.omp_set_num_threads(THREADS)
     seconds = round(time.perf_counter() - begin, 1)
     made["autofaiss"] = {"built and chosen, s": seconds, "index": str(about.get("index_key"))}
     return {"autofaiss": (lambda block: index.search(block, K)[1], 1024)}
