@@ -6,7 +6,8 @@ IMAGES is a folder with train/CLASS/*.jpg, or fashion-mnist. Every trial has a f
 scores are the target, and one seed run per seed fraction and matching: as many epochs as the full
 run (`epochs`), or as many steps (`steps`). The full run of the next trial is the ceiling. All
 figures are over the rest: samples that were no seeds, held out or not. `--shards` takes the first
-shards alone, which scales everything down.
+shards alone, which scales everything down. `dyn_unc_scaled` is Dynamic Uncertainty of the seeds with
+a window as long in steps as the full run's.
 
 Killed and started again, it goes on; what the record holds is not made again, so more trials are
 added by the same command. Writes `records/extrapolation_quality_NAME.json`.
@@ -34,6 +35,7 @@ from shardsieve.extrapolate import measure
 from shardsieve.order import random_bits
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.nets import light as plain
+from shardsieve.train.recorder import Recorder
 from shardsieve.train.seeding import draw_seeds, score_seeds
 from shardsieve.train.splits import hold_out, matched_epochs
 
@@ -119,19 +121,26 @@ def one(
     trial = key["trial"]
     full, second = (full_run(store, config, options, one) for one in (trial, trial + 1))
     run, cost = seed_run(store, config, key, options)
+    scaled = put_scaled(store, run, config.epochs)
     seeds = draw_seeds(store, key["seeds"], seed=trial)
     rest = np.setdiff1d(np.arange(len(store)), store.rows(seeds))
     rows = []
-    for score in SCORES:
-        truth = store.score(f"{full}_{score}")
+    for score in (*SCORES, *scaled):
+        truth = store.score(f"{full}_{score.removesuffix('_scaled')}")
         measured = store.score(f"{run}_{score}")
         trained = np.isfinite(measured)
         found = {
-            "ceiling: a second full run": (store.score(f"{second}_{score}"), rest, 0.0),
+            "ceiling: a second full run": (
+                store.score(f"{second}_{score.removesuffix('_scaled')}"),
+                rest,
+                0.0,
+            ),
             "seeds' own measured score": (measured, np.flatnonzero(trained), 0.0),
             "random": (random_bits(len(store), trial, 7).astype(np.float64), rest, 0.0),
         }
         for name, how in METHODS.items():
+            if name == "GNN" and score != "dyn_unc":
+                continue  # by far the slowest here
             predicted, seconds = extrapolated(store, run, score, how, rest, trial)
             found[name] = predicted, rest, seconds
         for name, (values, where, seconds) in found.items():
@@ -189,6 +198,20 @@ def seed_run(
         "seconds_training": made["seconds"],
         "seconds_embedding": round(time.perf_counter() - begin, 1),
     }
+
+
+def put_scaled(store: ss.Store, run: str, full_epochs: int) -> list[str]:
+    """Store Dynamic Uncertainty with a window as long, in steps, as the full run's window."""
+    for name in (run, f"{run}_held_out"):
+        recorder = Recorder.load(store, name)
+        window = min(round(WINDOW * recorder.epochs / full_epochs), recorder.epochs - 1)
+        if window == WINDOW:
+            return []
+        values = np.full(len(store), np.nan)
+        measured = ss.scores.dynamic_uncertainty(recorder.signal("p_true"), window)
+        values[store.rows(recorder.ids)] = measured
+        store.put_score(f"{name}_dyn_unc_scaled", values)
+    return ["dyn_unc_scaled"]
 
 
 def extrapolated(
