@@ -6,8 +6,8 @@ IMAGES is a folder with train/CLASS/*.jpg, or fashion-mnist. Every trial has a f
 scores are the target, and one seed run per seed fraction and matching: as many epochs as the full
 run (`epochs`), or as many steps (`steps`). The full run of the next trial is the ceiling. All
 figures are over the rest: samples that were no seeds, held out or not. `--shards` takes the first
-shards alone, which scales everything down. `dyn_unc_scaled` is Dynamic Uncertainty of the seeds with
-a window as long in steps as the full run's.
+shards alone, which scales everything down. `dyn_unc_scaled` is Dynamic Uncertainty of the seeds
+with a window as long in steps as the full run's.
 
 Killed and started again, it goes on; what the record holds is not made again, so more trials are
 added by the same command. Writes `records/extrapolation_quality_NAME.json`.
