@@ -240,7 +240,7 @@ def extrapolated(
         predict_beside=last_networks(task.predict_beside, networks),
     )
     values = np.full(len(points), np.nan)
-    values[rest] = task.predict(points, wanted)
+    values[rest] = task.predict(store.embedding_rows(run), wanted)
     return values, time.perf_counter() - begin
 
 

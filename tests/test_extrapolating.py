@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 import shardsieve as ss
-from shardsieve.commands.making import extrapolate_score
+from shardsieve.commands.extrapolating import extrapolate_score
 from shardsieve.commands.reporting import report_score
 from shardsieve.commands.showing import kept_per_class
 from shardsieve.commands.training import put_ceilings

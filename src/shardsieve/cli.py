@@ -11,7 +11,15 @@ import typer
 import yaml
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.commands import building, making, reporting, scoring, showing, training
+from shardsieve.commands import (
+    building,
+    extrapolating,
+    making,
+    reporting,
+    scoring,
+    showing,
+    training,
+)
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 
@@ -305,12 +313,19 @@ def train(
 @app.command()
 def extrapolate(
     store: StorePath,
-    score: Annotated[str, typer.Option(help="Stored seed score.")],
     name: Annotated[str, typer.Option(help="Name of the score to make.")],
+    score: Annotated[str | None, typer.Option(help="Stored seed score.")] = None,
     embedding: Annotated[str | None, typer.Option()] = None,
     method: Method = "knn",
-    k: int = 50,
+    k: Annotated[str, typer.Option(help="Neighbours, or `auto`: by cross-validation.")] = "50",
     weights: str = "exp",
+    search: Annotated[str, typer.Option(help="auto, exact, scan, ivf or hnsw")] = "auto",
+    min_recall: Annotated[float, typer.Option(help="Of a search that is not exact.")] = 0.99,
+    layer: Annotated[str, typer.Option(help="Of the GNN: gcn, sage or gat")] = "gcn",
+    graph: Annotated[str, typer.Option(help="Of the GNN: edges from seeds, or all")] = "all",
+    append: Annotated[bool, typer.Option(help="Only what score NAME lacks, as it was made.")] = (
+        False
+    ),
     folds: int = 5,
     match_quantiles: Annotated[
         bool | None,
@@ -321,15 +336,16 @@ def extrapolate(
     as_json: Json = False,
 ) -> None:
     """Predict the score of every sample that has none, and say how well that works."""
-    how: dict[str, Any] = {
-        "method": method,
-        "k": k,
-        "weights": weights,
-        "folds": folds,
-        "seed": seed,
-    }
+    if append:
+        _show(extrapolating.append_score(store, name), as_json)
+        return
+    if score is None:
+        raise ValueError("--score must name a stored seed score, got none; see `shardsieve info`")
+    how: dict[str, Any] = {"method": method, "k": k, "weights": weights, "folds": folds}
+    how |= {"search": search, "min_recall": min_recall, "seed": seed}
+    how |= {"layer": layer, "graph": graph}
     how |= {"match": match_quantiles, "keep_fraction": keep_fraction}
-    _show(making.extrapolate_score(store, score, name, embedding, **how), as_json)
+    _show(extrapolating.extrapolate_score(store, score, name, embedding, **how), as_json)
 
 
 @app.command()

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from shardsieve.commands.making import extrapolate_score, make_index
+from shardsieve.commands.extrapolating import extrapolate_score
+from shardsieve.commands.making import make_index
 from shardsieve.commands.methods import METHODS, ON_SIGNALS
 from shardsieve.commands.training import embed_store, score_store
 from shardsieve.store.store import open_store
@@ -62,11 +63,10 @@ def build_store(
     result["embed"] = embed_store(
         path, model=None, name="seed", max_unreadable=config.max_unreadable
     )
-    if accelerator.is_main_process:
-        result["extrapolate"] = {
-            name: extrapolate_score(path, f"seed_{name}", name, "seed", method=method, k=k)
-            for name in SCORES
-        }
-        result["scores"] = open_store(path).scores
+    result["extrapolate"] = {
+        name: extrapolate_score(path, f"seed_{name}", name, "seed", method=method, k=k)
+        for name in SCORES
+    }
+    result["scores"] = open_store(path).scores
     accelerator.wait_for_everyone()
     return result

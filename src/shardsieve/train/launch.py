@@ -2,13 +2,18 @@
 
 import importlib.util
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list
 
 from shardsieve._errors import ShardsieveError
+
+T = TypeVar("T")
 
 # The main process may extrapolate or index for hours while the others wait.
 _PATIENCE = timedelta(hours=12)
@@ -37,3 +42,11 @@ def make_accelerator(folder: Path | None = None, *, precision: str = "no") -> Ac
             "launch them with `accelerate launch --config_file configs/two_cpu.yaml` or torchrun"
         )
     return accelerator
+
+
+def on_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
+    """Return what the main process makes, on every process."""
+    made = [make() if accelerator.is_main_process else None]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(made)
+    return made[0]  # type: ignore[return-value]
