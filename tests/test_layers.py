@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "report": DATA | CORE | {"keepset", "loaders", "extrapolate", "train"},
     "commands": DATA
     | {"train", "report"}
-    | {"keepset", "plan", "scores", "extrapolate", "pack", "loaders"},
+    | {"keepset", "plan", "epoch", "scores", "extrapolate", "pack", "loaders"},
     "cli": {"_errors", "commands", "train"},
     "__main__": {"cli"},
 }

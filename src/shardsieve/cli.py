@@ -128,6 +128,9 @@ def select_command(
     embedding: Annotated[str | None, typer.Option(help="For moderate.")] = None,
     drop_missing: DropMissing = False,
     out: Annotated[Path | None, typer.Option(help="Write the kept ids, one a line.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Say how many classes meet in such a batch.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what a rule keeps of every class, before anything is trained."""
@@ -144,7 +147,7 @@ def select_command(
         "embedding": embedding,
         "drop_missing": drop_missing,
     }
-    _show(showing.kept_per_class(store, chosen, out), as_json)
+    _show(showing.kept_per_class(store, chosen, out, batch_size), as_json)
 
 
 @app.command()
