@@ -23,14 +23,15 @@ MAY_IMPORT = {
     "store": {"_errors", "shards", "io"},
     "keepset": DATA,
     "pack": DATA,
+    "cost": set(),
     "policy": DATA,
     "loaders": DATA | {"keepset", "plan", "policy"},
-    "train": DATA | {"keepset", "loaders", "scores"},
+    "train": DATA | {"cost", "keepset", "loaders", "policy", "scores"},
     "report": DATA | CORE | {"keepset", "loaders", "extrapolate", "train"},
     "commands": DATA
     | {"train", "report"}
-    | {"keepset", "plan", "scores", "extrapolate", "pack", "loaders"},
-    "cli": {"_errors", "commands", "train"},
+    | {"cost", "keepset", "plan", "policy", "scores", "extrapolate", "pack", "loaders"},
+    "cli": {"_errors", "commands", "cost", "policy", "train"},
     "__main__": {"cli"},
 }
 

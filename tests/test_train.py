@@ -17,7 +17,8 @@ from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
 from shardsieve.train.encoder import load_encoder
 from shardsieve.train.images import augment
-from shardsieve.train.loop import Trainer, make_loader
+from shardsieve.train.loading import make_loader
+from shardsieve.train.loop import Trainer
 from shardsieve.train.nets import light, load_model, resnet18
 from shardsieve.train.runfolder import RunFolder
 from shardsieve.train.seeding import draw_seeds, score_seeds, with_known_images

@@ -11,8 +11,12 @@ import typer
 import yaml
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.commands import building, making, reporting, showing, training
+from shardsieve.commands import building, making, planning, reporting, showing, training
+from shardsieve.commands.texts import constants, pairs
+from shardsieve.cost import Plan
+from shardsieve.policy.named import POLICIES
 from shardsieve.train.config import TrainConfig
+from shardsieve.train.stopping import Stopped
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -187,6 +191,10 @@ def train(
     score: Annotated[str | None, typer.Option()] = None,
     rule: str = "top",
     drop_missing: DropMissing = False,
+    policy: Annotated[str | None, typer.Option(help=f"{', '.join(POLICIES)}; none: static")] = None,
+    policy_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, of the policy")] = None,
+    policy_score: Annotated[str | None, typer.Option(help="Store what it learned.")] = None,
+    full_run: Annotated[Path | None, typer.Option(help="Run on everything, to compare.")] = None,
     test: Annotated[Path | None, typer.Option(help="Store to evaluate on.")] = None,
     model: Model = "light",
     epochs: int = 20,
@@ -195,6 +203,13 @@ def train(
     schedule: Annotated[str, typer.Option(help="onecycle or cosine")] = "onecycle",
     weight_decay: float = 5e-4,
     label_smoothing: float = 0.0,
+    momentum: float = 0.9,
+    normalise: Annotated[str, typer.Option(help="half or imagenet")] = "half",
+    accumulate: Annotated[int, typer.Option(help="Batches per optimiser step.")] = 1,
+    ema: Annotated[float, typer.Option(help="Decay of averaged weights; 0: none")] = 0.0,
+    resolutions: Annotated[str, typer.Option(help="EPOCH:PIXELS,... to train on")] = "",
+    channels_last: bool = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="torch.compile")] = False,
     augment: Augment = "none",
     size: Size = None,
     channels: Channels = None,
@@ -204,6 +219,7 @@ def train(
     seed: Seed = 0,
     evaluate_every: Annotated[int, typer.Option(help="0: at the end only")] = 0,
     checkpoint_steps: Annotated[int, typer.Option(help="0: after epochs only")] = 0,
+    track: Annotated[str, typer.Option(help="tensorboard,wandb or nothing")] = "tensorboard",
     as_json: Json = False,
 ) -> None:
     """Train on what a rule keeps; goes on where it was stopped."""
@@ -211,18 +227,44 @@ def train(
     how |= {"learning_rate": learning_rate, "augment": augment, "size": size, "channels": channels}
     how |= {"schedule": schedule, "weight_decay": weight_decay, "label_smoothing": label_smoothing}
     how |= {"precision": precision, "max_unreadable": max_unreadable, "workers": workers}
-    config = TrainConfig(**how, seed=seed)
+    how |= {"momentum": momentum, "normalise": normalise, "accumulate": accumulate, "ema": ema}
+    how |= {"channels_last": channels_last, "compile": compiled}
+    config = TrainConfig(**how, resolutions=pairs("resolutions", resolutions), seed=seed)
     kept: dict[str, Any] = {"keep_fraction": keep_fraction, "score": score, "rule": rule}
+    moving = {"name": policy, **constants("policy-arg", policy_arg or [])} if policy else None
     result = training.train_store(
         store,
         config,
         out=out,
         rule={**kept, "seed": seed, "drop_missing": drop_missing},
+        policy=moving,
+        policy_score=policy_score,
         test=test,
+        full_run=full_run,
         evaluate_every=evaluate_every,
         checkpoint_steps=checkpoint_steps,
+        track=tuple(name for name in track.split(",") if name),
     )
     _show(result, as_json)
+
+
+@app.command()
+def plan(
+    seeds: Annotated[float, typer.Option(help="Seed fraction; 0 scores nothing.")] = 0.2,
+    keep: Annotated[float, typer.Option(help="Keep fraction, in (0, 1].")] = 0.5,
+    epochs: Annotated[int, typer.Option(help="Epochs of the final training.")] = 90,
+    score_epochs: Annotated[
+        int | None, typer.Option(help="Of the seed run; as many if none")
+    ] = None,
+    extrapolation: Annotated[float, typer.Option(help="Neighbour search, in epochs.")] = 0.0,
+    runs: Annotated[int, typer.Option(help="Trainings that share the scores.")] = 1,
+    store: Annotated[Path | None, typer.Option(help="Adds its sample counts.")] = None,
+    seconds_per_epoch: Annotated[float | None, typer.Option(help="Adds hours.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a pruned training would cost and save, before anything is started."""
+    planned = Plan(seeds, keep, epochs, score_epochs, extrapolation, runs)
+    _show(planning.plan_store(planned, store, seconds_per_epoch), as_json)
 
 
 @app.command()
@@ -299,15 +341,21 @@ def report(
 
 
 def run(call: Callable[[], Any]) -> int:
-    """Return the exit status of a call: 2 with one line for a user's error, else its own."""
+    """Return the exit status of a call: 2 with one line for a user's error, 143 after SIGTERM."""
     try:
         call()
     except (ShardsieveError, ValueError) as error:
         sys.stderr.write(f"shardsieve: {str(error).strip()}\n")
         return 2
+    except Stopped as stopped:
+        sys.stderr.write(f"shardsieve: {stopped}; the same command goes on from there\n")
+        return 143
     return 0
 
 
 def main() -> None:
-    """Run the program: exit 0 when done, 2 for a user's error; a fault keeps its traceback."""
+    """Run the program: exit 0 when done, 2 for a user's error, 143 after SIGTERM.
+
+    A fault keeps its traceback.
+    """
     sys.exit(run(app))

@@ -13,8 +13,8 @@ from shardsieve._errors import StoreMismatchError, UnreadableSampleError
 from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.store.layout import told_about_disk
 from shardsieve.store.store import Store
-from shardsieve.train.images import ImageDecoder, collate, fixed_size
-from shardsieve.train.loop import readable
+from shardsieve.train.images import ImageDecoder, collate, fixed_size, normalised
+from shardsieve.train.loading import readable
 from shardsieve.train.nets import embed_batch
 
 Half = NDArray[np.float16]
@@ -35,6 +35,7 @@ def embed(
     name: str,
     size: int | None = None,
     channels: int | None = None,
+    normalise: str = "half",
     batch_size: int = 256,
     max_unreadable: int = 0,
     accelerator: Accelerator,
@@ -51,6 +52,7 @@ def embed(
         name: Of the embedding.
         size: Pixels per side; None takes the first sample's.
         channels: 3 or 1; None likewise.
+        normalise: As in `normalised`.
         max_unreadable: Images to skip when they cannot be read; their rows stay NaN.
         batch_size: Images per forward pass.
         accelerator: From `make_accelerator`.
@@ -66,7 +68,7 @@ def embed(
     guessed = fixed_size(store)
     size, channels = size or guessed[0], channels or guessed[1]
     data = readable(store, ImageDecoder(size, channels), max_unreadable)
-    pass_ = _Pass(data, network, batch_size, accelerator.device)
+    pass_ = _Pass(data, network, batch_size, accelerator.device, normalise)
     made = f"{weights_fingerprint(network)} at {size} pixels"
     if accelerator.is_main_process and name not in store.embeddings:
         dim = pass_.dim(size, channels)
@@ -103,8 +105,10 @@ class _Pass:
         network: nn.Module,
         batch_size: int,
         device: torch.device,
+        normalise: str,
     ) -> None:
         self.data, self.batch_size, self.device = data, batch_size, device
+        self.normalise = normalise
         self.network = network.to(device).eval()
 
     @torch.inference_mode()
@@ -122,7 +126,8 @@ class _Pass:
             if not samples:
                 continue
             batch = collate(samples)
-            block = embed_batch(self.network, batch.images.to(self.device)).half().cpu().numpy()
+            images = normalised(batch.images.to(self.device), self.normalise)
+            block = embed_batch(self.network, images).half().cpu().numpy()
             if table is None:
                 table = np.full((len(ids), block.shape[1]), np.nan, dtype=np.float16)
             table[np.searchsorted(ids, batch.ids.numpy())] = block

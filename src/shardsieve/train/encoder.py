@@ -19,17 +19,19 @@ class Encoder(NamedTuple):
         network: In evaluation mode, on the CPU.
         size: Pixels per side; None leaves it to the images.
         channels: 3 or 1; None likewise.
+        normalise: As in `normalised`.
     """
 
     network: nn.Module
     size: int | None
     channels: int | None
+    normalise: str = "half"
 
 
 def save_network(run: RunFolder, network: nn.Module, config: TrainConfig, classes: int) -> None:
     """Write a trained network to the run's `model.pt`."""
     how = {"spec": config.model, "num_classes": classes}
-    seen = {"size": config.size, "channels": config.channels}
+    seen = {"size": config.size, "channels": config.channels, "normalise": config.normalise}
     run.save(MODEL, {**how, **seen, "weights": network.state_dict()})
 
 
@@ -56,7 +58,8 @@ def load_encoder(
             raise ShardsieveError(f"no network at {path}; finish `shardsieve score` first")
         network = load_model(held["spec"], held["num_classes"], held["channels"] or 3)
         network.load_state_dict(held["weights"])
-        return Encoder(network.eval(), held["size"], held["channels"])
+        seen = held["size"], held["channels"], held.get("normalise", "half")
+        return Encoder(network.eval(), *seen)
     network = load_model(model, num_classes, channels or 3)
     if weights is not None:
         _load_weights(network, weights)

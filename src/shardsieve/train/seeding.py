@@ -1,6 +1,7 @@
 """Score the seed subset by training on it."""
 
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from shardsieve._errors import ShardsieveError
+from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet
 from shardsieve.order import random_bits
 from shardsieve.scores import dynamic_uncertainty, tdds_from_divergence
@@ -20,9 +22,11 @@ from shardsieve.selection import keep_random, keep_stratified
 from shardsieve.store.store import Store
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.encoder import save_network
-from shardsieve.train.images import fixed_size
-from shardsieve.train.loop import Progress, Trainer, make_loader
+from shardsieve.train.images import fixed_size, normalised
+from shardsieve.train.loading import make_loader
+from shardsieve.train.loop import Trainer
 from shardsieve.train.nets import load_model
+from shardsieve.train.progress import Progress
 from shardsieve.train.recorder import Recorder
 from shardsieve.train.runfolder import RESULT, RunFolder
 
@@ -129,11 +133,12 @@ def score_seeds(
             "epochs": config.epochs,
             "seeds": len(recorder.ids),
         }
+        made["cost"] = result["cost"]
         made |= {"seed": config.seed, "view": "clean" if clean_pass else "training"}
         _put_scores(store, name, recorder, window, made)
         save_network(run, trainer.network, config, num_classes)
         run.write_json(RESULT, result)
-        run.forget_checkpoint()
+        run.forget_checkpoints()
     accelerator.wait_for_everyone()
     return result
 
@@ -158,29 +163,33 @@ def _train(
     clean = accelerator.prepare(clean) if clean else None
     for _ in trainer.epochs(recorder if clean is None else None, progress):
         if clean is not None:
-            _watch(trainer.model, clean, recorder)
+            begin = time.perf_counter()
+            _watch(trainer.model, clean, recorder, config.normalise)
+            seen = Cost(forward=len(keep), nbytes=keep.nbytes(store))
+            trainer.done.evaluation += seen + trainer.spent(begin)
         recorder.end_epoch()
         trainer.extra["recorder"] = recorder.state_dict()
     return trainer
 
 
-def _watch(model: nn.Module, loader: Any, recorder: Recorder) -> None:
+def _watch(model: nn.Module, loader: Any, recorder: Recorder, normalise: str) -> None:
     model.eval()
     with torch.inference_mode():
         for batch in loader:
-            recorder.record(batch.ids, model(batch.images), batch.labels)
+            images = normalised(batch.images, normalise)
+            recorder.record(batch.ids, model(images), batch.labels)
 
 
 def _result(trainer: Trainer, seeds: int) -> dict[str, Any]:
-    done = trainer.done
-    seconds = {"seconds": round(done.seconds, 3), "bytes": done.nbytes}
-    unreadable = trainer.unreadable()
+    cost = trainer.done.training + trainer.done.evaluation
     return {
-        "steps": done.steps,
-        "samples": done.samples,
-        **seconds,
+        "steps": trainer.done.steps,
+        "samples": trainer.done.samples,
+        "seconds": round(cost.seconds, 3),
+        "bytes": cost.nbytes,
         "seeds": seeds,
-        "unreadable": unreadable,
+        "unreadable": trainer.unreadable(),
+        "cost": cost.to_dict(),
     }
 
 
