@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "cost": set(),
     "policy": DATA,
     "loaders": DATA | {"keepset", "plan", "policy"},
-    "train": DATA | {"cost", "keepset", "loaders", "policy", "scores"},
+    "train": DATA | {"cost", "keepset", "loaders", "plan", "policy", "scores"},
     "report": DATA | CORE | {"keepset", "loaders", "extrapolate", "train"},
     "commands": DATA
     | {"train", "report"}

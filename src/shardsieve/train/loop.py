@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet
+from shardsieve.plan import Steps
 from shardsieve.policy.base import Policy
 from shardsieve.store.store import Store
 from shardsieve.train.config import TrainConfig
@@ -135,7 +136,7 @@ class Trainer:
         self.model.train()
         set_epoch(self.loader, self.sampler, epoch)
         begin, means = time.perf_counter(), list[Tensor]()
-        for batches in self._steps(epoch):
+        for batches, place_after in self._steps():
             before = self._progress()
             for number, (place, batch) in enumerate(batches, start=1):
                 logits, losses = self.stepper.batch(
@@ -151,7 +152,7 @@ class Trainer:
                     recorder.record(batch.ids, logits, batch.labels)
             self.stepper.update(before)
             self.done.steps += 1
-            self.done.place = min(batches[-1][0] + self._global_batch(), len(self.keep))
+            self.done.place = place_after
             if progress:
                 progress(self.done.steps, int(self.planned))
             stop = stopping.after_step() and self.done.place < len(self.keep)
@@ -165,14 +166,15 @@ class Trainer:
         self._add_up(means, begin)
         self._end_epoch(epoch)
 
-    def _steps(self, epoch: int) -> Iterator[list[tuple[int, Batch]]]:
-        """Yield the batches of each optimiser step, with the place where each begins."""
-        place, held = self.done.place, []
-        for batch in self.loader:
-            held.append((place, batch))
-            place += self._global_batch()
-            if len(held) == self.config.accumulate or place >= len(self.keep):
-                yield held
+    def _steps(self) -> Iterator[tuple[list[tuple[int, Batch]], int]]:
+        """Yield (batches of an optimiser step, each with its place; place after them)."""
+        first, held = self.done.place, list[tuple[int, Batch]]()
+        world = int(self.accelerator.num_processes)
+        steps = Steps(len(self.keep) - first, self.config.batch_size, world)
+        for number, batch in enumerate(self.loader, start=1):
+            held.append((first + steps.places_done(number - 1), batch))
+            if len(held) == self.config.accumulate or number == len(steps):
+                yield held, first + steps.places_done(number)
                 held = []
 
     def _add_up(self, means: list[Tensor], begin: float) -> None:
@@ -200,9 +202,6 @@ class Trainer:
 
     def _progress(self) -> float:
         return (self.done.epoch + self.done.place / len(self.keep)) / self.config.epochs
-
-    def _global_batch(self) -> int:
-        return self.config.batch_size * int(self.accelerator.num_processes)
 
     def _save(self) -> None:
         if self.folder is None:
