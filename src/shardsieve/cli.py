@@ -11,11 +11,12 @@ import typer
 import yaml
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.commands import building, making, planning, reporting, showing, training
+from shardsieve.commands import building, making, planning, reporting, running, showing, training
 from shardsieve.commands.texts import constants, pairs
 from shardsieve.cost import Plan
 from shardsieve.policy.named import POLICIES
 from shardsieve.train.config import TrainConfig
+from shardsieve.train.launch import end_processes
 from shardsieve.train.stopping import Stopped
 
 app = typer.Typer(
@@ -326,6 +327,16 @@ def build(
     _show(result, as_json)
 
 
+@app.command(name="run")
+def run_command(
+    config: Annotated[Path, typer.Argument(help="YAML file; see docs/training.md")],
+    until: Annotated[str, typer.Option(help=f"Last step: {', '.join(running.STEPS)}")] = "report",
+    as_json: Json = False,
+) -> None:
+    """Make the whole chain of a configuration; what is done with the same inputs is skipped."""
+    _show(running.run_recipe(config, until=until), as_json)
+
+
 @app.command()
 def report(
     store: StorePath,
@@ -344,10 +355,14 @@ def run(call: Callable[[], Any]) -> int:
     """Return the exit status of a call: 2 with one line for a user's error, 143 after SIGTERM."""
     try:
         call()
+    except SystemExit:  # typer's way to return
+        end_processes()
+        raise
     except (ShardsieveError, ValueError) as error:
         sys.stderr.write(f"shardsieve: {str(error).strip()}\n")
         return 2
     except Stopped as stopped:
+        end_processes()
         sys.stderr.write(f"shardsieve: {stopped}; the same command goes on from there\n")
         return 143
     return 0

@@ -1,5 +1,6 @@
 """Commands that make things: shards, the store, predicted scores."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import shardsieve.extrapolate as extrapolators
 from shardsieve._errors import MissingScoreError
 from shardsieve.commands.progress import bar
+from shardsieve.cost import Cost
 from shardsieve.extrapolate.knn import KNN
 from shardsieve.extrapolate.protocol import Extrapolator
 from shardsieve.extrapolate.quality import cross_validate
@@ -68,7 +70,7 @@ def extrapolate_score(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Predict the score of the rest; seeds keep their own. Stores quality with the score."""
-    make = _maker(method, k, weights, seed)
+    begin, make = time.perf_counter(), _maker(method, k, weights, seed)
     store = open_store(path)
     values, points = store.score(score), _points(store, embedding)
     readable = np.isfinite(points).all(axis=1)
@@ -89,7 +91,10 @@ def extrapolate_score(
         "seeds": int(is_seed.sum()),
         "quality": quality.to_dict(),
         "of": store.provenance(score),
+        "embedding": embedding or store.embeddings[0],
     }
+    seconds = time.perf_counter() - begin
+    made["cost"] = Cost(seconds=seconds, device_seconds=seconds).to_dict()
     store.put_score(name, predicted, provenance=made)
     counts = {"seeds": int(is_seed.sum()), "predicted": int(rest.sum())}
     counts["without_embedding"] = int((~readable).sum())

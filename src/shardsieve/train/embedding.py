@@ -1,15 +1,19 @@
 """One embedding pass: float16 rows into the store, shard by shard, resumable."""
 
 import hashlib
+import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import nn
 
 from shardsieve._errors import StoreMismatchError, UnreadableSampleError
+from shardsieve.cost import NO_COST, Cost
 from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.store.layout import told_about_disk
 from shardsieve.store.store import Store
@@ -44,7 +48,8 @@ def embed(
     """Write the embedding of every sample to `embedding/<name>`; rank r takes every world-th shard.
 
     Images are scaled and cut in the centre, without augmentation. A shard that is written is done:
-    started again, only the others are embedded.
+    started again, only the others are embedded. What it took is added up in the array's `cost`; of
+    a start that was killed it is lost.
 
     Args:
         store: Open for writing.
@@ -80,6 +85,7 @@ def embed(
             f"embedding {name!r} of {store.path} was made with other weights or another image "
             "size; choose another name"
         )
+    begin = time.perf_counter()
     mine = range(accelerator.process_index, store.num_shards, accelerator.num_processes)
     embedded = 0
     for done, shard in enumerate(mine, start=1):
@@ -92,6 +98,13 @@ def embed(
             embedded += rows
         if progress:
             progress(done, len(mine))
+    all_embedded = sum(gather_object([embedded]))
+    if accelerator.is_main_process and all_embedded:
+        seconds = time.perf_counter() - begin
+        spent = Cost(all_embedded, 0, seconds, seconds * accelerator.num_processes)
+        before: Any = array.attrs.get("cost")
+        spent += Cost.from_dict(before) if before else NO_COST
+        array.attrs["cost"] = spent.to_dict()
     accelerator.wait_for_everyone()
     return embedded
 

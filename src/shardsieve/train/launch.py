@@ -6,7 +6,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
 
 from shardsieve._errors import MissingDependencyError, ShardsieveError
 
@@ -34,6 +36,9 @@ def make_accelerator(
         MissingDependencyError: If one that was asked for is not installed.
     """
     tracked = _installed(track) if folder is not None else []
+    if AcceleratorState._shared_state:
+        # It keeps one precision per process, and a chain of steps may have several.
+        AcceleratorState._reset_state()
     accelerator = Accelerator(
         # Without it, processes that share a machine without a GPU would not find each other.
         cpu=not torch.accelerator.is_available(),
@@ -49,6 +54,12 @@ def make_accelerator(
             "launch them with `accelerate launch --config_file configs/two_cpu.yaml` or torchrun"
         )
     return accelerator
+
+
+def end_processes() -> None:
+    """Leave the process group, if there is one: the last thing that a program does."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _installed(track: tuple[str, ...]) -> list[str]:

@@ -97,7 +97,9 @@ def train_subset(
         save_network(run, trainer.network, config, num_classes)
         run.write_json(RESULT, result)
         run.forget_checkpoints()
-    accelerator.end_training()
+    accelerator.wait_for_everyone()
+    for tracker in accelerator.trackers:  # the process group stays: steps may follow
+        tracker.finish()
     return result
 
 
