@@ -1,6 +1,6 @@
 """Accuracy by the share of the data removed, for static rules and dynamic policies.
 
-    python benchmarks/accuracy_by_share.py OUTDIR [--data fashion-mnist] [--samples 6000]
+    python benchmarks/accuracy_by_share.py OUTDIR [--data fashion-mnist] [--samples 3000]
 
 Every row trains the light network for the same number of epochs. Finished runs are not done again,
 so it may be stopped and started at any time; the record holds what has run so far, and is written
@@ -44,7 +44,7 @@ METHODS = (
 
 def main() -> None:
     options = parsed()
-    config = TrainConfig(epochs=options.epochs, batch_size=64, augment=options.augment)
+    config = TrainConfig(epochs=options.epochs, batch_size=32, augment=options.augment)
     train, test = stores(options)
     rows: dict[str, list[dict[str, Any]]] = {}
     for seed in range(options.seeds):
@@ -71,7 +71,8 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", default="fashion-mnist", help="fashion-mnist or a folder")
-    parser.add_argument("--samples", type=int, default=6_000, help="of the training split")
+    parser.add_argument("--samples", type=int, default=3_000, help="of the training split")
+    parser.add_argument("--tests", type=int, default=4_000, help="of the test split")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--augment", default="crop")
@@ -86,7 +87,7 @@ def stores(options: argparse.Namespace) -> tuple[ss.Store, ss.Store]:
     shards = sorted(map(str, (options.out / "shards").glob("train-*.tar")))
     train = ss.index(shards[: options.samples // per_shard], options.out / "train.zarr")
     tests = sorted(map(str, (options.out / "shards").glob("test-*.tar")))
-    return train, ss.index(tests, options.out / "test.zarr")
+    return train, ss.index(tests[: options.tests // per_shard], options.out / "test.zarr")
 
 
 def scored(store: ss.Store, config: TrainConfig, out: Path, seed: int) -> None:
@@ -147,8 +148,9 @@ def seta(keep: float, epochs: int, seed: int) -> Any:
 def record(rows: dict[str, list[dict[str, Any]]], options: argparse.Namespace, store: Any) -> None:
     everything = len(store) * options.epochs
     table = [row(name, runs, everything) for name, runs in rows.items()]
-    about = {"data": Path(str(options.data)).name, "samples": len(store), "epochs": options.epochs}
-    about |= {"augment": options.augment, "network": "light", "batch": 64, "cores": os.cpu_count()}
+    about = {"data": Path(str(options.data)).name, "samples": len(store), "tests": options.tests}
+    about |= {"epochs": options.epochs, "measured scores": f"dyn_unc, window {WINDOW}"}
+    about |= {"augment": options.augment, "network": "light", "batch": 32, "cores": os.cpu_count()}
     RECORD.write_text(json.dumps({"about": about, "rows": table}, indent=1) + "\n")
     print(json.dumps(table[-1]), flush=True)
 

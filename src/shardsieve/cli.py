@@ -28,10 +28,10 @@ app = typer.Typer(
 
 StorePath = Annotated[Path, typer.Option("--store", help="Folder of the Zarr store.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Model = Annotated[str, typer.Option(help="light, resnet18 or package.module:factory")]
+Model = Annotated[str, typer.Option(help="light, resnet18, resnet50 or package.module:factory")]
 BatchSize = Annotated[int, typer.Option(help="Samples per process and step.")]
 Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
-Augment = Annotated[str, typer.Option(help="none, crop, or flip (crop and mirror)")]
+Augment = Annotated[str, typer.Option(help="none, crop, flip (crop and mirror) or resized")]
 Size = Annotated[int | None, typer.Option(help="Pixels per side; the first image's if none.")]
 Channels = Annotated[int | None, typer.Option(help="3 or 1; the first image's if none.")]
 Precision = Annotated[str, typer.Option(help="no, bf16 or fp16")]

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 SCHEDULES = ("onecycle", "cosine")
-AUGMENTS = ("none", "crop", "flip")
+AUGMENTS = ("none", "crop", "flip", "resized")
 NORMALISE = ("half", "imagenet")
 PRECISIONS = ("no", "bf16", "fp16")
 _WARM = 0.3
@@ -26,7 +26,8 @@ class TrainConfig:
         label_smoothing: In `[0, 1)`.
         size: Pixels per side; None takes the first sample's.
         channels: 3 or 1; None takes the first sample's.
-        augment: `none`, `crop` (random, padded) or `flip` (crop and mirror).
+        augment: `none`, `crop` (random, padded), `flip` (crop and mirror), `resized` (a random
+            part of the image scaled to `size`, and mirrored: ImageNet's usual one, in the workers).
         precision: `no`, `bf16` or `fp16`.
         normalise: Of pixels in `[0, 1]`: `half` (0.5, 0.25) or `imagenet`, on the device.
         accumulate: Batches per optimiser step, at least 1.

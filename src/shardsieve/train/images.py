@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 from shardsieve._errors import ShardsieveError, UnreadableSampleError
 from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.store.store import Store
+from shardsieve.train.crops import RandomCrops, cropped
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm")
 LARGEST_GUESS = 224
@@ -46,25 +47,33 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageDecoder:
-    """Turns a raw sample into (pixels, label, id, weight); picklable, without randomness.
+    """Turns a raw sample into (pixels, label, id, weight); picklable, no randomness of its own.
 
     Attributes:
         size: Side in pixels: scaled so that it fills the square, then cut in the centre. None
             keeps the size.
         channels: 3 for colour, 1 for grey.
         label_member: Suffix of the member that holds the label as a decimal number.
+        crops: Crop at random instead of in the centre; needs a size.
     """
 
     size: int | None = None
     channels: int = 3
     label_member: str = "cls"
+    crops: RandomCrops | None = None
 
     def __call__(self, sample: Sample) -> Decoded:
         """Return (uint8 (c, h, w), label, id, weight). No image or no label is a ValueError."""
         text = sample.get(self.label_member)
         if text is None:
             raise ValueError(f"a sample must have a {self.label_member} member, got none")
-        image = image_of(sample).convert("RGB" if self.channels == 3 else "L")
+        image, mode = image_of(sample), "RGB" if self.channels == 3 else "L"
+        if self.crops is not None and self.size is not None:
+            crop = self.crops.crop(int(sample["__id__"]), *image.size)
+            # A palette cannot be blended.
+            image = image if image.mode in ("RGB", "L") else image.convert(mode)
+            image = cropped(image, crop, self.size)
+        image = image.convert(mode)
         if self.size is not None and image.size != (self.size, self.size):
             image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR)
         pixels = np.array(image, dtype=np.uint8)

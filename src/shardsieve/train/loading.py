@@ -10,6 +10,7 @@ from shardsieve.loaders.sampler import PrunedShardSampler
 from shardsieve.policy.base import Policy
 from shardsieve.store.store import Store
 from shardsieve.train.config import TrainConfig
+from shardsieve.train.crops import RandomCrops
 from shardsieve.train.images import ImageDecoder, collate
 
 
@@ -36,8 +37,10 @@ def make_loader(
         window=0 if in_order else config.shuffle_window,
         batch_size=config.batch_size,
     )
+    crops = RandomCrops(config.seed) if config.augment == "resized" and not in_order else None
+    decoder = ImageDecoder(config.size, config.channels or 3, crops=crops)
     loader: DataLoader[Any] = DataLoader(
-        readable(store, ImageDecoder(config.size, config.channels or 3), config.max_unreadable),
+        readable(store, decoder, config.max_unreadable),
         sampler=sampler,
         batch_size=config.batch_size,
         num_workers=config.workers,
@@ -54,7 +57,10 @@ def readable(store: Store, decoder: ImageDecoder, max_unreadable: int) -> ShardD
 
 
 def set_epoch(loader: Any, sampler: PrunedShardSampler, epoch: int) -> None:
-    """Set the epoch of the sampler, and of Accelerate's loader, which would set it back."""
+    """Set the epoch of sampler and crops, and of Accelerate's loader, which would set it back."""
     if hasattr(loader, "set_epoch"):
         loader.set_epoch(epoch)
     sampler.set_epoch(epoch)
+    crops = getattr(getattr(loader.dataset, "decode", None), "crops", None)
+    if crops is not None:
+        crops.set_epoch(epoch)
