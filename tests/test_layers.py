@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "order": set(),
     "selection": {"_errors", "order"},
     "plan": {"order"},
+    "epoch": {"order"},
     "scores": set(),
     "extrapolate": CORE,
     "shards": {"_errors"},
@@ -25,7 +26,7 @@ MAY_IMPORT = {
     "pack": DATA,
     "cost": set(),
     "policy": DATA,
-    "loaders": DATA | {"keepset", "plan", "policy"},
+    "loaders": DATA | {"epoch", "keepset", "plan", "policy"},
     "train": DATA | {"cost", "keepset", "loaders", "plan", "policy", "scores"},
     "report": DATA | CORE | {"keepset", "loaders", "extrapolate", "train"},
     "commands": DATA
