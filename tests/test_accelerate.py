@@ -1,10 +1,11 @@
 """Two real processes under `accelerate launch`."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
-from launching import on_two_ranks
+from launching import killed_after, launch, on_ranks, on_two_ranks
 from tars import write_shards
 
 import shardsieve as ss
@@ -12,7 +13,14 @@ import shardsieve as ss
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("tail", "prepared"), [("uneven", "prepared"), ("pad", "prepared"), ("uneven", "plain")]
+    ("tail", "prepared"),
+    [
+        ("uneven", "prepared"),
+        ("pad", "prepared"),
+        ("uneven", "plain"),
+        ("pad", "pipeline"),
+        ("uneven", "pipeline"),
+    ],
 )
 def test_two_ranks_read_the_keep_set_in_equally_many_steps(tmp_path, tail, prepared):
     ss.index(write_shards(tmp_path / "d", [9, 0 + 1, 14, 6]), tmp_path / "s.zarr")
@@ -21,11 +29,51 @@ def test_two_ranks_read_the_keep_set_in_equally_many_steps(tmp_path, tail, prepa
     assert a["world"] == b["world"] == 2
     assert a["steps"] == b["steps"] == a["promised"] == b["promised"] == 3
     assert len(a["keep"]) == 21
+    if prepared != "plain":
+        # The last group of accumulated gradients is stepped at a pass' end, on every rank alike.
+        assert a["ends"] == b["ends"] == [False, False, True]
     if tail == "uneven":
         assert sorted(a["seen"] + b["seen"]) == a["keep"]
     else:
         assert set(a["seen"] + b["seen"]) == set(a["keep"])
         assert sorted(a["gathered"]) == sorted(b["gathered"]) == a["keep"]
+
+
+def logged(folder, steps=None):
+    """The ids that every rank wrote down, of its first steps."""
+    return [
+        [json.loads(line) for line in path.read_text().splitlines()[:steps]]
+        for path in sorted(folder.glob("rank*.jsonl"))
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "after"), [("prepared", 3), ("prepared", 1), ("plain", 3)])
+def test_killed_on_two_ranks_a_run_goes_on_on_any_number(tmp_path, kind, after):
+    store = ss.index(write_shards(tmp_path / "d", [30, 1, 44, 26, 35, 40]), tmp_path / "s.zarr")
+    keep = ss.select(store, rule="random", keep_fraction=0.7, seed=4).ids().tolist()
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    state = first / "state.json"
+    how = ["tests/ranks_resume.py", store.path]
+    cut = launch(2, *how, first, state, kind, 0.05)
+    status = killed_after(cut, lambda: (first / "state.json").exists() and done_of(state) >= 40)
+    assert status == -signal.SIGKILL
+    assert not list(first.glob("done*"))
+    place = done_of(state)
+    assert 40 <= place < len(keep)
+    on_ranks(after, *how, second, state, kind, 0)
+    assert len(list(second.glob(f"done*of{after}"))) == after
+    before, rest = logged(first, steps=place // 8), logged(second)
+    assert len({len(steps) for steps in rest}) == 1
+    trained = [i for ranks in (before, rest) for steps in ranks for ids in steps for i in ids]
+    assert sorted(trained) == keep
+    assert done_of(second / "state.json") == len(keep)
+
+
+def done_of(state):
+    return json.loads(state.read_text())["samples_done"]
 
 
 def alone(store):

@@ -43,6 +43,7 @@ HOMES = {
     "torch_geometric": "extrapolate",
     "torch": "loaders",
     "obstore": "io",
+    "sklearn": "extrapolate",
     "webdataset": "loaders",
     "ffcv": "loaders",
     "accelerate": "loaders",
@@ -51,6 +52,7 @@ HOMES = {
     "jinja2": "report",
 }
 ALSO = {
+    ("pack", "sklearn"),
     ("extrapolate", "torch"),
     ("policy", "torch"),
     ("train", "torch"),

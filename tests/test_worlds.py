@@ -113,6 +113,7 @@ def real(samples):
 @given(data=st.data(), workers=st.integers(0, 5), more=st.integers(0, 5), inside=st.booleans())
 def test_pipelines_stop_and_go_on_with_any_workers(store, data, workers, more, inside):
     how, ((first, batch), (second, other)), at = data.draw(worlds(store))
+    how["tail"] = tail = data.draw(st.sampled_from(["uneven", "pad"]))
 
     def pruned(world, size):
         made = []
@@ -131,6 +132,10 @@ def test_pipelines_stop_and_go_on_with_any_workers(store, data, workers, more, i
 
     before = pruned(first, batch)
     parts = [items(one, batch, workers) for one in before]
+    assert len({len(part) for part in parts}) == 1
+    assert {one.source.pass_size(batches=True)[0] for one in before} == {len(parts[0])}
+    if tail == "pad":
+        assert {len(batch_of) for part in parts for batch_of in part} == {batch}
     if first == 1:
         order = [s["__id__"] for one in parts[0] for s in one]
         assert order == [s["__id__"] for one in items(before[0], batch, 0) for s in one]

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         weighted,
     )
     from shardsieve.selection import keep_moderate, keep_random, keep_stratified, keep_top, num_kept
+    from shardsieve.store.append import append_shards
     from shardsieve.store.create import index
     from shardsieve.store.realign import realign
     from shardsieve.store.store import Store, open_store
@@ -51,6 +52,7 @@ _HOMES = {
     "plan": "World",
     "policy": "UCB AnnealedScore EpsilonGreedy InfoBatch RandomDynamic SeTa weighted",
     "selection": "keep_moderate keep_random keep_stratified keep_top num_kept",
+    "store.append": "append_shards",
     "store.create": "index",
     "store.realign": "realign",
     "store.store": "Store open_store",

@@ -27,6 +27,12 @@ app = typer.Typer(
 )
 
 StorePath = Annotated[Path, typer.Option("--store", help="Folder of the Zarr store.")]
+HeldOut = Annotated[float, typer.Option(help="Share of the seeds to try the network on.")]
+Snapshots = Annotated[int, typer.Option(help="Networks of the seed run to keep.")]
+MatchSteps = Annotated[
+    int | None, typer.Option(help="As many steps as a full run of so many epochs.")
+]
+Method = Annotated[str, typer.Option(help="knn, gnn, direct or fused")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Model = Annotated[str, typer.Option(help="light, resnet18, resnet50 or package.module:factory")]
 BatchSize = Annotated[int, typer.Option(help="Samples per process and step.")]
@@ -75,10 +81,11 @@ def index_command(
     urls: Annotated[list[str], typer.Argument(help="Brace pattern, glob, or .txt list.")],
     store: StorePath,
     label_member: str = "cls",
+    append: Annotated[bool, typer.Option(help="Add new shards to the store.")] = False,
     as_json: Json = False,
 ) -> None:
     """Walk the shards once and make the store."""
-    _show(making.make_index(urls, store, label_member), as_json)
+    _show(making.make_index(urls, store, label_member, append=append), as_json)
 
 
 @app.command()
@@ -128,6 +135,10 @@ def score(
     epochs: Annotated[int, typer.Option(help="Epochs of the seed run.")] = 20,
     window: Annotated[int, typer.Option(help="Epochs per window of the scores.")] = 10,
     clean_pass: Annotated[bool, typer.Option(help="Record a second, clean pass.")] = False,
+    held_out: HeldOut = 0.0,
+    snapshots: Snapshots = 1,
+    match_steps_of: MatchSteps = None,
+    ceiling: Annotated[bool, typer.Option(help="Train again and compare both runs.")] = False,
     model: Model = "light",
     batch_size: BatchSize = 64,
     learning_rate: Rate = 0.1,
@@ -147,10 +158,9 @@ def score(
     how |= {"precision": precision, "max_unreadable": max_unreadable, "workers": workers}
     config = TrainConfig(**how, seed=seed)
     draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class, "window": window}
-    _show(
-        training.score_store(store, config, **draw, clean_pass=clean_pass, folder=run_folder),
-        as_json,
-    )
+    draw |= {"clean_pass": clean_pass, "held_out": held_out, "snapshots": snapshots}
+    draw |= {"match_steps_of": match_steps_of, "ceiling": ceiling}
+    _show(training.score_store(store, config, **draw, folder=run_folder), as_json)
 
 
 @app.command()
@@ -274,10 +284,15 @@ def extrapolate(
     score: Annotated[str, typer.Option(help="Stored seed score.")],
     name: Annotated[str, typer.Option(help="Name of the score to make.")],
     embedding: Annotated[str | None, typer.Option()] = None,
-    method: str = "knn",
+    method: Method = "knn",
     k: int = 50,
     weights: str = "exp",
     folds: int = 5,
+    match_quantiles: Annotated[
+        bool | None,
+        typer.Option(help="Distribute predictions as measured scores are; direct and fused do."),
+    ] = None,
+    keep_fraction: Annotated[float, typer.Option(help="Warn if no better than chance.")] = 0.5,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -289,6 +304,7 @@ def extrapolate(
         "folds": folds,
         "seed": seed,
     }
+    how |= {"match": match_quantiles, "keep_fraction": keep_fraction}
     _show(making.extrapolate_score(store, score, name, embedding, **how), as_json)
 
 
@@ -302,6 +318,12 @@ def build(
     window: Annotated[int, typer.Option(help="Epochs per window of the scores.")] = 10,
     clean_pass: Annotated[bool, typer.Option(help="Record a second, clean pass.")] = False,
     label_member: str = "cls",
+    method: Method = "knn",
+    held_out: Annotated[
+        float | None, typer.Option(help="As of score; direct and fused: 0.1.")
+    ] = None,
+    snapshots: Annotated[int | None, typer.Option(help="As of score; direct, fused: 8.")] = None,
+    match_steps_of: MatchSteps = None,
     k: Annotated[int, typer.Option(help="Neighbours.")] = 50,
     model: Model = "light",
     batch_size: BatchSize = 64,
@@ -321,9 +343,9 @@ def build(
     how |= {"precision": precision, "max_unreadable": max_unreadable, "workers": workers}
     config = TrainConfig(**how, seed=seed)
     draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class, "window": window}
-    result = building.build_store(
-        urls, store, config, **draw, clean_pass=clean_pass, label_member=label_member, k=k
-    )
+    draw |= {"clean_pass": clean_pass, "held_out": held_out, "snapshots": snapshots}
+    draw |= {"match_steps_of": match_steps_of, "method": method, "k": k}
+    result = building.build_store(urls, store, config, **draw, label_member=label_member)
     _show(result, as_json)
 
 

@@ -92,9 +92,11 @@ class Steps:
         return begin, begin + each + (rank < more)
 
     def size(self, step: int, rank: int) -> int:
-        """Return the samples of one rank in one step; a rank without one repeats one."""
+        """Return the samples of one rank in one step, those counted that only fill it up."""
+        if self.tail != "uneven":
+            return self.batch_size
         start, stop = self.share(step, rank)
-        return max(stop - start, 1) if self.tail == "uneven" else stop - start
+        return max(stop - start, 1)
 
     def rank_length(self, rank: int) -> int:
         """Return how many ids one rank hands out: whole batches, and what its last one holds.

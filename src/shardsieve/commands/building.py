@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from shardsieve.commands.making import extrapolate_score, make_index
+from shardsieve.commands.methods import METHODS, ON_SIGNALS
 from shardsieve.commands.training import embed_store, score_store
 from shardsieve.store.store import open_store
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.launch import make_accelerator
 
 SCORES = ("dyn_unc", "tdds", "el2n")
+USUAL_ON_SIGNALS: dict[str, Any] = {"held_out": 0.1, "snapshots": 8}
 
 
 def build_store(
@@ -22,13 +24,33 @@ def build_store(
     window: int = 10,
     clean_pass: bool = False,
     label_member: str = "cls",
+    method: str = "knn",
     k: int = 50,
+    **how: Any,
 ) -> dict[str, Any]:
     """Index, score the seeds, embed and extrapolate; what is done is not done again.
+
+    Args:
+        urls: Shards.
+        path: Of the store.
+        config: Of the seed run.
+        seed_fraction: As in `score_store`, like the following three.
+        per_class: See there.
+        window: See there.
+        clean_pass: See there.
+        label_member: Suffix of the members that hold labels.
+        method: One of `METHODS`.
+        k: Neighbours.
+        **how: `held_out`, `snapshots`, `match_steps_of` and `ceiling` of `score_store`; a method on
+            signals holds out a tenth of the seeds and keeps 8 networks unless told otherwise.
 
     Returns:
         What each step returned; `extrapolate` by score.
     """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    usual = USUAL_ON_SIGNALS if method in ON_SIGNALS else {}
+    how = usual | {name: value for name, value in how.items() if value is not None}
     accelerator = make_accelerator(precision=config.precision)
     result: dict[str, Any] = {}
     if accelerator.is_main_process:
@@ -36,14 +58,15 @@ def build_store(
     accelerator.wait_for_everyone()
     draw: dict[str, Any] = {"seed_fraction": seed_fraction, "per_class": per_class}
     result["score"] = score_store(
-        path, config, **draw, window=window, clean_pass=clean_pass, folder=None
+        path, config, **draw, window=window, clean_pass=clean_pass, folder=None, **how
     )
     result["embed"] = embed_store(
         path, model=None, name="seed", max_unreadable=config.max_unreadable
     )
     if accelerator.is_main_process:
         result["extrapolate"] = {
-            name: extrapolate_score(path, f"seed_{name}", name, "seed", k=k) for name in SCORES
+            name: extrapolate_score(path, f"seed_{name}", name, "seed", method=method, k=k)
+            for name in SCORES
         }
         result["scores"] = open_store(path).scores
     accelerator.wait_for_everyone()

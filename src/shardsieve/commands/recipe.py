@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from shardsieve._errors import ShardsieveError
+from shardsieve.commands.methods import METHODS
 from shardsieve.policy.base import Policy
 from shardsieve.policy.named import make_policy
 from shardsieve.train.config import TrainConfig
@@ -41,6 +42,10 @@ class Score(Training):  # type: ignore[misc,valid-type]
     per_class: bool = False
     window: int = 10
     clean_pass: bool = False
+    held_out: float | None = None
+    snapshots: int | None = None
+    match_steps_of: int | None = None
+    ceiling: bool = False
 
 
 class Embed(Section):
@@ -60,6 +65,7 @@ class Extrapolate(Section):
     k: int = 50
     weights: str = "exp"
     folds: int = 5
+    match: bool | None = None
 
 
 class Select(Section):
@@ -160,6 +166,11 @@ def _check(recipe: Recipe) -> None:
                 policy_of(recipe)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+    if recipe.extrapolate is not None and recipe.extrapolate.method not in METHODS:
+        raise ValueError(
+            f"extrapolate.method must be one of {', '.join(METHODS)}, "
+            f"got {recipe.extrapolate.method!r}"
+        )
     if recipe.extrapolate is not None and (recipe.score is None or recipe.embed is None):
         raise ValueError("extrapolate must come with score and embed; add them")
     select, train = recipe.select, recipe.train

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from shardsieve._errors import ShardsieveError
+from shardsieve.commands.building import USUAL_ON_SIGNALS
 from shardsieve.commands.making import extrapolate_score, make_index
+from shardsieve.commands.methods import ON_SIGNALS
 from shardsieve.commands.recipe import Recipe, Section, Shards, read_recipe, settings
 from shardsieve.commands.reporting import report_score
 from shardsieve.commands.training import embed_store, score_store, train_store
@@ -71,7 +73,8 @@ class _Chain:
         section = self.recipe.score
         if section is None:
             return
-        self._step("score", section, lambda digest: self._scored(section, digest))
+        inputs = {**_plain(section), "seed_run": self._seed_run(section)}
+        self._step("score", inputs, lambda digest: self._scored(section, digest))
 
     def embed(self) -> None:
         """Embed everything under a name that belongs to the network."""
@@ -128,8 +131,17 @@ class _Chain:
                     shutil.rmtree(other)
         self._accelerator.wait_for_everyone()
         draw = {"seed_fraction": section.seeds, "per_class": section.per_class}
-        how = {"window": section.window, "clean_pass": section.clean_pass}
-        return score_store(self.path, settings(section), **draw, **how, folder=folder)
+        return score_store(
+            self.path, settings(section), **draw, **self._seed_run(section), folder=folder
+        )
+
+    def _seed_run(self, section: Any) -> dict[str, Any]:
+        """Return what a seed run is given besides settings; some methods need more of it."""
+        extrapolate = self.recipe.extrapolate
+        usual = USUAL_ON_SIGNALS if extrapolate and extrapolate.method in ON_SIGNALS else {}
+        how = section.model_dump(include={"window", "clean_pass", "match_steps_of", "ceiling"})
+        given = section.model_dump(include={"held_out", "snapshots"}, exclude_none=True)
+        return {**how, **usual, **given}
 
     def _embedded(self, section: Any, digest: str) -> Result:
         model = section.model

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from shardsieve.commands.trust import doubt_of
 from shardsieve.keepset import KeepSet, select
 from shardsieve.store.store import Store, open_store
 
@@ -41,7 +42,9 @@ def kept_per_class(path: Path, rule: dict[str, Any], out: Path | None) -> dict[s
     keep = select(store, **rule)
     if out is not None:
         out.write_text("\n".join(map(str, keep.ids().tolist())) + "\n")
+    warning = doubt_of(store, rule["score"], rule["keep_fraction"])
     return {
+        **({"warning": warning} if warning else {}),
         "kept": len(keep),
         "samples": len(store),
         "bytes_kept_fraction": round(keep.nbytes(store) / int(store.ranges[..., 1].sum()), 4),

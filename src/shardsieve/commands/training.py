@@ -1,9 +1,15 @@
 """Commands that train or run a network; each works alone and under `accelerate launch`."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from shardsieve.commands.progress import bar
+from shardsieve.commands.trust import doubt_of
+from shardsieve.extrapolate.quality import measure
 from shardsieve.keepset import KeepSet, select
 from shardsieve.policy.base import Policy
 from shardsieve.policy.named import make_policy
@@ -14,6 +20,7 @@ from shardsieve.train.encoder import load_encoder
 from shardsieve.train.launch import DEFAULT_TRACKERS, make_accelerator
 from shardsieve.train.ledger import full_run_cost, overhead_of
 from shardsieve.train.seeding import count_classes, draw_seeds, score_seeds
+from shardsieve.train.splits import hold_out, matched_epochs
 from shardsieve.train.subset import train_subset
 
 
@@ -28,27 +35,72 @@ def score_store(
     *,
     seed_fraction: float,
     per_class: bool,
-    window: int,
-    clean_pass: bool,
     folder: Path | None,
+    held_out: float = 0.0,
+    match_steps_of: int | None = None,
+    ceiling: bool = False,
+    **how: Any,
 ) -> dict[str, Any]:
-    """Train on the seed subset and store its scores."""
+    """Train on the seed subset and store its scores.
+
+    Args:
+        path: Of the store.
+        config: Of the seed run.
+        seed_fraction: Of the samples.
+        per_class: Draw the same share of every class.
+        folder: Of the run; None takes `STORE.runs/seed`.
+        held_out: Share of the seeds to leave out of training and try the network on.
+        match_steps_of: Epochs of a full run; the seed run gets as many steps, in place of the
+            configuration's epochs.
+        ceiling: Train a second time, with another seed, and compare.
+        **how: `window`, `clean_pass` and `snapshots` of `score_seeds`.
+    """
     store = open_store(path)
     accelerator = make_accelerator(precision=config.precision)
     seeds = draw_seeds(store, seed_fraction, seed=config.seed, per_class=per_class)
+    seeds, held = hold_out(seeds, held_out, seed=config.seed)
+    if match_steps_of is not None:
+        batch = config.batch_size * accelerator.num_processes
+        sizes: dict[str, int] = {"full": len(store), "seeds": len(seeds), "batch": batch}
+        config = replace(config, epochs=matched_epochs(match_steps_of, **sizes))
+    run = partial(score_seeds, store, seeds, held_out=held, accelerator=accelerator, **how)
     folder = folder or runs_of(path) / "seed"
     with bar("score", shown=accelerator.is_main_process) as progress:
-        result = score_seeds(
-            store,
-            seeds,
-            config,
-            folder=folder,
-            window=window,
-            clean_pass=clean_pass,
-            accelerator=accelerator,
-            progress=progress,
-        )
-    return {"run": str(folder), **result, "scores": " ".join(_seed_scores(store))}
+        result = run(config=config, folder=folder, progress=progress)
+    result = {"run": str(folder), "epochs": config.epochs, **result}
+    if ceiling:
+        second = replace(config, seed=config.seed + 1)
+        where = folder.with_name(f"{folder.name}-again")
+        with bar("score again", shown=accelerator.is_main_process) as progress:
+            run(config=second, folder=where, name="seed_again", progress=progress)
+        result["ceiling"] = put_ceilings(store, write=accelerator.is_main_process)
+        accelerator.wait_for_everyone()
+    return {**result, "scores": " ".join(_seed_scores(store))}
+
+
+def put_ceilings(store: Store, *, write: bool) -> dict[str, Any]:
+    """Compare two seed runs' scores, and keep the figures with those of the first.
+
+    Args:
+        store: Open, with scores `seed_...` and `seed_again_...`.
+        write: Only one process may.
+
+    Returns:
+        By score: the second one's name (`of`) and how well they agree.
+    """
+    ceilings = {}
+    for again in [name for name in store.scores if name.startswith("seed_again_")]:
+        name = again.replace("seed_again_", "seed_")
+        first, second = store.score(name), store.score(again)
+        both = np.isfinite(first) & np.isfinite(second)
+        quality = measure(first[both], second[both]).to_dict()
+        figures = {k: v for k, v in quality.items() if k not in ("spread", "classes")}
+        ceilings[name] = {"of": again, **figures}
+        if write:
+            store.put_score(
+                name, first, provenance={**store.provenance(name), "ceiling": ceilings[name]}
+            )
+    return ceilings
 
 
 def embed_store(
@@ -74,6 +126,7 @@ def embed_store(
             store,
             encoder.network,
             name=name,
+            classifiers=encoder.classifiers(int(store.labels().max()) + 1),
             size=size or encoder.size,
             channels=channels or encoder.channels,
             normalise=encoder.normalise,
@@ -83,7 +136,12 @@ def embed_store(
             progress=progress,
         )
     dim = store.embedding_array(name).shape[-1]
-    return {"embedding": name, "dim": dim, "samples": len(store), "embedded_now": embedded}
+    counts = {"dim": dim, "samples": len(store), "embedded_now": embedded}
+    return {"embedding": name, **counts, "signals_of_networks": _num_networks(store, name)}
+
+
+def _num_networks(store: Store, name: str) -> int:
+    return int(store.signal_array(name).shape[2]) if name in store.signal_tables else 0
 
 
 def train_store(
@@ -121,8 +179,9 @@ def train_store(
     )
     full = full_run_cost(full_run) if full_run else None
     accelerator = make_accelerator(out / "logs", precision=config.precision, track=track)
+    warning = doubt_of(store, rule.get("score"), rule["keep_fraction"])
     with bar("train", shown=accelerator.is_main_process) as progress:
-        return train_subset(
+        result = train_subset(
             store,
             keep,
             config,
@@ -136,6 +195,7 @@ def train_store(
             full=full,
             progress=progress,
         )
+    return {**({"warning": warning} if warning else {}), **result}
 
 
 def chosen_policy(policy: dict[str, Any], rule: dict[str, Any], config: TrainConfig) -> Policy:

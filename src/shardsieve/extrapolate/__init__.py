@@ -2,28 +2,42 @@
 
 from typing import Any
 
+from shardsieve.extrapolate.calibration import Spread, match_quantiles, spread
+from shardsieve.extrapolate.correlations import keep_agreement, pearson, spearman
+from shardsieve.extrapolate.direct import Direct
+from shardsieve.extrapolate.fused import Fused
 from shardsieve.extrapolate.knn import KNN, neighbours
 from shardsieve.extrapolate.protocol import Extrapolator
 from shardsieve.extrapolate.quality import (
     Quality,
+    by_class,
     cross_validate,
-    keep_agreement,
+    doubt,
     measure,
-    pearson,
-    spearman,
+    out_of_fold,
 )
+from shardsieve.extrapolate.resampling import intervals
 
 __all__ = [
     "GNN",
     "KNN",
+    "Direct",
     "Extrapolator",
+    "Fused",
     "Quality",
+    "Spread",
+    "by_class",
     "cross_validate",
+    "doubt",
+    "intervals",
     "keep_agreement",
+    "match_quantiles",
     "measure",
     "neighbours",
+    "out_of_fold",
     "pearson",
     "spearman",
+    "spread",
 ]
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from shardsieve._errors import MissingDependencyError
+from shardsieve.extrapolate.correlations import pearson
 from shardsieve.extrapolate.knn import neighbours
 from shardsieve.extrapolate.protocol import Floats, Rows, as_rows, blocks, checked_seeds
-from shardsieve.extrapolate.quality import pearson
 from shardsieve.order import permutation
 
 try:

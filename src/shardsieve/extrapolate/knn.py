@@ -1,25 +1,26 @@
 """Nearest-neighbour extrapolation (Score Extrapolation, arXiv 2506.09010, Eq. 6)."""
 
-from collections.abc import Iterator
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Self
 
-import faiss
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from shardsieve.extrapolate.approximate import (
+    SEARCHES,
+    Chosen,
+    CodedSearch,
+    choose_search,
+    kind_for,
+    spread_rows,
+)
 from shardsieve.extrapolate.protocol import Floats, Rows, as_rows, blocks, checked_seeds
+from shardsieve.extrapolate.search import Doubles, ExactSearch, Ids
 
 WEIGHTS = ("exp", "mean", "inverse")
 METRICS = ("euclidean", "cosine")
 # Normalising to float32 moves a vector by 1e-7: parallel vectors count as one below this.
 _SAME_DIRECTION = 1e-6
-# Candidates beyond k, so that the first search nearly always proves itself complete.
-_SPARE = 16
-# Numbers in a temporary array, 32 MiB of float64.
-_BUDGET = 2**22
-
-Ids = NDArray[np.int64]
-Doubles = NDArray[np.float64]
 
 
 class KNN:
@@ -35,6 +36,11 @@ class KNN:
         weights: `exp`, `mean` or `inverse`.
         metric: `euclidean`, or `cosine`: the Euclidean distance of vectors scaled to length 1, in
             `[0, 2]`, for the choice of neighbours and for their weights alike.
+        search: `exact`; `scan`, `ivf` or `hnsw`, faster searches set up to find `min_recall` of
+            the neighbours, measured on a sample of the queries (see `CodedSearch`), or exact where
+            none does; `auto`: exact while that is a matter of a minute, or on a GPU.
+        min_recall: In `(0, 1]`.
+        chosen: The search used last and its measured recall; None before.
         block_rows: Rows read and predicted at a time; bounds the memory, changes no prediction.
     """
 
@@ -44,18 +50,24 @@ class KNN:
         weights: str = "exp",
         metric: str = "euclidean",
         *,
+        search: str = "auto",
+        min_recall: float = 0.99,
         block_rows: int = 4096,
     ) -> None:
         for name, number in (("k", k), ("block_rows", block_rows)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}; 50 and 4096 are usual")
-        for name, choice, known in (("weights", weights, WEIGHTS), ("metric", metric, METRICS)):
+        choices = (("weights", weights, WEIGHTS), ("metric", metric, METRICS))
+        for name, choice, known in (*choices, ("search", search, SEARCHES)):
             if choice not in known:
                 raise ValueError(
                     f"{name} must be one of {', '.join(known)}, got {choice!r}; see KNN"
                 )
+        _check_recall(min_recall)
         self.k, self.weights, self.metric, self.block_rows = k, weights, metric, block_rows
-        self._search: _Search | None = None
+        self.search, self.min_recall = search, min_recall
+        self.chosen: Chosen | None = None
+        self._seeds: Floats | None = None
 
     def fit(self, embeddings: Rows | ArrayLike, scores: ArrayLike) -> Self:
         """Take in the seeds; those of an earlier fit are forgotten.
@@ -68,9 +80,24 @@ class KNN:
             ValueError: If shapes disagree or a number is not finite, naming the first such row.
         """
         seeds, values = checked_seeds(embeddings, scores)
-        self._search = _Search(self._scaled(seeds, 0))
-        self._scores = values
+        self._seeds, self._scores, self.chosen = self._scaled(seeds, 0), values, None
+        self._exact: ExactSearch | None = None
+        self._settled: ExactSearch | CodedSearch | None = None
         return self
+
+    def choose(self, queries: Rows | ArrayLike, num_queries: int | None = None) -> Chosen:
+        """Choose the search once for all later predictions, and return it with its recall.
+
+        Without it `predict` chooses, from rows of its own call, where an exact search is too slow.
+
+        Args:
+            queries: (q, d), finite: such as will be predicted, of which some are looked up.
+            num_queries: How many will be predicted; q if left out.
+        """
+        rows = self._checked(queries)
+        self._settled = self._searching(rows, self.k, num_queries or rows.shape[0])
+        assert self.chosen is not None
+        return self.chosen
 
     def predict(self, embeddings: Rows | ArrayLike) -> Floats:
         """Return the predicted score of every row: float32 (n,).
@@ -81,14 +108,36 @@ class KNN:
         Raises:
             ValueError: If nothing was fitted, d differs from the seeds', or a row is not finite.
         """
-        if self._search is None:
-            raise ValueError("KNN must be fitted before it predicts, got no seeds; call fit")
-        rows = as_rows(embeddings, self._search.seeds.shape[1])
-        predicted = np.empty(rows.shape[0], dtype=np.float32)
+        return np.asarray(self.predict_each(embeddings, (self.k,))[0])
+
+    def predict_each(self, embeddings: Rows | ArrayLike, ks: Sequence[int]) -> Floats:
+        """Return what `predict` would for several k, from one search: float32 (len(ks), n)."""
+        rows = self._checked(embeddings)
+        search = self._settled or self._searching(rows, max(ks), rows.shape[0])
+        predicted = np.empty((len(ks), rows.shape[0]), dtype=np.float32)
         for start, block in blocks(rows, self.block_rows):
-            for places, ids, distances in self._search(self._scaled(block, start), self.k):
-                predicted[start + places] = self._combine(ids, distances)
+            for places, ids, distances in search(self._scaled(block, start), max(ks)):
+                for row, k in zip(predicted, ks, strict=True):
+                    row[start + places] = self._combine(ids, distances, k)
         return predicted
+
+    def _checked(self, embeddings: Rows | ArrayLike) -> Rows:
+        if self._seeds is None:
+            raise ValueError("KNN must be fitted before it predicts, got no seeds; call fit")
+        return as_rows(embeddings, self._seeds.shape[1])
+
+    def _searching(self, rows: Rows, k: int, num_queries: int) -> ExactSearch | CodedSearch:
+        assert self._seeds is not None
+        kind = kind_for(self.search, len(self._seeds), num_queries, self._seeds.shape[1])
+        if kind != "exact" and rows.shape[0] > 1:
+            sample = self._scaled(spread_rows(rows), 0)
+            found = choose_search(self._seeds, sample, k, kind=kind, recall=self.min_recall)
+            if found is not None:
+                self.chosen, self._settled = found.chosen, found
+                return found
+        self.chosen = Chosen("exact", 1.0, self.min_recall, 0, {})
+        self._exact = self._exact or ExactSearch(self._seeds)
+        return self._exact
 
     def _scaled(self, block: Floats, start: int) -> Floats:
         if self.metric == "euclidean":
@@ -102,10 +151,10 @@ class KNN:
             )
         return np.asarray(exact / lengths, dtype=np.float32)
 
-    def _combine(self, ids: Ids, distances: Doubles) -> Floats:
+    def _combine(self, ids: Ids, distances: Doubles, k: int) -> Floats:
         if self.metric == "cosine":
             distances = np.where(distances < _SAME_DIRECTION, 0.0, distances)
-        shares = _shares(distances, min(self.k, len(self._scores)))
+        shares = _shares(distances, min(k, len(self._scores)))
         weights = shares * self._weigh(distances)
         scores = self._scores[ids].astype(np.float64)
         means = (weights * scores).sum(axis=1) / weights.sum(axis=1)
@@ -127,16 +176,23 @@ class KNN:
 
 
 def neighbours(
-    seed_embeddings: Rows | ArrayLike, query_embeddings: Rows | ArrayLike, k: int
+    seed_embeddings: Rows | ArrayLike,
+    query_embeddings: Rows | ArrayLike,
+    k: int,
+    *,
+    search: str = "exact",
+    min_recall: float = 0.99,
 ) -> tuple[Ids, Doubles]:
     """Return the nearest seeds of every query and their Euclidean distances, nearest first.
 
-    The search is exact, ties go to the lower id, and equal vectors are at distance exactly 0.
+    Ties go to the lower id, and equal vectors are at distance exactly 0.
 
     Args:
         seed_embeddings: (m, d), finite, m at least 1.
         query_embeddings: (n, d), finite, anything sliceable by rows.
         k: At least 1; fewer seeds than that are all returned.
+        search: As in `KNN`.
+        min_recall: Likewise.
 
     Returns:
         Ids in `[0, m)`, int64, and distances, float64, both (n, min(k, m)).
@@ -150,75 +206,21 @@ def neighbours(
     rows = as_rows(query_embeddings, seeds.shape[1])
     shape = (rows.shape[0], min(k, len(seeds)))
     found, distances = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.float64)
-    search = _Search(seeds)
+    kind = kind_for(search, len(seeds), len(found), seeds.shape[1])
+    coded = None
+    if kind != "exact" and len(found) > 1:
+        coded = choose_search(seeds, spread_rows(rows), k, kind=kind, recall=min_recall)
+    finder = coded or ExactSearch(seeds)
     for start, block in blocks(rows, 4096):
-        for places, ids, exact in search(block, k):
+        for places, ids, exact in finder(block, k):
             found[start + places] = ids[:, : shape[1]]
             distances[start + places] = exact[:, : shape[1]]
     return found, distances
 
 
-class _Search:
-    """Exact neighbours: faiss proposes, float64 measures again and checks that none is missing.
-
-    faiss computes |x|² + |y|² - 2xy in float32, which loses the digits of small distances.
-    """
-
-    def __init__(self, seeds: Floats) -> None:
-        self.seeds = seeds
-        # Distances stay the same about the mean, and the shorter vectors lose fewer digits.
-        self._mean = seeds.mean(axis=0, dtype=np.float64).astype(np.float32)
-        self._index: Any = faiss.IndexFlatL2(seeds.shape[1])
-        self._index.add(self._centred(seeds))
-
-    def __call__(self, block: Floats, k: int) -> Iterator[tuple[Ids, Ids, Doubles]]:
-        """Yield (rows of the block, seed ids, distances), by distance and then id.
-
-        Each row comes once, with k columns or more that hold every seed tied at the k-th distance.
-        """
-        count, rows = len(self.seeds), np.arange(len(block))
-        k = min(k, count)
-        width = min(count, k + _SPARE)
-        while len(rows):
-            step = max(1, _BUDGET // width)
-            unsure = []
-            for start in range(0, len(rows), step):
-                part = rows[start : start + step]
-                ids, distances, sure = self._measure(block[part], k, width)
-                yield part[sure], ids[sure], distances[sure]
-                unsure.append(part[~sure])
-            rows, width = np.concatenate(unsure), min(count, 4 * width)
-
-    def _measure(self, block: Floats, k: int, width: int) -> tuple[Ids, Doubles, NDArray[np.bool_]]:
-        if width == len(self.seeds):
-            ids = np.broadcast_to(np.arange(width), (len(block), width))
-            least = np.full(len(block), np.inf)
-        else:
-            squared, ids = self._index.search(self._centred(block), width)
-            # A padded row, with id -1 where distances overflow, is no proof of anything.
-            least = np.where((ids >= 0).all(axis=1), squared[:, -1].astype(np.float64), -np.inf)
-        distances = self._distances(block, ids)
-        order = np.lexsort((ids, distances))
-        distances = np.take_along_axis(distances, order, axis=1)
-        ids = np.take_along_axis(ids, order, axis=1).astype(np.int64)
-        # The d² of any other seed y is at least `least` less faiss' error, which is at most
-        # e(|x|² + |y|²), and |y|² <= 2|x|² + 2d².
-        e = 2 * (block.shape[1] + 8) * 2.0**-24
-        lengths = np.square(block.astype(np.float64) - self._mean).sum(axis=1)
-        return ids, distances, distances[:, k - 1] ** 2 * (1 + 2 * e) < least - 3 * e * lengths
-
-    def _distances(self, block: Floats, ids: Ids) -> Doubles:
-        distances = np.empty(ids.shape)
-        step = max(1, _BUDGET // (ids.shape[1] * block.shape[1]))
-        for start in range(0, len(block), step):
-            part = slice(start, start + step)
-            apart = np.subtract(self.seeds[ids[part]], block[part, None], dtype=np.float64)
-            distances[part] = np.sqrt(np.einsum("nkd,nkd->nk", apart, apart))
-        return distances
-
-    def _centred(self, block: Floats) -> Floats:
-        with np.errstate(over="ignore"):  # an infinity is never near, and leaves the row unproven
-            return np.asarray(block - self._mean)
+def _check_recall(recall: float) -> None:
+    if not 0 < recall <= 1:
+        raise ValueError(f"min_recall must lie in (0, 1], got {recall}; 0.99 is usual")
 
 
 def _shares(distances: Doubles, k: int) -> Doubles:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float32]
+Ids = NDArray[np.int64]
 
 
 class Rows(Protocol):
@@ -84,9 +85,18 @@ def checked_seeds(embeddings: Rows | ArrayLike, scores: ArrayLike) -> tuple[Floa
         ValueError: If shapes disagree, there is no seed, or a number is not finite.
     """
     rows = as_rows(embeddings)
+    values = checked_scores(scores, rows.shape[0])
+    return np.concatenate([block for _, block in blocks(rows, 65_536)]), values
+
+
+def checked_scores(scores: ArrayLike, num_seeds: int) -> Floats:
+    """Return the seeds' scores, finite float32 (m,), m at least 1.
+
+    Raises:
+        ValueError: If their number is another, there is no seed, or one is not finite.
+    """
     with np.errstate(over="ignore"):
         values = np.asarray(scores, dtype=np.float32)
-    num_seeds = rows.shape[0]
     if num_seeds < 1:
         raise ValueError("embeddings must hold at least 1 seed, got 0; score some samples first")
     if values.shape != (num_seeds,):
@@ -100,4 +110,21 @@ def checked_seeds(embeddings: Rows | ArrayLike, scores: ArrayLike) -> tuple[Floa
             f"scores must be finite, got {values[bad[0]]} for seed {bad[0]} "
             f"({len(bad)} of {num_seeds} are not finite); give scored samples only"
         )
-    return np.concatenate([block for _, block in blocks(rows, 65_536)]), values
+    return values
+
+
+def checked_labels(labels: ArrayLike | None, num_samples: int) -> Ids | None:
+    """Return labels as int64 (n,), or None where none are given.
+
+    Raises:
+        ValueError: If they are no integers, or not one per sample.
+    """
+    if labels is None:
+        return None
+    classes = np.asarray(labels)
+    if classes.shape != (num_samples,) or not np.issubdtype(classes.dtype, np.integer):
+        raise ValueError(
+            f"labels must be integers of shape ({num_samples},), got {classes.dtype} of shape "
+            f"{classes.shape}; give one per embedding, -1 where unknown"
+        )
+    return classes.astype(np.int64)

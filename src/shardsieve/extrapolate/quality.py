@@ -1,26 +1,35 @@
-"""How well predicted scores agree with measured ones."""
+"""How well predicted scores agree with measured ones, and how far to trust that figure."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shardsieve.extrapolate.calibration import Spread, spread
+from shardsieve.extrapolate.correlations import (
+    check_keeps,
+    checked_pair,
+    keep_agreement,
+    pearson,
+    spearman,
+)
 from shardsieve.extrapolate.protocol import Extrapolator, Rows, checked_seeds
+from shardsieve.extrapolate.resampling import Interval, intervals
 from shardsieve.order import permutation
 from shardsieve.selection import keep_top, num_kept
 
-FRACTIONS = (0.3, 0.5, 0.7)
-Doubles = NDArray[np.float64]
+FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Agreement of predictions with measured scores.
+    """Agreement of predictions with measured scores of the same samples.
 
     A random prediction has correlations near 0 and an agreement near the keep fraction itself. A
-    second measurement is the ceiling: two runs of one score correlate below 1 as well.
+    second measurement is the ceiling: two runs of one score correlate below 1 as well. The figures
+    speak of the scores compared with: over the seeds, those of the seed run, not of a full run.
 
     Attributes:
         pearson: Correlation of the values, in `[-1, 1]`; 0 when either side is constant.
@@ -28,87 +37,110 @@ class Quality:
         agreement: Keep fraction, as a string for JSON's sake -> share, in `[0, 1]`, of the measured
             top keep set that the predicted one holds.
         num_held_out: Samples compared.
+        intervals: `pearson`, `spearman` and each keep fraction -> 95 % bootstrap interval.
+        spread: How widely both lie.
+        classes: One row per label, as `by_class` returns them; empty without labels.
     """
 
     pearson: float
     spearman: float
     agreement: dict[str, float]
     num_held_out: int
+    intervals: dict[str, Interval]
+    spread: Spread
+    classes: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures, JSON-ready."""
-        return asdict(self)
+        figures = asdict(self)
+        return figures | {"intervals": {name: list(ends) for name, ends in self.intervals.items()}}
 
 
 def measure(
-    true: ArrayLike, predicted: ArrayLike, fractions: tuple[float, ...] = FRACTIONS
+    true: ArrayLike,
+    predicted: ArrayLike,
+    fractions: tuple[float, ...] | None = None,
+    *,
+    labels: ArrayLike | None = None,
 ) -> Quality:
     """Return how well predicted scores (n,) agree with measured ones (n,).
 
     Args:
         true: Measured, finite.
         predicted: Of the same samples, finite.
-        fractions: Keep fractions to compare at, in `(0, 1]`, each keeping at least one sample.
+        fractions: Keep fractions to compare at, in `(0, 1]`, each keeping at least one sample;
+            None takes those of `FRACTIONS` that do.
+        labels: Integers (n,), for a breakdown by class.
     """
-    want, got = _pair(true, predicted)
-    agreement = {str(f): keep_agreement(want, got, f) for f in fractions}
-    return Quality(pearson(want, got), spearman(want, got), agreement, len(want))
+    want, got = checked_pair(true, predicted)
+    asked = _fractions(len(want), fractions)
+    return Quality(
+        pearson=pearson(want, got),
+        spearman=spearman(want, got),
+        agreement={str(f): keep_agreement(want, got, f) for f in asked},
+        num_held_out=len(want),
+        intervals=intervals(want, got, asked),
+        spread=spread(want, got),
+        classes=[] if labels is None else by_class(want, got, labels),
+    )
 
 
-def pearson(a: ArrayLike, b: ArrayLike) -> float:
-    """Return Pearson's correlation, in `[-1, 1]`; 0 when either side is constant.
+def by_class(
+    true: ArrayLike, predicted: ArrayLike, labels: ArrayLike, keep_fraction: float = 0.5
+) -> list[dict[str, Any]]:
+    """Return one row per label: samples, Spearman, mean scores, and shares of the keep sets.
+
+    `kept` and `kept_predicted` are the shares of the class that the measured and the predicted top
+    keep set of all samples hold: a class whose shares differ is over- or undervalued.
 
     Args:
-        a: (n,), finite, n at least 1.
-        b: (n,), likewise.
-
-    Raises:
-        ValueError: If the lengths differ, or a value is not finite.
-
-    >>> round(pearson([1, 2, 3], [2, 4, 6]), 6)
-    1.0
-    """
-    x, y = _pair(a, b)
-    if (x == x[0]).all() or (y == y[0]).all():
-        return 0.0
-    return float(np.clip(_unit(x) @ _unit(y), -1, 1))
-
-
-def spearman(a: ArrayLike, b: ArrayLike) -> float:
-    """Return the correlation of ranks, ties taking their mean rank; 0 when a side is constant.
-
-    Args:
-        a: (n,), finite, n at least 1.
-        b: (n,), likewise.
-
-    Raises:
-        ValueError: If the lengths differ, or a value is not finite.
-
-    >>> round(spearman([1, 2, 3], [1, 10, 100]), 6)
-    1.0
-    """
-    x, y = _pair(a, b)
-    return pearson(_ranks(x), _ranks(y))
-
-
-def keep_agreement(true: ArrayLike, predicted: ArrayLike, keep_fraction: float) -> float:
-    """Return the share, in `[0, 1]`, of the true top keep set that the predicted one holds.
-
-    Args:
-        true: (n,), finite; ties go to the lower row.
-        predicted: (n,), likewise.
+        true: (n,), finite.
+        predicted: (n,), finite.
+        labels: (n,), integers; a negative one means unknown and makes a row of its own.
         keep_fraction: In `(0, 1]`, keeping at least one of n.
-
-    Raises:
-        ValueError: If the lengths differ, a value is not finite, or nothing would be kept.
-
-    >>> keep_agreement([4, 3, 2, 1], [4, 1, 3, 2], keep_fraction=0.5)
-    0.5
     """
-    want, got = _pair(true, predicted)
-    _check_keeps(len(want), keep_fraction)
-    kept = keep_top(want, keep_fraction)
-    return len(np.intersect1d(kept, keep_top(got, keep_fraction))) / len(kept)
+    want, got = checked_pair(true, predicted)
+    names, place = np.unique(np.asarray(labels), return_inverse=True)
+    kept, kept_predicted = (
+        np.isin(np.arange(len(want)), keep_top(values, keep_fraction)) for values in (want, got)
+    )
+    rows = []
+    for one, name in enumerate(names.tolist()):
+        inside = place == one
+        rows.append(
+            {
+                "class": name,
+                "samples": int(inside.sum()),
+                "spearman": spearman(want[inside], got[inside]),
+                "measured_mean": float(want[inside].mean()),
+                "predicted_mean": float(got[inside].mean()),
+                "kept": float(kept[inside].mean()),
+                "kept_predicted": float(kept_predicted[inside].mean()),
+            }
+        )
+    return rows
+
+
+def doubt(quality: Mapping[str, Any], keep_fraction: float) -> str | None:
+    """Return a warning if the prediction is not shown to beat chance at a keep fraction.
+
+    The measured fraction nearest to the asked one decides: the low end of its interval must lie
+    above the fraction itself, which is what a random keep set agrees in.
+
+    Args:
+        quality: As `Quality.to_dict` returns it.
+        keep_fraction: In `(0, 1]`.
+    """
+    measured: Mapping[str, float] = quality["agreement"]
+    nearest = min(measured, key=lambda name: abs(float(name) - keep_fraction))
+    low, high = quality.get("intervals", {}).get(nearest, (measured[nearest],) * 2)
+    if low > float(nearest) or keep_fraction == 1:
+        return None
+    return (
+        f"at keep fraction {nearest} the predicted keep set is not shown to be better than a "
+        f"random one: agreement {measured[nearest]:.3f} ({low:.3f} to {high:.3f}) over held-out "
+        f"seeds, random {nearest}; use rule 'random', or score more seeds for more steps"
+    )
 
 
 def cross_validate(
@@ -118,12 +150,12 @@ def cross_validate(
     *,
     folds: int = 5,
     seed: int = 0,
-    fractions: tuple[float, ...] = FRACTIONS,
+    fractions: tuple[float, ...] | None = None,
+    labels: ArrayLike | None = None,
 ) -> Quality:
-    """Return the held-out quality over the seeds: each is predicted once, from the other folds.
+    """Return the held-out quality over the seeds; see `out_of_fold`.
 
-    The predictions of all folds are pooled and then measured. The folds depend on the number of
-    seeds, `folds` and `seed` alone, on every machine and in every release.
+    The predictions of all folds are pooled and then measured.
 
     Args:
         make_extrapolator: Gives a fresh extrapolator for each fold.
@@ -131,67 +163,78 @@ def cross_validate(
         scores: (m,), finite.
         folds: In `[2, m]`.
         seed: Decides the folds.
-        fractions: Keep fractions to compare at.
+        fractions: Keep fractions to compare at; as in `measure`.
+        labels: Integers (m,), for a breakdown by class.
 
     Raises:
         ValueError: If there are fewer seeds than folds, or the inputs are not as above.
     """
     points, values = checked_seeds(embeddings, scores)
-    if not 2 <= folds <= len(values):
+    _check_folds(folds, len(values))
+    asked = _fractions(len(values), fractions)  # before the work, not after it
+    predicted = out_of_fold(make_extrapolator, points, values, folds=folds, seed=seed)
+    return measure(values, predicted, asked, labels=labels)
+
+
+def out_of_fold(
+    make_extrapolator: Callable[[], Extrapolator],
+    embeddings: Rows | ArrayLike,
+    scores: ArrayLike,
+    *,
+    folds: int = 5,
+    seed: int = 0,
+    tried: NDArray[np.bool_] | None = None,
+    beside: Mapping[str, NDArray[Any]] | None = None,
+) -> NDArray[np.float32]:
+    """Return a prediction for each seed, made from the other folds: float32 (m,).
+
+    The folds depend on the number of tried seeds, `folds` and `seed` alone, on every machine and in
+    every release.
+
+    Args:
+        make_extrapolator: Gives a fresh extrapolator for each fold.
+        embeddings: (m, d), finite.
+        scores: (m,), finite.
+        folds: In `[2, number of tried seeds]`.
+        seed: Decides the folds.
+        tried: bool (m,): the seeds to predict. The others are always fitted on and stay NaN. None
+            tries all.
+        beside: What `fit` and `predict` take besides, (m, ...) each, by name.
+
+    Raises:
+        ValueError: If there are fewer seeds to try than folds, or the inputs are not as above.
+    """
+    points, values = checked_seeds(embeddings, scores)
+    places = np.arange(len(values)) if tried is None else np.flatnonzero(tried)
+    _check_folds(folds, len(places))
+    fold = np.full(len(values), -1)
+    fold[places[permutation(len(places), seed, folds)]] = np.arange(len(places)) % folds
+    predicted = np.full(len(values), np.nan, dtype=np.float32)
+    for one in range(folds):
+        model: Any = make_extrapolator()
+        fitted, out = fold != one, fold == one
+        model.fit(points[fitted], values[fitted], **_cut(beside, fitted))
+        predicted[out] = model.predict(points[out], **_cut(beside, out))
+    return predicted
+
+
+def _check_folds(folds: int, num_seeds: int) -> None:
+    if not 2 <= folds <= num_seeds:
         raise ValueError(
-            f"folds must lie in [2, {len(values)}] for {len(values)} seeds, got {folds}; "
+            f"folds must lie in [2, {num_seeds}] for {num_seeds} seeds, got {folds}; "
             "score more seeds or ask for fewer folds"
         )
-    for fraction in fractions:  # before the work, not after it
-        _check_keeps(len(values), fraction)
-    fold = np.empty(len(values), dtype=np.int64)
-    fold[permutation(len(values), seed, folds)] = np.arange(len(values)) % folds
-    predicted = np.empty(len(values), dtype=np.float32)
-    for one in range(folds):
-        held_out = fold == one
-        model = make_extrapolator()
-        model.fit(points[~held_out], values[~held_out])
-        predicted[held_out] = model.predict(points[held_out])
-    return measure(values, predicted, fractions)
 
 
-def _check_keeps(num_samples: int, keep_fraction: float) -> None:
-    if num_kept(num_samples, keep_fraction) < 1:
-        raise ValueError(
-            f"keep_fraction must keep at least 1 of {num_samples} samples, got {keep_fraction}; "
-            "compare at a larger fraction"
-        )
+def _cut(
+    beside: Mapping[str, NDArray[Any]] | None, rows: NDArray[np.bool_]
+) -> dict[str, NDArray[Any]]:
+    return {name: array[rows] for name, array in (beside or {}).items()}
 
 
-def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Doubles, Doubles]:
-    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if x.shape != y.shape or x.ndim != 1 or len(x) == 0:
-        raise ValueError(
-            f"scores must have one shape (n,) with n >= 1, got {x.shape} and {y.shape}; "
-            "compare the same samples"
-        )
-    for values in (x, y):
-        bad = np.flatnonzero(~np.isfinite(values))
-        if len(bad):
-            raise ValueError(
-                f"scores must be finite, got {values[bad[0]]} for row {bad[0]}; "
-                "compare samples that have both scores"
-            )
-    return x, y
-
-
-def _unit(values: Doubles) -> Doubles:
-    # Scaled before and after centring: squares of 1e200 or 1e-200 leave float64.
-    centred = values / np.abs(values).max()
-    centred = centred - centred.mean()
-    largest = np.abs(centred).max()
-    if largest == 0:  # values apart by the last digit alone
-        return np.asarray(centred)
-    centred = centred / largest
-    return np.asarray(centred / np.linalg.norm(centred))
-
-
-def _ranks(values: Doubles) -> Doubles:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return np.asarray((last - (counts - 1) / 2)[inverse], dtype=np.float64)
+def _fractions(num_samples: int, fractions: tuple[float, ...] | None) -> tuple[float, ...]:
+    if fractions is None:
+        return tuple(f for f in FRACTIONS if num_kept(num_samples, f))
+    for fraction in fractions:
+        check_keeps(num_samples, fraction)
+    return fractions

@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.utils import pytorch_worker_info
 
 from shardsieve._errors import CorruptShardError
+from shardsieve.epoch import EpochOrder
 from shardsieve.keepset import KeepSet
 from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.loaders.ledger import Ledger
@@ -62,6 +63,7 @@ class PrunedSource(IterableDataset[Sample]):
         self._told.share_memory_()  # type: ignore[no-untyped-call]
         self._heard, self._passes, self._taken, self._skip = -1, 0, 0, 0
         self._spare: Sample | None = None
+        self._ended = False
 
     @property
     def ledger(self) -> Ledger:
@@ -83,7 +85,7 @@ class PrunedSource(IterableDataset[Sample]):
         epoch, place, block = self._told[:3].tolist()
         state = {"plan": self._plan_name(), "epoch": epoch, "block": block or self._block()}
         if samples_done is None and get_worker_info() is not None:
-            return {**state, "samples_done": place, "taken": self._taken}
+            return {**state, "samples_done": place, "taken": self._given()}
         if samples_done is None:
             samples_done = self.places_of(self._taken)
         return {**state, "samples_done": min(place + samples_done, len(self.keep))}
@@ -101,43 +103,56 @@ class PrunedSource(IterableDataset[Sample]):
         rank, size, _, _ = pytorch_worker_info()
         return World(rank, size)
 
-    def rank_samples(self) -> int:
-        """Return the samples of this rank in a whole epoch."""
-        world, total = self.own_world(), len(self.keep)
+    def rank_samples(self, start: int = 0) -> int:
+        """Return the samples of this rank in an epoch, from a place on."""
+        world = self.own_world()
         if self.batch_size is None:
-            return len(range(world.rank, total, world.size))
-        steps = Steps(total, self.batch_size, world.size, self.tail)
-        return sum(steps.size(step, world.rank) for step in range(len(steps)))
+            return len(range(world.rank, len(self.keep) - start, world.size))
+        steps = self._steps(start)
+        return sum(self._size(steps, step) for step in range(len(steps)))
+
+    def pass_size(self, *, batches: bool) -> tuple[int, int]:
+        """Return the items of this rank in the pass that begins, and the remainder of its end.
+
+        Args:
+            batches: Whether the items are batches, or samples.
+        """
+        start = int(self._told[1])
+        if self.batch_size is None:
+            return self.rank_samples(start), 0
+        steps = self._steps(start)
+        remainder = steps.total % steps.global_batch if self.tail == "pad" else 0
+        return len(steps) if batches else self.rank_samples(start), remainder
 
     def places_done(self, steps_done: int) -> int:
         """Return the samples over all ranks in so many steps of this pass."""
-        world, left = self.own_world(), len(self.keep) - int(self._told[1])
-        if self.batch_size is None:
-            return min(steps_done * world.size, left)  # a sample is a step
-        return Steps(left, self.batch_size, world.size, self.tail).places_done(steps_done)
+        start = int(self._told[1])
+        if self.batch_size is None:  # a sample is a step
+            return min(steps_done * self.own_world().size, len(self.keep) - start)
+        return self._steps(start).places_done(steps_done)
 
     def places_of(self, taken: int) -> int:
         """Return the samples over all ranks once this rank has taken so many in this pass."""
         if self.batch_size is None:
             return self.places_done(taken)
-        world, left = self.own_world(), len(self.keep) - int(self._told[1])
-        steps = Steps(left, self.batch_size, world.size, self.tail)
+        steps = self._steps(int(self._told[1]))
         step = min(taken // self.batch_size, max(len(steps) - 2, 0))  # whole ones, but for the last
         taken -= step * self.batch_size
-        while step < len(steps) and taken >= steps.size(step, world.rank):
-            taken, step = taken - steps.size(step, world.rank), step + 1
+        while step < len(steps) and taken >= self._size(steps, step):
+            taken, step = taken - self._size(steps, step), step + 1
         return steps.places_done(step)
 
     def __iter__(self) -> Iterator[Sample]:
         epoch, place, block = self._now()
         _, _, worker, workers = pytorch_worker_info()
         parts = _without_first(self._parts(epoch, place, block, worker, workers), self._skip)
-        self._taken, self._skip = self._skip, 0
+        self._taken, self._skip, self._ended = self._skip, 0, False
         for ids, following in _with_next(_grouped(parts)):
             for sample in self._in_step(self._read(ids, following)):
                 self._taken += 1
                 if sample is not None:
                     yield sample
+        self._ended = True
 
     # Inside ---------------------------------------------------------------------------------
 
@@ -163,37 +178,48 @@ class PrunedSource(IterableDataset[Sample]):
         self, epoch: int, start: int, block: int, worker: int, workers: int
     ) -> Iterator[Ids]:
         """Yield the ids of this worker, in order; ~id where a sample only fills up a step."""
-        world, held, first = self.own_world(), np.zeros(0, dtype=np.int64), 0
-        order = self.order.epoch(self.keep, len(self.data), epoch, block)
-        made = ordered_ids(self.keep, order, start)
-        for begin, end, stride in self._spans(len(self.keep) - start, world, worker, workers):
-            while first + len(held) < max(end, begin + 1):
-                held = np.concatenate([held, next(made)])
-            if begin == end:
-                yield ~held[begin - first : begin - first + 1]
-                continue
-            yield held[begin - first : end - first : stride]
-            held, first = held[end - first :], end
-
-    def _spans(
-        self, total: int, world: World, worker: int, workers: int
-    ) -> Iterator[tuple[int, int, int]]:
-        """Yield places [begin, end) with a stride, ascending; empty where a sample is repeated."""
+        made = _Places(ordered_ids(self.keep, self._order(epoch, block), start))
+        world, total = self.own_world(), len(self.keep) - start
         if self.batch_size is None:
             stride = world.size * workers
             for begin in range(world.rank + worker * world.size, total, stride * _AT_ONCE):
-                yield begin, min(begin + stride * _AT_ONCE, total), stride
+                yield made.between(begin, min(begin + stride * _AT_ONCE, total))[::stride]
             return
-        steps, given = Steps(total, self.batch_size, world.size, self.tail), 0
+        steps, given = self._steps(start), 0
+        opening = made.first(min(steps.global_batch, total))
         for step in range(len(steps)):
             begin, end = steps.share(step, world.rank)
-            size, offset, stride = max(end - begin, 1), (worker - given) % workers, workers
-            mine = offset < size
-            if self.batched_inside:
-                mine, offset, stride = step % workers == worker, 0, 1
-            if mine:
-                yield begin + offset, end, stride
-            given += size
+            ids = made.between(begin, end)
+            missing = self._size(steps, step) - len(ids)
+            if missing:
+                ids = np.concatenate([ids, ~np.resize(opening, missing)])
+            if not self.batched_inside:
+                yield ids[(worker - given) % workers :: workers]
+            elif step % workers == worker:
+                yield ids
+            given += len(ids)
+
+    def _steps(self, start: int) -> Steps:
+        left = len(self.keep) - start
+        return Steps(left, self.batch_size or 1, self.own_world().size, self.tail)
+
+    def _given(self) -> int:
+        """Return the samples of this worker that have left it.
+
+        webdataset's `batched` takes the next batch's first sample before it gives a batch away.
+        """
+        if self.batch_size is None or not self.batched_inside or self._ended:
+            return self._taken
+        return self._taken // self.batch_size * self.batch_size
+
+    def _size(self, steps: Steps, step: int) -> int:
+        """Return the samples of this rank in a step, those counted that only fill it up."""
+        # Later stages cut batches by count: one that lent a sample would shift those behind it.
+        last = step + 1 == len(steps)
+        return steps.size(step, self.own_world().rank) if last else steps.batch_size
+
+    def _order(self, epoch: int, block: int) -> EpochOrder:
+        return self.order.epoch(self.keep, len(self.data), epoch, block)
 
     def _in_step(self, samples: list[Sample | None]) -> Iterable[Sample | None]:
         """Put another sample, with weight 0, where one is left out and other ranks count on it."""
@@ -254,6 +280,24 @@ class PrunedSource(IterableDataset[Sample]):
 def _local_path(url: str) -> str | None:
     parsed = urlparse(url)
     return parsed.path if parsed.scheme in ("", "file") else None
+
+
+class _Places:
+    """The ids at places of an order, asked for in ascending order."""
+
+    def __init__(self, parts: Iterator[Ids]) -> None:
+        self._parts, self._held, self._first = parts, np.zeros(0, dtype=np.int64), 0
+
+    def between(self, begin: int, end: int) -> Ids:
+        """Return the ids at `[begin, end)`; nothing before `begin` may be asked for any more."""
+        while self._first + len(self._held) < end:
+            self._held = np.concatenate([self._held, next(self._parts)])
+        self._held, self._first = self._held[max(begin - self._first, 0) :], begin
+        return self._held[: end - begin]
+
+    def first(self, count: int) -> Ids:
+        """Return the ids at the first places, and go on from the beginning."""
+        return self.between(0, count)
 
 
 def _weightless(sample: Sample | None) -> Sample | None:

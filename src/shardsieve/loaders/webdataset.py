@@ -14,13 +14,14 @@ from accelerate.data_loader import DataLoaderDispatcher, IterableDatasetShard
 from shardsieve._errors import ShardsieveError, StoreMismatchError
 from shardsieve.io.spans import Storage
 from shardsieve.keepset import KeepSet, select
+from shardsieve.loaders.accelerated import RegisteredIterator
 from shardsieve.loaders.asking import HandedOut, caller_of
 from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.loaders.ledger import Ledger
 from shardsieve.loaders.planned import OrderSettings
 from shardsieve.loaders.pruned_source import PrunedSource
 from shardsieve.loaders.stages import batch_size_of, refuse_second_split, source_of
-from shardsieve.plan import World
+from shardsieve.plan import TAILS, World
 from shardsieve.store.store import Store
 
 
@@ -66,7 +67,7 @@ def prune_pipeline(
             where the pipeline shuffled shards or a window is given, else `none`.
         window: As in `PrunedShardSampler`.
         groups: As in `PrunedShardSampler`.
-        tail: `uneven` or `drop`, as in `Steps`.
+        tail: `uneven`, `pad` (samples that fill up the last batches have `__weight__` 0) or `drop`.
         batch_size: Of what makes batches behind the pipeline, per rank.
         world: Found from the environment or `torch.distributed` when left out.
         storage: What reading costs where the shards lie; by their kind when left out.
@@ -78,8 +79,8 @@ def prune_pipeline(
     Raises:
         ShardsieveError: If a stage cannot be kept, or a shard is not in the store.
     """
-    if tail not in ("uneven", "drop"):
-        raise ValueError(f"tail must be 'uneven' or 'drop' for a pipeline, got {tail!r}")
+    if tail not in TAILS:
+        raise ValueError(f"tail must be one of {', '.join(TAILS)}, got {tail!r}")
     source = source_of(pipeline.pipeline)
     if keep_set is None:
         chosen = {"keep_fraction": 1.0, "score": score, "seed": seed, **selection}
@@ -144,7 +145,13 @@ def prune_loader(loader: Any, store: Store, **options: Any) -> Any:
 def _counted_iterator(loader: Any) -> Any:
     iterator = type(loader)._get_iterator(loader)
     loader.__dict__["_handed_out"] = HandedOut(iterator)
-    return iterator
+    total, remainder = loader.dataset.source.pass_size(batches=_hands_out_batches(loader))
+    return RegisteredIterator(loader, iterator, total, remainder)
+
+
+def _hands_out_batches(loader: Any) -> bool:
+    made = batch_size_of(loader.dataset.pipeline[1:])[0]
+    return loader.batch_size is not None or made is not None
 
 
 def _loader_state(loader: Any, *, samples_done: int | None = None) -> dict[str, Any]:
@@ -157,8 +164,8 @@ def _loader_state(loader: Any, *, samples_done: int | None = None) -> dict[str, 
     source, handed = loader.dataset.source, loader.__dict__["_handed_out"]
     if samples_done is None:
         items = 0 if handed is None else handed.count()
-        made = loader.batch_size is not None or batch_size_of(loader.dataset.pipeline[1:])[0]
-        samples_done = source.places_done(items) if made else source.places_of(items)
+        batches = _hands_out_batches(loader)
+        samples_done = source.places_done(items) if batches else source.places_of(items)
     state: dict[str, Any] = source.state_dict(samples_done)
     return state
 

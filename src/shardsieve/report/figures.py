@@ -32,6 +32,24 @@ def histogram(scores: NDArray[np.float32], measured: NDArray[np.bool_], cut: flo
     return _plotted(draw)
 
 
+def spread_of(scores: NDArray[np.float32], measured: NDArray[np.bool_]) -> str:
+    """Return both distributions, each as a share of its own samples, one over the other."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        bins = np.histogram_bin_edges(scores, 60).tolist()
+        for part, color, name in (
+            (scores[~measured], _RED, "predicted"),
+            (scores[measured], _BLUE, "measured"),
+        ):
+            how = {"bins": bins, "histtype": "step", "color": color, "label": name}
+            axes.hist(part, density=True, **how)
+        axes.legend(frameon=False)
+        axes.set(xlabel="score", ylabel="density")
+
+    return _plotted(draw)
+
+
 def against(predicted: NDArray[np.float32], measured: NDArray[np.float32]) -> str:
     """Return the cloud of predicted over measured scores."""
 

@@ -9,8 +9,8 @@ from jinja2 import Environment, PackageLoader
 from numpy.typing import NDArray
 
 from shardsieve._errors import MissingScoreError
-from shardsieve.extrapolate.quality import Quality, measure
-from shardsieve.report.figures import against, contact_sheet, histogram, shares
+from shardsieve.extrapolate.quality import Quality, doubt, measure
+from shardsieve.report.figures import against, contact_sheet, histogram, shares, spread_of
 from shardsieve.selection import keep_top
 from shardsieve.store.store import Store
 
@@ -54,7 +54,10 @@ def write_report(
         "predicted": int((~measured).sum()),
         "keep_fraction": keep_fraction,
         "table": table,
-        "quality": made.get("quality"),
+        "made": made,
+        "classes": classes,
+        "doubt": _doubt(made, keep_fraction),
+        "spread": spread_of(values, measured) if (~measured).any() else None,
         "histogram": histogram(values, measured, float(values[kept].min())),
         "shares": shares(names, rates, keep_fraction),
         "lowest": contact_sheet(store, ids[order[:_SHEET]]),
@@ -77,6 +80,11 @@ def _complete(store: Store, name: str) -> NDArray[np.float32]:
             "run `shardsieve extrapolate` first"
         )
     return values
+
+
+def _doubt(made: dict[str, Any], keep_fraction: float) -> str | None:
+    quality = made.get("against_second_run", made.get("quality"))
+    return None if quality is None else doubt(quality, keep_fraction)
 
 
 def _measured(store: Store, made: dict[str, Any], values: NDArray[np.float32]) -> NDArray[np.bool_]:

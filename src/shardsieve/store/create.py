@@ -68,8 +68,22 @@ def index(
         with _made(target) as folder:
             _write(folder, shards * len(blocks), blocks, attributes)
         return open_store(target)
-    partial = _beside(target)
-    with told_about_disk(target):
+    partial = beside(target)
+    done = walked(shards, partial, label_member, progress)
+    with _made(target) as folder:
+        _write(folder, shards, done)
+    shutil.rmtree(partial, ignore_errors=True)
+    return open_store(target)
+
+
+def walked(
+    shards: list[str], partial: Path, label_member: str, progress: Progress | None
+) -> list[IndexedShard]:
+    """Return the index entries of tars, from the folder of finished ones where they are there.
+
+    A damaged shard empties the folder; anything else that stops it leaves what is finished.
+    """
+    with told_about_disk(partial):
         partial.mkdir(parents=True, exist_ok=True)
     done = []
     try:
@@ -85,17 +99,14 @@ def index(
     except CorruptShardError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    with _made(target) as folder:
-        _write(folder, shards, done)
-    shutil.rmtree(partial, ignore_errors=True)
-    return open_store(target)
+    return done
 
 
 def _entry(partial: Path, number: int, url: str, label_member: str) -> IndexedShard:
     return _resumed(partial, number, url) or _save(partial, number, url, label_member)
 
 
-def _beside(target: Path | str) -> Path:
+def beside(target: Path | str) -> Path:
     """Return the local folder that keeps finished shards until the store is complete."""
     if isinstance(target, Path):
         return target.with_name(f".{target.name}.indexing")
@@ -227,10 +238,8 @@ def check(store: Store, *, progress: Progress | None = None) -> None:
     if store.kind == "ffcv":
         check_beton(store)
         return
-    for number, (url, want) in enumerate(
-        zip(store.urls, store.group["shard/table"][:], strict=True)  # type: ignore[index,arg-type]
-    ):
-        if index_shard(url).table != str(want):
+    for number, (url, want) in enumerate(zip(store.urls, store.tables(), strict=True)):
+        if index_shard(url).table != want:
             raise StoreMismatchError(
                 f"shard {url} holds other samples than the index of {store.path}; index it again"
             )

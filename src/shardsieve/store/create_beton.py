@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import numpy as np
-
 from shardsieve._errors import ShardsieveError, StoreMismatchError
 from shardsieve.io.source import cheap_fingerprint
 from shardsieve.shards.beton import Beton, read_beton
@@ -58,10 +56,10 @@ def check_beton(store: Store) -> None:
         StoreMismatchError: If a block differs, naming its rows.
     """
     blocks, _ = beton_blocks(store.urls[0], None)
-    want = np.asarray(store.group["shard/table"][:])  # type: ignore[index]
+    want = store.tables()
     got = [block.table for block in blocks]
-    for number, table in enumerate(want.tolist()):
-        if number >= len(got) or got[number] != str(table):
+    for number, table in enumerate(want):
+        if number >= len(got) or got[number] != table:
             first = number * store.rows_per_shard
             raise StoreMismatchError(
                 f"{store.urls[0]} holds other samples than the index of {store.path} from row "

@@ -18,6 +18,8 @@ from shardsieve.io.objects import group_client, is_remote, object_exists
 
 FORMAT_VERSION = 1
 SHARD_ARRAYS = ("url", "samples", "nbytes", "fingerprint", "table")
+PER_SHARD = ("shard", "sample", "embedding", "signal", "score", "keep")
+"""Groups whose arrays have one row per shard."""
 ROWS_MULTIPLE = 64
 
 
@@ -104,4 +106,4 @@ def told_about_disk(target: Path | str) -> Iterator[None]:
 def unpad(table: NDArray[Any], samples: NDArray[np.int64]) -> NDArray[Any]:
     """Return the used slots of an (S, L, ...) table as one array of samples, in id order."""
     used = np.arange(table.shape[1]) < samples[:, None]
-    return table[used]
+    return table[: len(samples)][used]

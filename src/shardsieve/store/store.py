@@ -1,5 +1,6 @@
 """The open store: ids, byte ranges, labels, embeddings, scores and keep sets by shard."""
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cached_property
@@ -22,6 +23,7 @@ from shardsieve.store.layout import (
     unpad,
     write_contents,
 )
+from shardsieve.store.rows import StoredRows
 
 
 class Store:
@@ -50,7 +52,10 @@ class Store:
         self.rows_per_shard = int(group.attrs["rows_per_shard"])  # type: ignore[arg-type]
         self.fingerprint = str(group.attrs["fingerprint"])
         self.members: tuple[str, ...] = tuple(map(str, group.attrs["members"]))  # type: ignore[arg-type]
+        # While shards are being appended the arrays are longer than the store.
+        self._num_shards: Any = group.attrs.get("num_shards")
         self.urls: list[str] = [str(u) for u in self._read("shard/url")]
+        self._num_shards = len(self.urls)
         self.samples: NDArray[np.int64] = self._read("shard/samples")
         self._need_chunks("shard/samples", self.samples > 0)
         self.epoch_samples: int | None = None
@@ -129,15 +134,37 @@ class Store:
         scores = np.asarray(values, dtype=np.float32)
         if scores.shape != (len(self),):
             raise ValueError(f"values must have shape ({len(self)},), got {scores.shape}")
-        made = {"definition": "user", **(provenance or {})}
-        self._check_name(name, made)
         table = np.full((self.num_shards, self.rows_per_shard), np.nan, dtype=np.float32)
         shard, position = np.divmod(self.ids(), self.rows_per_shard)
         table[shard, position] = scores
+        array = self.begin_score(name, provenance)
         with told_about_disk(self.path):
-            array = make_array(self.group, f"score/{name}", table.shape, "float32", np.nan)
             array[:] = table
-            array.attrs.update({**made, "date": datetime.now(UTC).isoformat(timespec="seconds")})
+        self.finish_score(name)
+
+    def begin_score(
+        self, name: str, provenance: Mapping[str, Any] | None = None
+    ) -> zarr.Array[Any]:
+        """Return the (S, L) float32 array of a score to fill shard by shard; see `put_score`.
+
+        What an interrupted filling with the same provenance left is kept, NaN where it did not
+        come to. The score is not listed before `finish_score`.
+        """
+        made = {"definition": "user", **json.loads(json.dumps(dict(provenance or {})))}
+        self._check_name(name, made)
+        if name in self._names("score") and self.provenance(name) == made:
+            return self._array(f"score/{name}")
+        with told_about_disk(self.path):
+            shape = (self.num_shards, self.rows_per_shard)
+            array = make_array(self.group, f"score/{name}", shape, "float32", np.nan)
+            array.attrs.update(made)
+        return array
+
+    def finish_score(self, name: str, **more: Any) -> None:
+        """List a score that is filled, with its date and what else is to be kept with it."""
+        with told_about_disk(self.path):
+            date = datetime.now(UTC).isoformat(timespec="seconds")
+            self._array(f"score/{name}").attrs.update({**more, "date": date})
             write_contents(self.group)
 
     def score(self, name: str) -> NDArray[np.float32]:
@@ -168,18 +195,49 @@ class Store:
     def embedding_array(self, name: str, dim: int | None = None) -> zarr.Array[Any]:
         """Return the (S, L, D) float16 array, created when `dim` is given and it is absent."""
         if dim is not None and name not in self.embeddings:
-            shape = (self.num_shards, self.rows_per_shard, dim)
-            with told_about_disk(self.path):
-                array = make_array(self.group, f"embedding/{name}", shape, "float16", np.nan)
-                write_contents(self.group)
-                return array
+            return self._new_array(f"embedding/{name}", (dim,), "float16")
         return self._array(f"embedding/{name}")
 
     def embedding(self, name: str) -> NDArray[np.float16]:
         """Return all embeddings in id order: float16 (n, d)."""
         return unpad(np.asarray(self.embedding_array(name)[:]), self.samples)
 
+    def embedding_rows(self, name: str) -> StoredRows:
+        """Return the embeddings as rows in id order, float16 (n, d), of which no copy is held."""
+        return StoredRows(self.embedding_array(name), self.samples)
+
+    # Signals --------------------------------------------------------------------------------
+
+    @property
+    def signal_tables(self) -> list[str]:
+        """Names of the stored signals: what a network says about every sample."""
+        return self._names("signal")
+
+    def signal_array(
+        self, name: str, networks: int = 0, signals: tuple[str, ...] = ()
+    ) -> zarr.Array[Any]:
+        """Return the (S, L, K, F) float32 array; created when it is absent and K is given.
+
+        Args:
+            name: As of the embedding made in the same pass.
+            networks: K, such as one network at several epochs.
+            signals: The F names, kept in the attribute `signals`.
+        """
+        if networks and name not in self.signal_tables:
+            array = self._new_array(f"signal/{name}", (networks, len(signals)), "float32")
+            array.attrs["signals"] = list(signals)
+            return array
+        return self._array(f"signal/{name}")
+
+    def signals(self, name: str) -> NDArray[np.float32]:
+        """Return all signals in id order: float32 (n, K, F); NaN where there is no label."""
+        return unpad(np.asarray(self.signal_array(name)[:]), self.samples)
+
     # Checks ---------------------------------------------------------------------------------
+
+    def tables(self) -> list[str]:
+        """Return the exact fingerprint of every shard's sample table."""
+        return [str(table) for table in self._read("shard/table")]
 
     def check_shards(self) -> None:
         """Compare every shard with its cheap fingerprint (size and time of change).
@@ -216,6 +274,13 @@ class Store:
                 f"{self.path} has lost what {name} held of shard {url}; index it again"
             )
 
+    def _new_array(self, name: str, sizes: tuple[int, ...], dtype: str) -> zarr.Array[Any]:
+        shape = (self.num_shards, self.rows_per_shard, *sizes)
+        with told_about_disk(self.path):
+            array = make_array(self.group, name, shape, dtype, np.nan)
+            write_contents(self.group)
+            return array
+
     def _names(self, kind: str) -> list[str]:
         group = self.group.get(kind)
         return sorted(group.array_keys()) if isinstance(group, zarr.Group) else []
@@ -227,7 +292,7 @@ class Store:
         return found
 
     def _read(self, name: str) -> Any:
-        return np.asarray(self._array(name)[:])
+        return np.asarray(self._array(name)[: self._num_shards])
 
 
 def open_store(path: str | Path, *, mode: str = "r+") -> Store:

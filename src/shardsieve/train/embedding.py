@@ -1,34 +1,49 @@
-"""One embedding pass: float16 rows into the store, shard by shard, resumable."""
+"""One embedding pass: embeddings and signals into the store, shard by shard, resumable."""
 
 import hashlib
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from shardsieve._errors import StoreMismatchError, UnreadableSampleError
 from shardsieve.cost import NO_COST, Cost
 from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.store.layout import told_about_disk
 from shardsieve.store.store import Store
-from shardsieve.train.images import ImageDecoder, collate, fixed_size, normalised
+from shardsieve.train.images import Batch, ImageDecoder, collate, fixed_size, normalised
 from shardsieve.train.loading import readable
-from shardsieve.train.nets import embed_batch
+from shardsieve.train.nets import embed_and_classify, embed_batch
+from shardsieve.train.recorder import MEASURED, measure_logits
 
-Half = NDArray[np.float16]
+# Signals that need no label.
+_UNLABELLED = [name in ("entropy",) for name in MEASURED]
 
 
-def weights_fingerprint(model: nn.Module) -> str:
-    """Return the digest of a model's weights."""
+class Block(NamedTuple):
+    """What a pass makes of one shard's rows.
+
+    Attributes:
+        points: float16 (n, d), embeddings.
+        signals: float32 (n, K, F), `MEASURED` by network; K is 0 without classifiers.
+    """
+
+    points: NDArray[np.float16]
+    signals: NDArray[np.float32]
+
+
+def weights_fingerprint(*models: nn.Module) -> str:
+    """Return the digest of the weights of one model or more."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    for model in models:
+        for name, value in sorted(model.state_dict().items()):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -37,6 +52,7 @@ def embed(
     network: nn.Module,
     *,
     name: str,
+    classifiers: Sequence[nn.Module] = (),
     size: int | None = None,
     channels: int | None = None,
     normalise: str = "half",
@@ -54,7 +70,10 @@ def embed(
     Args:
         store: Open for writing.
         network: As in `embed_batch`.
-        name: Of the embedding.
+        name: Of the embedding, and of the signals.
+        classifiers: Networks whose outputs are the store's classes. What they say about every
+            sample, read and decoded once for all, goes to `signal/<name>`. If `network` is among
+            them, its trunk runs once.
         size: Pixels per side; None takes the first sample's.
         channels: 3 or 1; None likewise.
         normalise: As in `normalised`.
@@ -73,40 +92,38 @@ def embed(
     guessed = fixed_size(store)
     size, channels = size or guessed[0], channels or guessed[1]
     data = readable(store, ImageDecoder(size, channels), max_unreadable)
-    pass_ = _Pass(data, network, batch_size, accelerator.device, normalise)
-    made = f"{weights_fingerprint(network)} at {size} pixels"
-    if accelerator.is_main_process and name not in store.embeddings:
-        dim = pass_.dim(size, channels)
-        store.embedding_array(name, dim).attrs["weights"] = made
+    pass_ = _Pass(data, network, classifiers, batch_size, accelerator.device, normalise)
+    if accelerator.is_main_process:
+        _make_arrays(store, name, pass_, size, channels)
     accelerator.wait_for_everyone()
-    array = store.embedding_array(name)
-    if array.attrs.get("weights") != made:
-        raise StoreMismatchError(
-            f"embedding {name!r} of {store.path} was made with other weights or another image "
-            "size; choose another name"
-        )
+    arrays = _checked_arrays(store, name, pass_, size)
     begin = time.perf_counter()
     mine = range(accelerator.process_index, store.num_shards, accelerator.num_processes)
     embedded = 0
     for done, shard in enumerate(mine, start=1):
         rows = int(store.samples[shard])
         # A chunk is written at once or not at all: any number in it says that it is done.
-        if np.isnan(np.asarray(array[shard, :rows])).all():
+        if any(np.isnan(np.asarray(array[shard, :rows])).all() for array in arrays):
             block = pass_.rows(shard * store.rows_per_shard + np.arange(rows))
             with told_about_disk(store.path):
-                array[shard, :rows] = block
+                for array, values in zip(arrays, block, strict=False):
+                    array[shard, :rows] = values
             embedded += rows
         if progress:
             progress(done, len(mine))
-    all_embedded = sum(gather_object([embedded]))
-    if accelerator.is_main_process and all_embedded:
-        seconds = time.perf_counter() - begin
-        spent = Cost(all_embedded, 0, seconds, seconds * accelerator.num_processes)
-        before: Any = array.attrs.get("cost")
-        spent += Cost.from_dict(before) if before else NO_COST
-        array.attrs["cost"] = spent.to_dict()
+    _add_cost(arrays[0], embedded * pass_.networks, begin, accelerator)
     accelerator.wait_for_everyone()
     return embedded
+
+
+def _add_cost(array: Any, forward: int, begin: float, accelerator: Accelerator) -> None:
+    """Add what this start of a pass took to the array's `cost`; every rank must call it."""
+    everywhere = sum(gather_object([forward]))
+    if accelerator.is_main_process and everywhere:
+        seconds = time.perf_counter() - begin
+        before = array.attrs.get("cost")
+        spent = Cost(everywhere, 0, seconds, seconds * accelerator.num_processes)
+        array.attrs["cost"] = (spent + (Cost.from_dict(before) if before else NO_COST)).to_dict()
 
 
 class _Pass:
@@ -116,6 +133,7 @@ class _Pass:
         self,
         data: ShardDataset,
         network: nn.Module,
+        classifiers: Sequence[nn.Module],
         batch_size: int,
         device: torch.device,
         normalise: str,
@@ -123,6 +141,12 @@ class _Pass:
         self.data, self.batch_size, self.device = data, batch_size, device
         self.normalise = normalise
         self.network = network.to(device).eval()
+        self.classifiers = [classifier.to(device).eval() for classifier in classifiers]
+
+    @property
+    def networks(self) -> int:
+        """Networks that every sample is sent through."""
+        return len(self.classifiers) + all(one is not self.network for one in self.classifiers)
 
     @torch.inference_mode()
     def dim(self, size: int, channels: int) -> int:
@@ -131,21 +155,72 @@ class _Pass:
         return int(embed_batch(self.network, blank).shape[1])
 
     @torch.inference_mode()
-    def rows(self, ids: NDArray[np.int64]) -> Half:
-        """Return the embeddings of these ascending ids, float16 (n, d), NaN where unreadable."""
-        table: Half | None = None
+    def rows(self, ids: NDArray[np.int64]) -> Block:
+        """Return what there is to write of these ascending ids, NaN where unreadable."""
+        table: Block | None = None
         for start in range(0, len(ids), self.batch_size):
             samples = self.data.__getitems__(ids[start : start + self.batch_size].tolist())
             if not samples:
                 continue
             batch = collate(samples)
-            images = normalised(batch.images.to(self.device), self.normalise)
-            block = embed_batch(self.network, images).half().cpu().numpy()
+            block = self._block(batch)
             if table is None:
-                table = np.full((len(ids), block.shape[1]), np.nan, dtype=np.float16)
-            table[np.searchsorted(ids, batch.ids.numpy())] = block
+                shapes = [(len(ids), *part.shape[1:]) for part in block]
+                table = Block(*(np.full(shape, np.nan, "f4") for shape in shapes))
+            at = np.searchsorted(ids, batch.ids.numpy())
+            table.points[at], table.signals[at] = block
         if table is None:
             raise UnreadableSampleError(
                 f"no image of the shard with sample id {ids[0]} can be read; check the shards"
             )
-        return table
+        return table._replace(points=table.points.astype(np.float16))
+
+    def _block(self, batch: Batch) -> Block:
+        images, points, said = normalised(batch.images.to(self.device), self.normalise), None, []
+        for classifier in self.classifiers:
+            if classifier is self.network:
+                points, logits = embed_and_classify(self.network, images)
+            else:
+                logits = classifier(images).float()
+            said.append(_labelled_signals(logits, batch.labels.to(self.device)))
+        if points is None:
+            points = embed_batch(self.network, images)
+        signals = np.stack(said, axis=1) if said else np.zeros((len(batch.ids), 0, 0), np.float32)
+        return Block(points.half().cpu().numpy(), signals)
+
+
+def _labelled_signals(logits: Tensor, labels: Tensor) -> NDArray[np.float32]:
+    """Return the `MEASURED` signals (n, F); without a label only those that need none."""
+    signals: NDArray[np.float32] = measure_logits(logits, labels.clamp(min=0))[1].cpu().numpy()
+    unknown = (labels < 0).cpu().numpy()
+    signals[unknown] = np.where(_UNLABELLED, signals[unknown], np.nan)
+    return signals
+
+
+def _make_arrays(store: Store, name: str, pass_: _Pass, size: int, channels: int) -> None:
+    arrays = [store.embedding_array(name, pass_.dim(size, channels))]
+    made = [_made(size, pass_.network)]
+    if pass_.classifiers:
+        arrays.append(store.signal_array(name, len(pass_.classifiers), MEASURED))
+        made.append(_made(size, *pass_.classifiers))
+    for array, weights in zip(arrays, made, strict=True):
+        # Without a mark the array is new, or its making was cut short: nothing is in it.
+        if "weights" not in array.attrs:
+            array.attrs["weights"] = weights
+
+
+def _checked_arrays(store: Store, name: str, pass_: _Pass, size: int) -> list[Any]:
+    wanted = [(store.embedding_array(name), _made(size, pass_.network))]
+    if pass_.classifiers:
+        wanted.append((store.signal_array(name), _made(size, *pass_.classifiers)))
+    for array, made in wanted:
+        if array.attrs.get("weights") != made:
+            raise StoreMismatchError(
+                f"embedding {name!r} of {store.path} was made with other weights or another image "
+                "size; choose another name"
+            )
+    return [array for array, _ in wanted]
+
+
+def _made(size: int, *models: nn.Module) -> str:
+    return f"{weights_fingerprint(*models)} at {size} pixels"

@@ -1,7 +1,9 @@
 """Networks on disk, and the network that an embedding pass uses."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,19 +22,32 @@ class Encoder(NamedTuple):
         size: Pixels per side; None leaves it to the images.
         channels: 3 or 1; None likewise.
         normalise: As in `normalised`.
+        num_classes: Its outputs, where a run made it; None of another network.
+        snapshots: The run's network after earlier epochs, by their number, ascending.
     """
 
     network: nn.Module
     size: int | None
     channels: int | None
     normalise: str = "half"
+    num_classes: int | None = None
+    snapshots: Mapping[int, nn.Module] = MappingProxyType({})
+
+    def classifiers(self, num_classes: int) -> list[nn.Module]:
+        """Return the networks, earlier epochs first, if they tell at least so many classes."""
+        if self.num_classes is None or self.num_classes < num_classes:
+            return []
+        return [*self.snapshots.values(), self.network]
 
 
-def save_network(run: RunFolder, network: nn.Module, config: TrainConfig, classes: int) -> None:
-    """Write a trained network to the run's `model.pt`."""
+def save_network(
+    run: RunFolder, network: nn.Module, config: TrainConfig, classes: int, *, epoch: int = 0
+) -> None:
+    """Write a trained network to the run's `model.pt`, or its state after an earlier epoch."""
     how = {"spec": config.model, "num_classes": classes}
     seen = {"size": config.size, "channels": config.channels, "normalise": config.normalise}
-    run.save(MODEL, {**how, **seen, "weights": network.state_dict()})
+    name = f"model-{epoch:04d}.pt" if epoch else MODEL
+    run.save(name, {**how, **seen, "weights": network.state_dict()})
 
 
 def load_encoder(
@@ -53,17 +68,30 @@ def load_encoder(
     if path.is_dir():
         path = path / MODEL
     if path.suffix == ".pt":
-        held = RunFolder(path.parent).load(path.name)
-        if held is None:
-            raise ShardsieveError(f"no network at {path}; finish `shardsieve score` first")
-        network = load_model(held["spec"], held["num_classes"], held["channels"] or 3)
-        network.load_state_dict(held["weights"])
-        seen = held["size"], held["channels"], held.get("normalise", "half")
-        return Encoder(network.eval(), *seen)
+        return _of_run(path)
     network = load_model(model, num_classes, channels or 3)
     if weights is not None:
         _load_weights(network, weights)
     return Encoder(network.eval(), None, channels)
+
+
+def _of_run(path: Path) -> Encoder:
+    run = RunFolder(path.parent)
+    held = run.load(path.name)
+    if held is None:
+        raise ShardsieveError(f"no network at {path}; finish `shardsieve score` first")
+    snapshots = {}
+    if path.name == MODEL:
+        for earlier in sorted(path.parent.glob("model-*.pt")):
+            snapshots[int(earlier.stem.removeprefix("model-"))] = _network(run.load(earlier.name))
+    seen = held["size"], held["channels"], held.get("normalise", "half")
+    return Encoder(_network(held), *seen, int(held["num_classes"]), snapshots)
+
+
+def _network(held: Any) -> nn.Module:
+    network = load_model(held["spec"], held["num_classes"], held["channels"] or 3)
+    network.load_state_dict(held["weights"])
+    return network.eval()
 
 
 def _load_weights(network: nn.Module, path: Path) -> None:

@@ -159,6 +159,17 @@ def embed_batch(model: nn.Module, images: Tensor) -> Tensor:
     return output.flatten(1).float()
 
 
+def embed_and_classify(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `embed_batch(model, images)` and the logits `model(images)`, both float32.
+
+    The trunk of this project's own networks runs once for both.
+    """
+    if isinstance(model, ImageNet):
+        points = model.features(images)
+        return points, model.classifier(points).float()
+    return embed_batch(model, images), model(images).float()
+
+
 def _factory(spec: str) -> Callable[..., object]:
     module, colon, name = spec.partition(":")
     if not (module and colon and name):

@@ -66,7 +66,7 @@ class Recorder:
             return
         picked = torch.from_numpy(known).to(logits.device)
         outputs = logits.detach()[picked].float()
-        probs, measured = _measure(outputs, labels.to(logits.device)[picked])
+        probs, measured = measure_logits(outputs, labels.to(logits.device)[picked])
         self._now[rows[known]] = measured.cpu().numpy()
         if self._before is not None:
             self._probs[rows[known]] = probs.cpu().numpy()
@@ -159,8 +159,13 @@ class Recorder:
             self._now[rows], self._probs[rows] = now, probs
 
 
-def _measure(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return probabilities (n, C) and the `MEASURED` signals (n, 6)."""
+def measure_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return probabilities (n, C) and the `MEASURED` signals (n, 6).
+
+    Args:
+        logits: float32 (n, C).
+        labels: (n,), integers in `[0, C)`.
+    """
     log_probs = logits.log_softmax(dim=1)
     probs, label = log_probs.exp(), labels.long()[:, None]
     true_logit, loss = logits.gather(1, label)[:, 0], -log_probs.gather(1, label)[:, 0]

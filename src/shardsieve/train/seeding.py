@@ -29,6 +29,7 @@ from shardsieve.train.nets import load_model
 from shardsieve.train.progress import Progress
 from shardsieve.train.recorder import Recorder
 from shardsieve.train.runfolder import RESULT, RunFolder
+from shardsieve.train.splits import snapshot_epochs
 
 
 def draw_seeds(
@@ -76,6 +77,8 @@ def score_seeds(
     name: str = "seed",
     window: int = 10,
     clean_pass: bool = False,
+    held_out: NDArray[np.int64] | None = None,
+    snapshots: int = 1,
     accelerator: Accelerator,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -85,19 +88,24 @@ def score_seeds(
     norm over all epochs), NaN for the rest; leaves the network in the folder's `model.pt`. Started
     again after a kill it goes on from the last finished epoch; when it is done it does nothing.
 
+    Seeds held out of training are watched by a clean pass after every epoch: what the network says
+    of them is not memorised. Their dynamics and scores stand under `NAME_held_out`.
+
     Args:
         store: Open for writing.
-        seeds: int64 (m,), sample ids.
+        seeds: int64 (m,), sample ids to train on.
         config: Of the seed run.
         folder: Of the run; it must be free or hold this very run.
         name: Of the dynamics, and prefix of the scores.
         window: J of Dynamic Uncertainty and TDDS, less than the epochs.
         clean_pass: Record a second, undisturbed forward pass instead of the training one.
+        held_out: int64, sample ids to hold out, others than the seeds; see `hold_out`.
+        snapshots: Networks to leave in the folder, the last and so many less one before it.
         accelerator: From `make_accelerator`.
         progress: Called with (steps done, steps in all).
 
     Returns:
-        The result: steps, samples, seconds, bytes and seeds.
+        The result: steps, samples, seconds, bytes, and seeds trained on.
 
     Raises:
         ShardsieveError: If labels are missing or the folder holds another run.
@@ -111,9 +119,14 @@ def score_seeds(
             "pass a smaller window"
         )
     num_classes, config = count_classes(store), with_known_images(store, config)
+    kept_epochs = set(snapshot_epochs(config.epochs, snapshots))
     keep, run = KeepSet.from_ids(store, seeds), RunFolder(folder)
     identity: dict[str, Any] = {"kind": "score", "store": store.fingerprint, "seeds": keep.digest}
     identity |= {"name": name, "window": window, "clean_pass": clean_pass, **config.to_dict()}
+    # Named only where they are used, so that runs of earlier releases go on.
+    if held_out is not None:
+        identity["held_out"] = KeepSet.from_ids(store, held_out).digest
+    identity |= {"snapshots": snapshots} if snapshots > 1 else {}
     run.refuse_another(identity)
     finished = run.result()
     if finished is not None and f"{name}_dyn_unc" in store.scores:
@@ -121,21 +134,29 @@ def score_seeds(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         run.claim(identity)
-    recorder = Recorder(seeds, num_classes)
+    recorders = {name: Recorder(seeds, num_classes)}
+    if held_out is not None:
+        recorders[f"{name}_held_out"] = Recorder(held_out, num_classes)
     trainer = _train(
-        store, keep, config, accelerator, run, recorder, clean_pass=clean_pass, progress=progress
+        store,
+        keep,
+        config,
+        accelerator,
+        run,
+        recorders,
+        clean_pass=clean_pass,
+        kept_epochs=kept_epochs,
+        progress=progress,
     )
-    result = _result(trainer, len(recorder.ids))
+    result = _result(trainer, len(keep))
     if accelerator.is_main_process:
-        recorder.save(store, name)
-        made: dict[str, Any] = {
-            "model": config.model,
-            "epochs": config.epochs,
-            "seeds": len(recorder.ids),
-        }
+        made: dict[str, Any] = {"model": config.model, "epochs": config.epochs}
+        made |= {"steps": result["steps"], "seeds": len(keep), "seed": config.seed}
         made["cost"] = result["cost"]
-        made |= {"seed": config.seed, "view": "clean" if clean_pass else "training"}
-        _put_scores(store, name, recorder, window, made)
+        for one, recorder in recorders.items():
+            recorder.save(store, one)
+            view = "held out" if one != name else "clean" if clean_pass else "training"
+            _put_scores(store, one, recorder, window, {**made, "view": view})
         save_network(run, trainer.network, config, num_classes)
         run.write_json(RESULT, result)
         run.forget_checkpoints()
@@ -149,26 +170,37 @@ def _train(
     config: TrainConfig,
     accelerator: Accelerator,
     run: RunFolder,
-    recorder: Recorder,
+    recorders: dict[str, Recorder],
     *,
     clean_pass: bool,
+    kept_epochs: set[int],
     progress: Progress | None,
 ) -> Trainer:
     set_seed(config.seed)
-    model = load_model(config.model, recorder.num_classes, config.channels or 3)
+    first, *held_out = recorders
+    num_classes = recorders[first].num_classes
+    model = load_model(config.model, num_classes, config.channels or 3)
     trainer = Trainer(model, store, keep, config, accelerator, folder=run)
-    if "recorder" in trainer.extra:
-        recorder.load_state_dict(trainer.extra["recorder"])
-    clean = make_loader(store, keep, config, in_order=True)[0] if clean_pass else None
-    clean = accelerator.prepare(clean) if clean else None
-    for _ in trainer.epochs(recorder if clean is None else None, progress):
-        if clean is not None:
+    states = dict(zip(recorders, ("recorder", "held_out"), strict=False))
+    for name, recorder in recorders.items():
+        if states[name] in trainer.extra:
+            recorder.load_state_dict(trainer.extra[states[name]])
+    watched = [first, *held_out] if clean_pass else held_out
+    loaders = {}
+    for name in watched:
+        samples = KeepSet.from_ids(store, recorders[name].ids)
+        loaders[name] = accelerator.prepare(make_loader(store, samples, config, in_order=True)[0])
+    for epoch in trainer.epochs(None if clean_pass else recorders[first], progress):
+        for name, loader in loaders.items():
             begin = time.perf_counter()
-            _watch(trainer.model, clean, recorder, config.normalise)
-            seen = Cost(forward=len(keep), nbytes=keep.nbytes(store))
+            _watch(trainer.model, loader, recorders[name], config.normalise)
+            seen = Cost(forward=len(recorders[name].ids))
             trainer.done.evaluation += seen + trainer.spent(begin)
-        recorder.end_epoch()
-        trainer.extra["recorder"] = recorder.state_dict()
+        for name, recorder in recorders.items():
+            recorder.end_epoch()
+            trainer.extra[states[name]] = recorder.state_dict()
+        if epoch + 1 in kept_epochs - {config.epochs} and accelerator.is_main_process:
+            save_network(run, trainer.network, config, num_classes, epoch=epoch + 1)
     return trainer
 
 

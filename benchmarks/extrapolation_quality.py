@@ -1,0 +1,261 @@
+"""How near do extrapolated scores come to those of a full run, next to a second full run?
+
+    python benchmarks/extrapolation_quality.py IMAGES WORK --name cifar10 [--shards 25] [--trials 3]
+
+IMAGES is a folder with train/CLASS/*.jpg, or fashion-mnist. Every trial has a full run, whose
+scores are the target, and one seed run per seed fraction and matching: as many epochs as the full
+run (`epochs`), or as many steps (`steps`). The full run of the next trial is the ceiling. All
+figures are over the rest: samples that were no seeds, held out or not. `--shards` takes the first
+shards alone, which scales everything down. `dyn_unc_scaled` is Dynamic Uncertainty of the seeds with
+a window as long in steps as the full run's.
+
+Killed and started again, it goes on; what the record holds is not made again, so more trials are
+added by the same command. Writes `records/extrapolation_quality_NAME.json`.
+"""
+
+import argparse
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+import shardsieve as ss
+from shardsieve.commands.making import pack_source
+from shardsieve.commands.methods import make_task
+from shardsieve.commands.training import embed_store
+from shardsieve.extrapolate import measure
+from shardsieve.order import random_bits
+from shardsieve.train.config import TrainConfig
+from shardsieve.train.nets import light as plain
+from shardsieve.train.recorder import Recorder
+from shardsieve.train.seeding import draw_seeds, score_seeds
+from shardsieve.train.splits import hold_out, matched_epochs
+
+RECORDS = Path(__file__).parent / "records"
+SCORES = ("dyn_unc", "el2n")
+HELD_OUT, SNAPSHOTS, WINDOW = 0.1, 12, 10
+METHODS: dict[str, dict[str, Any]] = {
+    "mean kNN": {"method": "knn", "weights": "mean"},
+    "exp kNN": {"method": "knn", "weights": "exp"},
+    "GNN": {"method": "gnn"},
+    "direct": {"method": "direct"},
+    "fused": {"method": "fused"},
+}
+
+
+def light(num_classes: int) -> nn.Module:
+    """Return the light network in the memory layout that CPUs convolve fastest."""
+    return plain(num_classes, CHANNELS).to(memory_format=torch.channels_last)
+
+
+CHANNELS = int(os.environ.get("CHANNELS", "3"))
+
+
+def main() -> None:
+    options = parsed()
+    torch.set_num_threads(1)
+    store = indexed(options)
+    config = TrainConfig(
+        model="extrapolation_quality:light",
+        epochs=options.epochs,
+        batch_size=128,
+        augment="crop",
+        channels=None if CHANNELS == 3 else CHANNELS,
+    )
+    record = RECORDS / f"extrapolation_quality_{options.name}.json"
+    held = json.loads(record.read_text()) if record.is_file() else {"rows": []}
+    held["about"] = {
+        "samples": len(store),
+        "epochs": options.epochs,
+        "batch": 128,
+        "window": WINDOW,
+        "network": "light, channels last",
+        "held_out": HELD_OUT,
+        "snapshots": SNAPSHOTS,
+        "torch": torch.__version__,
+        "note": "seconds come from a shared machine",
+    }
+    for trial in range(options.trials):
+        for fraction in options.fractions:
+            for matched in options.matched:
+                key = {"trial": trial, "seeds": fraction, "matched": matched}
+                if not any(key.items() <= row.items() for row in held["rows"]):
+                    held["rows"] += one(store, config, key, options)
+                    record.write_text(json.dumps(held, indent=1) + "\n")
+    show(held["rows"])
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("images")
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--shards", type=int, default=0, help="0: all")
+    parser.add_argument("--trials", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--fractions", type=float, nargs="+", default=[0.2, 0.1])
+    parser.add_argument("--matched", nargs="+", default=["epochs", "steps"])
+    return parser.parse_args()
+
+
+def indexed(options: argparse.Namespace) -> ss.Store:
+    folder = options.work / "shards"
+    if not (folder / "classes.json").is_file():
+        pack_source(options.images, folder, samples_per_shard=500, overwrite=True)
+    shards = sorted(map(str, folder.glob("train-*.tar")))
+    return ss.index(shards[: options.shards or None], options.work / "train.zarr")
+
+
+def one(
+    store: ss.Store, config: TrainConfig, key: dict[str, Any], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Return the rows of one seed run: every method and score against the full run's scores."""
+    trial = key["trial"]
+    full, second = (full_run(store, config, options, one) for one in (trial, trial + 1))
+    run, cost = seed_run(store, config, key, options)
+    scaled = put_scaled(store, run, config.epochs)
+    seeds = draw_seeds(store, key["seeds"], seed=trial)
+    rest = np.setdiff1d(np.arange(len(store)), store.rows(seeds))
+    rows = []
+    for score in (*SCORES, *scaled):
+        truth = store.score(f"{full}_{score.removesuffix('_scaled')}")
+        measured = store.score(f"{run}_{score}")
+        trained = np.isfinite(measured)
+        found = {
+            "ceiling: a second full run": (
+                store.score(f"{second}_{score.removesuffix('_scaled')}"),
+                rest,
+                0.0,
+            ),
+            "seeds' own measured score": (measured, np.flatnonzero(trained), 0.0),
+            "random": (random_bits(len(store), trial, 7).astype(np.float64), rest, 0.0),
+        }
+        for name, how in METHODS.items():
+            if name == "GNN" and score != "dyn_unc":
+                continue  # by far the slowest here
+            predicted, seconds = extrapolated(store, run, score, how, rest, trial)
+            found[name] = predicted, rest, seconds
+        for name, (values, where, seconds) in found.items():
+            figures = measure(truth[where], values[where]).to_dict()
+            kept = {n: figures[n] for n in ("pearson", "spearman", "agreement", "intervals")}
+            row = {**key, "score": score, "row": name, **kept, **cost}
+            rows.append(row | {"seconds_extrapolating": round(seconds, 2)})
+            print(json.dumps({n: row[n] for n in (*key, "score", "row", "spearman")}), flush=True)
+    return rows
+
+
+def full_run(store: ss.Store, config: TrainConfig, options: argparse.Namespace, number: int) -> str:
+    name = f"full{number}"
+    score_seeds(
+        store,
+        store.ids(),
+        replace(config, seed=100 + number),
+        folder=options.work / "runs" / name,
+        name=name,
+        window=WINDOW,
+        accelerator=Accelerator(),
+        progress=said(name),
+    )
+    return name
+
+
+def seed_run(
+    store: ss.Store, config: TrainConfig, key: dict[str, Any], options: argparse.Namespace
+) -> tuple[str, dict[str, Any]]:
+    """Train on the seeds and embed everything; return the run's name and what it cost."""
+    name = f"seeds{round(100 * key['seeds'])}-{key['matched']}-{key['trial']}"
+    trained, held = hold_out(draw_seeds(store, key["seeds"], seed=key["trial"]), HELD_OUT)
+    epochs = config.epochs
+    if key["matched"] == "steps":
+        sizes = {"full": len(store), "seeds": len(trained), "batch": config.batch_size}
+        epochs = matched_epochs(epochs, **sizes)
+    made = score_seeds(
+        store,
+        trained,
+        replace(config, epochs=epochs, seed=key["trial"]),
+        folder=options.work / "runs" / name,
+        name=name,
+        window=WINDOW,
+        held_out=held,
+        snapshots=SNAPSHOTS,
+        accelerator=Accelerator(),
+        progress=said(name),
+    )
+    begin = time.perf_counter()
+    embed_store(options.work / "train.zarr", model=str(options.work / "runs" / name), name=name)
+    return name, {
+        "samples_trained": made["samples"],
+        "steps": made["steps"],
+        "seed_epochs": epochs,
+        "seconds_training": made["seconds"],
+        "seconds_embedding": round(time.perf_counter() - begin, 1),
+    }
+
+
+def put_scaled(store: ss.Store, run: str, full_epochs: int) -> list[str]:
+    """Store Dynamic Uncertainty with a window as long, in steps, as the full run's window."""
+    for name in (run, f"{run}_held_out"):
+        recorder = Recorder.load(store, name)
+        window = min(round(WINDOW * recorder.epochs / full_epochs), recorder.epochs - 1)
+        if window == WINDOW:
+            return []
+        values = np.full(len(store), np.nan)
+        measured = ss.scores.dynamic_uncertainty(recorder.signal("p_true"), window)
+        values[store.rows(recorder.ids)] = measured
+        store.put_score(f"{name}_dyn_unc_scaled", values)
+    return ["dyn_unc_scaled"]
+
+
+def extrapolated(
+    store: ss.Store, run: str, score: str, how: dict[str, Any], rest: Any, trial: int
+) -> tuple[Any, float]:
+    begin = time.perf_counter()
+    points = store.embedding(run).astype(np.float32)
+    readable, wanted = np.isfinite(points).all(axis=1), np.zeros(len(points), dtype=np.bool_)
+    wanted[rest] = True
+    k = 20 if how["method"] == "gnn" else 50
+    settings = {"k": k, "weights": "exp", "seed": trial, "readable": readable, **how}
+    method = settings.pop("method")
+    task = make_task(store, method, score=f"{run}_{score}", embedding=run, **settings)
+    values = np.full(len(points), np.nan)
+    values[rest] = task.predict(points, wanted)
+    return values, time.perf_counter() - begin
+
+
+def said(name: str) -> Any:
+    def progress(done: int, total: int) -> None:
+        if done % 200 == 0:
+            print(name, done, total, time.strftime("%T"), flush=True)
+
+    return progress
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print means and deviations over the trials."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        key = tuple(row[n] for n in ("score", "seeds", "matched", "row"))
+        groups.setdefault(key, []).append(row)
+    print("| score | seeds | matched by | row | Pearson | Spearman | keep 0.3 / 0.5 / 0.7 |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for key, of in groups.items():
+        kept = " / ".join(text([row["agreement"][f] for row in of]) for f in ("0.3", "0.5", "0.7"))
+        figures = [text([row[n] for row in of]) for n in ("pearson", "spearman")]
+        print("| " + " | ".join([*map(str, key), *figures, kept]) + " |")
+
+
+def text(values: list[float]) -> str:
+    spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{mean(values):.3f}{spread}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""What each method of `shardsieve extrapolate` fits on, and what it is tried on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import shardsieve.extrapolate as extrapolators
+from shardsieve._errors import MissingScoreError
+from shardsieve.extrapolate.direct import Direct
+from shardsieve.extrapolate.fused import Fused
+from shardsieve.extrapolate.knn import KNN
+from shardsieve.extrapolate.protocol import Extrapolator
+from shardsieve.extrapolate.quality import out_of_fold
+from shardsieve.store.store import Store
+
+METHODS = ("knn", "gnn", "direct", "fused")
+ON_SIGNALS = ("direct", "fused")
+
+_SPEAKS_OF = {
+    False: "scores of the seed run, of seeds left out of the fit; not of a full run's scores",
+    True: "what the seed run's networks said over its epochs about seeds they were not trained on; "
+    "not of a full run's scores",
+}
+
+Values = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Task:
+    """An extrapolation over all n samples of a store.
+
+    Attributes:
+        make: Gives a fresh extrapolator.
+        target: Name of the score that is learned.
+        values: float32 (n,): what is learned and, NaN elsewhere, where.
+        tried: bool (n,): samples whose predictions are measured.
+        speaks_of: What the measured quality is about.
+        fit_beside: (n, ...) by name, what `fit` takes besides.
+        predict_beside: Likewise for `predict`.
+    """
+
+    make: Callable[[], Extrapolator]
+    target: str
+    values: Values
+    tried: Mask
+    speaks_of: str
+    fit_beside: dict[str, NDArray[Any]] = field(default_factory=dict)
+    predict_beside: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def out_of_fold(self, points: Values, *, folds: int, seed: int) -> Values:
+        """Return predictions of the tried samples, each from other folds; NaN elsewhere: (n,)."""
+        rows = np.isfinite(self.values)
+        beside = {name: array[rows] for name, array in self.fit_beside.items()}
+        predicted = np.full(len(rows), np.nan, dtype=np.float32)
+        predicted[rows] = out_of_fold(
+            self.make,
+            points[rows],
+            self.values[rows],
+            folds=folds,
+            seed=seed,
+            tried=self.tried[rows],
+            beside=beside,
+        )
+        return predicted
+
+    def predict(self, points: Values, wanted: Mask) -> Values:
+        """Return the predictions of the wanted samples, float32 (number wanted,)."""
+        rows, model = np.isfinite(self.values), self.make()
+        fitted: Any = model
+        fitted.fit(points[rows], self.values[rows], **_cut(self.fit_beside, rows))
+        found: Values = fitted.predict(points[wanted], **_cut(self.predict_beside, wanted))
+        return found
+
+
+def make_task(
+    store: Store,
+    method: str,
+    *,
+    score: str,
+    embedding: str,
+    readable: Mask,
+    k: int,
+    weights: str,
+    seed: int,
+) -> Task:
+    """Return what a method does with a store.
+
+    Args:
+        store: Open.
+        method: One of `METHODS`.
+        score: Measured score of the seeds.
+        embedding: Name of the embedding, and of the signals made in the same pass.
+        readable: bool (n,): samples that have an embedding.
+        k: Neighbours.
+        weights: Of kNN.
+        seed: Of what is drawn.
+
+    Raises:
+        ValueError: If the method is unknown.
+        MissingScoreError: If there are no scored seeds, held-out seeds or signals.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    measured = np.where(readable, store.score(score), np.nan).astype(np.float32)
+    if not np.isfinite(measured).any():
+        raise MissingScoreError(f"score {score!r} has no scored sample; run `shardsieve score`")
+    if method in ON_SIGNALS:
+        return _on_signals(store, method, score, embedding, measured, readable, k=k, seed=seed)
+    tried = np.isfinite(measured)
+    if method == "knn":
+        return Task(lambda: KNN(k=k, weights=weights), score, measured, tried, _SPEAKS_OF[False])
+    gnn: Any = extrapolators.GNN
+    return Task(lambda: gnn(k=k, seed=seed), score, measured, tried, _SPEAKS_OF[False])
+
+
+def held_out_score(store: Store, score: str, method: str) -> str:
+    """Return the name under which the seed run scored its held-out seeds."""
+    parts = score.split("_")
+    names = ["_".join([*parts[:i], "held_out", *parts[i:]]) for i in range(1, len(parts))]
+    for name in names:
+        if name in store.scores:
+            return name
+    raise MissingScoreError(
+        f"method {method!r} learns from seeds held out of the seed run, and score {score!r} has "
+        "none; run `shardsieve score --held-out 0.1 --snapshots 8` in a new run folder"
+    )
+
+
+def _on_signals(
+    store: Store,
+    method: str,
+    score: str,
+    embedding: str,
+    measured: Values,
+    readable: Mask,
+    *,
+    k: int,
+    seed: int,
+) -> Task:
+    target = held_out_score(store, score, method)
+    if embedding not in store.signal_tables:
+        raise MissingScoreError(
+            f"method {method!r} needs the seed network's signals, and embedding {embedding!r} has "
+            "none; run `shardsieve embed` with the seed run's network"
+        )
+    signals = store.signals(embedding)
+    held = np.where(readable, store.score(target), np.nan).astype(np.float32)
+    tried = np.isfinite(held)
+    if method == "direct":
+        beside: dict[str, NDArray[Any]] = {"signals": signals}
+        how: dict[str, Any] = {"fit_beside": beside, "predict_beside": beside}
+        return Task(lambda: Direct(seed=seed), target, held, tried, _SPEAKS_OF[True], **how)
+    # Seeds trained on are neighbours alone: what the network says of them is memorised.
+    unseen = np.where(np.isfinite(measured)[:, None, None], np.nan, signals)
+    labels = store.labels()
+    return Task(
+        lambda: Fused(k, seed=seed),
+        target,
+        np.where(tried, held, measured),
+        tried,
+        _SPEAKS_OF[True],
+        {"signals": unseen, "labels": labels},
+        {"signals": signals, "labels": labels},
+    )
+
+
+def _cut(beside: dict[str, NDArray[Any]], rows: Mask) -> dict[str, NDArray[Any]]:
+    return {name: array[rows] for name, array in beside.items()}

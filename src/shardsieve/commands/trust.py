@@ -1,0 +1,65 @@
+"""How far to trust an extrapolated score: what is stored with it, printed, and warned of."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from shardsieve.commands.methods import Task, Values
+from shardsieve.extrapolate.calibration import match_quantiles
+from shardsieve.extrapolate.quality import doubt, measure
+from shardsieve.store.store import Store
+
+_FIGURES = ("pearson", "spearman", "agreement", "intervals", "num_held_out")
+_SHOWN_CLASSES = 10
+
+
+def judged(
+    store: Store, task: Task, held_out: Values, *, match: bool, keep_fraction: float
+) -> dict[str, Any]:
+    """Return what is known of a prediction's quality, JSON-ready.
+
+    Args:
+        store: Open.
+        task: What was predicted.
+        held_out: (n,), predictions of the tried samples from other folds.
+        match: Whether predictions are given the distribution of measured scores.
+        keep_fraction: Of the keep set to doubt or not.
+
+    Returns:
+        `quality`, `speaks_of`, and where the seed run was made twice `ceiling` (how well its scores
+        repeat) and `against_second_run` (how well the predictions agree with the second run's);
+        `warning` where the keep set is not shown to beat chance.
+    """
+    wanted, found = task.values[task.tried], held_out[task.tried]
+    found = match_quantiles(found, wanted) if match else found
+    quality = measure(wanted, found, labels=store.labels()[task.tried]).to_dict()
+    known: dict[str, Any] = {"quality": quality, "speaks_of": task.speaks_of}
+    ceiling = store.provenance(task.target).get("ceiling")
+    if ceiling is not None:
+        known["ceiling"] = ceiling
+        again = store.score(ceiling["of"])[task.tried]
+        both = np.isfinite(again)
+        figures = measure(again[both], found[both]).to_dict()
+        known["against_second_run"] = {name: figures[name] for name in _FIGURES}
+    # The second run is the sterner judge: it does not share the first one's accidents.
+    warning = doubt(known.get("against_second_run", quality), keep_fraction)
+    return known | ({"warning": warning} if warning else {})
+
+
+def told(trust: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the command prints: of many classes the ten that are predicted worst."""
+    quality = dict(trust["quality"])
+    rows = sorted(quality.pop("classes"), key=lambda row: row["spearman"])
+    shown = {"classes" if len(rows) <= _SHOWN_CLASSES else "worst_classes": rows[:_SHOWN_CLASSES]}
+    others = {name: value for name, value in trust.items() if name != "quality"}
+    return {**quality, **shown, **others}
+
+
+def doubt_of(store: Store, score: str | None, keep_fraction: float) -> str | None:
+    """Return the warning about a stored score at a keep fraction, None where there is none."""
+    if score is None or score not in store.scores:
+        return None
+    made = store.provenance(score)
+    quality = made.get("against_second_run", made.get("quality"))
+    return None if quality is None else doubt(quality, keep_fraction)

@@ -1,0 +1,150 @@
+"""Extrapolation from neighbours' scores and the sample's own signals together."""
+
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from shardsieve.extrapolate.direct import predicted, rows_with_signals
+from shardsieve.extrapolate.knn import neighbours
+from shardsieve.extrapolate.protocol import (
+    Floats,
+    Ids,
+    Rows,
+    as_rows,
+    blocks,
+    checked_labels,
+    checked_seeds,
+)
+from shardsieve.extrapolate.signals import (
+    Signals,
+    checked_regressor,
+    make_regressor,
+    signal_features,
+)
+
+_BLOCK = 65_536
+_NEAR = 5  # nearest seeds whose distance tells how lonely a sample is
+
+
+class Fused:
+    """Regression from neighbours' scores, agreement with their labels, and the sample's signals.
+
+    As with `Direct`, what is learned must come from samples that the network was not trained on.
+    Rows of `fit` with signals are learned from. Rows whose signals are all NaN, the seeds that the
+    network was trained on, serve as neighbours only; without such rows all are neighbours of each
+    other, none of itself.
+
+    Attributes:
+        k: Neighbours, at least 1.
+        regressor: `ridge`, `boosting`, or `auto`: boosting from 1,000 samples on.
+        seed: Of the trees.
+    """
+
+    def __init__(self, k: int = 50, regressor: str = "auto", *, seed: int = 0) -> None:
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}; 50 is usual")
+        self.k, self.regressor, self.seed = k, checked_regressor(regressor), seed
+        self._model: Any = None
+
+    def fit(
+        self,
+        embeddings: Rows | ArrayLike,
+        scores: ArrayLike,
+        signals: Signals | None = None,
+        *,
+        labels: ArrayLike | None = None,
+    ) -> Self:
+        """Learn from held-out seeds, beside seeds that are neighbours only.
+
+        Args:
+            embeddings: (m, d), finite, m at least 2.
+            scores: (m,), finite.
+            signals: As in `signal_features`; NaN in all of a row's means trained on.
+            labels: (m,), integers; a negative one is unknown and agrees with none.
+
+        Raises:
+            ValueError: If shapes disagree, a number is not finite, or all signals are missing.
+        """
+        points, values = checked_seeds(embeddings, scores)
+        features = signal_features(signals, len(values))
+        known = rows_with_signals(features)
+        pool = np.flatnonzero(~known) if not known.all() else np.arange(len(values))
+        if len(pool) < 1 + known.all():
+            raise ValueError(
+                f"embeddings must hold at least 2 seeds, got {len(values)}; use Direct"
+            )
+        classes = checked_labels(labels, len(values))
+        self._pool = points[pool], values[pool], None if classes is None else classes[pool]
+        rows = np.flatnonzero(known)
+        own = rows if known.all() else None
+        near = self._near(points[rows], None if classes is None else classes[rows], own)
+        self._model = make_regressor(self.regressor, len(rows), self.seed)
+        self._model.fit(np.concatenate([features[rows], near], axis=1), values[rows])
+        return self
+
+    def predict(
+        self,
+        embeddings: Rows | ArrayLike,
+        signals: Signals | None = None,
+        *,
+        labels: ArrayLike | None = None,
+    ) -> Floats:
+        """Return the predicted score of every row: float32 (n,).
+
+        Args:
+            embeddings: (n, d), finite, anything sliceable by rows; read block by block.
+            signals: As given to `fit`, of these samples.
+            labels: (n,), integers; needed if `fit` had labels, and refused if not.
+
+        Raises:
+            ValueError: If nothing was fitted, shapes disagree, or a number is not finite.
+        """
+        if self._model is None:
+            raise ValueError("Fused must be fitted before it predicts, got no seeds; call fit")
+        rows = as_rows(embeddings, self._pool[0].shape[1])
+        count = rows.shape[0]
+        features, classes = signal_features(signals, count), checked_labels(labels, count)
+        if (classes is None) != (self._pool[2] is None):
+            raise ValueError(
+                "labels must be given to both fit and predict or to neither; give both or neither"
+            )
+        scores = np.empty(count, dtype=np.float32)
+        for start, block in blocks(rows, _BLOCK):
+            part = slice(start, start + len(block))
+            near = self._near(block, None if classes is None else classes[part])
+            scores[part] = predicted(self._model, np.concatenate([features[part], near], axis=1))
+        return scores
+
+    def _near(self, points: Floats, classes: Ids | None, own: Ids | None = None) -> Floats:
+        """Return features of the neighbourhood, (n, 5 or 7), leaving out each row's own place."""
+        seeds, values, seed_classes = self._pool
+        ids, distances = neighbours(seeds, points, self.k + (own is not None))
+        if own is not None:
+            others = _others(ids, own)
+            ids, distances = ids[others].reshape(len(ids), -1), distances[others]
+            distances = distances.reshape(ids.shape)
+        scores = values[ids].astype(np.float64)
+        # Only ratios of weights matter: exp(-d) alone would underflow.
+        weights = np.exp(distances[:, :1] - distances)
+        columns = [
+            scores.mean(axis=1),
+            (weights * scores).sum(axis=1) / weights.sum(axis=1),
+            scores.std(axis=1),
+            distances.mean(axis=1),
+            distances[:, :_NEAR].mean(axis=1),
+        ]
+        if classes is not None and seed_classes is not None:
+            same = (seed_classes[ids] == classes[:, None]) & (classes >= 0)[:, None]
+            alike = same.sum(axis=1)
+            among = (same * scores).sum(axis=1) / np.maximum(alike, 1)
+            columns += [same.mean(axis=1), np.where(alike > 0, among, columns[0])]
+        return np.stack(columns, axis=1).astype(np.float32)
+
+
+def _others(ids: Ids, own: Ids) -> NDArray[np.bool_]:
+    """Return which neighbours to take so that no row is its own: all but one of every row."""
+    itself = ids == own[:, None]
+    # Among more than k equal points a row may not find itself: drop the last instead.
+    itself[~itself.any(axis=1), -1] = True
+    return np.asarray(~itself)

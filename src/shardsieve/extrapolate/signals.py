@@ -1,0 +1,93 @@
+"""From what networks say about samples to features, and the regression on features."""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from shardsieve._errors import MissingDependencyError
+
+REGRESSORS = ("auto", "ridge", "boosting")
+# Trees of 20 samples a leaf need many samples; a line does not.
+_FEW = 1000
+
+Signals: TypeAlias = ArrayLike | Mapping[str, ArrayLike]
+Features = NDArray[np.float32]
+
+
+def signal_features(signals: Signals | None, num_samples: int) -> Features:
+    """Return one row of features per sample, float32 (n, f); NaN stays NaN.
+
+    Args:
+        signals: (n,) or (n, s), or by name, each of these; or (n, K, s), of K networks: then the
+            mean and the deviation over networks are features as well.
+        num_samples: n.
+
+    Raises:
+        ValueError: If there are none, or their number is another.
+
+    >>> signal_features({"loss": [1, 2], "entropy": [3, 4]}, 2).tolist()
+    [[3.0, 1.0], [4.0, 2.0]]
+    """
+    if signals is None:
+        raise ValueError(
+            "signals must be given, (n, s): what the seed network says about each sample, such as "
+            "its entropy and loss; or use KNN, which needs embeddings alone"
+        )
+    if isinstance(signals, Mapping):  # by name, so that the order of a dictionary decides nothing
+        parts = [signal_features(signals[name], num_samples) for name in sorted(signals)]
+        return np.concatenate(parts, axis=1)
+    array = np.asarray(signals, dtype=np.float32)
+    if array.ndim not in (1, 2, 3) or len(array) != num_samples:
+        raise ValueError(
+            f"signals must have one row for each of {num_samples} embeddings, got shape "
+            f"{array.shape}; give the signals of the same samples"
+        )
+    flat = array.reshape(num_samples, -1)
+    if array.ndim < 3 or array.shape[1] < 2:
+        return flat
+    # A sample without signals has no mean either.
+    return np.concatenate([flat, array.mean(axis=1), array.std(axis=1)], axis=1)
+
+
+def make_regressor(kind: str, num_samples: int, seed: int) -> Any:
+    """Return an unfitted scikit-learn regressor that takes missing features.
+
+    Args:
+        kind: `ridge`, `boosting`, or `auto`: boosting from 1,000 samples on.
+        num_samples: To fit on.
+        seed: Of the trees.
+
+    Raises:
+        MissingDependencyError: Without scikit-learn.
+    """
+    try:
+        from sklearn.ensemble import HistGradientBoostingRegressor
+        from sklearn.impute import SimpleImputer
+        from sklearn.linear_model import RidgeCV
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Direct and Fused need scikit-learn: install shardsieve[direct]"
+        ) from error
+    if kind == "boosting" or (kind == "auto" and num_samples >= _FEW):
+        how = {"max_iter": 150, "learning_rate": 0.05, "max_leaf_nodes": 8}
+        return HistGradientBoostingRegressor(
+            **how,
+            min_samples_leaf=20,
+            l2_regularization=1.0,
+            early_stopping=False,
+            random_state=seed,
+        )
+    return make_pipeline(
+        SimpleImputer(keep_empty_features=True), StandardScaler(), RidgeCV(np.logspace(-2, 4, 13))
+    )
+
+
+def checked_regressor(kind: str) -> str:
+    """Return the name of a regressor, or raise ValueError."""
+    if kind not in REGRESSORS:
+        raise ValueError(f"regressor must be one of {', '.join(REGRESSORS)}, got {kind!r}")
+    return kind

@@ -1,0 +1,116 @@
+"""Append shards to a store: ids of before never change, and a killed run starts over or goes on."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from shardsieve._errors import ShardsieveError, StoreMismatchError
+from shardsieve.io.source import absolute
+from shardsieve.shards.fingerprint import index_fingerprint
+from shardsieve.shards.names import expand_urls
+from shardsieve.store.create import Progress, beside, walked
+from shardsieve.store.indexed import IndexedShard
+from shardsieve.store.layout import PER_SHARD, SHARD_ARRAYS, told_about_disk, write_contents
+from shardsieve.store.store import Store, open_store
+
+
+def append_shards(
+    urls: str | Path | Iterable[str | Path],
+    store: str | Path,
+    *,
+    label_member: str = "cls",
+    progress: Progress | None = None,
+) -> Store:
+    """Index further shards behind those of a store, and return it.
+
+    Shards that the store holds already are passed over. New rows have no embedding and no score:
+    run `embed` and `extrapolate --append`. Sample ids do not change; the store's fingerprint does,
+    and a keep set or a run of before belongs to the store of before.
+
+    Until the last step the store is the one of before, at whatever point the run is killed;
+    started again, it finishes.
+
+    Args:
+        urls: As in `index`.
+        store: A store of tars.
+        label_member: As in `index`.
+        progress: Called with (shards done, new shards in all).
+
+    Raises:
+        ShardsieveError: If no shards match, one is damaged or holds more samples than the store
+            has rows per shard, or the store is of a `.beton`.
+    """
+    old = open_store(store)
+    if old.kind != "webdataset":
+        raise StoreMismatchError(
+            f"{store} holds a .beton, which does not grow; write a new .beton and index that"
+        )
+    new = [url for url in expand_urls(urls) if absolute(url) not in set(old.urls)]
+    if not new:
+        return old
+    partial = beside(old.path)
+    partial = partial.with_name(partial.name.replace(".indexing", ".appending"))
+    entries = walked(new, partial, label_member, progress)
+    for url, entry in zip(new, entries, strict=True):
+        _check_size(url, len(entry.keys), old)
+    with told_about_disk(old.path):
+        _grow(old, new, entries)
+    shutil.rmtree(partial, ignore_errors=True)
+    return open_store(store)
+
+
+def _check_size(url: str, rows: int, store: Store) -> None:
+    if rows > store.rows_per_shard:
+        raise ShardsieveError(
+            f"shard {url} must hold at most {store.rows_per_shard} samples, the rows per shard "
+            f"that {store.path} was made with, got {rows}; split the shard, or index all shards "
+            "into a new store and carry the scores over with realign"
+        )
+
+
+def _grow(store: Store, urls: list[str], entries: list[IndexedShard]) -> None:
+    before, total = store.num_shards, store.num_shards + len(entries)
+    # Says how long the store is before any array is longer, and changes last.
+    store.group.attrs["num_shards"] = before
+    for kind in PER_SHARD:
+        group = store.group.get(kind)
+        arrays = group.array_values() if isinstance(group, zarr.Group) else ()
+        for array in arrays:
+            # What a killed run had appended goes: it may have been other shards.
+            array.resize((before, *array.shape[1:]))
+            array.resize((total, *array.shape[1:]))
+    new = slice(before, total)
+    columns = {
+        "url": np.array([absolute(url) for url in urls], object),
+        "samples": np.array([len(entry.keys) for entry in entries], np.int64),
+        "nbytes": np.array([entry.nbytes for entry in entries], np.int64),
+        "fingerprint": np.array([entry.fingerprint for entry in entries], object),
+        "table": np.array([entry.table for entry in entries], object),
+    }
+    for name in SHARD_ARRAYS:
+        _array(store, f"shard/{name}")[new] = columns[name]
+    for number, entry in enumerate(entries, start=before):
+        rows = len(entry.keys)
+        _array(store, "sample/key")[number, :rows] = np.array(entry.keys, object)
+        for name in ("offset", "length", "label"):
+            _array(store, f"sample/{name}")[number, :rows] = getattr(entry, name)
+    tables = [*store.tables(), *(entry.table for entry in entries)]
+    names = set(store.members).union(*(entry.suffixes for entry in entries))
+    # One file, replaced in one step: before it the store is the old one, after it the new one.
+    store.group.attrs.update(
+        {
+            "num_shards": total,
+            "members": sorted(names),
+            "fingerprint": index_fingerprint(tables),
+        }
+    )
+    write_contents(store.group)
+
+
+def _array(store: Store, name: str) -> zarr.Array:  # type: ignore[type-arg]
+    array = store.group[name]
+    assert isinstance(array, zarr.Array)
+    return array

@@ -1,0 +1,55 @@
+"""A per-sample array as rows in id order, read shard by shard."""
+
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+Half = NDArray[np.float16]
+
+
+class StoredRows:
+    """The (n, d) rows of an (S, L, d) array; a slice reads the shards it touches.
+
+    The shard read last is kept, so that going through the rows in order reads each shard once.
+    """
+
+    def __init__(self, array: zarr.Array[Any], samples: NDArray[np.int64]) -> None:
+        self._array, self._samples = array, samples
+        self._first = np.concatenate([[0], np.cumsum(samples)])
+        self._kept: tuple[int, Half] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows, then dimensions."""
+        return int(self._first[-1]), int(self._array.shape[2])
+
+    @property
+    def dtype(self) -> Any:
+        """Of the numbers."""
+        return self._array.dtype
+
+    def shard(self, number: int) -> Half:
+        """Return the rows of one shard."""
+        if self._kept is None or self._kept[0] != number:
+            block = np.asarray(self._array[number, : int(self._samples[number])])
+            self._kept = number, block
+        return self._kept[1]
+
+    def first(self, number: int) -> int:
+        """Return the row of a shard's first sample."""
+        return int(self._first[number])
+
+    def __getitem__(self, rows: slice) -> Half:
+        start, stop, step = rows.indices(self.shape[0])
+        return self.take(np.arange(start, stop, step))
+
+    def take(self, rows: NDArray[np.int64]) -> Half:
+        """Return these rows, ascending; each shard is read once."""
+        taken = np.empty((len(rows), self.shape[1]), dtype=self.dtype)
+        shards = np.searchsorted(self._first, rows, side="right") - 1
+        for number in np.unique(shards).tolist():
+            here = shards == number
+            taken[here] = self.shard(number)[rows[here] - self.first(number)]
+        return taken

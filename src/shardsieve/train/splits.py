@@ -1,0 +1,69 @@
+"""How a seed run is laid out: held-out seeds, epochs that match a full run, epochs to keep."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardsieve.order import permutation
+from shardsieve.selection import num_kept
+
+_SALT = 0x401D
+
+
+def hold_out(
+    seeds: NDArray[np.int64], fraction: float, *, seed: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Return the seeds to train on, and those left out so that the network is tried on them.
+
+    Args:
+        seeds: int64 (m,), sample ids, ascending.
+        fraction: In `[0, 1)`; 0 holds none out, and the second is None.
+        seed: Decides which.
+
+    Raises:
+        ValueError: If the fraction lies outside `[0, 1)`, or leaves none to train on or none out.
+
+    >>> [len(part) for part in hold_out(np.arange(10), 0.2)]
+    [8, 2]
+    """
+    if fraction == 0:
+        return seeds, None
+    if not 0 < fraction < 1:
+        raise ValueError(f"held_out must lie in [0, 1), got {fraction}; 0.1 is usual")
+    count = num_kept(len(seeds), fraction)
+    if not 0 < count < len(seeds):
+        raise ValueError(
+            f"held_out must leave some of {len(seeds)} seeds out and some in, got {fraction}; "
+            "score more seeds"
+        )
+    order = permutation(len(seeds), seed, _SALT)
+    return seeds[np.sort(order[count:])], seeds[np.sort(order[:count])]
+
+
+def matched_epochs(full_epochs: int, *, full: int, seeds: int, batch: int) -> int:
+    """Return the epochs in which a seed run makes as many steps as a full run, rounded, at least 1.
+
+    Args:
+        full_epochs: Of the full run, at least 1.
+        full: Samples of the full run.
+        seeds: Samples that the seed run trains on, at least 1.
+        batch: Samples of one step over all ranks, of both runs.
+
+    >>> matched_epochs(12, full=50_000, seeds=10_000, batch=128)
+    59
+    """
+    if full_epochs < 1:
+        raise ValueError(
+            f"match_steps_of must be at least 1 epoch, got {full_epochs}; see --epochs"
+        )
+    return max(1, round(full_epochs * -(-full // batch) / -(-seeds // batch)))
+
+
+def snapshot_epochs(epochs: int, count: int) -> list[int]:
+    """Return at most `count` epochs, evenly spaced, the last among them, ascending from 1.
+
+    >>> snapshot_epochs(12, 4)
+    [3, 6, 9, 12]
+    """
+    if count < 1:
+        raise ValueError(f"snapshots must be at least 1, got {count}; 1 keeps the last network")
+    return sorted({max(1, round(epochs * (place + 1) / count)) for place in range(count)})

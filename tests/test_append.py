@@ -1,0 +1,130 @@
+"""Appended shards: the store becomes what it would have been, or stays what it was."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tars import write_shards
+from test_store import contents
+
+import shardsieve as ss
+from shardsieve.store import append, create
+from shardsieve.store.create import check
+
+SIZES = [5, 1, 7, 64, 3]
+
+
+def scored(store):
+    """Put an embedding and a score into a store of any length."""
+    store.put_score("mine", np.arange(len(store)), provenance={"definition": "place"})
+    array = store.embedding_array("e", 2)
+    for shard in range(store.num_shards):
+        array[shard, : store.samples[shard]] = shard + 1
+    return store
+
+
+def comparable(store):
+    arrays, attributes = contents(store)
+    return arrays, {name: v for name, v in attributes.items() if name != "num_shards"}
+
+
+@settings(max_examples=6)
+@given(first=st.integers(1, 4), second=st.integers(1, 4))
+def test_an_appended_store_is_the_store_of_all_shards(tmp_path_factory, first, second):
+    folder = tmp_path_factory.mktemp("append")
+    shards = write_shards(folder / "d", SIZES)
+    whole = ss.index(shards, folder / "whole.zarr")
+    ids = ss.index(shards[:first], folder / "s.zarr").ids()
+    ss.append_shards(shards[:second], folder / "s.zarr")
+    grown = ss.append_shards(shards, folder / "s.zarr")
+    assert comparable(grown) == comparable(whole)
+    assert grown.ids()[: len(ids)].tolist() == ids.tolist()
+    assert grown.urls == whole.urls
+    check(grown)
+    assert sorted(p.name for p in folder.iterdir()) == ["d", "s.zarr", "whole.zarr"]
+
+
+def test_scores_and_embeddings_of_before_stay_and_new_rows_have_none(tmp_path):
+    shards = write_shards(tmp_path / "d", SIZES)
+    old = scored(ss.index(shards[:3], tmp_path / "s.zarr"))
+    grown = ss.append_shards(shards[3:], old.path)
+    assert grown.score("mine")[:13].tolist() == list(range(13))
+    assert np.isnan(grown.score("mine")[13:]).all()
+    points = grown.embedding("e")
+    np.testing.assert_array_equal(points[:13], old.embedding("e"))
+    assert np.isnan(points[13:]).all()
+    np.testing.assert_array_equal(grown.embedding_rows("e")[3:20], points[3:20])
+    assert grown.embedding_rows("e").shape == (80, 2)
+    keep = ss.select(grown, score="mine", keep_fraction=0.1, drop_missing=True)
+    assert keep.ids().max() < 3 * 64
+
+
+@settings(max_examples=8)
+@given(stop=st.integers(0, 13), other=st.booleans())
+def test_killed_anywhere_it_is_the_old_store_and_finishes_when_started_again(
+    tmp_path_factory, stop, other
+):
+    folder = tmp_path_factory.mktemp("killed")
+    shards = write_shards(folder / "d", SIZES)
+    store = scored(ss.index(shards[:2], folder / "s.zarr"))
+    before = contents(store)[0], dict(store.group.attrs)
+    calls, real = [], append._array
+
+    def killed(*arguments):
+        calls.append(arguments)
+        if len(calls) > stop:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    append._array = killed
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ss.append_shards(shards[2:], store.path)
+    finally:
+        append._array = real
+    cut = ss.open_store(store.path)
+    assert (cut.num_shards, len(cut), cut.fingerprint) == (2, 6, before[1]["fingerprint"])
+    assert cut.ids().tolist() == store.ids().tolist()
+    assert cut.score("mine").tolist() == list(range(6))
+    assert cut.embedding("e").shape == (6, 2)
+    assert cut.labels().tolist() == store.labels().tolist()
+    check(cut)
+    rest = shards[3:] if other else shards[2:]
+    grown = ss.append_shards(rest, store.path)
+    whole = ss.index([*shards[:2], *rest], folder / "whole.zarr")
+    array = {n: a for n, a in contents(grown)[0].items() if n[:5] in ("shard", "sampl")}
+    assert array == contents(whole)[0]
+    assert grown.fingerprint == whole.fingerprint
+
+
+def test_finished_shards_are_not_walked_again(tmp_path, monkeypatch):
+    shards = write_shards(tmp_path / "d", SIZES)
+    ss.index(shards[:1], tmp_path / "s.zarr")
+    walked, walk = [], create.index_shard
+    monkeypatch.setattr(create, "index_shard", lambda url, **k: walked.append(url) or walk(url))
+
+    def killed(done, total):
+        assert total == 4
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ss.append_shards(shards, tmp_path / "s.zarr", progress=killed)
+    ss.append_shards(shards, tmp_path / "s.zarr")
+    assert walked == list(map(str, shards[1:]))
+
+
+def test_what_cannot_be_appended_is_refused_before_anything_changes(tmp_path):
+    shards = write_shards(tmp_path / "d", [5, 65])
+    store = ss.index(shards[:1], tmp_path / "s.zarr")
+    before = contents(store)
+    with pytest.raises(ss.ShardsieveError, match=r"at most 64 samples.*got 65; split the shard"):
+        ss.append_shards(shards, store.path)
+    with pytest.raises(ss.ShardsieveError, match="no shards match"):
+        ss.append_shards("none-*.tar", store.path)
+    with pytest.raises(ss.StoreFormatError, match="no store at"):
+        ss.append_shards(shards, tmp_path / "none.zarr")
+    assert contents(ss.open_store(store.path)) == before
+    assert json.loads((store.path / "zarr.json").read_text())["attributes"] == before[1]

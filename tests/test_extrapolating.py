@@ -1,0 +1,141 @@
+"""`shardsieve extrapolate` by every method, and how far it says to trust the result."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import shardsieve as ss
+from shardsieve.commands.making import extrapolate_score
+from shardsieve.commands.reporting import report_score
+from shardsieve.commands.showing import kept_per_class
+from shardsieve.commands.training import put_ceilings
+from shardsieve.extrapolate import pearson
+from shardsieve.pack import pack
+
+N, ROLES = 600, 4  # of four samples one was trained on, one held out, two are the rest
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for label in ("a", "b"):
+        (folder / "img" / label).mkdir(parents=True)
+        for i in range(N // 2):
+            Image.new("L", (8, 8), i % 256).save(folder / "img" / label / f"{i:03d}.png")
+    return pack(folder / "img", folder / "shards", samples_per_shard=300)[0].pattern
+
+
+@pytest.fixture
+def store(shards, tmp_path):
+    """Scores depend on embedding and signals alike; signals of trained seeds are rubbish."""
+    store = ss.index(shards, tmp_path / "s.zarr")
+    rng = np.random.default_rng(0)
+    points, said = rng.normal(size=(N, 2)), rng.normal(size=(N, 2, 1))
+    truth = points[:, 0] + said[:, -1, 0]
+    trained, held = (np.arange(N) % ROLES == role for role in (0, 1))
+    said[trained] = 9
+    store.embedding_array("seed", 2)[:, :300] = points.reshape(2, 300, 2)
+    store.signal_array("seed", 2, ("loss",))[:, :300] = said.reshape(2, 300, 2, 1)
+    for name, rows, unit in (("seed", trained, 10), ("seed_held_out", held, 1)):
+        for again, noise in (("", 0), ("_again", 0.3)):
+            run = name.replace("seed", f"seed{again}", 1)
+            values = np.where(rows, unit * (truth + noise * rng.normal(size=N)), np.nan)
+            store.put_score(f"{run}_x", values, provenance={"definition": "x"})
+    put_ceilings(store, write=True)
+    return store, truth, trained
+
+
+def rest_quality(store, truth, name):
+    rest = np.arange(N) % ROLES > 1
+    return pearson(truth[rest], store.score(name)[rest])
+
+
+@pytest.mark.parametrize("method", ["knn", "gnn", "direct", "fused"])
+def test_every_method_keeps_what_was_measured_and_fills_the_rest(store, method):
+    store, truth, trained = store
+    made = extrapolate_score(store.path, "seed_x", method, "seed", method=method, k=10)
+    got = store.score(method)
+    assert np.isfinite(got).all()
+    np.testing.assert_array_equal(got[trained], store.score("seed_x")[trained])
+    assert (made["seeds"], made["predicted"]) == (150, 450)
+    assert rest_quality(store, truth, method) > {"fused": 0.85}.get(method, 0.5)
+    kept = store.provenance(method)
+    assert kept["definition"] == f"{method}(seed_x)"
+    assert kept["quality"]["spearman"] == made["spearman"] > 0.4
+    assert "not of a full run's scores" in kept["speaks_of"]
+    low, high = made["intervals"]["spearman"]
+    assert low < made["spearman"] < high
+    assert made["num_held_out"] == 150
+    assert sorted(row["class"] for row in made["classes"]) == [0, 1]
+
+
+def test_fused_beats_both_of_its_parts_and_takes_the_unit_of_the_measured_seeds(store):
+    store, truth, trained = store
+    for method in ("knn", "direct", "fused"):
+        extrapolate_score(store.path, "seed_x", method, "seed", method=method, k=10)
+    parts = [rest_quality(store, truth, method) for method in ("knn", "direct")]
+    assert rest_quality(store, truth, "fused") > max(parts) + 0.1
+    spreads = [store.score(method)[~trained].std() for method in ("direct", "fused")]
+    np.testing.assert_allclose(spreads, store.score("seed_x")[trained].std(), rtol=0.1)
+
+
+def test_a_second_run_is_measured_against_and_lower_than_the_first(store):
+    store = store[0]
+    made = extrapolate_score(store.path, "seed_x", "full", "seed", method="fused", k=10)
+    assert 0.5 < made["against_second_run"]["pearson"] < made["pearson"]
+    assert made["ceiling"]["of"] == "seed_again_held_out_x"
+    assert made["against_second_run"]["pearson"] < made["ceiling"]["pearson"] < 1
+    assert "warning" not in made
+
+
+def test_predictions_no_better_than_chance_are_warned_of_wherever_they_are_used(store, tmp_path):
+    store, _, trained = store
+    noise = np.where(trained, np.random.default_rng(1).normal(size=N), np.nan)
+    store.put_score("seed_noise", noise)
+    made = extrapolate_score(store.path, "seed_noise", "noise", "seed", keep_fraction=0.3)
+    assert (
+        "at keep fraction 0.3 the predicted keep set is not shown to be better" in made["warning"]
+    )
+    rule = {"score": "noise", "keep_fraction": 0.5, "rule": "top"}
+    assert "at keep fraction 0.5" in kept_per_class(store.path, rule, None)["warning"]
+    report_score(store.path, tmp_path / "r.html", score="noise", keep_fraction=0.5, reference=None)
+    assert "Warning: at keep fraction 0.5" in (tmp_path / "r.html").read_text()
+
+
+def test_the_report_shows_intervals_spread_classes_and_what_they_speak_of(store, tmp_path):
+    store = store[0]
+    made = extrapolate_score(store.path, "seed_x", "full", "seed", method="direct")
+    report_score(store.path, tmp_path / "r.html", score="full", keep_fraction=0.5, reference=None)
+    page = (tmp_path / "r.html").read_text()
+    low, high = made["intervals"]["0.3"]
+    for text in (
+        f"{low:.3f} to {high:.3f}",
+        "seeds they were not trained on; not of a full run",
+        "Against a second seed run",
+        "How well the score repeats",
+        "Distributions of predicted and measured scores",
+        "<td>a</td><td>",
+    ):
+        assert text in page
+    assert "Warning" not in page
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ({"method": "mlp"}, "method must be one of knn, gnn, direct, fused, got 'mlp'"),
+        ({"score": "bare"}, r"run `shardsieve score --held-out 0.1 --snapshots 8`"),
+        ({"embedding": "other"}, "run `shardsieve embed` with the seed run's network"),
+        ({"score": "empty"}, "has no scored sample"),
+    ],
+)
+def test_what_is_missing_is_named_with_the_cure(store, spoil, message):
+    store, truth, trained = store
+    store.put_score("bare", np.where(trained, truth, np.nan))
+    store.put_score("empty", np.full(N, np.nan))
+    store.embedding_array("other", 2)[:, :300] = np.zeros((2, 300, 2))
+    how = {"score": "seed_x", "embedding": "seed", "method": "direct", **spoil}
+    score, embedding = how.pop("score"), how.pop("embedding")
+    with pytest.raises((ValueError, ss.ShardsieveError), match=message):
+        extrapolate_score(store.path, score, "new", embedding, **how)
+    assert "new" not in store.scores

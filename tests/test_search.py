@@ -1,0 +1,169 @@
+"""Approximate searches: what they return is measured, and they say how much they miss."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shardsieve.extrapolate import KNN, neighbours
+from shardsieve.extrapolate.approximate import CodedSearch, choose_search, spread_rows
+from shardsieve.extrapolate.search import ExactSearch
+
+FAST = ["scan", "ivf", "hnsw"]
+
+
+def curved(count, draw, d=48, classes=12):
+    """Points about the centres of classes, in few directions of many."""
+    shape, rng = np.random.default_rng(0), np.random.default_rng(draw + 1)
+    centres, turn = shape.normal(size=(classes, d)), shape.normal(size=(8, d)) / 3
+    points = centres[rng.integers(0, classes, count)] + rng.normal(size=(count, 8)) @ turn
+    return np.maximum(points + rng.normal(size=(count, d)) / 50, -1).astype(np.float32)
+
+
+def brute(seeds, queries, k):
+    apart = seeds[None].astype(np.float64) - queries[:, None]
+    distances = np.sqrt((apart**2).sum(axis=2))
+    order = np.lexsort((np.broadcast_to(np.arange(len(seeds)), distances.shape), distances))
+    return order[:, :k], np.take_along_axis(distances, order[:, :k], axis=1)
+
+
+@pytest.fixture(scope="module")
+def cloud():
+    seeds = curved(2500, 0)
+    return seeds, np.sin(seeds[:, 0]), curved(600, 1)
+
+
+@pytest.mark.parametrize("kind", FAST)
+def test_what_is_found_is_measured_exactly_and_recall_is_what_it_says(cloud, kind):
+    seeds, _, points = cloud
+    search = choose_search(seeds, points, 10, kind=kind, recall=0.9)
+    assert isinstance(search, CodedSearch)
+    ((rows, ids, distances),) = search(points, 10)
+    assert rows.tolist() == list(range(600))
+    np.testing.assert_allclose(
+        distances, np.linalg.norm(seeds[ids] - points[:, None], axis=2), 1e-5
+    )
+    assert (np.diff(distances, axis=1) >= 0).all()
+    assert all(len(set(row)) == 10 for row in ids.tolist())
+    want = brute(seeds, points, 10)[1][:, -1:]
+    proof = slice(1, None, 2)
+    found = (distances <= want * (1 + 1e-6))[proof].mean()
+    assert found == pytest.approx(search.chosen.recall, abs=1e-3)
+    assert search.chosen.recall > 0.9
+    assert search.chosen.queries == 300
+
+
+@pytest.mark.parametrize("kind", FAST)
+def test_fast_predictions_are_near_the_exact_ones(cloud, kind):
+    seeds, scores, points = cloud
+    exact = KNN(10, search="exact").fit(seeds, scores).predict(points)
+    model = KNN(10, search=kind, min_recall=0.95).fit(seeds, scores)
+    fast = model.predict(points)
+    assert model.chosen.search == kind
+    assert 0.95 < model.chosen.recall <= 1
+    assert np.abs(fast - exact).mean() < 0.05 * scores.std()
+    assert (fast == exact).mean() > 0.5
+
+
+def test_small_sets_are_searched_exactly_to_the_bit(cloud):
+    seeds, scores, points = cloud
+    exact = KNN(10, search="exact").fit(seeds, scores).predict(points)
+    model = KNN(10).fit(seeds, scores)
+    np.testing.assert_array_equal(model.predict(points), exact)
+    assert (model.chosen.search, model.chosen.recall) == ("exact", 1.0)
+
+
+def test_where_no_setting_reaches_the_recall_the_search_is_exact(cloud, monkeypatch):
+    seeds, scores, points = cloud
+    monkeypatch.setattr(CodedSearch, "tune", lambda *_: False)
+    model = KNN(10, search="scan").fit(seeds, scores)
+    exact = KNN(10, search="exact").fit(seeds, scores)
+    np.testing.assert_array_equal(model.predict(points), exact.predict(points))
+    assert model.chosen.search == "exact"
+
+
+def test_a_higher_recall_costs_more_candidates(cloud):
+    seeds, _, points = cloud
+    low, high = (choose_search(seeds, points, 10, kind="scan", recall=r) for r in (0.5, 0.999))
+    assert low.width < high.width
+    assert low.chosen.recall <= high.chosen.recall
+
+
+def test_a_chosen_search_stays_and_blocks_do_not_matter(cloud):
+    seeds, scores, points = cloud
+    model = KNN(10, search="scan", block_rows=77).fit(seeds, scores)
+    chosen = model.choose(points)
+    whole = model.predict(points)
+    parts = [model.predict(points[s : s + 50]) for s in range(0, 600, 50)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    assert model.chosen is chosen
+    assert KNN(10, search="scan").fit(seeds, scores).chosen is None
+
+
+def test_lists_that_hold_too_few_are_made_up_for(cloud):
+    seeds, _, points = cloud
+    search = CodedSearch(seeds, "ivf", 32)
+    search.effort = 1  # one list of about twelve seeds
+    search.width = 60
+    ((_, ids, distances),) = search(points, 50)
+    assert np.isfinite(distances).all()
+    np.testing.assert_array_equal(np.sort(ids[0]), np.sort(brute(seeds, points[:1], 50)[0][0]))
+
+
+def test_equal_seeds_and_far_queries_do_no_harm():
+    seeds = np.repeat(curved(300, 0), 8, axis=0)
+    scores = np.repeat(np.arange(300.0), 8)
+    model = KNN(8, search="scan").fit(seeds, scores)
+    np.testing.assert_array_equal(model.predict(seeds[::8]), np.arange(300))
+    far = model.predict(curved(300, 1) * 1e6)
+    assert np.isfinite(far).all()
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 300), st.integers(1, 30), st.integers(0, 9))
+def test_exact_neighbours_are_those_of_brute_force(count, k, seed):
+    rng = np.random.default_rng(seed)
+    seeds = rng.integers(-2, 3, size=(count, 3)).astype(np.float32)
+    points = rng.integers(-2, 3, size=(9, 3)).astype(np.float32)
+    ids, distances = neighbours(seeds, points, k)
+    want_ids, want = brute(seeds, points, k)
+    np.testing.assert_array_equal(ids, want_ids)
+    np.testing.assert_allclose(distances, want)
+
+
+def test_several_k_come_from_one_search(cloud, monkeypatch):
+    seeds, scores, points = cloud
+    calls, search = [], ExactSearch.__call__
+    monkeypatch.setattr(
+        ExactSearch, "__call__", lambda self, block, k: calls.append(k) or search(self, block, k)
+    )
+    model = KNN(50).fit(seeds, scores)
+    several = model.predict_each(points, (3, 20))
+    assert calls == [20]
+    for row, k in zip(several, (3, 20), strict=True):
+        np.testing.assert_allclose(row, KNN(k).fit(seeds, scores).predict(points), rtol=1e-6)
+
+
+def test_the_sample_comes_from_all_over_in_few_reads():
+    class Rows:
+        shape = (10_000, 2)
+        reads = 0
+
+        def __getitem__(self, rows):
+            self.reads += 1
+            return np.repeat(np.arange(10_000.0)[rows, None], 2, axis=1)
+
+    rows = Rows()
+    sample = spread_rows(rows, 160)
+    assert sample.shape == (160, 2)
+    assert (sample[0, 0], sample[-1, 0]) == (0, 9999)
+    assert rows.reads == 10
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [({"search": "lsh"}, "search must be one of auto"), ({"min_recall": 1.5}, r"lie in \(0, 1\]")],
+)
+def test_bad_input_is_refused(how, message):
+    with pytest.raises(ValueError, match=message):
+        KNN(**how)

@@ -1,0 +1,179 @@
+"""What the seed run leaves besides scores: held-out seeds, networks of several epochs, signals."""
+
+import json
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given
+from hypothesis import strategies as st
+
+import shardsieve as ss
+from shardsieve.commands import training
+from shardsieve.commands.training import embed_store, score_store
+from shardsieve.pack import pack
+from shardsieve.train.config import TrainConfig
+from shardsieve.train.embedding import embed
+from shardsieve.train.encoder import load_encoder
+from shardsieve.train.images import ImageDecoder, collate
+from shardsieve.train.nets import light
+from shardsieve.train.recorder import MEASURED, Recorder
+from shardsieve.train.splits import hold_out, matched_epochs, snapshot_epochs
+
+CONFIG = TrainConfig(epochs=4, batch_size=32)
+HOW = {"seed_fraction": 0.2, "per_class": False, "folder": None, "window": 3}
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    return pack("digits", tmp_path_factory.mktemp("digits"), samples_per_shard=400)[0]
+
+
+@pytest.fixture(scope="module")
+def scored(packed, tmp_path_factory):
+    """A store with a seed run of its own, three networks kept, and everything embedded."""
+    path = tmp_path_factory.mktemp("scored") / "s.zarr"
+    store = ss.index(packed.pattern, path)
+    how = {"held_out": 0.25, "snapshots": 3, "match_steps_of": 1, "ceiling": True}
+    score_store(path, CONFIG, **HOW, **how)
+    embed_store(path, model=None, name="seed")
+    return store
+
+
+@given(st.integers(2, 60), st.floats(0.01, 0.99), st.integers(0, 9))
+def test_held_out_seeds_and_the_others_make_up_all_seeds(count, fraction, seed):
+    seeds = np.arange(count) * 7
+    if not 0 < ss.num_kept(count, fraction) < count:
+        with pytest.raises(ValueError, match="score more seeds"):
+            hold_out(seeds, fraction, seed=seed)
+        return
+    trained, held = hold_out(seeds, fraction, seed=seed)
+    assert sorted([*trained, *held]) == seeds.tolist()
+    assert len(held) == ss.num_kept(count, fraction)
+    assert hold_out(seeds, 0.0)[1] is None
+
+
+@given(st.integers(1, 30), st.integers(1, 5000), st.integers(1, 64), st.data())
+def test_matched_epochs_make_the_steps_of_the_full_run_to_half_an_epoch(full_epochs, n, b, data):
+    m = data.draw(st.integers(1, n))
+    epochs = matched_epochs(full_epochs, full=n, seeds=m, batch=b)
+    per_epoch = -(-m // b)
+    assert abs(epochs * per_epoch - full_epochs * -(-n // b)) <= per_epoch / 2
+
+
+@given(st.integers(1, 90), st.integers(1, 12))
+def test_snapshots_are_spread_over_the_run_and_end_with_it(epochs, count):
+    kept = snapshot_epochs(epochs, count)
+    assert kept[-1] == epochs
+    assert 1 <= len(kept) <= count
+    gaps = np.diff([0, *kept])
+    assert (gaps >= 1).all()
+    assert np.ptp(gaps) <= 1
+
+
+@pytest.mark.slow
+def test_held_out_seeds_are_watched_and_never_trained_on(scored):
+    trained, held = Recorder.load(scored, "seed"), Recorder.load(scored, "seed_held_out")
+    assert not np.intersect1d(trained.ids, held.ids).size
+    assert len(trained.ids) + len(held.ids) == ss.num_kept(len(scored), 0.2)
+    result = json.loads((scored.path.with_name("s.zarr.runs") / "seed/result.json").read_text())
+    # one full epoch's steps
+    assert abs(result["steps"] - -(-len(scored) // 32)) <= -(-len(trained.ids) // 32) / 2
+    assert result["samples"] == len(trained.ids) * trained.epochs
+    for name, recorder in (("seed_el2n", trained), ("seed_held_out_el2n", held)):
+        rows = scored.rows(recorder.ids)
+        wanted = recorder.signal("el2n").mean(axis=0)
+        np.testing.assert_allclose(scored.score(name)[rows], wanted, rtol=1e-5)
+        assert np.isfinite(scored.score(name)).sum() == len(rows)
+
+
+@pytest.mark.slow
+def test_signals_are_what_each_network_says_about_every_sample(scored):
+    encoder = load_encoder(str(scored.path.with_name("s.zarr.runs") / "seed"))
+    networks = encoder.classifiers(10)
+    assert len(networks) == 3
+    array = scored.signal_array("seed")
+    assert array.attrs["signals"] == list(MEASURED)
+    got = scored.signals("seed")
+    assert got.shape == (len(scored), 3, len(MEASURED))
+    rows = np.array([0, 399, 400, 1400])
+    data = ss.ShardDataset(scored, ImageDecoder(8, 1))
+    batch = collate(data.__getitems__(scored.ids()[rows].tolist()))
+    for place, network in enumerate(networks):
+        with torch.no_grad():
+            logits = network(batch.images)
+        loss = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
+        entropy = torch.distributions.Categorical(logits=logits).entropy()
+        for name, wanted in (("loss", loss), ("entropy", entropy)):
+            said = got[rows, place, MEASURED.index(name)]
+            np.testing.assert_allclose(said, wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_held_out_signals_of_the_last_network_are_those_the_watcher_recorded(scored):
+    held = Recorder.load(scored, "seed_held_out")
+    rows = scored.rows(held.ids)
+    for name in ("p_true", "loss", "entropy"):
+        said = scored.signals("seed")[rows, -1, MEASURED.index(name)]
+        np.testing.assert_allclose(said, held.signal(name)[-1], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_second_run_over_the_same_seeds_says_how_well_scores_repeat(scored):
+    again = Recorder.load(scored, "seed_again")
+    np.testing.assert_array_equal(again.ids, Recorder.load(scored, "seed").ids)
+    ceiling = scored.provenance("seed_el2n")["ceiling"]
+    assert 0.2 < ceiling["spearman"] < 1
+    assert ceiling["num_held_out"] == len(again.ids)
+    assert "ceiling" not in scored.provenance("seed_again_el2n")
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.slow
+def test_a_pass_cut_short_goes_on_and_embeddings_without_signals_get_them(packed, tmp_path):
+    store = ss.index(packed.pattern, tmp_path / "s.zarr")
+    torch.manual_seed(0)
+    first, last = light(10, 1), light(10, 1)
+    how = {"classifiers": [first, last], "accelerator": Accelerator()}
+    embed(store, last, name="whole", **how)
+
+    def killed(done, total):
+        raise Killed
+
+    with pytest.raises(Killed):
+        embed(store, last, name="cut", progress=killed, **how)
+    assert np.isnan(store.signals("cut")[400:]).all()
+    assert embed(store, last, name="cut", **how) == len(store) - 400
+    np.testing.assert_array_equal(store.signals("cut"), store.signals("whole"))
+    embed(store, last, name="bare", accelerator=Accelerator())
+    assert "bare" not in store.signal_tables
+    assert embed(store, last, name="bare", **how) == len(store)
+    np.testing.assert_array_equal(store.signals("bare"), store.signals("whole"))
+    with pytest.raises(ss.StoreMismatchError, match="other weights"):
+        embed(store, last, name="cut", classifiers=[last, first], accelerator=Accelerator())
+
+
+@pytest.mark.slow
+def test_a_killed_run_with_held_out_seeds_ends_as_an_undisturbed_one(
+    scored, packed, tmp_path, monkeypatch
+):
+    store = ss.index(packed.pattern, tmp_path / "s.zarr")
+    how = {"held_out": 0.25, "snapshots": 3, "match_steps_of": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "bar", lambda name, shown=True: nullcontext(killed_half_way))
+        with pytest.raises(Killed):
+            score_store(store.path, CONFIG, **HOW, **how)
+    assert store.scores == []
+    score_store(store.path, CONFIG, **HOW, **how)
+    for name in ("seed_dyn_unc", "seed_held_out_dyn_unc", "seed_held_out_tdds"):
+        np.testing.assert_array_equal(store.score(name), scored.score(name))
+
+
+def killed_half_way(done, total):
+    if done > total // 2:
+        raise Killed

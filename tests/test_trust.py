@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardsieve.extrapolate import (
+    KNN,
+    by_class,
+    doubt,
+    intervals,
+    keep_agreement,
+    match_quantiles,
+    measure,
+    out_of_fold,
+    pearson,
+    spearman,
+    spread,
+)
+from shardsieve.extrapolate.resampling import resampled
+
+# Few levels, so that ties are common.
+pairs = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=4, max_size=30)
+
+
+@given(pairs, st.integers(0, 9))
+def test_intervals_are_those_of_samples_written_out_as_often_as_they_are_drawn(rows, seed):
+    true, predicted = np.array(rows, dtype=float).T
+    wanted = []
+    for draw in range(7):
+        copies = resampled(len(true), seed, draw)
+        assert copies.sum() == len(true)
+        a, b = np.repeat(true, copies), np.repeat(predicted, copies)
+        agreed = [keep_agreement(a, b, f) for f in (0.3, 0.5)]
+        wanted.append([pearson(a, b), spearman(a, b), *agreed])
+    got = intervals(true, predicted, (0.3, 0.5), resamples=7, seed=seed)
+    ends = np.percentile(wanted, [2.5, 97.5], axis=0).T
+    assert list(got) == ["pearson", "spearman", "0.3", "0.5"]
+    np.testing.assert_allclose(list(got.values()), ends, atol=1e-9)
+
+
+def test_an_interval_holds_the_truth_about_as_often_as_it_says():
+    held = 0
+    for trial in range(40):
+        rng = np.random.default_rng(trial)
+        a = rng.normal(size=200)
+        low, high = intervals(a, a + rng.normal(size=200), (), seed=trial)["pearson"]
+        held += low < 0.5**0.5 < high
+    assert 33 <= held <= 40
+
+
+@given(pairs, st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=20))
+def test_matching_keeps_order_and_ties_and_takes_the_measured_distribution(rows, measured):
+    predicted = np.array(rows, dtype=float)[:, 0]
+    got = match_quantiles(predicted, measured)
+    assert min(measured) <= got.min()
+    assert got.max() <= max(measured)
+    rise = np.subtract.outer(predicted, predicted)
+    assert (np.subtract.outer(got, got)[rise > 0] >= 0).all()
+    assert (np.subtract.outer(got, got)[rise == 0] == 0).all()
+
+
+def test_matched_predictions_are_distributed_as_the_measured_scores_to_the_value():
+    rng = np.random.default_rng(0)
+    measured = np.float32(rng.exponential(size=50))
+    got = match_quantiles(rng.normal(size=50), measured)
+    np.testing.assert_allclose(np.sort(got), np.sort(measured), rtol=1e-6)
+
+
+def test_matching_widens_what_neighbours_have_averaged_and_changes_no_rank():
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(500, 2))
+    scores = points[:, 0] + rng.normal(size=500)
+    predicted = out_of_fold(lambda: KNN(30), points, scores)
+    plain, matched = measure(scores, predicted), measure(scores, match_quantiles(predicted, scores))
+    assert plain.spread.ratio < 0.75 < 0.95 < matched.spread.ratio < 1.05
+    assert matched.spread.slope < plain.spread.slope
+    assert matched.spearman == pytest.approx(plain.spearman)
+
+
+def test_spread_is_that_of_numbers_worked_by_hand():
+    got = spread([0, 0, 4, 4], [1, 1, 2, 2])
+    assert (got.measured_std, got.predicted_std, got.ratio, got.slope) == (2, 0.5, 0.25, 4)
+    assert spread([1, 1], [0, 1]).ratio == spread([0, 1], [1, 1]).slope == 0
+
+
+def test_classes_that_a_prediction_undervalues_show_in_their_kept_shares():
+    rows = by_class([4, 3, 2, 1], [1, 2, 4, 3], [0, 0, 7, 7])
+    assert [row["class"] for row in rows] == [0, 7]
+    assert [row["kept"] for row in rows] == [1, 0]
+    assert [row["kept_predicted"] for row in rows] == [0, 1]
+    assert [row["spearman"] for row in rows] == pytest.approx([-1, 1])
+
+
+def test_chance_is_doubted_and_a_good_prediction_is_not():
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=2000)
+    noise = measure(true, rng.normal(size=2000)).to_dict()
+    good = measure(true, true + 0.5 * rng.normal(size=2000)).to_dict()
+    for fraction in (0.1, 0.45, 0.9):
+        assert "not shown to be better than a random" in doubt(noise, fraction)
+        assert doubt(good, fraction) is None
+
+
+def test_each_tried_seed_is_predicted_from_the_others_and_from_all_that_are_not_tried():
+    tried, fitted = np.arange(40) % 4 > 0, []
+
+    class Beside:
+        def fit(self, embeddings, scores, *, signals):
+            np.testing.assert_array_equal(signals[:, 0], scores)
+            fitted.append(set(scores.tolist()))
+
+        def predict(self, embeddings, *, signals):
+            assert not fitted[-1] & set(signals[:, 0].tolist())
+            return signals[:, 0]
+
+    values = np.arange(40, dtype=np.float32)
+    how = {"tried": tried, "beside": {"signals": values[:, None]}}
+    got = out_of_fold(Beside, values[:, None], values, **how)
+    np.testing.assert_array_equal(got[tried], values[tried])
+    assert np.isnan(got[~tried]).all()
+    assert all(len(seen) == 34 and set(range(0, 40, 4)) <= seen for seen in fitted)
