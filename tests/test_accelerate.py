@@ -13,7 +13,14 @@ import shardsieve as ss
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("tail", "prepared"), [("uneven", "prepared"), ("pad", "prepared"), ("uneven", "plain")]
+    ("tail", "prepared"),
+    [
+        ("uneven", "prepared"),
+        ("pad", "prepared"),
+        ("uneven", "plain"),
+        ("pad", "pipeline"),
+        ("uneven", "pipeline"),
+    ],
 )
 def test_two_ranks_read_the_keep_set_in_equally_many_steps(tmp_path, tail, prepared):
     ss.index(write_shards(tmp_path / "d", [9, 0 + 1, 14, 6]), tmp_path / "s.zarr")
@@ -22,6 +29,9 @@ def test_two_ranks_read_the_keep_set_in_equally_many_steps(tmp_path, tail, prepa
     assert a["world"] == b["world"] == 2
     assert a["steps"] == b["steps"] == a["promised"] == b["promised"] == 3
     assert len(a["keep"]) == 21
+    if prepared != "plain":
+        # The last group of accumulated gradients is stepped at a pass' end, on every rank alike.
+        assert a["ends"] == b["ends"] == [False, False, True]
     if tail == "uneven":
         assert sorted(a["seen"] + b["seen"]) == a["keep"]
     else:

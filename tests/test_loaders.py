@@ -3,9 +3,11 @@ import os
 
 import pytest
 import torch
-from accelerate.data_loader import BatchSamplerShard
+from accelerate import PartialState
+from accelerate.data_loader import BatchSamplerShard, DataLoaderDispatcher
 from tars import write_shards, write_tar
 from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data.distributed import DistributedSampler
 
 import shardsieve as ss
 from shardsieve.io import local
@@ -175,6 +177,58 @@ def test_the_next_batch_is_begun_before_this_one_is_decoded(store, monkeypatch):
     list(DataLoader(data, 4, sampler=sampler, collate_fn=list))
     decode = ["decode"] * 4
     assert calls == [4, 4, *decode, 4, 4, *decode, 4, *decode]
+
+
+def test_workers_may_be_spawned(store):
+    sampler = ss.PrunedShardSampler(store, keep_fraction=0.5, score="up")
+    how = {"num_workers": 1, "multiprocessing_context": "spawn"}
+    loader = DataLoader(ss.ShardDataset(store), 4, sampler=sampler, collate_fn=list, **how)
+    ids = flat(ids_of(loader))
+    assert sorted(ids) == sampler.keep_set.ids().tolist()
+    assert loader.dataset.ledger.total.kept == sampler.keep_set.nbytes(store)
+
+
+def test_padding_weighs_nothing(store):
+    batches = []
+    for rank in range(2):
+        sampler = ss.PrunedShardSampler(store, tail="pad", world=ss.World(rank, 2))
+        batches += list(loader_of(store, sampler))
+    samples = [sample for batch in batches for sample in batch]
+    assert {len(batch) for batch in batches} == {4}
+    assert sum(s["__weight__"] for s in samples) == 30
+    assert sorted(s["__id__"] for s in samples if s["__weight__"]) == store.ids().tolist()
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (lambda s: BatchSamplerShard(BatchSampler(s, 4, False), 2, 0), "leave world out"),
+        (lambda s: Wrapped(s), "use_distributed_sampler=False"),
+    ],
+)
+def test_a_second_split_by_hand_is_refused(store, wrap, message):
+    sampler = ss.PrunedShardSampler(store, world=ss.World(0, 2))
+    with pytest.raises(ss.ShardsieveError, match=message):
+        list(wrap(sampler))
+
+
+class Wrapped(DistributedSampler):
+    """What trainers put around a sampler that they do not know."""
+
+    def __init__(self, sampler):
+        super().__init__(range(8), num_replicas=2, rank=0, shuffle=False)
+        self.inner = sampler
+
+    def __iter__(self):
+        return iter(list(self.inner)[self.rank :: self.num_replicas])
+
+
+def test_reading_everything_on_rank_0_is_refused(store):
+    loader = loader_of(store, ss.PrunedShardSampler(store))
+    PartialState(cpu=True)
+    dispatcher = DataLoaderDispatcher(loader.dataset, batch_sampler=loader.batch_sampler)
+    with pytest.raises(ss.ShardsieveError, match="dispatch_batches=True reads every sample"):
+        list(dispatcher)
 
 
 def test_torch_generators_are_left_alone(store):

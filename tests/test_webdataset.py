@@ -11,6 +11,7 @@ import pytest
 import torch
 import webdataset as wds
 from tars import write_shards
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 import shardsieve as ss
 
@@ -242,6 +243,58 @@ def test_a_pruned_pipeline_pickles(urls, store):
 def test_what_cannot_be_kept_is_refused(urls, store, make, message):
     with pytest.raises(ss.ShardsieveError, match=message):
         ss.prune(make(urls), store)
+
+
+@pytest.mark.parametrize("stage", [wds.split_by_node, wds.split_by_worker, wds.slice(0, None, 2)])
+def test_a_second_split_of_a_pipeline_is_refused(urls, store, stage):
+    pruned = ss.prune(pipeline_of(urls), store, world=ss.World(0, 2)).compose(stage)
+    with pytest.raises(ss.ShardsieveError, match="splits the samples again"):
+        list(pruned)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("made", ["inside", "loader", "behind"])
+def test_a_loaders_state_counts_what_the_loop_was_given(urls, store, workers, made):
+    def loader():
+        pipeline = pipeline_of(urls)
+        pipeline = pipeline.batched(4, collation_fn=None) if made == "inside" else pipeline
+        size = 4 if made == "loader" else None
+        collate = list if made == "loader" else None
+        loader = wds.WebLoader(pipeline, batch_size=size, num_workers=workers, collate_fn=collate)
+        loader = loader.batched(4, collation_fn=None) if made == "behind" else loader
+        return ss.prune(loader, store, keep_fraction=0.7, score="up", seed=1, window=4)
+
+    whole = [[s["__id__"] for s in batch] for batch in loader()]
+    for stop in (1, 3, 6):
+        first, seen = loader(), []
+        for batch in first:
+            seen.append([s["__id__"] for s in batch])
+            if len(seen) == stop:
+                break
+        state = json.loads(json.dumps(first.state_dict()))
+        assert state["samples_done"] == min(4 * stop, 21)
+        again = loader()
+        again.load_state_dict(state)
+        assert seen + [[s["__id__"] for s in batch] for batch in again] == whole
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torchdatas_loader_goes_on_over_a_pipeline(urls, store, workers):
+    def loader():
+        pipeline = pipeline_of(urls).batched(4, collation_fn=None)
+        pruned = ss.prune(pipeline, store, keep_fraction=0.7, score="up", seed=1, window=4)
+        return StatefulDataLoader(pruned, batch_size=None, num_workers=workers)
+
+    whole = [[s["__id__"] for s in batch] for batch in loader()]
+    for stop in (1, 4):
+        first, seen = loader(), []
+        for batch in first:
+            seen.append([s["__id__"] for s in batch])
+            if len(seen) == stop:
+                break
+        again = loader()
+        again.load_state_dict(first.state_dict())
+        assert seen + [[s["__id__"] for s in batch] for batch in again] == whole
 
 
 def test_other_loaders_are_refused(store):

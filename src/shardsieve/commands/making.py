@@ -1,19 +1,20 @@
 """Commands that make things: shards, the store, predicted scores."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shardsieve._errors import MissingScoreError
 from shardsieve.commands.methods import ON_SIGNALS, make_task
 from shardsieve.commands.progress import bar
 from shardsieve.commands.trust import judged, told
+from shardsieve.cost import Cost
 from shardsieve.extrapolate.calibration import match_quantiles
 from shardsieve.pack import pack
 from shardsieve.store.append import append_shards
 from shardsieve.store.create import check, index
-from shardsieve.store.store import Store, open_store
+from shardsieve.store.store import open_store
 
 
 def pack_source(source: str, out: Path, **how: Any) -> dict[str, Any]:
@@ -87,8 +88,8 @@ def extrapolate_score(
         keep_fraction: Of the keep set to doubt or not.
         seed: Of what is drawn.
     """
-    store = open_store(path)
-    embedding = _embedding(store, embedding)
+    begin, store = time.perf_counter(), open_store(path)
+    embedding = store.embedding_name(embedding)
     points = store.embedding(embedding).astype(np.float32)
     readable = np.asarray(np.isfinite(points).all(axis=1))
     task = make_task(
@@ -119,17 +120,9 @@ def extrapolate_score(
         "seeds": counts["seeds"],
         **trust,
         "of": store.provenance(score),
+        "embedding": embedding,
     }
+    made["cost"] = Cost.timed(time.perf_counter() - begin).to_dict()
     store.put_score(name, predicted, provenance=made)
     counts["without_embedding"] = int((~readable).sum())
     return {"score": name, "method": method, **counts, **told(trust)}
-
-
-def _embedding(store: Store, name: str | None) -> str:
-    names = store.embeddings
-    if name is None and len(names) == 1:
-        name = names[0]
-    if name is None or name not in names:
-        known = ", ".join(names) or "none yet; run `shardsieve embed`"
-        raise MissingScoreError(f"embedding must be one of those stored ({known}), got {name!r}")
-    return name

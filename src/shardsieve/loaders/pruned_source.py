@@ -63,6 +63,7 @@ class PrunedSource(IterableDataset[Sample]):
         self._told.share_memory_()  # type: ignore[no-untyped-call]
         self._heard, self._passes, self._taken, self._skip = -1, 0, 0, 0
         self._spare: Sample | None = None
+        self._ended = False
 
     @property
     def ledger(self) -> Ledger:
@@ -84,7 +85,7 @@ class PrunedSource(IterableDataset[Sample]):
         epoch, place, block = self._told[:3].tolist()
         state = {"plan": self._plan_name(), "epoch": epoch, "block": block or self._block()}
         if samples_done is None and get_worker_info() is not None:
-            return {**state, "samples_done": place, "taken": self._taken}
+            return {**state, "samples_done": place, "taken": self._given()}
         if samples_done is None:
             samples_done = self.places_of(self._taken)
         return {**state, "samples_done": min(place + samples_done, len(self.keep))}
@@ -145,12 +146,13 @@ class PrunedSource(IterableDataset[Sample]):
         epoch, place, block = self._now()
         _, _, worker, workers = pytorch_worker_info()
         parts = _without_first(self._parts(epoch, place, block, worker, workers), self._skip)
-        self._taken, self._skip = self._skip, 0
+        self._taken, self._skip, self._ended = self._skip, 0, False
         for ids, following in _with_next(_grouped(parts)):
             for sample in self._in_step(self._read(ids, following)):
                 self._taken += 1
                 if sample is not None:
                     yield sample
+        self._ended = True
 
     # Inside ---------------------------------------------------------------------------------
 
@@ -200,6 +202,15 @@ class PrunedSource(IterableDataset[Sample]):
     def _steps(self, start: int) -> Steps:
         left = len(self.keep) - start
         return Steps(left, self.batch_size or 1, self.own_world().size, self.tail)
+
+    def _given(self) -> int:
+        """Return the samples of this worker that have left it.
+
+        webdataset's `batched` takes the next batch's first sample before it gives a batch away.
+        """
+        if self.batch_size is None or not self.batched_inside or self._ended:
+            return self._taken
+        return self._taken // self.batch_size * self.batch_size
 
     def _size(self, steps: Steps, step: int) -> int:
         """Return the samples of this rank in a step, those counted that only fill it up."""
