@@ -273,7 +273,12 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     keep_fraction: float = 0.5,
     score: Annotated[str | None, typer.Option()] = None,
-    rule: str = "top",
+    rule: Rule = "top",
+    threshold: Annotated[float | None, typer.Option()] = None,
+    class_floor: ClassFloor = 0,
+    hard_cutoff: HardCutoff = None,
+    difficulty: Difficulty = None,
+    bins: Bins = None,
     drop_missing: DropMissing = False,
     test: Annotated[Path | None, typer.Option(help="Store to evaluate on.")] = None,
     model: Model = "light",
@@ -301,6 +306,8 @@ def train(
     how |= {"precision": precision, "max_unreadable": max_unreadable, "workers": workers}
     config = TrainConfig(**how, seed=seed)
     kept: dict[str, Any] = {"keep_fraction": keep_fraction, "score": score, "rule": rule}
+    kept |= {"threshold": threshold, "class_floor": class_floor, "hard_cutoff": hard_cutoff}
+    kept |= {"difficulty": difficulty, "bins": bins}
     result = training.train_store(
         store,
         config,
