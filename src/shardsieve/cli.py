@@ -382,6 +382,9 @@ def extrapolate(
         typer.Option(help="Distribute predictions as measured scores are; direct and fused do."),
     ] = None,
     keep_fraction: Annotated[float, typer.Option(help="Warn if no better than chance.")] = 0.5,
+    seed_scores: Annotated[
+        str, typer.Option(help="measured; or neighbours, where the seed run has memorised seeds")
+    ] = "measured",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -395,6 +398,7 @@ def extrapolate(
     how |= {"search": search, "min_recall": min_recall, "seed": seed}
     how |= {"layer": layer, "graph": graph}
     how |= {"match": match_quantiles, "keep_fraction": keep_fraction}
+    how |= {"seed_scores": seed_scores}
     _show(extrapolating.extrapolate_score(store, score, name, embedding, **how), as_json)
 
 
