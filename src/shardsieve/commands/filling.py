@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from shardsieve.commands.methods import Mask, Task, Values
@@ -59,7 +58,7 @@ def blocks_of(
 
 def fill(
     store: Store,
-    array: zarr.Array[Any],
+    array: Any,
     shards: Sequence[int],
     block: Callable[[int], Values],
     *,
