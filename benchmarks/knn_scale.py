@@ -80,7 +80,7 @@ def measure(
     flat = faiss.IndexFlatL2(seeds.shape[1])
     flat.add(seeds)
     searches: dict[str, tuple[Search, int]] = {
-        "IndexFlatL2": (lambda block: flat.search(block, K)[1], 512)
+        "IndexFlatL2": (lambda block: flat.search(block, K)[1], 256)
     }
     made: dict[str, dict[str, Any]] = {"IndexFlatL2": {}}
     for kind in kinds:
@@ -93,10 +93,10 @@ def measure(
         searches[kind] = (lambda block, search=search: found(search, block), 4096)
         made[kind] = {**built, **search.chosen.to_dict()}  # type: ignore[union-attr]
     brute = NearestNeighbors(n_neighbors=K, algorithm="brute").fit(seeds)
-    searches["scikit-learn, brute"] = (lambda block: brute.kneighbors(block)[1], 256)
+    searches["scikit-learn, brute"] = (lambda block: brute.kneighbors(block)[1], 64)
     searches |= autofaiss_search(seeds, made)
-    row = {"points": name, "seeds": len(seeds), "dimension": intrinsic(flat, queries[:1024])}
-    truth = flat.search(queries[:1024], K)[0][:, -1]
+    row = {"points": name, "seeds": len(seeds), "dimension": intrinsic(flat, queries[:256])}
+    truth = flat.search(queries[:512], K)[0][:, -1]
     row["searches"] = timed(searches, made, queries, seeds, truth, rounds)
     row["peak MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(json.dumps(row, indent=1), flush=True)
@@ -143,8 +143,8 @@ def timed(
     exact = statistics.median(samples["IndexFlatL2"])
     rows: dict[str, dict[str, Any]] = {name: dict(about) for name, about in made.items()}
     for name, (search, size) in searches.items():
-        ids = np.concatenate([search(queries[s : s + size]) for s in range(0, 1024, size)])[:1024]
-        apart = np.square(seeds[np.maximum(ids, 0)] - queries[:1024, None]).sum(axis=2)
+        ids = np.concatenate([search(queries[s : s + size]) for s in range(0, 512, size)])[:512]
+        apart = np.square(seeds[np.maximum(ids, 0)] - queries[:512, None]).sum(axis=2)
         hits = (apart <= truth[:, None] * (1 + 1e-4)) & (ids >= 0)
         each = statistics.median(samples[name])
         row = rows.setdefault(name, {})
