@@ -9,27 +9,30 @@ import shardsieve
 
 ROOT = pathlib.Path(__file__).parents[1] / "src" / "shardsieve"
 
-CORE = {"_errors", "order", "selection"}
+CORE = {"_errors", "order", "scores", "selection", "strata"}
 DATA = CORE | {"shards", "io", "store"}
 MAY_IMPORT = {
     "_errors": set(),
     "order": set(),
-    "selection": {"_errors", "order"},
+    "selection": {"_errors", "order", "scores"},
+    "strata": {"_errors", "order", "selection"},
     "plan": {"order"},
+    "epoch": {"order"},
     "scores": set(),
     "extrapolate": CORE,
     "shards": {"_errors"},
     "io": {"_errors"},
     "store": {"_errors", "shards", "io"},
-    "keepset": DATA,
+    "rules": DATA,
+    "keepset": DATA | {"rules"},
     "pack": DATA,
     "policy": DATA,
-    "loaders": DATA | {"keepset", "plan", "policy"},
+    "loaders": DATA | {"epoch", "keepset", "plan", "policy"},
     "train": DATA | {"keepset", "loaders", "scores"},
     "report": DATA | CORE | {"keepset", "loaders", "extrapolate", "train"},
     "commands": DATA
     | {"train", "report"}
-    | {"keepset", "plan", "scores", "extrapolate", "pack", "loaders"},
+    | {"keepset", "plan", "epoch", "scores", "extrapolate", "pack", "loaders"},
     "cli": {"_errors", "commands", "train"},
     "__main__": {"cli"},
 }
@@ -53,6 +56,8 @@ ALSO = {
     ("pack", "sklearn"),
     ("extrapolate", "torch"),
     ("policy", "torch"),
+    ("scores", "faiss"),
+    ("scores", "torch"),
     ("train", "torch"),
     ("train", "accelerate"),
     ("train", "zarr"),

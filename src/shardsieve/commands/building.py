@@ -42,14 +42,14 @@ def build_store(
         method: One of `METHODS`.
         k: Neighbours.
         **how: `held_out`, `snapshots`, `match_steps_of` and `ceiling` of `score_store`; a method on
-            signals holds out a tenth of the seeds and keeps 8 networks unless told otherwise.
+            signals holds out a tenth of the seeds and keeps 4 networks unless told otherwise.
 
     Returns:
         What each step returned; `extrapolate` by score.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    usual = {"held_out": 0.1, "snapshots": 8} if method in ON_SIGNALS else {}
+    usual = {"held_out": 0.1, "snapshots": 4} if method in ON_SIGNALS else {}
     how = usual | {name: value for name, value in how.items() if value is not None}
     accelerator = make_accelerator(precision=config.precision)
     result: dict[str, Any] = {}

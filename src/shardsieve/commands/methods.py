@@ -140,7 +140,7 @@ def held_out_score(store: Store, score: str, method: str) -> str:
             return name
     raise MissingScoreError(
         f"method {method!r} learns from seeds held out of the seed run, and score {score!r} has "
-        "none; run `shardsieve score --held-out 0.1 --snapshots 8` in a new run folder"
+        "none; run `shardsieve score --held-out 0.1 --snapshots 4` in a new run folder"
     )
 
 

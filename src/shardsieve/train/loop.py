@@ -16,9 +16,10 @@ from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.loaders.sampler import PrunedShardSampler
 from shardsieve.order import hash_key
 from shardsieve.store.store import Store
+from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.images import Batch, ImageDecoder, augment, collate
-from shardsieve.train.recorder import Recorder
+from shardsieve.train.recorder import Recorder, Watcher
 from shardsieve.train.runfolder import CHECKPOINT, RunFolder
 
 Progress = Callable[[int, int], None]
@@ -64,6 +65,7 @@ class Trainer:
         *,
         folder: RunFolder | None = None,
         checkpoint_steps: int = 0,
+        adversary: Adversary | None = None,
     ) -> None:
         """Prepare everything, and go on from the folder's checkpoint if it has one.
 
@@ -75,12 +77,16 @@ class Trainer:
             accelerator: From `make_accelerator`.
             folder: Checkpoints after every epoch; None makes none.
             checkpoint_steps: More checkpoints, after so many steps each; 0 makes none.
+            adversary: Trains on attacked images; None trains plainly.
         """
+        self.adversary = adversary
         self.config, self.accelerator, self.keep = config, accelerator, keep
         self.folder, self.checkpoint_steps = folder, checkpoint_steps
         self.done = Done()
         self.bytes_per_epoch = keep.nbytes(store)
         self.extra: dict[str, Any] = {}
+        # Called on every rank before a checkpoint; what it returns goes into it as `extra`.
+        self.remember: Callable[[], dict[str, Any]] | None = None
         optimizer = torch.optim.SGD(
             model.parameters(),
             config.rate(0),
@@ -111,7 +117,7 @@ class Trainer:
         return {**asdict(counts), "amplification": round(counts.amplification, 4)}
 
     def epochs(
-        self, recorder: Recorder | None = None, progress: Progress | None = None
+        self, recorder: Recorder | Watcher | None = None, progress: Progress | None = None
     ) -> Iterator[int]:
         """Train; yield the number of each epoch when it is done, before its checkpoint.
 
@@ -127,7 +133,9 @@ class Trainer:
 
     # Inside ---------------------------------------------------------------------------------
 
-    def _train(self, epoch: int, recorder: Recorder | None, progress: Progress | None) -> None:
+    def _train(
+        self, epoch: int, recorder: Recorder | Watcher | None, progress: Progress | None
+    ) -> None:
         self.model.train()
         set_epoch(self.loader, self.sampler, epoch)
         begin, first = time.perf_counter(), self.done.place
@@ -163,12 +171,17 @@ class Trainer:
         progress = (epoch + place / len(self.keep)) / self.config.epochs
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(progress)
-        logits: Tensor = self.model(images)
-        loss: Tensor = self.loss(logits, batch.labels)
+        logits, loss = self._forward(images, batch.labels)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         self.optimizer.step()
         return logits, loss
+
+    def _forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if self.adversary is not None:
+            return self.adversary(self.model, self.network, images, labels, self.loss)
+        logits: Tensor = self.model(images)
+        return logits, self.loss(logits, labels)
 
     def _progress(self) -> float:
         return (self.done.epoch + self.done.place / len(self.keep)) / self.config.epochs
@@ -177,7 +190,11 @@ class Trainer:
         return self.config.batch_size * int(self.accelerator.num_processes)
 
     def _save(self) -> None:
-        if self.folder is None or not self.accelerator.is_main_process:
+        if self.folder is None:
+            return
+        if self.remember is not None:
+            self.extra = self.remember()
+        if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
         state = {
