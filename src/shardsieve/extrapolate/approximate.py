@@ -231,5 +231,5 @@ def _efforts(kind: str, num_seeds: int) -> list[int]:
 
 
 def _widths(least: int, widest: int) -> list[int]:
-    doubled = [least * 2**n for n in range(12)]
-    return [w for w in doubled if w < widest] + ([widest] if widest >= least else [])
+    grown = [math.ceil(least * 1.25**n) for n in range(40)]
+    return [w for w in grown if w < widest] + ([widest] if widest >= least else [])
