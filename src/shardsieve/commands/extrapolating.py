@@ -1,5 +1,6 @@
 """The `extrapolate` command: alone and under `accelerate launch`."""
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from shardsieve.commands.filling import blocks_of, fill, readable_rows, sample_o
 from shardsieve.commands.methods import ON_SIGNALS, Mask, Task, Values, make_task
 from shardsieve.commands.progress import bar
 from shardsieve.commands.trust import judged, told
+from shardsieve.cost import Cost
 from shardsieve.extrapolate.calibration import match_quantiles
 from shardsieve.extrapolate.choosing import choose_k
 from shardsieve.extrapolate.distance import far_share, warn_of_far
@@ -57,8 +59,8 @@ def extrapolate_score(
         **how: Further arguments of the method: `search` and `min_recall` of `KNN`, `layer` and
             `graph` of `GNN`; those of the other are passed over.
     """
-    accelerator, store = make_accelerator(), open_store(path)
-    embedding = _embedding(store, embedding)
+    begin, accelerator, store = time.perf_counter(), make_accelerator(), open_store(path)
+    embedding = store.embedding_name(embedding)
     rows = store.embedding_rows(embedding)
     readable = readable_rows(rows, store.num_shards)
     how = _taken(method, how)
@@ -91,6 +93,10 @@ def extrapolate_score(
     )
     made |= {**trust, "of": store.provenance(score)}
     searched = _predict(store, name, task, rows, values, rest, made=made, match=match)
+    if accelerator.is_main_process:
+        cost = Cost.timed(time.perf_counter() - begin, accelerator.num_processes)
+        store.finish_score(name, **searched, cost=cost.to_dict())
+    accelerator.wait_for_everyone()
     counts["without_embedding"] = int((~readable).sum())
     return {"score": name, "method": method, **tried, **counts, **searched, **told(trust)}
 
@@ -163,7 +169,7 @@ def _predict(
     made: dict[str, Any],
     match: bool,
 ) -> dict[str, Any]:
-    """Fill a score, and return how the neighbours were searched for."""
+    """Fill a score, and return how the neighbours were searched for; it is not listed yet."""
     accelerator = make_accelerator()
     main, world = accelerator.is_main_process, accelerator.num_processes
     if main:
@@ -185,11 +191,8 @@ def _predict(
     with bar("extrapolate", shown=main) as progress:
         fill(store, array, shards, block, progress=progress)
     accelerator.wait_for_everyone()
-    if main:
-        if match:
-            _match(store, name, values, rest)
-        store.finish_score(name, **searched)
-    accelerator.wait_for_everyone()
+    if main and match:
+        _match(store, name, values, rest)
     return searched
 
 
@@ -245,13 +248,3 @@ def _taken(method: str, how: dict[str, Any]) -> dict[str, Any]:
     if method == "gnn":
         usual = {"layer": "gcn", "graph": "all"}
     return {name: how.get(name, value) for name, value in usual.items()}
-
-
-def _embedding(store: Store, name: str | None) -> str:
-    names = store.embeddings
-    if name is None and len(names) == 1:
-        name = names[0]
-    if name is None or name not in names:
-        known = ", ".join(names) or "none yet; run `shardsieve embed`"
-        raise MissingScoreError(f"embedding must be one of those stored ({known}), got {name!r}")
-    return name
