@@ -18,6 +18,8 @@ SAMPLE = 1024
 _EXACT_PAIRS = 2**31
 # Beyond so many seeds a look at the code of every one costs more than lists of them.
 _MANY_SEEDS = 2**19
+# Fewer seeds than that do not fill the tables that codes refer to.
+_FEW_SEEDS, _PER_LIST = 1000, 39
 _DIMS, _WIDEST, _SPARE, _TRAINING, _BLOCK = (128, 256), 1024, 4, 65_536, 16_384
 
 
@@ -52,7 +54,11 @@ def kind_for(search: str, num_seeds: int, num_queries: int, dim: int) -> str:
     >>> kind_for("auto", 10_000, 40_000, 512), kind_for("auto", 128_000, 1_152_000, 512)
     ('exact', 'scan')
     """
-    if dim < 8 or (search == "auto" and (has_gpu() or num_seeds * num_queries < _EXACT_PAIRS)):
+    if (
+        dim < 8
+        or num_seeds < _FEW_SEEDS
+        or (search == "auto" and (has_gpu() or num_seeds * num_queries < _EXACT_PAIRS))
+    ):
         return "exact"
     if search == "auto":
         return "scan" if num_seeds < _MANY_SEEDS else "ivf"
@@ -206,21 +212,24 @@ def _spec(kind: str, dims: int, num_seeds: int) -> str:
     # The random turn after the principal axes (PCAR) gives every pair of numbers its fair share
     # of the variance, and so of the bits.
     codes = f"PQ{dims // 2}x4fs"
-    lists = 4 * math.isqrt(num_seeds)
     return {
         "scan": f"PCAR{dims},{codes}",
-        "ivf": f"PCAR{dims},IVF{lists},{codes}",
+        "ivf": f"PCAR{dims},IVF{_lists(num_seeds)},{codes}",
         "hnsw": f"PCAR{dims},HNSW32_SQ8",
     }[kind]
+
+
+def _lists(num_seeds: int) -> int:
+    return min(4 * math.isqrt(num_seeds), num_seeds // _PER_LIST)
 
 
 def _efforts(kind: str, num_seeds: int) -> list[int]:
     if kind == "scan":
         return [0]
-    most = 4 * math.isqrt(num_seeds) if kind == "ivf" else 2048
+    most = _lists(num_seeds) if kind == "ivf" else 2048
     return [e for e in (16, 32, 64, 128, 256, 512, 1024, 2048) if e <= most]
 
 
 def _widths(least: int, widest: int) -> list[int]:
-    doubled = [least * 2**n for n in range(12)]
-    return [w for w in doubled if w < widest] + ([widest] if widest >= least else [])
+    grown = [math.ceil(least * 1.25**n) for n in range(40)]
+    return [w for w in grown if w < widest] + ([widest] if widest >= least else [])
