@@ -1,32 +1,39 @@
-"""Bytes that leave the disk for a masked pass over cold tars, over the bytes of kept samples.
+"""Bytes that leave the disk for a masked pass over a cold data set, over the bytes of kept samples.
 
     python benchmarks/cold_bytes.py [--gigabytes 1] [--folder DIR]
 
-Every row drops the shards from the page cache (`POSIX_FADV_DONTNEED`) and reads one epoch in
-batches of 256: ours, the same with plain `os.pread` (the kernel's own readahead), and
-webdataset's `select`. Device bytes are `read_bytes` of `/proc/self/io`; DIR must lie on a disk.
-Writes `records/cold_bytes.json`.
+Every reader's files leave the page cache (`POSIX_FADV_DONTNEED`) before it reads one epoch in the
+sampler's order: ours, the same in batches of 256 with plain `os.pread` (the kernel's own
+readahead), webdataset's `select`, and the peers of `peers.py` sample by sample. Device bytes are
+`read_bytes` of `/proc/self/io`; DIR must lie on a disk. Writes `records/cold_bytes.json`.
 """
 
 import argparse
-import io
-import json
+import gc
 import os
-import tarfile
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import webdataset as wds
+import peers
+from common import (
+    BATCH,
+    batches,
+    imagenet_sized,
+    kept_keys,
+    pipeline,
+    write_record,
+    write_shards,
+)
 
 import shardsieve as ss
 
-RECORD = Path(__file__).parent / "records" / "cold_bytes.json"
-KEEP = (0.1, 0.3, 0.5, 0.7, 0.9)
+KEEP = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 
 def main() -> None:
@@ -35,58 +42,57 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=None)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        urls = write_shards(Path(folder), options.gigabytes)
+        images = imagenet_sized(options.gigabytes)
+        samples = int(options.gigabytes * 1e9 / 110_000)
+        urls = write_shards(Path(folder), images, shards=10, samples=samples)
         store = ss.index(urls, Path(folder) / "s.zarr")
-        rows = [measure(store, urls, fraction) for fraction in KEEP]
-    for row in rows:
-        print(row)
-    about = {"cores": os.cpu_count(), "samples": len(store), "gigabytes": options.gigabytes}
-    unit = "device bytes over kept bytes; seconds"
-    RECORD.write_text(json.dumps({"about": about, "unit": unit, "rows": rows}, indent=1) + "\n")
+        others, notes = peers.opened(urls, store.samples.tolist(), Path(folder))
+        os.sync()
+        rows = [measure(store, urls, fraction, others) for fraction in KEEP]
+    about = {"samples": len(store), "gigabytes": options.gigabytes, "peers": notes}
+    write_record("cold_bytes", about, "device bytes over kept bytes; seconds", rows)
 
 
-def write_shards(folder: Path, gigabytes: float, shards: int = 10) -> list[str]:
-    """Write tars of ImageNet-like sizes: lognormal, 110 kB on average."""
-    draw, urls = np.random.default_rng(0), []
-    for shard in range(shards):
-        path, number = folder / f"s-{shard:03d}.tar", 0
-        with tarfile.open(path, "w") as tar:
-            while tar.offset < gigabytes * 1e9 / shards:
-                image = draw.bytes(int(110_000 * draw.lognormal(-0.125, 0.5)))
-                for name, data in (("jpg", image), ("cls", b"7")):
-                    info = tarfile.TarInfo(f"{shard:03d}{number:06d}.{name}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
-                number += 1
-        urls.append(str(path))
-    os.sync()
-    return urls
-
-
-def measure(store: ss.Store, urls: list[str], fraction: float) -> dict[str, Any]:
+def measure(
+    store: ss.Store, urls: list[str], fraction: float, others: dict[str, peers.Peer]
+) -> dict[str, Any]:
     keep = ss.select(store, rule="random", keep_fraction=fraction)
-    sampler = ss.PrunedShardSampler(store, keep_set=keep)
-    ids, kept = list(sampler), keep.nbytes(store)
-    keys = [store.keys(shard) for shard in range(store.num_shards)]
-    wanted = {keys[i // store.rows_per_shard][i % store.rows_per_shard] for i in ids}
-    readers: dict[str, Callable[[], None]] = {
-        "shardsieve": lambda: through_dataset(store, ids),
-        "pread": lambda: bare(store, ids),
-        "select": lambda: through_webdataset(urls, wanted),
+    ids = np.array(list(ss.PrunedShardSampler(store, keep_set=keep)))
+    wanted, numbers, kept = kept_keys(store, ids), store.rows(ids).tolist(), keep.nbytes(store)
+    readers: dict[str, tuple[Callable[[], Any], list[str]]] = {
+        "ShardDataset": (lambda: used(batches(ss.ShardDataset(store), ids)), urls),
+        "pread": (lambda: bare(store, ids.tolist()), urls),
+        "select": (lambda: used(pipeline(urls).select(lambda s: s["__key__"] in wanted)), urls),
     }
+    for name, peer in others.items():
+        readers[name] = (partial(touched, peer, numbers), peer.files)
     row: dict[str, Any] = {"keep": fraction}
-    for name, read in readers.items():
-        forget(urls)
+    for name, (read, files) in readers.items():
+        gc.collect()  # what a reader still maps does not leave the page cache
+        forget(files)
         before, start = device_bytes(), time.perf_counter()
         read()
-        row[f"{name} seconds"] = round(time.perf_counter() - start, 2)
+        seconds = time.perf_counter() - start
         row[name] = round((device_bytes() - before) / kept, 3)
+        row[f"{name}, s"] = round(seconds, 2)
     return row
 
 
-def forget(urls: list[str]) -> None:
-    for url in urls:
-        file = os.open(url, os.O_RDONLY)
+def touched(peer: peers.Peer, numbers: list[int]) -> None:
+    """Read samples and use every page of their pictures, as some give views of mapped files."""
+    read = peer.open()
+    for number in numbers:
+        sum(peer.image(read(number))[::4096])
+
+
+def used(samples: Any) -> None:
+    for _ in samples:
+        pass
+
+
+def forget(files: list[str]) -> None:
+    for path in files:
+        file = os.open(path, os.O_RDONLY)
         os.fsync(file)
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(file)
@@ -97,27 +103,16 @@ def device_bytes() -> int:
     return int(next(line for line in lines if line.startswith("read_bytes")).split()[1])
 
 
-def through_dataset(store: ss.Store, ids: list[int]) -> None:
-    data = ss.ShardDataset(store)
-    for start in range(0, len(ids), 256):
-        data.__getitems__(ids[start : start + 256])
-
-
 def bare(store: ss.Store, ids: list[int]) -> None:
     """Read the same samples batch by batch in file order, with nothing told to the kernel."""
     files = [os.open(url, os.O_RDONLY) for url in store.urls]
-    for begin in range(0, len(ids), 256):
-        for one in sorted(ids[begin : begin + 256]):
+    for begin in range(0, len(ids), BATCH):
+        for one in sorted(ids[begin : begin + BATCH]):
             shard, position = divmod(one, store.rows_per_shard)
             offset, length = store.ranges[shard, position].tolist()
             os.pread(files[shard], length, offset)
     for file in files:
         os.close(file)
-
-
-def through_webdataset(urls: list[str], wanted: set[str]) -> None:
-    for _ in wds.WebDataset(urls, shardshuffle=False).select(lambda s: s["__key__"] in wanted):
-        pass
 
 
 if __name__ == "__main__":

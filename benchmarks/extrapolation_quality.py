@@ -6,8 +6,8 @@ IMAGES is a folder with train/CLASS/*.jpg, or fashion-mnist. Every trial has a f
 scores are the target, and one seed run per seed fraction and matching: as many epochs as the full
 run (`epochs`), or as many steps (`steps`). The full run of the next trial is the ceiling. All
 figures are over the rest: samples that were no seeds, held out or not. `--shards` takes the first
-shards alone, which scales everything down. `dyn_unc_scaled` is Dynamic Uncertainty of the seeds with
-a window as long in steps as the full run's.
+shards alone, which scales everything down. `dyn_unc_scaled` is Dynamic Uncertainty of the seeds
+with a window as long in steps as the full run's.
 
 Killed and started again, it goes on; what the record holds is not made again, so more trials are
 added by the same command. Writes `records/extrapolation_quality_NAME.json`.
@@ -37,7 +37,7 @@ from shardsieve.train.config import TrainConfig
 from shardsieve.train.nets import light as plain
 from shardsieve.train.recorder import Recorder
 from shardsieve.train.seeding import draw_seeds, score_seeds
-from shardsieve.train.splits import hold_out, matched_epochs
+from shardsieve.train.splits import hold_out, matched_epochs, matched_window
 
 RECORDS = Path(__file__).parent / "records"
 SCORES = ("dyn_unc", "el2n")
@@ -48,7 +48,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "GNN": {"method": "gnn"},
     "direct": {"method": "direct"},
     "fused": {"method": "fused"},
+    "direct, last network alone": {"method": "direct", "networks": 1},
+    "fused, last network alone": {"method": "fused", "networks": 1},
 }
+BESIDE = ("ceiling: a second full run", "seeds' own measured score", "random")
 
 
 def light(num_classes: int) -> nn.Module:
@@ -87,8 +90,9 @@ def main() -> None:
         for fraction in options.fractions:
             for matched in options.matched:
                 key = {"trial": trial, "seeds": fraction, "matched": matched}
-                if not any(key.items() <= row.items() for row in held["rows"]):
-                    held["rows"] += one(store, config, key, options)
+                missing = wanted(key) - {named(row) for row in held["rows"]}
+                if missing:
+                    held["rows"] += one(store, config, key, options, missing)
                     record.write_text(json.dumps(held, indent=1) + "\n")
     show(held["rows"])
 
@@ -114,41 +118,49 @@ def indexed(options: argparse.Namespace) -> ss.Store:
     return ss.index(shards[: options.shards or None], options.work / "train.zarr")
 
 
+def wanted(key: dict[str, Any]) -> set[tuple[Any, ...]]:
+    """Return the names of all rows of a seed run; the GNN, by far the slowest, has one score."""
+    scores = (*SCORES, "dyn_unc_scaled") if key["matched"] == "steps" else SCORES
+    rows = {(score, row) for score in scores for row in (*METHODS, *BESIDE)}
+    rows -= {(score, "GNN") for score in scores if score != "dyn_unc"}
+    return {(*key.values(), *row) for row in rows}
+
+
+def named(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("trial", "seeds", "matched", "score", "row"))
+
+
 def one(
-    store: ss.Store, config: TrainConfig, key: dict[str, Any], options: argparse.Namespace
+    store: ss.Store,
+    config: TrainConfig,
+    key: dict[str, Any],
+    options: argparse.Namespace,
+    missing: set[tuple[Any, ...]],
 ) -> list[dict[str, Any]]:
-    """Return the rows of one seed run: every method and score against the full run's scores."""
+    """Return the missing rows of one seed run, against the full run's scores."""
     trial = key["trial"]
-    full, second = (full_run(store, config, options, one) for one in (trial, trial + 1))
+    full, second = (full_run(store, config, options, number) for number in (trial, trial + 1))
     run, cost = seed_run(store, config, key, options)
-    scaled = put_scaled(store, run, config.epochs)
+    put_scaled(store, run, config.epochs)
     seeds = draw_seeds(store, key["seeds"], seed=trial)
     rest = np.setdiff1d(np.arange(len(store)), store.rows(seeds))
     rows = []
-    for score in (*SCORES, *scaled):
-        truth = store.score(f"{full}_{score.removesuffix('_scaled')}")
-        measured = store.score(f"{run}_{score}")
-        trained = np.isfinite(measured)
-        found = {
-            "ceiling: a second full run": (
-                store.score(f"{second}_{score.removesuffix('_scaled')}"),
-                rest,
-                0.0,
-            ),
-            "seeds' own measured score": (measured, np.flatnonzero(trained), 0.0),
-            "random": (random_bits(len(store), trial, 7).astype(np.float64), rest, 0.0),
-        }
-        for name, how in METHODS.items():
-            if name == "GNN" and score != "dyn_unc":
-                continue  # by far the slowest here
-            predicted, seconds = extrapolated(store, run, score, how, rest, trial)
-            found[name] = predicted, rest, seconds
-        for name, (values, where, seconds) in found.items():
-            figures = measure(truth[where], values[where]).to_dict()
-            kept = {n: figures[n] for n in ("pearson", "spearman", "agreement", "intervals")}
-            row = {**key, "score": score, "row": name, **kept, **cost}
-            rows.append(row | {"seconds_extrapolating": round(seconds, 2)})
-            print(json.dumps({n: row[n] for n in (*key, "score", "row", "spearman")}), flush=True)
+    for *_, score, name in sorted(missing):
+        measured, target = store.score(f"{run}_{score}"), score.removesuffix("_scaled")
+        truth, where, seconds = store.score(f"{full}_{target}"), rest, 0.0
+        if name == BESIDE[0]:
+            values = store.score(f"{second}_{target}")
+        elif name == BESIDE[1]:
+            values, where = measured, np.flatnonzero(np.isfinite(measured))
+        elif name == BESIDE[2]:
+            values = random_bits(len(store), trial, 7).astype(np.float64)
+        else:
+            values, seconds = extrapolated(store, run, score, METHODS[name], rest, trial)
+        figures = measure(truth[where], values[where]).to_dict()
+        kept = {n: figures[n] for n in ("pearson", "spearman", "agreement", "intervals")}
+        row = {**key, "score": score, "row": name, **kept, **cost}
+        rows.append(row | {"seconds_extrapolating": round(seconds, 2)})
+        print(json.dumps({n: row[n] for n in (*key, "score", "row", "spearman")}), flush=True)
     return rows
 
 
@@ -200,18 +212,15 @@ def seed_run(
     }
 
 
-def put_scaled(store: ss.Store, run: str, full_epochs: int) -> list[str]:
+def put_scaled(store: ss.Store, run: str, full_epochs: int) -> None:
     """Store Dynamic Uncertainty with a window as long, in steps, as the full run's window."""
     for name in (run, f"{run}_held_out"):
         recorder = Recorder.load(store, name)
-        window = min(round(WINDOW * recorder.epochs / full_epochs), recorder.epochs - 1)
-        if window == WINDOW:
-            return []
+        window = matched_window(WINDOW, epochs=recorder.epochs, full_epochs=full_epochs)
         values = np.full(len(store), np.nan)
         measured = ss.scores.dynamic_uncertainty(recorder.signal("p_true"), window)
         values[store.rows(recorder.ids)] = measured
         store.put_score(f"{name}_dyn_unc_scaled", values)
-    return ["dyn_unc_scaled"]
 
 
 def extrapolated(
@@ -223,11 +232,21 @@ def extrapolated(
     wanted[rest] = True
     k = 20 if how["method"] == "gnn" else 50
     settings = {"k": k, "weights": "exp", "seed": trial, "readable": readable, **how}
-    method = settings.pop("method")
+    method, networks = settings.pop("method"), settings.pop("networks", 0)
     task = make_task(store, method, score=f"{run}_{score}", embedding=run, **settings)
+    task = replace(
+        task,
+        fit_beside=last_networks(task.fit_beside, networks),
+        predict_beside=last_networks(task.predict_beside, networks),
+    )
     values = np.full(len(points), np.nan)
-    values[rest] = task.predict(points, wanted)
+    values[rest] = task.predict(store.embedding_rows(run), wanted)
     return values, time.perf_counter() - begin
+
+
+def last_networks(beside: dict[str, Any], networks: int) -> dict[str, Any]:
+    """Return the same with signals of so many networks, the last ones; 0 leaves all."""
+    return {n: a[:, -networks:] if n == "signals" else a for n, a in beside.items()}
 
 
 def said(name: str) -> Any:

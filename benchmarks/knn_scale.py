@@ -29,6 +29,7 @@ from shardsieve.extrapolate.approximate import CodedSearch, choose_search
 
 RECORD = Path(__file__).parent / "records" / "knn_scale.json"
 K, DIM, QUERIES = 20, 512, 1_281_167
+THREADS = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
 Search = Callable[[NDArray[np.float32]], NDArray[np.int64]]
 
 
@@ -57,13 +58,13 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["scan", "ivf"])
     parser.add_argument("--name", default="made")
     chosen = parser.parse_args()
-    faiss.omp_set_num_threads(os.cpu_count() or 1)
+    faiss.omp_set_num_threads(THREADS)
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {"rows": []}
     for count in chosen.seeds:
         row = measure(count, chosen.embeddings, chosen.rounds, chosen.kinds, chosen.name)
         same = [row["points"], row["seeds"]]
         rows = [old for old in record["rows"] if [old["points"], old["seeds"]] != same]
-        about = {"cores": os.cpu_count(), "k": K, "dim": DIM, "queries scaled to": QUERIES}
+        about = {"threads": THREADS, "k": K, "dim": DIM, "queries scaled to": QUERIES}
         record = {"about": about, "rows": [*rows, row]}
         RECORD.write_text(json.dumps(record, indent=1) + "\n")
 
@@ -79,7 +80,7 @@ def measure(
     flat = faiss.IndexFlatL2(seeds.shape[1])
     flat.add(seeds)
     searches: dict[str, tuple[Search, int]] = {
-        "IndexFlatL2": (lambda block: flat.search(block, K)[1], 1024)
+        "IndexFlatL2": (lambda block: flat.search(block, K)[1], 512)
     }
     made: dict[str, dict[str, Any]] = {"IndexFlatL2": {}}
     for kind in kinds:
@@ -92,10 +93,10 @@ def measure(
         searches[kind] = (lambda block, search=search: found(search, block), 4096)
         made[kind] = {**built, **search.chosen.to_dict()}  # type: ignore[union-attr]
     brute = NearestNeighbors(n_neighbors=K, algorithm="brute").fit(seeds)
-    searches["scikit-learn, brute"] = (lambda block: brute.kneighbors(block)[1], 512)
+    searches["scikit-learn, brute"] = (lambda block: brute.kneighbors(block)[1], 256)
     searches |= autofaiss_search(seeds, made)
     row = {"points": name, "seeds": len(seeds), "dimension": intrinsic(flat, queries[:1024])}
-    truth = flat.search(queries[:2048], K)[0][:, -1]
+    truth = flat.search(queries[:1024], K)[0][:, -1]
     row["searches"] = timed(searches, made, queries, seeds, truth, rounds)
     row["peak MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(json.dumps(row, indent=1), flush=True)
@@ -116,12 +117,12 @@ def autofaiss_search(
         return {}
     begin = time.perf_counter()
     index, about = build_index(
-        seeds, metric_type="l2", save_on_disk=False, nb_cores=os.cpu_count(), verbose=30
+        seeds, metric_type="l2", save_on_disk=False, nb_cores=THREADS, verbose=30
     )
-    faiss.omp_set_num_threads(os.cpu_count() or 1)
+    faiss.omp_set_num_threads(THREADS)
     seconds = round(time.perf_counter() - begin, 1)
     made["autofaiss"] = {"built and chosen, s": seconds, "index": str(about.get("index_key"))}
-    return {"autofaiss": (lambda block: index.search(block, K)[1], 2048)}
+    return {"autofaiss": (lambda block: index.search(block, K)[1], 1024)}
 
 
 def timed(
@@ -142,8 +143,8 @@ def timed(
     exact = statistics.median(samples["IndexFlatL2"])
     rows: dict[str, dict[str, Any]] = {name: dict(about) for name, about in made.items()}
     for name, (search, size) in searches.items():
-        ids = np.concatenate([search(queries[s : s + size]) for s in range(0, 2048, size)])[:2048]
-        apart = np.square(seeds[np.maximum(ids, 0)] - queries[:2048, None]).sum(axis=2)
+        ids = np.concatenate([search(queries[s : s + size]) for s in range(0, 1024, size)])[:1024]
+        apart = np.square(seeds[np.maximum(ids, 0)] - queries[:1024, None]).sum(axis=2)
         hits = (apart <= truth[:, None] * (1 + 1e-4)) & (ids >= 0)
         each = statistics.median(samples[name])
         row = rows.setdefault(name, {})

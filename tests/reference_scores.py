@@ -135,3 +135,98 @@ def aum(logits, labels):
             margins.append(z[i][label] - max(others))
         scores.append(math.fsum(margins) / len(margins))
     return scores
+
+
+def frequency(q):
+    num_epochs = len(q)
+    scores = []
+    for i in range(len(q[0])):
+        total = []
+        for k in range(1, num_epochs):
+            turns = [2 * math.pi * k * t / num_epochs for t in range(num_epochs)]
+            real = math.fsum(q[t][i] * math.cos(turns[t]) for t in range(num_epochs))
+            imaginary = math.fsum(q[t][i] * math.sin(turns[t]) for t in range(num_epochs))
+            total.append(math.hypot(real, imaginary))
+        scores.append(math.fsum(total))
+    return scores
+
+
+def cosine(a, b):
+    lengths = math.hypot(*a) * math.hypot(*b)
+    return math.fsum(x * y for x, y in zip(a, b, strict=True)) / lengths if lengths else 0.0
+
+
+def nearest(point, centres, metric):
+    """The number of the nearest centre and its distance; ties go to the lower."""
+    if metric == "cosine":
+        apart = [1 - cosine(point, centre) for centre in centres]
+    else:
+        apart = [math.dist(point, centre) for centre in centres]
+    return apart.index(min(apart)), min(apart)
+
+
+def prototypicality(points, centres, metric):
+    return [nearest(point, centres, metric)[1] for point in points]
+
+
+def median(values):
+    middle = sorted(values)
+    half = len(middle) // 2
+    return middle[half] if len(middle) % 2 else (middle[half - 1] + middle[half]) / 2
+
+
+def moderate_distance(points, labels):
+    distances = []
+    for point, label in zip(points, labels, strict=True):
+        own = [other for other, name in zip(points, labels, strict=True) if name == label]
+        centre = [median(column) for column in zip(*own, strict=True)]
+        distances.append(math.dist(point, centre))
+    return distances
+
+
+def semdedup(points, centres, first):
+    own = [nearest(point, centres, "cosine") for point in points]
+    scores = []
+    for i, point in enumerate(points):
+        largest = 0.0
+        for j, other in enumerate(points):
+            if own[j][0] != own[i][0] or i == j:
+                continue
+            sooner = own[j][1] > own[i][1] if first == "far" else own[j][1] < own[i][1]
+            if sooner or (own[j][1] == own[i][1] and j < i):
+                largest = max(largest, cosine(point, other))
+        scores.append(min(largest, 1.0))
+    return scores
+
+
+def edges(neighbours, distances):
+    """{i: {j: distance}}, each edge both ways."""
+    graph = {i: {} for i in range(len(neighbours))}
+    for i, row in enumerate(neighbours):
+        for j, d in zip(row, distances[i], strict=True):
+            if i != j:
+                graph[i][j] = min(d, graph[i].get(j, math.inf))
+                graph[j][i] = min(d, graph[j].get(i, math.inf))
+    return graph
+
+
+def message_passing(values, neighbours, distances):
+    graph = edges(neighbours, distances)
+    return [
+        value + math.fsum(math.exp(-d) * values[j] for j, d in graph[i].items())
+        for i, value in enumerate(values)
+    ]
+
+
+def d2(values, neighbours, distances, gamma, absolute):
+    graph = edges(neighbours, distances)
+    level = message_passing(values, neighbours, distances)
+    left, order = set(range(len(values))), [0.0] * len(values)
+    while left:
+        best = min(left, key=lambda i: (-level[i], i))
+        order[best] = float(len(left))
+        left.remove(best)
+        for j, d in graph[best].items():
+            if j in left:
+                level[j] -= level[best] * (1.0 if absolute else math.exp(-gamma * d))
+    return order

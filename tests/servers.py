@@ -57,7 +57,7 @@ class RangeServer:
         begin, end = 0, size
         if wanted:
             first, last = wanted.removeprefix("bytes=").split("-")
-            begin, end = int(first), min(int(last) + 1, size)
+            begin, end = int(first), min(int(last or size) + 1, size)
         fault = self._fault() if wanted else None
         if fault == "throttle":
             writer.write(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n")

@@ -7,7 +7,7 @@ import pytest
 from tars import write_shards
 
 import shardsieve as ss
-from shardsieve.commands.making import extrapolate_score
+from shardsieve.commands.extrapolating import extrapolate_score
 
 
 def cli(*arguments):

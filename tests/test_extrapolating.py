@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 import shardsieve as ss
-from shardsieve.commands.making import extrapolate_score
+from shardsieve.commands.extrapolating import extrapolate_score
 from shardsieve.commands.reporting import report_score
 from shardsieve.commands.showing import kept_per_class
 from shardsieve.commands.training import put_ceilings
@@ -41,7 +41,7 @@ def store(shards, tmp_path):
             run = name.replace("seed", f"seed{again}", 1)
             values = np.where(rows, unit * (truth + noise * rng.normal(size=N)), np.nan)
             store.put_score(f"{run}_x", values, provenance={"definition": "x"})
-    put_ceilings(store, write=True)
+    put_ceilings(store, "seed", write=True)
     return store, truth, trained
 
 
@@ -124,7 +124,7 @@ def test_the_report_shows_intervals_spread_classes_and_what_they_speak_of(store,
     ("spoil", "message"),
     [
         ({"method": "mlp"}, "method must be one of knn, gnn, direct, fused, got 'mlp'"),
-        ({"score": "bare"}, r"run `shardsieve score --held-out 0.1 --snapshots 8`"),
+        ({"score": "bare"}, r"run `shardsieve score --held-out 0.1 --snapshots 4`"),
         ({"embedding": "other"}, "run `shardsieve embed` with the seed run's network"),
         ({"score": "empty"}, "has no scored sample"),
     ],

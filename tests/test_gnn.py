@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from torch_geometric.nn import GCNConv
 
 from shardsieve.extrapolate import GNN, measure
-from shardsieve.extrapolate.gnn import coefficients, drawn, forward, knn_graph
+from shardsieve.extrapolate.graph import coefficients, drawn, knn_graph
+from shardsieve.extrapolate.inference import apart, forward, forward_and_tables
+from shardsieve.extrapolate.layers import KINDS
+from shardsieve.extrapolate.sampling import Sampler
 
 
 def clouds(count, seed=0):
@@ -34,19 +36,77 @@ def test_equal_points_are_not_their_own_neighbours():
     assert (weights == 1).all()
 
 
-def test_layer_wise_inference_equals_torch_geometrics_full_batch():
+def setup(kind, sizes=(4, 16, 8, 1)):
     torch.manual_seed(0)
     points, _ = clouds(60)
     ids, weights = (torch.from_numpy(a) for a in knn_graph(points, 6))
-    layers = torch.nn.ModuleList([GCNConv(4, 16), GCNConv(16, 8), GCNConv(8, 1)])
-    edges = torch.stack([ids.flatten(), torch.arange(60).repeat_interleave(6)])
-    hidden = torch.from_numpy(points)
+    layers = torch.nn.ModuleList(map(KINDS[kind], sizes, sizes[1:]))
+    for layer in layers:
+        torch.nn.init.normal_(layer.lin_l.bias if kind == "sage" else layer.bias)
+    return torch.from_numpy(points), ids, weights, layers
+
+
+def by_torch_geometric(kind, layers, points, ids, weights):
+    edges = torch.stack([ids.flatten(), torch.arange(len(ids)).repeat_interleave(ids.shape[1])])
+    hidden = points
+    for layer in layers:
+        hidden = hidden if layer is layers[0] else hidden.relu()
+        hidden = layer(hidden, edges, weights.flatten()) if kind == "gcn" else layer(hidden, edges)
+    return hidden[:, 0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layer_wise_inference_equals_torch_geometrics_full_batch(kind):
+    points, ids, weights, layers = setup(kind)
     with torch.no_grad():
-        for layer in layers:
-            hidden = hidden if layer is layers[0] else hidden.relu()
-            hidden = layer(hidden, edges, weights.flatten())
-    ours = forward(layers, torch.from_numpy(points), ids, weights)
-    torch.testing.assert_close(ours, hidden[:, 0], rtol=1e-4, atol=1e-5)
+        want = by_torch_geometric(kind, layers, points, ids, weights)
+    ours = forward(layers, points, ids, *coefficients(ids, weights))
+    torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mini_batches_of_all_neighbours_equal_torch_geometrics_outputs_and_gradients(kind):
+    points, ids, weights, layers = setup(kind)
+    roots = torch.tensor([3, 41, 7])
+    graph = (ids, *coefficients(ids, weights))
+    sampler = Sampler(layers, points, graph, fan_out=(6, 6), draw=torch.Generator())
+    ours = sampler.outputs(sampler.around(roots), torch.relu)
+    want = by_torch_geometric(kind, layers, points, ids, weights)[roots]
+    torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-5)
+    parameters = list(layers.parameters())
+    gradients = zip(*(torch.autograd.grad(o.sum(), parameters) for o in (ours, want)), strict=True)
+    for got, right in gradients:
+        torch.testing.assert_close(got, right, rtol=1e-3, atol=1e-4)
+    if sampler.first is not None:
+        whole = forward(layers, points, *graph, first=sampler.first)
+        torch.testing.assert_close(whole, forward(layers, points, *graph), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nodes_that_no_edge_leaves_are_predicted_from_tables(kind):
+    points, ids, weights, layers = setup(kind)
+    inner = 40
+    ids, weights = ids % inner, weights.contiguous()
+    edges, own = coefficients(ids, weights)
+    want = forward(layers, points, ids, edges, own)
+    tables, first = forward_and_tables(
+        layers, points[:inner], ids[:inner], edges[:inner], own[:inner]
+    )
+    torch.testing.assert_close(first, want[:inner], rtol=1e-4, atol=1e-5)
+    rest = apart(layers, tables, points[inner:], ids[inner:], edges[inner:], own[inner:])
+    torch.testing.assert_close(rest, want[inner:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_tables_lose_little(kind, monkeypatch):
+    points, ids, weights, layers = setup(kind)
+    graph = (ids, *coefficients(ids, weights))
+    exact = forward(layers, points, *graph)
+    monkeypatch.setattr("shardsieve.extrapolate.inference._LARGE", 1)
+    monkeypatch.setattr("shardsieve.extrapolate.inference._ROWS", 7)
+    half = forward(layers, points.half(), *graph)
+    assert not torch.equal(half, exact)
+    torch.testing.assert_close(half, exact, rtol=2e-2, atol=2e-2)
 
 
 def test_drawn_neighbours_sum_right_on_average():
@@ -60,13 +120,16 @@ def test_drawn_neighbours_sum_right_on_average():
 
 
 @pytest.mark.slow
-def test_it_learns_a_smooth_score_and_repeats_itself():
+@pytest.mark.parametrize(
+    "how", [{}, {"graph": "seeds", "layer": "sage"}, {"graph": "seeds", "layer": "gat"}]
+)
+def test_it_learns_a_smooth_score_and_repeats_itself(how):
     points, values = clouds(700)
     seeds, rest = slice(0, 300), slice(300, None)
 
     def fitted():
-        model = GNN(k=10, epochs=12, dropout=0.1)
-        return model.fit(points[seeds], values[seeds], rest=points[rest])
+        model = GNN(k=10, epochs=12, dropout=0.1, **how)
+        return model.fit(points[seeds], values[seeds])
 
     state = torch.get_rng_state()
     predicted = fitted().predict(points[rest])
@@ -82,17 +145,39 @@ def test_labels_are_features():
     points = generator.normal(size=(400, 3)).astype(np.float32)
     labels = generator.integers(0, 2, 400)
     values = labels.astype(np.float32)
-    how = {"k": 3, "epochs": 40, "dropout": 0.0, "learning_rate": 1e-2}
+    how = {"k": 3, "epochs": 40, "patience": 40, "dropout": 0.0, "learning_rate": 1e-2}
     told = GNN(**how).fit(points[:200], values[:200], labels=labels[:200])
     untold = GNN(**how).fit(points[:200], values[:200])
     assert measure(values[200:], told.predict(points[200:], labels[200:])).pearson > 0.3
     assert abs(measure(values[200:], untold.predict(points[200:])).pearson) < 0.2
 
 
+def test_training_stops_when_the_held_out_seeds_stop_gaining(monkeypatch):
+    points, values = clouds(100)
+    epochs, permute = [], torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda *a, **k: epochs.append(1) or permute(*a, **k))
+    monkeypatch.setattr("shardsieve.extrapolate.gnn.pearson", lambda *_: 0.5)
+    GNN(k=3, epochs=30, patience=4).fit(points, values)
+    assert len(epochs) == 5
+
+
+def test_in_a_graph_of_seeds_a_prediction_depends_on_its_row_alone():
+    points, values = clouds(120)
+    labels = (points[:, 0] > 3).astype(np.int64)
+    model = GNN(k=5, epochs=2, graph="seeds").fit(points[:60], values[:60], labels=labels[:60])
+    whole = model.predict(points[60:], labels[60:])
+    alone = [model.predict(points[i : i + 1], labels[i : i + 1])[0] for i in range(60, 120, 7)]
+    np.testing.assert_allclose(whole[::7], alone, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="rest must be left out of a graph of seeds"):
+        model.fit(points, values, rest=points)
+
+
 def test_bad_input_is_refused():
     points, values = clouds(20)
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         GNN(k=0)
+    with pytest.raises(ValueError, match="layer must be one of gcn, sage, gat, got 'gin'"):
+        GNN(layer="gin")
     with pytest.raises(ValueError, match="must be fitted"):
         GNN().predict(points)
     with pytest.raises(ValueError, match="at least 3 seeds, got 2"):

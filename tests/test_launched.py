@@ -14,7 +14,7 @@ import shardsieve as ss
 from shardsieve.pack import pack
 
 PROGRAM = [sys.executable, "-m", "shardsieve"]
-BUILD = ["--epochs", "5", "--window", "3", "--batch-size", "32", "--k", "10"]
+BUILD = ["--epochs", "5", "--window", "3", "--batch-size", "32", "--k", "10", "--method", "fused"]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,7 @@ def test_a_build_on_two_ranks_scores_and_embeds_everything(packed, built, tmp_pa
         ours, theirs = two.score(name), built.score(name)
         np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(theirs))
     assert np.isfinite(two.embedding("seed")).all()
+    assert np.isfinite(two.signals("seed")).all()
 
 
 MOMENTS = {
@@ -84,6 +85,7 @@ def test_a_build_killed_at_any_step_ends_in_the_same_store(packed, built, tmp_pa
     for name in built.scores:
         np.testing.assert_array_equal(again.score(name), built.score(name))
     np.testing.assert_array_equal(again.embedding("seed"), built.embedding("seed"))
+    np.testing.assert_array_equal(again.signals("seed"), built.signals("seed"))
     leftovers = [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
     assert leftovers == []
 

@@ -9,12 +9,13 @@ import shardsieve
 
 ROOT = pathlib.Path(__file__).parents[1] / "src" / "shardsieve"
 
-CORE = {"_errors", "order", "selection"}
+CORE = {"_errors", "order", "scores", "selection", "strata"}
 DATA = CORE | {"shards", "io", "store"}
 MAY_IMPORT = {
     "_errors": set(),
     "order": set(),
-    "selection": {"_errors", "order"},
+    "selection": {"_errors", "order", "scores"},
+    "strata": {"_errors", "order", "selection"},
     "plan": {"order"},
     "epoch": {"order"},
     "scores": set(),
@@ -22,7 +23,8 @@ MAY_IMPORT = {
     "shards": {"_errors"},
     "io": {"_errors"},
     "store": {"_errors", "shards", "io"},
-    "keepset": DATA,
+    "rules": DATA,
+    "keepset": DATA | {"rules"},
     "pack": DATA,
     "cost": set(),
     "policy": DATA,
@@ -55,6 +57,8 @@ ALSO = {
     ("pack", "sklearn"),
     ("extrapolate", "torch"),
     ("policy", "torch"),
+    ("scores", "faiss"),
+    ("scores", "torch"),
     ("train", "torch"),
     ("train", "accelerate"),
     ("train", "zarr"),

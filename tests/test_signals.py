@@ -18,9 +18,10 @@ from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
 from shardsieve.train.encoder import load_encoder
 from shardsieve.train.images import ImageDecoder, collate, normalised
+from shardsieve.train.measures import STORED
 from shardsieve.train.nets import light
-from shardsieve.train.recorder import MEASURED, Recorder
-from shardsieve.train.splits import hold_out, matched_epochs, snapshot_epochs
+from shardsieve.train.recorder import Recorder
+from shardsieve.train.splits import hold_out, matched_epochs, matched_window, snapshot_epochs
 
 CONFIG = TrainConfig(epochs=4, batch_size=32)
 HOW = {"seed_fraction": 0.2, "per_class": False, "folder": None, "window": 3}
@@ -79,9 +80,12 @@ def test_held_out_seeds_are_watched_and_never_trained_on(scored):
     assert not np.intersect1d(trained.ids, held.ids).size
     assert len(trained.ids) + len(held.ids) == ss.num_kept(len(scored), 0.2)
     result = json.loads((scored.path.with_name("s.zarr.runs") / "seed/result.json").read_text())
-    # one full epoch's steps
+    # As many steps as one full epoch, and a window of three full epochs, cut to fit.
+    window = matched_window(3, epochs=trained.epochs, full_epochs=1)
+    assert window == trained.epochs - 1
     assert abs(result["steps"] - -(-len(scored) // 32)) <= -(-len(trained.ids) // 32) / 2
     assert result["samples"] == len(trained.ids) * trained.epochs
+    assert scored.provenance("seed_dyn_unc")["definition"] == f"dyn_unc(window={window})"
     for name, recorder in (("seed_el2n", trained), ("seed_held_out_el2n", held)):
         rows = scored.rows(recorder.ids)
         wanted = recorder.signal("el2n").mean(axis=0)
@@ -95,9 +99,9 @@ def test_signals_are_what_each_network_says_about_every_sample(scored):
     networks = encoder.classifiers(10)
     assert len(networks) == 3
     array = scored.signal_array("seed")
-    assert array.attrs["signals"] == list(MEASURED)
+    assert array.attrs["signals"] == list(STORED)
     got = scored.signals("seed")
-    assert got.shape == (len(scored), 3, len(MEASURED))
+    assert got.shape == (len(scored), 3, len(STORED))
     rows = np.array([0, 399, 400, 1400])
     data = ss.ShardDataset(scored, ImageDecoder(8, 1))
     batch = collate(data.__getitems__(scored.ids()[rows].tolist()))
@@ -107,7 +111,7 @@ def test_signals_are_what_each_network_says_about_every_sample(scored):
         loss = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
         entropy = torch.distributions.Categorical(logits=logits).entropy()
         for name, wanted in (("loss", loss), ("entropy", entropy)):
-            said = got[rows, place, MEASURED.index(name)]
+            said = got[rows, place, STORED.index(name)]
             np.testing.assert_allclose(said, wanted, rtol=1e-3, atol=1e-5)
 
 
@@ -116,7 +120,7 @@ def test_held_out_signals_of_the_last_network_are_those_the_watcher_recorded(sco
     held = Recorder.load(scored, "seed_held_out")
     rows = scored.rows(held.ids)
     for name in ("p_true", "loss", "entropy"):
-        said = scored.signals("seed")[rows, -1, MEASURED.index(name)]
+        said = scored.signals("seed")[rows, -1, STORED.index(name)]
         np.testing.assert_allclose(said, held.signal(name)[-1], rtol=1e-3, atol=1e-5)
 
 

@@ -32,11 +32,18 @@ if TYPE_CHECKING:
         SeTa,
         weighted,
     )
-    from shardsieve.selection import keep_moderate, keep_random, keep_stratified, keep_top, num_kept
+    from shardsieve.selection import (
+        keep_moderate,
+        keep_random,
+        keep_threshold,
+        keep_top,
+        num_kept,
+    )
     from shardsieve.store.append import append_shards
     from shardsieve.store.create import index
     from shardsieve.store.realign import realign
     from shardsieve.store.store import Store, open_store
+    from shardsieve.strata import keep_ccs, keep_class_balanced, keep_stratified
 
 _HOMES = {
     "_errors": (
@@ -51,11 +58,12 @@ _HOMES = {
     "loaders.sampler": "PrunedShardSampler",
     "plan": "World",
     "policy": "UCB AnnealedScore EpsilonGreedy InfoBatch RandomDynamic SeTa weighted",
-    "selection": "keep_moderate keep_random keep_stratified keep_top num_kept",
+    "selection": "keep_moderate keep_random keep_threshold keep_top num_kept",
     "store.append": "append_shards",
     "store.create": "index",
     "store.realign": "realign",
     "store.store": "Store open_store",
+    "strata": "keep_ccs keep_class_balanced keep_stratified",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 _PACKAGES = ("extrapolate", "scores")

@@ -11,10 +11,21 @@ import typer
 import yaml
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.commands import building, making, planning, reporting, running, showing, training
+from shardsieve.commands import (
+    building,
+    extrapolating,
+    making,
+    planning,
+    reporting,
+    running,
+    scoring,
+    showing,
+    training,
+)
 from shardsieve.commands.texts import constants, pairs
 from shardsieve.cost import Plan
 from shardsieve.policy.named import POLICIES
+from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.launch import end_processes
 from shardsieve.train.stopping import Stopped
@@ -30,7 +41,8 @@ StorePath = Annotated[Path, typer.Option("--store", help="Folder of the Zarr sto
 HeldOut = Annotated[float, typer.Option(help="Share of the seeds to try the network on.")]
 Snapshots = Annotated[int, typer.Option(help="Networks of the seed run to keep.")]
 MatchSteps = Annotated[
-    int | None, typer.Option(help="As many steps as a full run of so many epochs.")
+    int | None,
+    typer.Option(help="As many steps, and windows as long, as in a full run of so many epochs."),
 ]
 Method = Annotated[str, typer.Option(help="knn, gnn, direct or fused")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -44,6 +56,14 @@ Precision = Annotated[str, typer.Option(help="no, bf16 or fp16")]
 Workers = Annotated[int, typer.Option(help="Loader processes per process.")]
 Seed = Annotated[int, typer.Option(help="Seed of every draw.")]
 Unreadable = Annotated[int, typer.Option(help="Samples to skip if they cannot be read.")]
+Rule = Annotated[
+    str,
+    typer.Option(help="top, random, stratified, class_balanced, ccs, moderate or threshold"),
+]
+ClassFloor = Annotated[int, typer.Option(help="class_balanced: the fewest of every class.")]
+HardCutoff = Annotated[float | None, typer.Option(help="ccs: share to drop as too hard.")]
+Difficulty = Annotated[str | None, typer.Option(help="ccs: the score that says how hard.")]
+Bins = Annotated[int | None, typer.Option(help="ccs: ranges of the score, 50 by default.")]
 DropMissing = Annotated[bool, typer.Option(help="Never keep samples without a score.")]
 
 
@@ -105,9 +125,14 @@ def select_command(
     store: StorePath,
     keep_fraction: float = 0.5,
     score: Annotated[str | None, typer.Option()] = None,
-    rule: str = "top",
+    rule: Rule = "top",
     seed: Seed = 0,
     threshold: Annotated[float | None, typer.Option()] = None,
+    class_floor: ClassFloor = 0,
+    hard_cutoff: HardCutoff = None,
+    difficulty: Difficulty = None,
+    bins: Bins = None,
+    embedding: Annotated[str | None, typer.Option(help="For moderate.")] = None,
     drop_missing: DropMissing = False,
     out: Annotated[Path | None, typer.Option(help="Write the kept ids, one a line.")] = None,
     as_json: Json = False,
@@ -118,13 +143,15 @@ def select_command(
         "score": score,
         "rule": rule,
         "seed": seed,
+        "threshold": threshold,
+        "class_floor": class_floor,
+        "hard_cutoff": hard_cutoff,
+        "difficulty": difficulty,
+        "bins": bins,
+        "embedding": embedding,
+        "drop_missing": drop_missing,
     }
-    _show(
-        showing.kept_per_class(
-            store, {**chosen, "threshold": threshold, "drop_missing": drop_missing}, out
-        ),
-        as_json,
-    )
+    _show(showing.kept_per_class(store, chosen, out), as_json)
 
 
 @app.command()
@@ -132,13 +159,45 @@ def score(
     store: StorePath,
     seeds: Annotated[float, typer.Option(help="Seed fraction, in (0, 1].")] = 0.2,
     per_class: Annotated[bool, typer.Option(help="The same share of every class.")] = False,
-    epochs: Annotated[int, typer.Option(help="Epochs of the seed run.")] = 20,
+    paradigm: Annotated[
+        str, typer.Option(help="supervised, adversarial (PGD, TRADES) or unsupervised (TURTLE)")
+    ] = "supervised",
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs of the seed run: 20, unsupervised 400.")
+    ] = None,
     window: Annotated[int, typer.Option(help="Epochs per window of the scores.")] = 10,
+    scores: Annotated[
+        str | None,
+        typer.Option(help="Which, as in 'aum,dyn_unc:variant=official'; all that can be if none."),
+    ] = None,
+    from_dynamics: Annotated[
+        str | None, typer.Option(help="Train nothing: more scores of this recorded run.")
+    ] = None,
+    from_embedding: Annotated[
+        bool, typer.Option(help="Train nothing: prototypicality, moderate, semdedup, d2:score=NAME")
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option(help="Of the run, before its scores' names: seed by default.")
+    ] = None,
     clean_pass: Annotated[bool, typer.Option(help="Record a second, clean pass.")] = False,
     held_out: HeldOut = 0.0,
     snapshots: Snapshots = 1,
     match_steps_of: MatchSteps = None,
     ceiling: Annotated[bool, typer.Option(help="Train again and compare both runs.")] = False,
+    attack: Annotated[str, typer.Option(help="adversarial: trades or pgd")] = "trades",
+    epsilon: Annotated[float, typer.Option(help="adversarial: largest change of a pixel.")] = (
+        8 / 255
+    ),
+    attack_step: Annotated[float, typer.Option(help="adversarial: change per step.")] = 2 / 255,
+    attack_steps: Annotated[int, typer.Option(help="adversarial: steps per image.")] = 10,
+    beta: Annotated[float, typer.Option(help="adversarial: TRADES' weight.")] = 5.0,
+    predictions: Annotated[
+        str, typer.Option(help="adversarial: record adversarial or clean ones")
+    ] = "adversarial",
+    embedding: Annotated[str | None, typer.Option(help="unsupervised, from-embedding.")] = None,
+    classes: Annotated[
+        int | None, typer.Option(help="unsupervised: pseudo-classes; as many as labels if none.")
+    ] = None,
     model: Model = "light",
     batch_size: BatchSize = 64,
     learning_rate: Rate = 0.1,
@@ -149,18 +208,36 @@ def score(
     max_unreadable: Unreadable = 0,
     workers: Workers = 0,
     seed: Seed = 0,
-    run_folder: Annotated[Path | None, typer.Option(help="STORE.runs/seed by default")] = None,
+    checkpoint_steps: Annotated[int, typer.Option(help="0: after epochs only")] = 0,
+    run_folder: Annotated[Path | None, typer.Option(help="STORE.runs/NAME by default")] = None,
     as_json: Json = False,
 ) -> None:
     """Train on a seed subset and store its scores; goes on where it was stopped."""
-    how: dict[str, Any] = {"model": model, "epochs": epochs, "batch_size": batch_size}
+    specs = [spec for spec in scores.split(",") if spec] if scores is not None else None
+    if from_dynamics is not None:
+        _show(scoring.score_from_dynamics(store, from_dynamics, specs, window=window), as_json)
+        return
+    if from_embedding:
+        _show(scoring.score_from_embedding(store, embedding, specs, prefix=name), as_json)
+        return
+    draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class, "window": window}
+    draw |= {"name": name or scoring.default_name(paradigm), "scores": specs}
+    if paradigm == "unsupervised":
+        turtle: dict[str, Any] = {"embedding": embedding, "classes": classes, "seed": seed}
+        _show(
+            scoring.score_unsupervised_store(store, epochs=epochs or 400, **turtle, **draw), as_json
+        )
+        return
+    how: dict[str, Any] = {"model": model, "epochs": epochs or 20, "batch_size": batch_size}
     how |= {"learning_rate": learning_rate, "augment": augment, "size": size, "channels": channels}
     how |= {"precision": precision, "max_unreadable": max_unreadable, "workers": workers}
-    config = TrainConfig(**how, seed=seed)
-    draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class, "window": window}
+    attacked: dict[str, Any] = {"epsilon": epsilon, "step": attack_step, "steps": attack_steps}
+    attacked |= {"method": attack, "beta": beta, "predictions": predictions}
+    draw |= {"adversary": Adversary(**attacked) if paradigm == "adversarial" else None}
     draw |= {"clean_pass": clean_pass, "held_out": held_out, "snapshots": snapshots}
     draw |= {"match_steps_of": match_steps_of, "ceiling": ceiling}
-    _show(training.score_store(store, config, **draw, folder=run_folder), as_json)
+    draw |= {"checkpoint_steps": checkpoint_steps, "folder": run_folder}
+    _show(training.score_store(store, TrainConfig(**how, seed=seed), **draw), as_json)
 
 
 @app.command()
@@ -281,12 +358,19 @@ def plan(
 @app.command()
 def extrapolate(
     store: StorePath,
-    score: Annotated[str, typer.Option(help="Stored seed score.")],
     name: Annotated[str, typer.Option(help="Name of the score to make.")],
+    score: Annotated[str | None, typer.Option(help="Stored seed score.")] = None,
     embedding: Annotated[str | None, typer.Option()] = None,
     method: Method = "knn",
-    k: int = 50,
+    k: Annotated[str, typer.Option(help="Neighbours, or `auto`: by cross-validation.")] = "50",
     weights: str = "exp",
+    search: Annotated[str, typer.Option(help="auto, exact, scan, ivf or hnsw")] = "auto",
+    min_recall: Annotated[float, typer.Option(help="Of a search that is not exact.")] = 0.99,
+    layer: Annotated[str, typer.Option(help="Of the GNN: gcn, sage or gat")] = "gcn",
+    graph: Annotated[str, typer.Option(help="Of the GNN: edges from seeds, or all")] = "all",
+    append: Annotated[bool, typer.Option(help="Only what score NAME lacks, as it was made.")] = (
+        False
+    ),
     folds: int = 5,
     match_quantiles: Annotated[
         bool | None,
@@ -297,15 +381,16 @@ def extrapolate(
     as_json: Json = False,
 ) -> None:
     """Predict the score of every sample that has none, and say how well that works."""
-    how: dict[str, Any] = {
-        "method": method,
-        "k": k,
-        "weights": weights,
-        "folds": folds,
-        "seed": seed,
-    }
+    if append:
+        _show(extrapolating.append_score(store, name), as_json)
+        return
+    if score is None:
+        raise ValueError("--score must name a stored seed score, got none; see `shardsieve info`")
+    how: dict[str, Any] = {"method": method, "k": k, "weights": weights, "folds": folds}
+    how |= {"search": search, "min_recall": min_recall, "seed": seed}
+    how |= {"layer": layer, "graph": graph}
     how |= {"match": match_quantiles, "keep_fraction": keep_fraction}
-    _show(making.extrapolate_score(store, score, name, embedding, **how), as_json)
+    _show(extrapolating.extrapolate_score(store, score, name, embedding, **how), as_json)
 
 
 @app.command()
@@ -322,7 +407,7 @@ def build(
     held_out: Annotated[
         float | None, typer.Option(help="As of score; direct and fused: 0.1.")
     ] = None,
-    snapshots: Annotated[int | None, typer.Option(help="As of score; direct, fused: 8.")] = None,
+    snapshots: Annotated[int | None, typer.Option(help="As of score; direct, fused: 4.")] = None,
     match_steps_of: MatchSteps = None,
     k: Annotated[int, typer.Option(help="Neighbours.")] = 50,
     model: Model = "light",

@@ -7,17 +7,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from shardsieve._errors import MissingScoreError
-from shardsieve.selection import (
-    keep_moderate,
-    keep_random,
-    keep_stratified,
-    keep_top,
-    num_kept,
-)
+from shardsieve.rules import Asked, chosen_rows
 from shardsieve.store.store import Store
-
-RULES = ("top", "random", "stratified", "moderate", "threshold")
 
 
 @dataclass(frozen=True)
@@ -89,85 +80,48 @@ def select(
     threshold: float | None = None,
     embedding: str | None = None,
     drop_missing: bool = False,
+    class_floor: int = 0,
+    hard_cutoff: float | None = None,
+    difficulty: str | None = None,
+    bins: int | None = None,
 ) -> KeepSet:
     """Return the keep set that a rule chooses.
 
     Args:
         store: An open store.
-        keep_fraction: In `(0, 1]`; not used by `threshold`.
-        score: Name of a stored score; not used by `random` and `moderate`.
-        rule: `top`; `random`; `stratified` (class-balanced top); `moderate` (Moderate-DS, needs
-            embeddings and labels); `threshold` (scores at or above `threshold`).
-        seed: For `random`.
+        keep_fraction: In `(0, 1]`, of all samples; not used by `threshold`.
+        score: Name of a stored score; not used by `moderate`, nor by `random` unless
+            `drop_missing` asks which samples have one.
+        rule: `top`; `random`; `class_balanced` (the top of every class); `ccs` (a draw from every
+            range of the score); `stratified`: one of these two, by classes unless `hard_cutoff`
+            asks for strata of the score; `moderate` (Moderate-DS, needs embeddings and labels);
+            `threshold` (scores at or above `threshold`).
+        seed: For `random` and `ccs`.
         threshold: For `threshold`.
-        drop_missing: Treat samples without a score as the lowest instead of refusing; none of
-            them is ever kept.
         embedding: For `moderate`; may be left out when the store has just one.
+        drop_missing: Leave samples without a score (or embedding) out instead of refusing; none
+            of them is ever kept.
+        class_floor: For strata of classes: the fewest samples that a class keeps.
+        hard_cutoff: For strata of scores: share of the samples, in `[0, 1)`, to drop first as too
+            hard; 0 by default.
+        difficulty: For strata of scores: name of the stored score that the cut goes by, high is
+            hard; `score` itself by default.
+        bins: For strata of scores: 50 by default.
 
     Raises:
         MissingScoreError: If a score is absent or NaN for any sample, or labels are missing.
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range or belongs to another rule.
     """
-    if rule not in RULES:
-        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
-    if rule == "threshold":
-        rows = _above(_scores(store, score, drop_missing), threshold)
-    else:
-        if keep_fraction is None:
-            raise ValueError(f"keep_fraction must be given for rule {rule!r}, got None")
-        num_kept(len(store), keep_fraction)
-        if rule == "random" or (score is None and keep_fraction == 1):
-            rows = keep_random(len(store), keep_fraction, seed=seed)
-        elif rule == "moderate":
-            rows = keep_moderate(_embedding(store, embedding), store.labels(), keep_fraction)
-        elif rule == "stratified":
-            rows = keep_stratified(
-                _scores(store, score, drop_missing), store.labels(), keep_fraction
-            )
-        else:
-            rows = keep_top(_scores(store, score, drop_missing), keep_fraction)
-    if drop_missing and score is not None:
-        _refuse_unscored(store, score, rows)
-    return KeepSet.from_ids(store, store.ids()[rows])
-
-
-def _scores(store: Store, name: str | None, drop_missing: bool) -> NDArray[np.float32]:
-    if name is None:
-        known = ", ".join(store.scores) or "none yet"
-        raise MissingScoreError(f"score must name a stored score ({known}), got None")
-    values = store.score(name)
-    missing = np.flatnonzero(~np.isfinite(values))
-    if len(missing) and drop_missing:
-        return np.where(np.isfinite(values), values, np.finfo(np.float32).min)
-    if len(missing):
-        raise MissingScoreError(
-            f"score {name!r} must be finite, got {values[missing[0]]} for sample id "
-            f"{store.ids()[missing[0]]} ({len(missing)} of {len(values)} are not scored); "
-            "run `shardsieve extrapolate` first, or drop them with drop_missing"
-        )
-    return values
-
-
-def _refuse_unscored(store: Store, name: str, rows: NDArray[np.int64]) -> None:
-    scored = np.isfinite(store.score(name))
-    if not scored[rows].all():
-        raise MissingScoreError(
-            f"keep_fraction must not ask for more than the {int(scored.sum())} samples with a "
-            f"score {name!r}, got {len(rows)}; keep less or extrapolate first"
-        )
-
-
-def _above(values: NDArray[np.float32], threshold: float | None) -> NDArray[np.int64]:
-    if threshold is None:
-        raise ValueError("threshold must be given for rule 'threshold', got None")
-    return np.flatnonzero(values >= threshold)
-
-
-def _embedding(store: Store, name: str | None) -> NDArray[np.float16]:
-    names = store.embeddings
-    if name is None and len(names) == 1:
-        name = names[0]
-    if name not in names:
-        known = ", ".join(names) or "none yet; run `shardsieve embed`"
-        raise MissingScoreError(f"embedding must be one of those stored ({known}), got {name!r}")
-    return store.embedding(name)
+    asked = Asked(
+        keep_fraction=keep_fraction,
+        score=score,
+        seed=seed,
+        threshold=threshold,
+        embedding=embedding,
+        drop_missing=drop_missing,
+        class_floor=class_floor,
+        hard_cutoff=hard_cutoff,
+        difficulty=difficulty,
+        bins=bins,
+    )
+    return KeepSet.from_ids(store, store.ids()[chosen_rows(store, rule, asked)])

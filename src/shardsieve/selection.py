@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import MissingScoreError
 from shardsieve.order import permutation
+from shardsieve.scores.embedded import moderate_distance
 
 Ids = NDArray[np.int64]
 
@@ -49,8 +50,8 @@ def keep_top(scores: ArrayLike, keep_fraction: float) -> Ids:
     >>> keep_top([0.1, 0.9, 0.4, 0.9], keep_fraction=0.5)
     array([1, 3])
     """
-    values = _finite(scores)
-    return _top(values, num_kept(len(values), keep_fraction))
+    values = finite_scores(scores)
+    return top_rows(values, num_kept(len(values), keep_fraction))
 
 
 def keep_random(num_samples: int, keep_fraction: float, *, seed: int = 0) -> Ids:
@@ -59,51 +60,61 @@ def keep_random(num_samples: int, keep_fraction: float, *, seed: int = 0) -> Ids
     >>> len(keep_random(10, 0.3, seed=1))
     3
     """
-    count = num_kept(num_samples, keep_fraction)
+    return random_rows(num_samples, num_kept(num_samples, keep_fraction), seed)
+
+
+def random_rows(num_samples: int, count: int, seed: int) -> Ids:
+    """Return a uniform draw of `count` rows without replacement; see `keep_random`."""
     return np.sort(permutation(num_samples, seed, 0x5EED)[:count])
 
 
-def keep_stratified(scores: ArrayLike, labels: ArrayLike, keep_fraction: float) -> Ids:
-    """Return the highest-scoring rows of every class, ascending (class-balanced top-K).
-
-    Each class gets its share of the total: floors first, then the largest remainders, ties to the
-    lower class, so that the total is exactly `num_kept(n, keep_fraction)`.
-
-    Args:
-        scores: Shape (n,), finite.
-        labels: Shape (n,), integers; a negative label means missing and is refused.
-        keep_fraction: In `(0, 1]`.
-
-    >>> keep_stratified([9, 8, 7, 1, 0, 2], [0, 0, 0, 0, 1, 1], 0.5)
-    array([0, 1, 5])
-    """
-    values, classes = _finite(scores), np.asarray(labels)
-    _check_labels(classes, len(values))
-    names, rows_class, sizes = np.unique(classes, return_inverse=True, return_counts=True)
-    quotas = class_quotas(sizes, num_kept(len(values), keep_fraction))
-    kept = [
-        rows[_top(values[rows], int(quotas[c]))]
-        for c in range(len(names))
-        for rows in [np.flatnonzero(rows_class == c)]
-    ]
-    return np.sort(np.concatenate(kept)).astype(np.int64) if kept else np.zeros(0, np.int64)
-
-
-def class_quotas(sizes: ArrayLike, total: int) -> Ids:
+def class_quotas(sizes: ArrayLike, total: int, floor: int = 0) -> Ids:
     """Return how many each class keeps: proportional, floors, then the largest remainders.
 
-    Exact integer arithmetic: `total * size` never goes through a float.
+    Exact integer arithmetic: `total * size` never goes through a float. Ties of remainders go to
+    the lower class. A class whose share is below `floor` gets that many, or all it has, and the
+    other classes share what is left in the same way.
+
+    Args:
+        sizes: Samples per class.
+        total: To keep, at most their sum.
+        floor: The fewest of each class, at least 0.
+
+    Raises:
+        ValueError: If the floors add up to more than the total.
 
     >>> class_quotas([4, 2], 3)
     array([2, 1])
+    >>> class_quotas([90, 8, 2], 10, floor=2)
+    array([6, 2, 2])
     """
     counts = np.asarray(sizes, dtype=np.int64)
-    n = max(int(counts.sum()), 1)
-    quotas, remainders = counts * total // n, counts * total % n
-    missing = total - int(quotas.sum())
-    # A stable sort of the negated remainders puts the lower class first among equals.
-    quotas[np.argsort(-remainders, kind="stable")[:missing]] += 1
+    if floor < 0:
+        raise ValueError(f"class_floor must be at least 0, got {floor}")
+    least = np.minimum(counts, floor)
+    if least.sum() > total:
+        raise ValueError(
+            f"class_floor must leave its share to every class, got {floor} for {len(counts)} "
+            f"classes ({least.sum()} samples) of {total} to keep; keep more or lower the floor"
+        )
+    quotas, free = least.copy(), np.ones(len(counts), dtype=np.bool_)
+    while free.any():
+        share = _shares(counts[free], total - int(quotas[~free].sum()))
+        short = share < least[free]
+        if not short.any():
+            quotas[free] = share
+            break
+        free[np.flatnonzero(free)[short]] = False
     return quotas
+
+
+def _shares(counts: Ids, total: int) -> Ids:
+    n = max(int(counts.sum()), 1)
+    shares, remainders = counts * total // n, counts * total % n
+    missing = total - int(shares.sum())
+    # A stable sort of the negated remainders puts the lower class first among equals.
+    shares[np.argsort(-remainders, kind="stable")[:missing]] += 1
+    return shares
 
 
 def keep_moderate(embeddings: ArrayLike, labels: ArrayLike, keep_fraction: float) -> Ids:
@@ -117,40 +128,72 @@ def keep_moderate(embeddings: ArrayLike, labels: ArrayLike, keep_fraction: float
         labels: Shape (n,), integers at least 0.
         keep_fraction: In `(0, 1]`.
     """
-    points, classes = np.asarray(embeddings, dtype=np.float64), np.asarray(labels)
-    if not np.isfinite(points).all():
-        raise ValueError("embeddings must be finite; embed the data set again")
-    _check_labels(classes, len(points))
-    distances = np.empty(len(points))
-    for name in np.unique(classes):
-        rows = classes == name
-        distances[rows] = np.linalg.norm(points[rows] - np.median(points[rows], axis=0), axis=1)
-    count = num_kept(len(points), keep_fraction)
-    start = min(math.floor(len(points) * (0.5 - keep_fraction / 2) + 0.5), len(points) - count)
+    points = np.asarray(embeddings)
+    distances = moderate_distance(points, known_labels(labels, len(points)))
+    return middle_rows(distances, num_kept(len(points), keep_fraction), keep_fraction)
+
+
+def keep_threshold(scores: ArrayLike, threshold: float) -> Ids:
+    """Return the rows whose score is at or above the threshold, ascending; ties stay together.
+
+    Args:
+        scores: Shape (n,), finite.
+        threshold: Any number, of any sign; infinities keep all or nothing.
+
+    Raises:
+        MissingScoreError: If a score is NaN or infinite.
+        ValueError: If the threshold is NaN.
+
+    >>> keep_threshold([-0.5, 0.5, -0.25], -0.25)
+    array([1, 2])
+    """
+    return rows_above(finite_scores(scores), threshold)
+
+
+def rows_above(values: NDArray[np.float64], threshold: float) -> Ids:
+    """Return the rows at or above the threshold; see `keep_threshold`."""
+    if math.isnan(threshold):
+        raise ValueError("threshold must be a number, got nan")
+    return np.flatnonzero(values >= threshold).astype(np.int64)
+
+
+def middle_rows(distances: NDArray[np.float64], count: int, keep_fraction: float) -> Ids:
+    """Return `count` rows around the middle of the ranking, ascending; see `keep_moderate`."""
+    n = len(distances)
+    start = max(min(math.floor(n * (0.5 - keep_fraction / 2) + 0.5), n - count), 0)
     return np.sort(np.argsort(distances, kind="stable")[start : start + count]).astype(np.int64)
 
 
-def _top(values: NDArray[np.float64], count: int) -> Ids:
+def top_rows(values: NDArray[np.float64], count: int) -> Ids:
+    """Return the rows of the `count` highest values, ascending; ties go to the lower row."""
     return np.sort(np.argsort(-values, kind="stable")[:count]).astype(np.int64)
 
 
-def _finite(scores: ArrayLike) -> NDArray[np.float64]:
+def finite_scores(scores: ArrayLike, name: str = "scores") -> NDArray[np.float64]:
+    """Return the scores as float64 (n,), all of them finite; negative ones are as good as any."""
     values = np.asarray(scores, dtype=np.float64)
+    if values.ndim != 1:
+        raise ValueError(f"{name} must have shape (n,), got {values.shape}; one number per sample")
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         raise MissingScoreError(
-            f"scores must be finite, got {values[bad[0]]} for row {bad[0]} ({len(bad)} of "
+            f"{name} must be finite, got {values[bad[0]]} for row {bad[0]} ({len(bad)} of "
             f"{len(values)} are not finite); extrapolate the missing scores before selecting"
         )
     return values
 
 
-def _check_labels(labels: NDArray[np.generic], n: int) -> None:
-    if labels.shape != (n,):
-        raise ValueError(f"labels must have shape ({n},), got {labels.shape}")
-    bad = np.flatnonzero(labels.astype(np.int64) < 0)
+def known_labels(labels: ArrayLike, n: int) -> Ids:
+    """Return the labels as int64 (n,), all of them at least 0."""
+    classes = np.asarray(labels)
+    if classes.shape != (n,):
+        raise ValueError(f"labels must have shape ({n},), got {classes.shape}")
+    if n and classes.dtype.kind not in "iu":
+        raise ValueError(f"labels must be integers, got {classes.dtype}; convert them first")
+    bad = np.flatnonzero(classes.astype(np.int64) < 0)
     if len(bad):
         raise MissingScoreError(
             f"labels must be known for every sample, got none for row {bad[0]} ({len(bad)} are "
             "missing); use rule='top', or index shards whose samples have a `cls` member"
         )
+    return classes.astype(np.int64)

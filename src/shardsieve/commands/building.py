@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from shardsieve.commands.making import extrapolate_score, make_index
+from shardsieve.commands.extrapolating import extrapolate_score
+from shardsieve.commands.making import make_index
 from shardsieve.commands.methods import METHODS, ON_SIGNALS
 from shardsieve.commands.training import embed_store, score_store
 from shardsieve.store.store import open_store
@@ -11,7 +12,7 @@ from shardsieve.train.config import TrainConfig
 from shardsieve.train.launch import make_accelerator
 
 SCORES = ("dyn_unc", "tdds", "el2n")
-USUAL_ON_SIGNALS: dict[str, Any] = {"held_out": 0.1, "snapshots": 8}
+USUAL_ON_SIGNALS: dict[str, Any] = {"held_out": 0.1, "snapshots": 4}
 
 
 def build_store(
@@ -42,7 +43,7 @@ def build_store(
         method: One of `METHODS`.
         k: Neighbours.
         **how: `held_out`, `snapshots`, `match_steps_of` and `ceiling` of `score_store`; a method on
-            signals holds out a tenth of the seeds and keeps 8 networks unless told otherwise.
+            signals holds out a tenth of the seeds and keeps 4 networks unless told otherwise.
 
     Returns:
         What each step returned; `extrapolate` by score.
@@ -63,11 +64,10 @@ def build_store(
     result["embed"] = embed_store(
         path, model=None, name="seed", max_unreadable=config.max_unreadable
     )
-    if accelerator.is_main_process:
-        result["extrapolate"] = {
-            name: extrapolate_score(path, f"seed_{name}", name, "seed", method=method, k=k)
-            for name in SCORES
-        }
-        result["scores"] = open_store(path).scores
+    result["extrapolate"] = {
+        name: extrapolate_score(path, f"seed_{name}", name, "seed", method=method, k=k)
+        for name in SCORES
+    }
+    result["scores"] = open_store(path).scores
     accelerator.wait_for_everyone()
     return result

@@ -1,21 +1,13 @@
 """Commands that make things: shards, the store, predicted scores."""
 
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from shardsieve._errors import MissingScoreError
-from shardsieve.commands.methods import ON_SIGNALS, make_task
 from shardsieve.commands.progress import bar
-from shardsieve.commands.trust import judged, told
-from shardsieve.cost import Cost
-from shardsieve.extrapolate.calibration import match_quantiles
 from shardsieve.pack import pack
 from shardsieve.store.append import append_shards
 from shardsieve.store.create import check, index
-from shardsieve.store.store import Store, open_store
+from shardsieve.store.store import open_store
 
 
 def pack_source(source: str, out: Path, **how: Any) -> dict[str, Any]:
@@ -57,84 +49,3 @@ def check_store(path: Path) -> dict[str, Any]:
     with bar("check") as progress:
         check(store, progress=progress)
     return {"store": str(path), "shards": store.num_shards, "samples": len(store), "same": True}
-
-
-def extrapolate_score(
-    path: Path,
-    score: str,
-    name: str,
-    embedding: str | None,
-    *,
-    method: str = "knn",
-    k: int = 50,
-    weights: str = "exp",
-    folds: int = 5,
-    match: bool | None = None,
-    keep_fraction: float = 0.5,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Predict the score of the rest; seeds keep their own. Stores quality with the score.
-
-    Args:
-        path: Of the store.
-        score: Measured score of the seeds.
-        name: Of the score to make.
-        embedding: Name; None takes the only one.
-        method: One of `METHODS`.
-        k: Neighbours.
-        weights: Of kNN.
-        folds: Of the cross-validation.
-        match: Give predictions the distribution of the measured scores; None does so for the
-            methods on signals, whose predictions are of another unit than the seeds' scores.
-        keep_fraction: Of the keep set to doubt or not.
-        seed: Of what is drawn.
-    """
-    begin, store = time.perf_counter(), open_store(path)
-    embedding = _embedding(store, embedding)
-    points = store.embedding(embedding).astype(np.float32)
-    readable = np.asarray(np.isfinite(points).all(axis=1))
-    task = make_task(
-        store,
-        method,
-        score=score,
-        embedding=embedding,
-        readable=readable,
-        k=k,
-        weights=weights,
-        seed=seed,
-    )
-    match = method in ON_SIGNALS if match is None else match
-    values = store.score(score)
-    is_seed, rest = np.isfinite(values) & readable, ~np.isfinite(values) & readable
-    held_out = task.out_of_fold(points, folds=folds, seed=seed)
-    trust = judged(store, task, held_out, match=match, keep_fraction=keep_fraction)
-    predicted, found = values.copy(), task.predict(points, rest)
-    predicted[rest] = match_quantiles(found, values[is_seed]) if match else found
-    counts = {"seeds": int(is_seed.sum()), "predicted": int(rest.sum())}
-    made = {
-        "definition": f"{method}({score})",
-        "source": score,
-        "method": method,
-        "k": k,
-        "weights": weights,
-        "matched_quantiles": match,
-        "seeds": counts["seeds"],
-        **trust,
-        "of": store.provenance(score),
-        "embedding": embedding,
-    }
-    seconds = time.perf_counter() - begin
-    made["cost"] = Cost(seconds=seconds, device_seconds=seconds).to_dict()
-    store.put_score(name, predicted, provenance=made)
-    counts["without_embedding"] = int((~readable).sum())
-    return {"score": name, "method": method, **counts, **told(trust)}
-
-
-def _embedding(store: Store, name: str | None) -> str:
-    names = store.embeddings
-    if name is None and len(names) == 1:
-        name = names[0]
-    if name is None or name not in names:
-        known = ", ".join(names) or "none yet; run `shardsieve embed`"
-        raise MissingScoreError(f"embedding must be one of those stored ({known}), got {name!r}")
-    return name

@@ -14,6 +14,7 @@ from shardsieve.extrapolate.fused import Fused
 from shardsieve.extrapolate.knn import KNN
 from shardsieve.extrapolate.protocol import Extrapolator
 from shardsieve.extrapolate.quality import out_of_fold
+from shardsieve.store.rows import StoredRows
 from shardsieve.store.store import Store
 
 METHODS = ("knn", "gnn", "direct", "fused")
@@ -51,28 +52,37 @@ class Task:
     fit_beside: dict[str, NDArray[Any]] = field(default_factory=dict)
     predict_beside: dict[str, NDArray[Any]] = field(default_factory=dict)
 
-    def out_of_fold(self, points: Values, *, folds: int, seed: int) -> Values:
+    def out_of_fold(self, rows: StoredRows, *, folds: int, seed: int) -> Values:
         """Return predictions of the tried samples, each from other folds; NaN elsewhere: (n,)."""
-        rows = np.isfinite(self.values)
-        beside = {name: array[rows] for name, array in self.fit_beside.items()}
-        predicted = np.full(len(rows), np.nan, dtype=np.float32)
-        predicted[rows] = out_of_fold(
+        learned = np.isfinite(self.values)
+        predicted = np.full(len(learned), np.nan, dtype=np.float32)
+        predicted[learned] = out_of_fold(
             self.make,
-            points[rows],
-            self.values[rows],
+            rows.take(np.flatnonzero(learned)),
+            self.values[learned],
             folds=folds,
             seed=seed,
-            tried=self.tried[rows],
-            beside=beside,
+            tried=self.tried[learned],
+            beside=cut(self.fit_beside, learned),
         )
         return predicted
 
-    def predict(self, points: Values, wanted: Mask) -> Values:
-        """Return the predictions of the wanted samples, float32 (number wanted,)."""
-        rows, model = np.isfinite(self.values), self.make()
+    def fitted(self, rows: StoredRows) -> Any:
+        """Return an extrapolator fitted on all that is learned."""
+        learned, model = np.isfinite(self.values), self.make()
         fitted: Any = model
-        fitted.fit(points[rows], self.values[rows], **_cut(self.fit_beside, rows))
-        found: Values = fitted.predict(points[wanted], **_cut(self.predict_beside, wanted))
+        points = rows.take(np.flatnonzero(learned))
+        fitted.fit(points, self.values[learned], **cut(self.fit_beside, learned))
+        return fitted
+
+    def predict(self, rows: StoredRows, wanted: Mask) -> Values:
+        """Return the predictions of the wanted samples, float32 (number wanted,)."""
+        return self.predict_at(rows, np.flatnonzero(wanted), self.fitted(rows))
+
+    def predict_at(self, rows: StoredRows, places: NDArray[np.int64], fitted: Any) -> Values:
+        """Return the predictions of samples by row, ascending, of what `fitted` returned."""
+        beside = cut(self.predict_beside, places)
+        found: Values = fitted.predict(rows.take(places), **beside)
         return found
 
 
@@ -86,6 +96,7 @@ def make_task(
     k: int,
     weights: str,
     seed: int,
+    **how: Any,
 ) -> Task:
     """Return what a method does with a store.
 
@@ -98,6 +109,7 @@ def make_task(
         k: Neighbours.
         weights: Of kNN.
         seed: Of what is drawn.
+        **how: Further arguments of `KNN` or `GNN`.
 
     Raises:
         ValueError: If the method is unknown.
@@ -112,9 +124,11 @@ def make_task(
         return _on_signals(store, method, score, embedding, measured, readable, k=k, seed=seed)
     tried = np.isfinite(measured)
     if method == "knn":
-        return Task(lambda: KNN(k=k, weights=weights), score, measured, tried, _SPEAKS_OF[False])
+        return Task(
+            lambda: KNN(k=k, weights=weights, **how), score, measured, tried, _SPEAKS_OF[False]
+        )
     gnn: Any = extrapolators.GNN
-    return Task(lambda: gnn(k=k, seed=seed), score, measured, tried, _SPEAKS_OF[False])
+    return Task(lambda: gnn(k=k, seed=seed, **how), score, measured, tried, _SPEAKS_OF[False])
 
 
 def held_out_score(store: Store, score: str, method: str) -> str:
@@ -126,7 +140,7 @@ def held_out_score(store: Store, score: str, method: str) -> str:
             return name
     raise MissingScoreError(
         f"method {method!r} learns from seeds held out of the seed run, and score {score!r} has "
-        "none; run `shardsieve score --held-out 0.1 --snapshots 8` in a new run folder"
+        "none; run `shardsieve score --held-out 0.1 --snapshots 4` in a new run folder"
     )
 
 
@@ -168,5 +182,6 @@ def _on_signals(
     )
 
 
-def _cut(beside: dict[str, NDArray[Any]], rows: Mask) -> dict[str, NDArray[Any]]:
+def cut(beside: dict[str, NDArray[Any]], rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Return these rows of everything."""
     return {name: array[rows] for name, array in beside.items()}

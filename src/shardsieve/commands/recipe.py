@@ -62,7 +62,7 @@ class Extrapolate(Section):
 
     score: str = "dyn_unc"
     method: str = "knn"
-    k: int = 50
+    k: int | str = 50
     weights: str = "exp"
     folds: int = 5
     match: bool | None = None

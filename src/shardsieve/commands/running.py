@@ -10,7 +10,8 @@ from typing import Any
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.commands.building import USUAL_ON_SIGNALS
-from shardsieve.commands.making import extrapolate_score, make_index
+from shardsieve.commands.extrapolating import extrapolate_score
+from shardsieve.commands.making import make_index
 from shardsieve.commands.methods import ON_SIGNALS
 from shardsieve.commands.recipe import Recipe, Section, Shards, read_recipe, settings
 from shardsieve.commands.reporting import report_score
@@ -96,7 +97,7 @@ class _Chain:
                 self.path, f"seed_{section.score}", section.score, embedding, **how
             )
 
-        self._step("extrapolate", section, lambda _: self._alone(predict))
+        self._step("extrapolate", section, lambda _: predict())
 
     def train(self) -> None:
         """Train on what is kept."""

@@ -8,6 +8,7 @@ import numpy as np
 from shardsieve.commands.trust import doubt_of
 from shardsieve.keepset import KeepSet, select
 from shardsieve.store.store import Store, open_store
+from shardsieve.train.recorder import Recorder
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -25,6 +26,7 @@ def describe(path: Path) -> dict[str, Any]:
         "bytes": int(store.ranges[..., 1].sum()),
         "fingerprint": store.fingerprint,
         "embeddings": [{"name": n} for n in store.embeddings],
+        "dynamics": Recorder.runs(store),
         "scores": [_score_row(store, name) for name in store.scores],
     }
 

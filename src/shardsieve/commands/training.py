@@ -20,7 +20,7 @@ from shardsieve.train.encoder import load_encoder
 from shardsieve.train.launch import DEFAULT_TRACKERS, make_accelerator
 from shardsieve.train.ledger import full_run_cost, overhead_of
 from shardsieve.train.seeding import count_classes, draw_seeds, score_seeds
-from shardsieve.train.splits import hold_out, matched_epochs
+from shardsieve.train.splits import hold_out, matched_epochs, matched_window
 from shardsieve.train.subset import train_subset
 
 
@@ -36,6 +36,7 @@ def score_store(
     seed_fraction: float,
     per_class: bool,
     folder: Path | None,
+    name: str = "seed",
     held_out: float = 0.0,
     match_steps_of: int | None = None,
     ceiling: bool = False,
@@ -48,12 +49,14 @@ def score_store(
         config: Of the seed run.
         seed_fraction: Of the samples.
         per_class: Draw the same share of every class.
-        folder: Of the run; None takes `STORE.runs/seed`.
+        folder: Of the run; None takes `STORE.runs/NAME`.
+        name: Of the run; a second one for the ceiling is `NAME_again`.
         held_out: Share of the seeds to leave out of training and try the network on.
         match_steps_of: Epochs of a full run; the seed run gets as many steps, in place of the
-            configuration's epochs.
+            configuration's epochs, and windows of as many steps as the full run's.
         ceiling: Train a second time, with another seed, and compare.
-        **how: `window`, `clean_pass` and `snapshots` of `score_seeds`.
+        **how: `window`, `scores`, `clean_pass`, `snapshots`, `adversary` and `checkpoint_steps` of
+            `score_seeds`.
     """
     store = open_store(path)
     accelerator = make_accelerator(precision=config.precision)
@@ -63,34 +66,39 @@ def score_store(
         batch = config.batch_size * accelerator.num_processes
         sizes: dict[str, int] = {"full": len(store), "seeds": len(seeds), "batch": batch}
         config = replace(config, epochs=matched_epochs(match_steps_of, **sizes))
+        scale = {"epochs": config.epochs, "full_epochs": match_steps_of}
+        how["window"] = matched_window(how["window"], **scale)
     run = partial(score_seeds, store, seeds, held_out=held, accelerator=accelerator, **how)
-    folder = folder or runs_of(path) / "seed"
+    folder = folder or runs_of(path) / name
     with bar("score", shown=accelerator.is_main_process) as progress:
-        result = run(config=config, folder=folder, progress=progress)
+        result = run(config=config, folder=folder, name=name, progress=progress)
     result = {"run": str(folder), "epochs": config.epochs, **result}
     if ceiling:
         second = replace(config, seed=config.seed + 1)
         where = folder.with_name(f"{folder.name}-again")
         with bar("score again", shown=accelerator.is_main_process) as progress:
-            run(config=second, folder=where, name="seed_again", progress=progress)
-        result["ceiling"] = put_ceilings(store, write=accelerator.is_main_process)
+            run(config=second, folder=where, name=f"{name}_again", progress=progress)
+        result["ceiling"] = put_ceilings(store, name, write=accelerator.is_main_process)
         accelerator.wait_for_everyone()
-    return {**result, "scores": " ".join(_seed_scores(store))}
+    return {**result, "scores": " ".join(_scores_of(store, name))}
 
 
-def put_ceilings(store: Store, *, write: bool) -> dict[str, Any]:
+def put_ceilings(store: Store, run: str, *, write: bool) -> dict[str, Any]:
     """Compare two seed runs' scores, and keep the figures with those of the first.
 
     Args:
-        store: Open, with scores `seed_...` and `seed_again_...`.
+        store: Open, with scores `RUN_...` and `RUN_again_...`.
+        run: Name of the first.
         write: Only one process may.
 
     Returns:
         By score: the second one's name (`of`) and how well they agree.
     """
     ceilings = {}
-    for again in [name for name in store.scores if name.startswith("seed_again_")]:
-        name = again.replace("seed_again_", "seed_")
+    for again in _scores_of(store, f"{run}_again"):
+        name = run + again.removeprefix(f"{run}_again")
+        if name not in store.scores:
+            continue
         first, second = store.score(name), store.score(again)
         both = np.isfinite(first) & np.isfinite(second)
         quality = measure(first[both], second[both]).to_dict()
@@ -204,5 +212,5 @@ def chosen_policy(policy: dict[str, Any], rule: dict[str, Any], config: TrainCon
     return make_policy(**{**shared, **policy}, epochs=config.epochs, seed=config.seed)
 
 
-def _seed_scores(store: Store) -> list[str]:
-    return [name for name in store.scores if name.startswith("seed_")]
+def _scores_of(store: Store, run: str) -> list[str]:
+    return [name for name in store.scores if name.startswith(f"{run}_")]

@@ -3,8 +3,10 @@
 from typing import Any
 
 from shardsieve.extrapolate.calibration import Spread, match_quantiles, spread
+from shardsieve.extrapolate.choosing import choose_k
 from shardsieve.extrapolate.correlations import keep_agreement, pearson, spearman
 from shardsieve.extrapolate.direct import Direct
+from shardsieve.extrapolate.distance import far_share
 from shardsieve.extrapolate.fused import Fused
 from shardsieve.extrapolate.knn import KNN, neighbours
 from shardsieve.extrapolate.protocol import Extrapolator
@@ -27,8 +29,10 @@ __all__ = [
     "Quality",
     "Spread",
     "by_class",
+    "choose_k",
     "cross_validate",
     "doubt",
+    "far_share",
     "intervals",
     "keep_agreement",
     "match_quantiles",

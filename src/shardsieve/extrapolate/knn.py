@@ -1,10 +1,10 @@
 """Nearest-neighbour extrapolation (Score Extrapolation, arXiv 2506.09010, Eq. 6)."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from shardsieve.extrapolate.approximate import (
     SEARCHES,
@@ -202,11 +202,12 @@ def neighbours(
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}; 50 is usual")
-    seeds, _ = checked_seeds(seed_embeddings, np.zeros(as_rows(seed_embeddings).shape[0]))
-    rows = as_rows(query_embeddings, seeds.shape[1])
+    given = as_rows(seed_embeddings)
+    rows = as_rows(query_embeddings, given.shape[1])
+    kind = kind_for(search, given.shape[0], rows.shape[0], given.shape[1])
+    seeds = _seeds(given, whole=kind == "exact")
     shape = (rows.shape[0], min(k, len(seeds)))
     found, distances = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.float64)
-    kind = kind_for(search, len(seeds), len(found), seeds.shape[1])
     coded = None
     if kind != "exact" and len(found) > 1:
         coded = choose_search(seeds, spread_rows(rows), k, kind=kind, recall=min_recall)
@@ -216,6 +217,15 @@ def neighbours(
             found[start + places] = ids[:, : shape[1]]
             distances[start + places] = exact[:, : shape[1]]
     return found, distances
+
+
+def _seeds(given: Rows, *, whole: bool) -> NDArray[Any]:
+    """Return checked seeds: float32, or as they are where codes stand in for them."""
+    if whole or not isinstance(given, np.ndarray) or given.dtype != np.float16:
+        return checked_seeds(given, np.zeros(given.shape[0]))[0]
+    for _ in blocks(given, 65_536):  # only to be checked: a copy would be twice as large
+        pass
+    return given
 
 
 def _check_recall(recall: float) -> None:

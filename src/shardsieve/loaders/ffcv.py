@@ -53,6 +53,7 @@ def prune_loader(
     window: int | None = None,
     tail: str | None = None,
     world: World | None = None,
+    **selection: Any,
 ) -> "PrunedLoader":
     """Return a loader that gives the batches of an existing `ffcv.loader.Loader` for kept samples.
 
@@ -77,6 +78,7 @@ def prune_loader(
             2048 kept rows, at least 16 pages.
         tail: As in `Steps`. Left out: `drop` where the loader has `drop_last`, else `uneven`.
         world: Left out: the rank of `torch.distributed` for a distributed loader, else one rank.
+        **selection: Further arguments of `select`: `threshold`, `hard_cutoff`, `drop_missing`...
 
     Raises:
         MissingDependencyError: If FFCV is not installed.
@@ -93,7 +95,7 @@ def prune_loader(
         raise ValueError(f"window must be at least 0, got {window}")
     _check_same_file(loader, store)
     kept = keep_set or select(
-        store, keep_fraction=keep_fraction, score=score, rule=rule, seed=seed or 0
+        store, keep_fraction=keep_fraction, score=score, rule=rule, seed=seed or 0, **selection
     )
     return PrunedLoader(
         loader,

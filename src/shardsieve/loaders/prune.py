@@ -17,7 +17,7 @@ def prune(loader: Any, store: Store, **options: Any) -> Any:
         loader: A `wds.WebDataset` or `wds.DataPipeline`; a `wds.WebLoader` or torch `DataLoader`
             over one; or an `ffcv.loader.Loader`.
         store: The store of its shards.
-        options: `keep_fraction`, `score`, `rule` or `keep_set`, `seed`, and those of
+        options: `keep_set`, or the arguments of `select`; `seed`, and those of
             `prune_pipeline` or of `shardsieve.loaders.ffcv.prune_loader`.
 
     Returns:

@@ -21,7 +21,7 @@ from shardsieve.loaders.planned import OrderSettings, ordered_ids, refuse_anothe
 from shardsieve.loaders.stages import Source
 from shardsieve.plan import Steps, World
 
-_AT_ONCE = 64
+_AT_ONCE = 128
 _END = bytes(1024)
 
 Ids = NDArray[np.int64]

@@ -58,6 +58,7 @@ class PrunedShardSampler(Sampler[int]):
         tail: str = "uneven",
         batch_size: int | None = None,
         world: World | None = None,
+        **selection: Any,
     ) -> None:
         """Choose the keep set and the order.
 
@@ -65,10 +66,10 @@ class PrunedShardSampler(Sampler[int]):
             store: An open store.
             keep_fraction: In `(0, 1]`.
             score: Name of a stored score.
-            rule: As in `select`.
+            rule: As in `select`; see `selection` for the options of the rules.
             keep_set: Use this one instead of selecting.
             policy: Chooses the keep set of every epoch instead; give it losses with `update`.
-            seed: Of the order, and of `rule="random"`.
+            seed: Of the order, and of rules that draw.
             shuffle: `window` (of shards), `global` (every kept sample anywhere: for shards that are
                 sorted by class) or `none`.
             window: Shards shuffled together; 0 keeps the order of the shards. Left out: so many
@@ -78,7 +79,14 @@ class PrunedShardSampler(Sampler[int]):
             tail: `uneven`, `pad` or `drop`.
             batch_size: Of one rank; found from the `DataLoader` when left out.
             world: Found from Accelerate or `torch.distributed` when left out.
+            **selection: Further arguments of `select`, such as `threshold` and `hard_cutoff`.
+
+        Raises:
+            TypeError: If `selection` holds what `select` does not take, or nothing is selected.
         """
+        if selection and (policy or keep_set):
+            chosen = "policy" if policy else "keep_set"
+            raise TypeError(f"{', '.join(selection)} must come without {chosen}, got both")
         if tail not in TAILS:
             raise ValueError(f"tail must be one of {', '.join(TAILS)}, got {tail!r}")
         self.policy = policy
@@ -87,7 +95,7 @@ class PrunedShardSampler(Sampler[int]):
             self.keep_set = put_choice(store, policy.choose(0))
         else:
             self.keep_set = keep_set or select(
-                store, keep_fraction=keep_fraction, score=score, rule=rule, seed=seed
+                store, keep_fraction=keep_fraction, score=score, rule=rule, seed=seed, **selection
             )
         if self.keep_set.fingerprint != store.fingerprint:
             raise StoreMismatchError(

@@ -1,19 +1,52 @@
 """Scores from how the prediction of a sample moves over epochs."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
 import numpy as np
 from numpy.typing import ArrayLike
 
-from shardsieve.scores.inputs import Floats, enough_epochs, probabilities, whole_number
-from shardsieve.scores.windows import deviation, mean_and_scatter
+from shardsieve.scores.inputs import Floats, enough_epochs, one_of, probabilities, whole_number
+from shardsieve.scores.windows import deviation, mean_and_scatter, mean_of
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One published form of Dynamic Uncertainty; all of them go by that name.
+
+    Attributes:
+        include_last: Average all T-J+1 windows; the paper leaves the last one out.
+        population: Divide the squares by J rather than by J - 1.
+        skip_epochs: First epochs to leave out.
+        scale: Factor on the score; decides no ranking.
+    """
+
+    include_last: bool = False
+    population: bool = False
+    skip_epochs: int = 0
+    scale: float = 1.0
+
+
+DYNAMIC_UNCERTAINTY: Mapping[str, Variant] = MappingProxyType(
+    {
+        "paper": Variant(),
+        "official": Variant(scale=10.0),
+        "dual": Variant(include_last=True, scale=10.0),
+        "schmidt": Variant(include_last=True, population=True, skip_epochs=2),
+        "schmidt_unsupervised": Variant(population=True),
+    }
+)
 
 
 def dynamic_uncertainty(
     p_true: ArrayLike,
     window: int = 10,
     *,
-    include_last: bool = False,
-    population: bool = False,
-    skip_epochs: int = 0,
+    variant: str = "paper",
+    include_last: bool | None = None,
+    population: bool | None = None,
+    skip_epochs: int | None = None,
 ) -> Floats:
     """Return the mean over sliding windows of the standard deviation of `p_true`, float64 (n,).
 
@@ -23,6 +56,9 @@ def dynamic_uncertainty(
     Args:
         p_true: (T, n), probability of the label per epoch, in `[0, 1]`; T > window.
         window: J, epochs per window, at least 2.
+        variant: A name of `DYNAMIC_UNCERTAINTY`: `paper`; `official`, the authors' code (BAAI);
+            `dual`, in the code of DUAL; `schmidt` and `schmidt_unsupervised`, in the code of Score
+            Extrapolation. It sets the three options that follow, and a factor of 1 or 10.
         include_last: Average all T-J+1 windows; the paper leaves the last one out.
         population: Divide the squares by J rather than by J - 1.
         skip_epochs: First epochs to leave out; T is counted after them.
@@ -32,7 +68,14 @@ def dynamic_uncertainty(
 
     >>> dynamic_uncertainty([[0.0], [1.0], [1.0]], window=2).round(4).tolist()
     [0.7071]
+    >>> dynamic_uncertainty([[0.0], [1.0], [1.0]], window=2, variant="dual").round(4).tolist()
+    [3.5355]
     """
+    one_of("variant", variant, DYNAMIC_UNCERTAINTY)
+    named = DYNAMIC_UNCERTAINTY[variant]
+    include_last = named.include_last if include_last is None else include_last
+    population = named.population if population is None else population
+    skip_epochs = named.skip_epochs if skip_epochs is None else skip_epochs
     q = probabilities("p_true", p_true, "T n")
     whole_number("window", window, 2)
     whole_number("skip_epochs", skip_epochs, 0)
@@ -42,7 +85,7 @@ def dynamic_uncertainty(
     total = np.zeros(q.shape[1])
     for start in range(num_windows):
         total += deviation(q[start : start + window], population=population)
-    return total / num_windows
+    return named.scale * (total / num_windows)
 
 
 def dual(p_true: ArrayLike, window: int = 10) -> Floats:
@@ -73,23 +116,49 @@ def dual(p_true: ArrayLike, window: int = 10) -> Floats:
 
 
 def confidence(p_true: ArrayLike) -> Floats:
-    """Return the mean of `p_true` (T, n) over epochs, float64 (n,); low is kept first.
+    """Return the mean of `p_true` (T, n) over epochs, in `[0, 1]`, float64 (n,); low is kept first.
 
-    Swayamdipta et al., EMNLP 2020, arXiv 2009.10795.
+    Dataset cartography: Swayamdipta et al., EMNLP 2020, arXiv 2009.10795. It repeats better from
+    run to run than scores of spread do.
 
     Raises:
         ValueError: If a value is NaN or outside `[0, 1]`.
+
+    >>> confidence([[0.25, 1.0], [0.75, 1.0]]).tolist()
+    [0.5, 1.0]
     """
-    mean: Floats = probabilities("p_true", p_true, "T n").mean(axis=0)
-    return mean
+    return mean_of(probabilities("p_true", p_true, "T n"))
 
 
 def variability(p_true: ArrayLike) -> Floats:
     """Return the population standard deviation of `p_true` (T, n) over epochs, float64 (n,).
 
-    Swayamdipta et al., EMNLP 2020, arXiv 2009.10795; high is kept first.
+    Dataset cartography: Swayamdipta et al., EMNLP 2020, arXiv 2009.10795; high is kept first.
 
     Raises:
         ValueError: If a value is NaN or outside `[0, 1]`.
+
+    >>> variability([[0.25, 1.0], [0.75, 1.0]]).tolist()
+    [0.25, 0.0]
     """
     return deviation(probabilities("p_true", p_true, "T n"), population=True)
+
+
+def frequency(p_true: ArrayLike) -> Floats:
+    """Return the sum of the absolute Fourier coefficients of `p_true` but the mean's, float64 (n,).
+
+    Nieth et al., arXiv 2406.13283: Σ over the T-1 frequencies other than 0 of |FFT over epochs|,
+    made for adversarial training; high is kept first.
+
+    Args:
+        p_true: (T, n), probability of the label per epoch, in `[0, 1]`.
+
+    Raises:
+        ValueError: If a value is NaN or outside `[0, 1]`.
+
+    >>> frequency([[0.0], [1.0], [0.0], [1.0]]).tolist()
+    [2.0]
+    """
+    q = probabilities("p_true", p_true, "T n")
+    strengths: Floats = np.abs(np.fft.fft(q, axis=0)[1:]).sum(axis=0)
+    return strengths

@@ -3,6 +3,7 @@
 Shapes are written as the names of their axes: `"T n C"` is epochs, samples, classes; `R` is runs.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,13 @@ _ABOVE_ONE = 1e-6
 _PLACES = {"T": " in epoch ", "R": " in run "}
 
 
-def finite(name: str, values: ArrayLike, *shapes: str) -> Floats:
+_RECORD = "record every sample in every epoch, and none after training diverged"
+
+
+def finite(name: str, values: ArrayLike, *shapes: str, cure: str = _RECORD) -> Floats:
     """Return the values as float64 of one of the shapes, all of them finite."""
     array = np.asarray(values, dtype=np.float64)
     axes = _axes(name, array, shapes)
-    cure = "record every sample in every epoch, and none after training diverged"
     _refuse(name, "be finite", array, ~np.isfinite(array), axes, cure)
     return array
 
@@ -76,17 +79,21 @@ def positions_within(positions: ArrayLike, num_samples: int) -> NDArray[np.int64
     return array
 
 
-def batch_values(values: ArrayLike, positions: NDArray[np.int64], highest: float) -> Floats:
-    """Return one value per position as float64 (b,), finite and in `[0, highest]`."""
+def batch_values(
+    values: ArrayLike, positions: NDArray[np.int64], highest: float, lowest: float = 0.0
+) -> Floats:
+    """Return one value per position as float64 (b,), finite and in `[lowest, highest]`."""
     array = np.asarray(values, dtype=np.float64)
     if array.shape != positions.shape:
         raise ValueError(
             f"values must have shape {positions.shape}, got {array.shape}; pass one per position"
         )
-    bad = np.flatnonzero(~np.isfinite(array) | (array < 0) | (array > highest + _ABOVE_ONE))
+    bad = np.flatnonzero(~np.isfinite(array) | (array < lowest) | (array > highest + _ABOVE_ONE))
     if len(bad):
         first = bad[np.argmin(positions[bad])]
-        condition = "be finite and at least 0" if np.isinf(highest) else f"lie in [0, {highest:g}]"
+        condition = f"lie in [{lowest:g}, {highest:g}]"
+        if np.isinf(highest):
+            condition = "be finite" if np.isinf(lowest) else f"be finite and at least {lowest:g}"
         raise ValueError(
             f"values must {condition}, got {array[first]} for sample {positions[first]}; "
             "stop recording where training diverges"
@@ -100,6 +107,12 @@ def whole_number(name: str, value: int, least: int) -> None:
         raise ValueError(
             f"{name} must be a whole number of at least {least}, got {value!r}; pass one"
         )
+
+
+def one_of(name: str, value: str, known: Collection[str]) -> None:
+    """Refuse a word that is not among the known ones."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}; see its table")
 
 
 def enough_epochs(name: str, epochs: int, window: int, *, more: bool, skipped: int = 0) -> None:

@@ -37,14 +37,15 @@ class Ring:
         self.values[self.count[positions] % len(self.values), positions] = values
         self.count[positions] += 1
 
-    def require(self, least: int, wanted: str) -> None:
-        """Refuse a sample that has had fewer than `least` values."""
-        short = np.flatnonzero(self.count < least)
-        if len(short):
-            raise ValueError(
-                f"updates must bring {wanted} per sample, got {self.count[short[0]]} "
-                f"for sample {short[0]}; train longer or pass a smaller window"
-            )
+
+def require(count: NDArray[np.int64], least: int, wanted: str) -> None:
+    """Refuse a sample that has had fewer than `least` values."""
+    short = np.flatnonzero(count < least)
+    if len(short):
+        raise ValueError(
+            f"updates must bring {wanted} per sample, got {count[short[0]]} "
+            f"for sample {short[0]}; train longer or pass a smaller window"
+        )
 
 
 def copied(settings: Mapping[str, object], arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:

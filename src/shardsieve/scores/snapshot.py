@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from shardsieve.scores.inputs import Floats, class_ids, finite, probabilities, two_classes
+from shardsieve.scores.windows import mean_of
 
 
 def el2n(probs: ArrayLike, labels: ArrayLike) -> Floats:
@@ -27,8 +28,7 @@ def el2n(probs: ArrayLike, labels: ArrayLike) -> Floats:
     errors = p.copy()
     errors[..., np.arange(len(y)), y] -= 1
     norms: Floats = np.linalg.norm(errors, axis=-1)
-    mean: Floats = norms if norms.ndim == 1 else norms.mean(axis=0)
-    return mean
+    return norms if norms.ndim == 1 else mean_of(norms)
 
 
 def grand_last_layer(
@@ -102,6 +102,24 @@ def margin(probs: ArrayLike) -> Floats:
     top = np.partition(p, -2, axis=-1)
     difference: Floats = top[:, -1] - top[:, -2]
     return difference
+
+
+def least_confidence(probs: ArrayLike) -> Floats:
+    """Return 1 - max P, in `[0, 1 - 1/C]`, float64 (n,).
+
+    High, the most uncertain, is kept first: Coleman et al., ICLR 2020, arXiv 1906.11829.
+
+    Args:
+        probs: (n, C), in `[0, 1]`.
+
+    Raises:
+        ValueError: If a probability is NaN or outside `[0, 1]`.
+
+    >>> least_confidence([[0.5, 0.25, 0.25]]).tolist()
+    [0.5]
+    """
+    short: Floats = 1 - probabilities("probs", probs, "n C").max(axis=1)
+    return short
 
 
 def cross_entropy(probs: ArrayLike, labels: ArrayLike) -> Floats:

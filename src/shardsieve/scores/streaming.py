@@ -15,7 +15,7 @@ from shardsieve.scores.inputs import (
     truths,
     whole_number,
 )
-from shardsieve.scores.ring import Ring, copied, restore
+from shardsieve.scores.ring import Ring, copied, require, restore
 from shardsieve.scores.windows import deviation, fluctuation
 
 
@@ -69,7 +69,7 @@ class StreamingDynamicUncertainty:
             ValueError: If a sample has had too few values, naming the first.
         """
         count = self._ring.count
-        self._ring.require(self._window + 1, f"more than window={self._window} values")
+        require(count, self._window + 1, f"more than window={self._window} values")
         if not self._include_last:
             return self._total / (count - self._window)
         newest = self._deviation(np.arange(self._num_samples))
@@ -131,7 +131,7 @@ class StreamingTDDS:
             ValueError: If a sample has had too few values, naming the first.
         """
         least = len(self._ring.values)
-        self._ring.require(least, f"at least window - 1 = {least} values")
+        require(self._ring.count, least, f"at least window - 1 = {least} values")
         return self._average.copy()
 
     def state_dict(self) -> dict[str, Any]:

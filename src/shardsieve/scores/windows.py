@@ -15,6 +15,11 @@ def mean_and_scatter(rows: Floats) -> tuple[Floats, Floats]:
     return mean, _total((rows - mean) ** 2)
 
 
+def mean_of(rows: Floats) -> Floats:
+    """Return the mean over the rows; see `mean_and_scatter` on what it depends."""
+    return _total(rows) / len(rows)
+
+
 def deviation(rows: Floats, *, population: bool = False) -> Floats:
     """Return the standard deviation over the rows: of the sample, or of the population."""
     _, scatter = mean_and_scatter(rows)

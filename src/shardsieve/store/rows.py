@@ -53,3 +53,18 @@ class StoredRows:
             here = shards == number
             taken[here] = self.shard(number)[rows[here] - self.first(number)]
         return taken
+
+
+class TakenRows:
+    """Some of the rows, ascending, read block by block."""
+
+    def __init__(self, rows: StoredRows, places: NDArray[np.int64]) -> None:
+        self._rows, self._places = rows, places
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows, then dimensions."""
+        return len(self._places), self._rows.shape[1]
+
+    def __getitem__(self, rows: slice) -> Half:
+        return self._rows.take(self._places[rows])

@@ -134,31 +134,42 @@ class Store:
         scores = np.asarray(values, dtype=np.float32)
         if scores.shape != (len(self),):
             raise ValueError(f"values must have shape ({len(self)},), got {scores.shape}")
-        table = np.full((self.num_shards, self.rows_per_shard), np.nan, dtype=np.float32)
-        shard, position = np.divmod(self.ids(), self.rows_per_shard)
-        table[shard, position] = scores
-        array = self.begin_score(name, provenance)
-        with told_about_disk(self.path):
-            array[:] = table
+        self.begin_score(name, provenance, afresh=True)
+        self.write_score(name, scores)
         self.finish_score(name)
 
     def begin_score(
-        self, name: str, provenance: Mapping[str, Any] | None = None
-    ) -> zarr.Array[Any]:
-        """Return the (S, L) float32 array of a score to fill shard by shard; see `put_score`.
+        self, name: str, provenance: Mapping[str, Any] | None = None, *, afresh: bool = False
+    ) -> None:
+        """Make the array of a score to fill shard by shard; see `put_score` and `score_array`.
 
-        What an interrupted filling with the same provenance left is kept, NaN where it did not
-        come to. The score is not listed before `finish_score`.
+        What an interrupted filling with the same provenance left is kept unless `afresh`. The
+        score is not listed before `finish_score`.
         """
         made = {"definition": "user", **json.loads(json.dumps(dict(provenance or {})))}
         self._check_name(name, made)
-        if name in self._names("score") and self.provenance(name) == made:
-            return self._array(f"score/{name}")
+        if not afresh and name in self._names("score") and self.provenance(name) == made:
+            return
         with told_about_disk(self.path):
             shape = (self.num_shards, self.rows_per_shard)
             array = make_array(self.group, f"score/{name}", shape, "float32", np.nan)
             array.attrs.update(made)
-        return array
+
+    def score_array(self, name: str) -> zarr.Array[Any]:
+        """Return the (S, L) float32 array of a score, listed or being filled."""
+        return self._array(f"score/{name}")
+
+    def unfinished_score(self, name: str) -> NDArray[np.float32]:
+        """Return what a score that is being filled holds so far, in id order: float32 (n,)."""
+        return unpad(self._read(f"score/{name}"), self.samples)
+
+    def write_score(self, name: str, values: NDArray[np.float32]) -> None:
+        """Write all values (n,) of a score that was begun."""
+        table = np.full((self.num_shards, self.rows_per_shard), np.nan, dtype=np.float32)
+        shard, position = np.divmod(self.ids(), self.rows_per_shard)
+        table[shard, position] = values
+        with told_about_disk(self.path):
+            self.score_array(name)[:] = table
 
     def finish_score(self, name: str, **more: Any) -> None:
         """List a score that is filled, with its date and what else is to be kept with it."""

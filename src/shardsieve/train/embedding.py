@@ -19,11 +19,11 @@ from shardsieve.store.layout import told_about_disk
 from shardsieve.store.store import Store
 from shardsieve.train.images import Batch, ImageDecoder, collate, fixed_size, normalised
 from shardsieve.train.loading import readable
+from shardsieve.train.measures import STORED, measure
 from shardsieve.train.nets import embed_and_classify, embed_batch
-from shardsieve.train.recorder import MEASURED, measure_logits
 
 # Signals that need no label.
-_UNLABELLED = [name in ("entropy",) for name in MEASURED]
+_UNLABELLED = [name in ("entropy",) for name in STORED]
 
 
 class Block(NamedTuple):
@@ -31,7 +31,7 @@ class Block(NamedTuple):
 
     Attributes:
         points: float16 (n, d), embeddings.
-        signals: float32 (n, K, F), `MEASURED` by network; K is 0 without classifiers.
+        signals: float32 (n, K, F), `STORED` by network; K is 0 without classifiers.
     """
 
     points: NDArray[np.float16]
@@ -190,8 +190,9 @@ class _Pass:
 
 
 def _labelled_signals(logits: Tensor, labels: Tensor) -> NDArray[np.float32]:
-    """Return the `MEASURED` signals (n, F); without a label only those that need none."""
-    signals: NDArray[np.float32] = measure_logits(logits, labels.clamp(min=0))[1].cpu().numpy()
+    """Return the `STORED` signals (n, F); without a label only those that need none."""
+    measured = measure(STORED, logits, labels.clamp(min=0))[1]
+    signals: NDArray[np.float32] = measured.cpu().numpy()
     unknown = (labels < 0).cpu().numpy()
     signals[unknown] = np.where(_UNLABELLED, signals[unknown], np.nan)
     return signals
@@ -201,7 +202,7 @@ def _make_arrays(store: Store, name: str, pass_: _Pass, size: int, channels: int
     arrays = [store.embedding_array(name, pass_.dim(size, channels))]
     made = [_made(size, pass_.network)]
     if pass_.classifiers:
-        arrays.append(store.signal_array(name, len(pass_.classifiers), MEASURED))
+        arrays.append(store.signal_array(name, len(pass_.classifiers), STORED))
         made.append(_made(size, *pass_.classifiers))
     for array, weights in zip(arrays, made, strict=True):
         # Without a mark the array is new, or its making was cut short: nothing is in it.

@@ -2,15 +2,20 @@
 
 import importlib.util
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 
 from shardsieve._errors import MissingDependencyError, ShardsieveError
+
+T = TypeVar("T")
 
 # The main process may extrapolate or index for hours while the others wait.
 _PATIENCE = timedelta(hours=12)
@@ -72,3 +77,11 @@ def _installed(track: tuple[str, ...]) -> list[str]:
         elif name not in DEFAULT_TRACKERS:
             raise MissingDependencyError(f"tracking with {name} needs it: pip install {name}")
     return found
+
+
+def on_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
+    """Return what the main process makes, on every process."""
+    made = [make() if accelerator.is_main_process else None]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(made)
+    return made[0]  # type: ignore[return-value]

@@ -1,7 +1,7 @@
 """One training loop for keep sets, alone or under `accelerate launch`, that can stop and go on."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -15,12 +15,13 @@ from shardsieve.keepset import KeepSet
 from shardsieve.plan import Steps
 from shardsieve.policy.base import Policy
 from shardsieve.store.store import Store
+from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.evaluation import evaluate
 from shardsieve.train.images import Batch
 from shardsieve.train.loading import make_loader, set_epoch
 from shardsieve.train.progress import Done, Progress
-from shardsieve.train.recorder import Recorder
+from shardsieve.train.recorder import Recorder, Watcher
 from shardsieve.train.runfolder import RunFolder
 from shardsieve.train.stepping import Stepper
 from shardsieve.train.stopping import Stopped, Stopping
@@ -43,6 +44,7 @@ class Trainer:
         *,
         folder: RunFolder | None = None,
         checkpoint_steps: int = 0,
+        adversary: Adversary | None = None,
     ) -> None:
         """Prepare everything, and go on from the folder's checkpoint if it has one.
 
@@ -54,6 +56,7 @@ class Trainer:
             accelerator: From `make_accelerator`.
             folder: Checkpoints after every epoch; None makes none.
             checkpoint_steps: More checkpoints, after so many steps each; 0 makes none.
+            adversary: Trains on attacked images; None trains plainly.
 
         Raises:
             ValueError: If the policy's schedule is shorter than the run.
@@ -63,10 +66,12 @@ class Trainer:
         self.folder, self.checkpoint_steps = folder, checkpoint_steps
         self.done = Done()
         self.extra: dict[str, Any] = {}
+        # Called on every rank before a checkpoint; what it returns goes into it as `extra`.
+        self.remember: Callable[[], dict[str, Any]] | None = None
         plain, self.sampler = make_loader(store, keep, config)
         self.planned = self.sampler.steps(config.epochs)
         self.dataset: Any = plain.dataset
-        self.stepper = Stepper(model, config, accelerator)
+        self.stepper = Stepper(model, config, accelerator, adversary)
         self.loader = accelerator.prepare(plain)
         self._resume()
 
@@ -96,7 +101,7 @@ class Trainer:
         return {**asdict(counts), "amplification": round(counts.amplification, 4)}
 
     def epochs(
-        self, recorder: Recorder | None = None, progress: Progress | None = None
+        self, recorder: Recorder | Watcher | None = None, progress: Progress | None = None
     ) -> Iterator[int]:
         """Train; yield the number of each epoch when it is done, before its checkpoint.
 
@@ -131,7 +136,11 @@ class Trainer:
     # Inside ---------------------------------------------------------------------------------
 
     def _train(
-        self, epoch: int, recorder: Recorder | None, progress: Progress | None, stopping: Stopping
+        self,
+        epoch: int,
+        recorder: Recorder | Watcher | None,
+        progress: Progress | None,
+        stopping: Stopping,
     ) -> None:
         self.model.train()
         set_epoch(self.loader, self.sampler, epoch)
@@ -159,7 +168,7 @@ class Trainer:
             if stop or self._checkpoint_is_due():
                 self._add_up(means, begin)
                 begin = time.perf_counter()
-                if recorder is None:  # of a recorder only ended epochs are saved
+                if recorder is None or self.remember is not None:
                     self._save()
             if stop:
                 raise Stopped(f"stopped in epoch {epoch}")
@@ -206,6 +215,8 @@ class Trainer:
     def _save(self) -> None:
         if self.folder is None:
             return
+        if self.remember is not None:
+            self.extra = self.remember()
         if self.sampler.policy is not None:
             self.sampler.policy.sync()
         if not self.accelerator.is_main_process:

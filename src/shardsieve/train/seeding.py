@@ -1,7 +1,8 @@
 """Score the seed subset by training on it."""
 
-import math
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from shardsieve._errors import ShardsieveError
 from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet
 from shardsieve.order import random_bits
-from shardsieve.scores import dynamic_uncertainty, tdds_from_divergence
-from shardsieve.selection import keep_random, keep_stratified
+from shardsieve.selection import keep_random
 from shardsieve.store.store import Store
+from shardsieve.strata import keep_class_balanced
+from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.encoder import save_network
 from shardsieve.train.images import fixed_size, normalised
@@ -27,8 +29,9 @@ from shardsieve.train.loading import make_loader
 from shardsieve.train.loop import Trainer
 from shardsieve.train.nets import load_model
 from shardsieve.train.progress import Progress
-from shardsieve.train.recorder import Recorder
+from shardsieve.train.recorder import Recorder, Watcher
 from shardsieve.train.runfolder import RESULT, RunFolder
+from shardsieve.train.seedscores import add_scores, check_specs, put_seed_scores, signals_for
 from shardsieve.train.splits import snapshot_epochs
 
 
@@ -38,7 +41,7 @@ def draw_seeds(
     """Return the ids of a seed subset, ascending: uniform, or the same share of every class."""
     if per_class:
         lots = random_bits(len(store), seed, 0x5EED).astype(np.float64)
-        rows = keep_stratified(lots, store.labels(), fraction)
+        rows = keep_class_balanced(lots, store.labels(), fraction)
     else:
         rows = keep_random(len(store), fraction, seed=seed)
     return store.ids()[rows]
@@ -76,17 +79,21 @@ def score_seeds(
     folder: str | Path,
     name: str = "seed",
     window: int = 10,
+    scores: Sequence[str] | None = None,
     clean_pass: bool = False,
     held_out: NDArray[np.int64] | None = None,
     snapshots: int = 1,
+    adversary: Adversary | None = None,
+    checkpoint_steps: int = 0,
     accelerator: Accelerator,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train on the seed subset, save its dynamics, and store three seed scores.
+    """Train on the seed subset, save its dynamics, and store scores of the seeds.
 
-    Writes `dynamics/NAME` and the scores `NAME_dyn_unc`, `NAME_tdds` and `NAME_el2n` (mean error
-    norm over all epochs), NaN for the rest; leaves the network in the folder's `model.pt`. Started
-    again after a kill it goes on from the last finished epoch; when it is done it does nothing.
+    Writes `dynamics/NAME` and the scores `NAME_dyn_unc`, `NAME_tdds`, `NAME_el2n` and so on, NaN
+    for the rest; leaves the network in the folder's `model.pt`. Started again after a kill it goes
+    on from the last checkpoint, also inside an epoch; when it is done it trains no more, and only
+    computes scores that are not stored yet.
 
     Seeds held out of training are watched by a clean pass after every epoch: what the network says
     of them is not memorised. Their dynamics and scores stand under `NAME_held_out`.
@@ -97,10 +104,14 @@ def score_seeds(
         config: Of the seed run.
         folder: Of the run; it must be free or hold this very run.
         name: Of the dynamics, and prefix of the scores.
-        window: J of Dynamic Uncertainty and TDDS, less than the epochs.
+        window: J of the windowed scores, less than the epochs.
+        scores: What to store, as in `shardsieve.scores.from_signals`; None stores every score that
+            the signals allow. `grand_last_layer` needs a model that ends in a linear layer.
         clean_pass: Record a second, undisturbed forward pass instead of the training one.
         held_out: int64, sample ids to hold out, others than the seeds; see `hold_out`.
         snapshots: Networks to leave in the folder, the last and so many less one before it.
+        adversary: Train on attacked images and record its kind of predictions.
+        checkpoint_steps: Steps between checkpoints inside an epoch; 0 makes one per epoch.
         accelerator: From `make_accelerator`.
         progress: Called with (steps done, steps in all).
 
@@ -109,17 +120,11 @@ def score_seeds(
 
     Raises:
         ShardsieveError: If labels are missing or the folder holds another run.
-        ValueError: If there are too few epochs for the window.
+        ValueError: If there are too few epochs for the window, or a score is unknown.
     """
-    if window < 3:
-        raise ValueError(f"window must be at least 3 for TDDS, got {window}; 10 is usual")
-    if config.epochs <= window:
-        raise ValueError(
-            f"epochs must be more than window={window}, got {config.epochs}; train longer or "
-            "pass a smaller window"
-        )
+    _check_scores(config, window, scores, clean_pass, adversary)
     num_classes, config = count_classes(store), with_known_images(store, config)
-    kept_epochs = set(snapshot_epochs(config.epochs, snapshots))
+    kept_epochs = set(snapshot_epochs(config.epochs, snapshots)) - {config.epochs}
     keep, run = KeepSet.from_ids(store, seeds), RunFolder(folder)
     identity: dict[str, Any] = {"kind": "score", "store": store.fingerprint, "seeds": keep.digest}
     identity |= {"name": name, "window": window, "clean_pass": clean_pass, **config.to_dict()}
@@ -127,36 +132,38 @@ def score_seeds(
     if held_out is not None:
         identity["held_out"] = KeepSet.from_ids(store, held_out).digest
     identity |= {"snapshots": snapshots} if snapshots > 1 else {}
+    identity |= {"adversary": adversary.to_dict()} if adversary is not None else {}
     run.refuse_another(identity)
+    watched = {name: seeds}
+    if held_out is not None:
+        watched[f"{name}_held_out"] = held_out
     finished = run.result()
-    if finished is not None and f"{name}_dyn_unc" in store.scores:
+    if finished is not None and watched.keys() <= set(Recorder.runs(store)):
+        if accelerator.is_main_process:
+            for one in watched:
+                add_scores(store, one, scores, window=window)
+        accelerator.wait_for_everyone()
         return finished
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         run.claim(identity)
-    recorders = {name: Recorder(seeds, num_classes)}
-    if held_out is not None:
-        recorders[f"{name}_held_out"] = Recorder(held_out, num_classes)
-    trainer = _train(
-        store,
-        keep,
-        config,
-        accelerator,
-        run,
-        recorders,
-        clean_pass=clean_pass,
-        kept_epochs=kept_epochs,
-        progress=progress,
-    )
+    set_seed(config.seed)
+    model = load_model(config.model, num_classes, config.channels or 3)
+    how: dict[str, Any] = {"folder": run, "checkpoint_steps": checkpoint_steps}
+    trainer = Trainer(model, store, keep, config, accelerator, adversary=adversary, **how)
+    recorders = {
+        one: Recorder(ids, num_classes, signals=signals_for(scores)) for one, ids in watched.items()
+    }
+    marks: dict[str, Any] = {"clean_pass": clean_pass, "kept_epochs": kept_epochs}
+    _train(trainer, store, run, recorders, **marks, progress=progress)
     result = _result(trainer, len(keep))
     if accelerator.is_main_process:
-        made: dict[str, Any] = {"model": config.model, "epochs": config.epochs}
-        made |= {"steps": result["steps"], "seeds": len(keep), "seed": config.seed}
+        made = _made(config, keep, clean_pass, adversary) | {"steps": result["steps"]}
         made["cost"] = result["cost"]
         for one, recorder in recorders.items():
+            recorder.made = made if one == name else made | {"view": "held out"}
             recorder.save(store, one)
-            view = "held out" if one != name else "clean" if clean_pass else "training"
-            _put_scores(store, one, recorder, window, {**made, "view": view})
+            put_seed_scores(store, one, recorder, scores, window=window)
         save_network(run, trainer.network, config, num_classes)
         run.write_json(RESULT, result)
         run.forget_checkpoints()
@@ -164,47 +171,78 @@ def score_seeds(
     return result
 
 
-def _train(
-    store: Store,
-    keep: KeepSet,
+def _check_scores(
     config: TrainConfig,
-    accelerator: Accelerator,
+    window: int,
+    scores: Sequence[str] | None,
+    clean_pass: bool,
+    adversary: Adversary | None,
+) -> None:
+    """Refuse what could only fail after the training."""
+    signals = signals_for(scores)
+    check_specs(config.epochs, window, scores)
+    if adversary is not None and clean_pass:
+        raise ValueError(
+            "clean_pass must not come with an adversary, got both; "
+            "record its clean predictions with predictions='clean'"
+        )
+    if adversary is not None and "grand" in signals:
+        raise ValueError("grand_last_layer must come without an adversary, got both")
+
+
+def _made(
+    config: TrainConfig, keep: KeepSet, clean_pass: bool, adversary: Adversary | None
+) -> dict[str, Any]:
+    made: dict[str, Any] = {"paradigm": "supervised", "model": config.model}
+    made |= {"epochs": config.epochs, "seeds": len(keep), "seeds_digest": keep.digest}
+    made |= {"seed": config.seed, "view": "clean" if clean_pass else "training"}
+    if adversary is not None:
+        made |= {"paradigm": "adversarial", "view": adversary.predictions}
+        made["adversary"] = adversary.to_dict()
+    return made | {"training": config.to_dict()}
+
+
+def _train(
+    trainer: Trainer,
+    store: Store,
     run: RunFolder,
-    recorders: dict[str, Recorder],
+    recorders: Mapping[str, Recorder],
     *,
     clean_pass: bool,
     kept_epochs: set[int],
     progress: Progress | None,
-) -> Trainer:
-    set_seed(config.seed)
-    first, *held_out = recorders
-    num_classes = recorders[first].num_classes
-    model = load_model(config.model, num_classes, config.channels or 3)
-    trainer = Trainer(model, store, keep, config, accelerator, folder=run)
-    states = dict(zip(recorders, ("recorder", "held_out"), strict=False))
+) -> None:
+    """Train; the first recorder watches the training unless there is a clean pass for it too."""
+    config, first = trainer.config, next(iter(recorders))
     for name, recorder in recorders.items():
-        if states[name] in trainer.extra:
-            recorder.load_state_dict(trainer.extra[states[name]])
-    watched = [first, *held_out] if clean_pass else held_out
-    loaders = {}
-    for name in watched:
-        samples = KeepSet.from_ids(store, recorders[name].ids)
-        loaders[name] = accelerator.prepare(make_loader(store, samples, config, in_order=True)[0])
-    for epoch in trainer.epochs(None if clean_pass else recorders[first], progress):
-        for name, loader in loaders.items():
-            begin = time.perf_counter()
-            _watch(trainer.model, loader, recorders[name], config.normalise)
-            seen = Cost(forward=len(recorders[name].ids))
-            trainer.done.evaluation += seen + trainer.spent(begin)
-        for name, recorder in recorders.items():
-            recorder.end_epoch()
-            trainer.extra[states[name]] = recorder.state_dict()
-        if epoch + 1 in kept_epochs - {config.epochs} and accelerator.is_main_process:
-            save_network(run, trainer.network, config, num_classes, epoch=epoch + 1)
-    return trainer
+        if name in trainer.extra:
+            recorder.load_state_dict(trainer.extra[name])
+    trainer.remember = lambda: {name: one.state_dict() for name, one in recorders.items()}
+    clean = {}
+    for name, recorder in recorders.items():
+        if clean_pass or name != first:
+            samples = KeepSet.from_ids(store, recorder.ids)
+            loader = make_loader(store, samples, config, in_order=True)[0]
+            clean[name] = trainer.accelerator.prepare(loader)
+    with ExitStack() as stack:
+        watchers = {
+            name: stack.enter_context(Watcher(recorder, trainer.stepper.bare))
+            for name, recorder in recorders.items()
+        }
+        for epoch in trainer.epochs(None if clean_pass else watchers[first], progress):
+            for name, loader in clean.items():
+                begin = time.perf_counter()
+                _watch(trainer.model, loader, watchers[name], config.normalise)
+                seen = Cost(forward=len(recorders[name].ids))
+                trainer.done.evaluation += seen + trainer.spent(begin)
+            for recorder in recorders.values():
+                recorder.end_epoch()
+            if epoch + 1 in kept_epochs and trainer.accelerator.is_main_process:
+                classes = recorders[first].num_classes
+                save_network(run, trainer.network, config, classes, epoch=epoch + 1)
 
 
-def _watch(model: nn.Module, loader: Any, recorder: Recorder, normalise: str) -> None:
+def _watch(model: nn.Module, loader: Any, recorder: Watcher, normalise: str) -> None:
     model.eval()
     with torch.inference_mode():
         for batch in loader:
@@ -223,20 +261,3 @@ def _result(trainer: Trainer, seeds: int) -> dict[str, Any]:
         "unreadable": trainer.unreadable(),
         "cost": cost.to_dict(),
     }
-
-
-def _put_scores(
-    store: Store, run: str, recorder: Recorder, window: int, made: dict[str, Any]
-) -> None:
-    # A sample that could not be read in some epoch has no score.
-    seen = np.isfinite(recorder.signal("p_true")).all(axis=0)
-    scores = {
-        "dyn_unc": dynamic_uncertainty(recorder.signal("p_true")[:, seen], window),
-        "tdds": tdds_from_divergence(recorder.signal("divergence")[1:, seen], window),
-        "el2n": recorder.signal("el2n")[:, seen].astype(np.float64).mean(axis=0),
-    }
-    for name, measured in scores.items():
-        values = np.full(len(store), math.nan)
-        values[store.rows(recorder.ids[seen])] = measured
-        how = {"definition": f"{name}(window={window})", **made, "measured": True}
-        store.put_score(f"{run}_{name}", values, provenance=how)

@@ -58,6 +58,15 @@ def matched_epochs(full_epochs: int, *, full: int, seeds: int, batch: int) -> in
     return max(1, round(full_epochs * -(-full // batch) / -(-seeds // batch)))
 
 
+def matched_window(window: int, *, epochs: int, full_epochs: int) -> int:
+    """Return the window that is as long, in steps, as a full run's, at least 3 and below `epochs`.
+
+    >>> matched_window(10, epochs=59, full_epochs=12)
+    49
+    """
+    return max(3, min(round(window * epochs / full_epochs), epochs - 1))
+
+
 def snapshot_epochs(epochs: int, count: int) -> list[int]:
     """Return at most `count` epochs, evenly spaced, the last among them, ascending from 1.
 

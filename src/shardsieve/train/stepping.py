@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from shardsieve.order import hash_key
 from shardsieve.policy.weights import weighted
+from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.images import Batch, augment, normalised
 
@@ -26,8 +27,14 @@ class Stepper:
         model: The same prepared for this launch.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, accelerator: Accelerator) -> None:
-        self.config, self.accelerator = config, accelerator
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        adversary: Adversary | None = None,
+    ) -> None:
+        self.config, self.accelerator, self.adversary = config, accelerator, adversary
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.bare = model
@@ -78,11 +85,8 @@ class Stepper:
         torch.manual_seed(draw)
         images = self._prepared(batch.images, epoch, draw)
         with nullcontext() if last else self.accelerator.no_sync(self.model):
-            logits: Tensor = self.model(images)
-            losses = cross_entropy(
-                logits, batch.labels, reduction="none", label_smoothing=self.config.label_smoothing
-            )
-            self.accelerator.backward(weighted(losses, batch) / of_step)
+            logits, losses, loss = self._forward(images, batch)
+            self.accelerator.backward(loss / of_step)
         return logits, losses.detach()
 
     def update(self, progress: float) -> None:
@@ -112,6 +116,17 @@ class Stepper:
             self._ema.load_state_dict(state["ema"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def _forward(self, images: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits, losses per sample and the loss to descend."""
+        smoothing = self.config.label_smoothing
+        if self.adversary is not None:
+            criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
+            logits, loss = self.adversary(self.model, self.bare, images, batch.labels, criterion)
+            return logits, loss.expand(len(images)), loss
+        logits = self.model(images)
+        losses = cross_entropy(logits, batch.labels, reduction="none", label_smoothing=smoothing)
+        return logits, losses, weighted(losses, batch)
 
     def _prepared(self, pixels: Tensor, epoch: int, draw: int) -> Tensor:
         images = normalised(pixels, self.config.normalise)

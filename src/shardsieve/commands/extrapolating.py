@@ -1,0 +1,262 @@
+"""The `extrapolate` command: alone and under `accelerate launch`."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardsieve._errors import MissingScoreError
+from shardsieve.commands.filling import blocks_of, fill, readable_rows, sample_of
+from shardsieve.commands.methods import ON_SIGNALS, Mask, Task, Values, make_task
+from shardsieve.commands.progress import bar
+from shardsieve.commands.trust import judged, told
+from shardsieve.cost import Cost
+from shardsieve.extrapolate.calibration import match_quantiles
+from shardsieve.extrapolate.choosing import choose_k
+from shardsieve.extrapolate.distance import far_share, warn_of_far
+from shardsieve.extrapolate.knn import KNN
+from shardsieve.store.layout import told_about_disk
+from shardsieve.store.rows import StoredRows, TakenRows
+from shardsieve.store.store import Store, open_store
+from shardsieve.train.launch import make_accelerator, on_main
+
+
+def extrapolate_score(
+    path: Path,
+    score: str,
+    name: str,
+    embedding: str | None,
+    *,
+    method: str = "knn",
+    k: int | str = 50,
+    weights: str = "exp",
+    folds: int = 5,
+    match: bool | None = None,
+    keep_fraction: float = 0.5,
+    seed: int = 0,
+    **how: Any,
+) -> dict[str, Any]:
+    """Predict the score of the rest; seeds keep their own. Stores quality with the score.
+
+    Embeddings are read and predictions written shard by shard; ranks share the shards.
+
+    Args:
+        path: Of the store.
+        score: Measured score of the seeds.
+        name: Of the score to make.
+        embedding: Name; None takes the only one.
+        method: One of `METHODS`.
+        k: Neighbours; `auto` takes the best of a few by cross-validation, for kNN.
+        weights: Of kNN.
+        folds: Of the cross-validation.
+        match: Give predictions the distribution of the measured scores; None does so for the
+            methods on signals, whose predictions are of another unit than the seeds' scores.
+        keep_fraction: Of the keep set to doubt or not.
+        seed: Of what is drawn.
+        **how: Further arguments of the method: `search` and `min_recall` of `KNN`, `layer` and
+            `graph` of `GNN`; those of the other are passed over.
+    """
+    begin, accelerator, store = time.perf_counter(), make_accelerator(), open_store(path)
+    embedding = _embedding(store, embedding)
+    rows = store.embedding_rows(embedding)
+    readable = readable_rows(rows, store.num_shards)
+    how = _taken(method, how)
+    about: dict[str, Any] = {"score": score, "embedding": embedding, "readable": readable}
+    about |= {"weights": weights, "seed": seed, **how}
+    number = _number(k, method)
+    tried: dict[str, Any] = {}
+    if number is None:
+        task = make_task(store, method, k=1, **about)
+        number, tried = on_main(
+            accelerator, lambda: _best_k(task, rows, weights, how, folds=folds, seed=seed)
+        )
+    task = make_task(store, method, k=number, **about)
+    match = method in ON_SIGNALS if match is None else match
+    values = store.score(score)
+    is_seed, rest = np.isfinite(values) & readable, ~np.isfinite(values) & readable
+    counts = {"seeds": int(is_seed.sum()), "predicted": int(rest.sum())}
+    made: dict[str, Any] = {"definition": f"{method}({score})", "source": score, "method": method}
+    made |= {"k": number, "weights": weights, "matched_quantiles": match, **how, **tried}
+    made |= {"embedding": embedding, "seed": seed, "seeds": counts["seeds"]}
+    trust = on_main(
+        accelerator,
+        lambda: judged(
+            store,
+            task,
+            task.out_of_fold(rows, folds=folds, seed=seed),
+            match=match,
+            keep_fraction=keep_fraction,
+        ),
+    )
+    made |= {**trust, "of": store.provenance(score)}
+    searched = _predict(store, name, task, rows, values, rest, made=made, match=match, begin=begin)
+    counts["without_embedding"] = int((~readable).sum())
+    return {"score": name, "method": method, **tried, **counts, **searched, **told(trust)}
+
+
+def append_score(path: Path, name: str) -> dict[str, Any]:
+    """Predict what a predicted score lacks, as its other rows were made; those stay to the bit.
+
+    Nothing is trained: the seeds and their scores are those of before. The samples without one
+    are mostly those of shards that were appended.
+
+    Raises:
+        MissingScoreError: If there is no such score, or kNN did not make it.
+    """
+    accelerator, store = make_accelerator(), open_store(path)
+    values, made = store.score(name), store.provenance(name)
+    if made.get("method") != "knn":
+        raise MissingScoreError(
+            f"score {name!r} must be a prediction of kNN to be appended to, got "
+            f"{made['definition']!r}; extrapolate again under a new name"
+        )
+    rows = store.embedding_rows(made["embedding"])
+    readable = readable_rows(rows, store.num_shards)
+    about = {key: made[key] for key in ("k", "weights", "seed", "search", "min_recall")}
+    task = make_task(
+        store,
+        "knn",
+        score=made["source"],
+        embedding=made["embedding"],
+        readable=readable,
+        **about,
+    )
+    wanted = ~np.isfinite(values) & readable
+    result: dict[str, Any] = {"score": name, "predicted": int(wanted.sum())}
+    result["without_embedding"] = int((~readable).sum())
+    if not wanted.any():
+        return result
+    model = task.fitted(rows)
+    sample = sample_of(rows, wanted)
+    share = far_share(rows.take(np.flatnonzero(np.isfinite(task.values))), sample)
+    result["far"] = round(share, 4)
+    chosen = model.choose(sample, int(wanted.sum())).to_dict()
+    mine = range(accelerator.process_index, store.num_shards, accelerator.num_processes)
+    block, array = (
+        blocks_of(task, model, rows, values, wanted, store.samples),
+        store.score_array(name),
+    )
+    for shard in mine:
+        here = slice(rows.first(shard), rows.first(shard) + int(store.samples[shard]))
+        if wanted[here].any():
+            found = block(shard)
+            with told_about_disk(store.path):
+                array[shard, : len(found)] = found
+    accelerator.wait_for_everyone()
+    added = {"samples": result["predicted"], "far": result["far"], "found_by": chosen}
+    if accelerator.is_main_process:
+        store.finish_score(name, appended=[*made.get("appended", []), added])
+    accelerator.wait_for_everyone()
+    warning = warn_of_far(share)
+    return result | {"found_by": chosen} | ({"warning": warning} if warning else {})
+
+
+def _predict(
+    store: Store,
+    name: str,
+    task: Task,
+    rows: StoredRows,
+    values: Values,
+    rest: Mask,
+    *,
+    made: dict[str, Any],
+    match: bool,
+    begin: float,
+) -> dict[str, Any]:
+    """Fill a score, and return how the neighbours were searched for."""
+    accelerator = make_accelerator()
+    main, world = accelerator.is_main_process, accelerator.num_processes
+    if main:
+        # Quantiles are matched over all predictions: half a filling is no use then.
+        store.begin_score(name, made, afresh=match)
+    accelerator.wait_for_everyone()
+    shards: Sequence[int] = range(accelerator.process_index, store.num_shards, world)
+    searched: dict[str, Any] = {}
+    if made["method"] == "gnn":
+        # Predictions of one graph depend on one another: one process makes them at once.
+        shards = range(store.num_shards) if main else ()
+        block = _at_once(task, rows, values, rest, store.samples) if main else _nothing
+    else:
+        model = task.fitted(rows)
+        if isinstance(model, KNN) and rest.any():
+            searched = {"found_by": model.choose(sample_of(rows, rest), int(rest.sum())).to_dict()}
+        block = blocks_of(task, model, rows, values, rest, store.samples)
+    array = store.score_array(name)
+    with bar("extrapolate", shown=main) as progress:
+        fill(store, array, shards, block, progress=progress)
+    accelerator.wait_for_everyone()
+    if main:
+        if match:
+            _match(store, name, values, rest)
+        seconds = time.perf_counter() - begin
+        cost = Cost(seconds=seconds, device_seconds=seconds * world).to_dict()
+        store.finish_score(name, **searched, cost=cost)
+    accelerator.wait_for_everyone()
+    return searched
+
+
+def _at_once(
+    task: Task, rows: StoredRows, values: Values, rest: Mask, samples: NDArray[np.int64]
+) -> Callable[[int], Values]:
+    known = values.copy()
+    if rest.any():
+        places = np.flatnonzero(rest)
+        known[places] = task.fitted(rows).predict(TakenRows(rows, places))
+    return blocks_of(task, None, rows, known, np.zeros_like(rest), samples)
+
+
+def _nothing(shard: int) -> Values:
+    raise AssertionError(shard)
+
+
+def _match(store: Store, name: str, values: Values, rest: Mask) -> None:
+    """Give the predictions of a score that is being filled the distribution of the known ones."""
+    found = store.unfinished_score(name)
+    found[rest] = match_quantiles(found[rest], values[np.isfinite(values)])
+    store.write_score(name, found)
+
+
+def _best_k(
+    task: Task, rows: StoredRows, weights: str, how: dict[str, Any], *, folds: int, seed: int
+) -> tuple[int, dict[str, Any]]:
+    learned = np.isfinite(task.values)
+    best, figures = choose_k(
+        rows.take(np.flatnonzero(learned)),
+        task.values[learned],
+        make=lambda k: KNN(k, weights, **how),
+        folds=folds,
+        seed=seed,
+    )
+    return best, {"k_tried": {str(k): round(figure, 4) for k, figure in figures.items()}}
+
+
+def _number(k: int | str, method: str) -> int | None:
+    """Return k, or None where it is to be chosen."""
+    if k == "auto" and method == "knn":
+        return None
+    if not str(k).isdigit() or int(k) < 1:
+        raise ValueError(f"k must be at least 1, or auto for method knn, got {k!r}; 50 is usual")
+    return int(k)
+
+
+def _taken(method: str, how: dict[str, Any]) -> dict[str, Any]:
+    """Return the further arguments that a method takes."""
+    usual: dict[str, Any] = {}
+    if method == "knn":
+        usual = {"search": "auto", "min_recall": 0.99}
+    if method == "gnn":
+        usual = {"layer": "gcn", "graph": "all"}
+    return {name: how.get(name, value) for name, value in usual.items()}
+
+
+def _embedding(store: Store, name: str | None) -> str:
+    names = store.embeddings
+    if name is None and len(names) == 1:
+        name = names[0]
+    if name is None or name not in names:
+        known = ", ".join(names) or "none yet; run `shardsieve embed`"
+        raise MissingScoreError(f"embedding must be one of those stored ({known}), got {name!r}")
+    return name

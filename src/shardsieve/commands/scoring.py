@@ -1,0 +1,179 @@
+"""Commands that score without training a network: from dynamics, from embeddings, unsupervised."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardsieve._errors import MissingScoreError
+from shardsieve.commands.progress import bar
+from shardsieve.extrapolate.knn import neighbours
+from shardsieve.scores import (
+    d2,
+    k_means,
+    moderate_distance,
+    oriented,
+    prototypicality,
+    semdedup,
+)
+from shardsieve.scores.inputs import one_of
+from shardsieve.scores.recorded import name_of, parsed
+from shardsieve.store.store import Store, open_store
+from shardsieve.train.launch import make_accelerator
+from shardsieve.train.seeding import count_classes, draw_seeds
+from shardsieve.train.seedscores import scores_from_dynamics
+from shardsieve.train.turtle import TurtleConfig, score_unsupervised
+
+Points = NDArray[np.float32]
+
+# Scores of `--from-embedding`: their options with types.
+EMBEDDED: dict[str, dict[str, type]] = {
+    "prototypicality": {"clusters": int, "metric": str, "seed": int},
+    "moderate": {},
+    "semdedup": {"clusters": int, "first": str, "seed": int},
+    "d2": {"score": str, "k": int, "gamma": float, "absolute": bool, "per_class": bool},
+}
+
+
+PARADIGMS = ("supervised", "adversarial", "unsupervised")
+
+
+def default_name(paradigm: str) -> str:
+    """Return the name of a paradigm's run.
+
+    Raises:
+        ValueError: If there is no such paradigm.
+    """
+    one_of("paradigm", paradigm, PARADIGMS)
+    return "seed" if paradigm == "supervised" else paradigm
+
+
+def score_from_dynamics(
+    path: Path, run: str, specs: Sequence[str] | None, *, window: int
+) -> dict[str, Any]:
+    """Store further scores of a recorded run; nothing is trained."""
+    store = open_store(path)
+    return {"run": run, "scores": " ".join(scores_from_dynamics(store, run, specs, window=window))}
+
+
+def score_unsupervised_store(
+    path: Path,
+    *,
+    seed_fraction: float,
+    per_class: bool,
+    embedding: str | None,
+    classes: int | None,
+    epochs: int,
+    seed: int,
+    name: str,
+    window: int,
+    scores: Sequence[str] | None,
+) -> dict[str, Any]:
+    """Score the seeds by TURTLE on stored embeddings; the main process does it alone."""
+    store, accelerator = open_store(path), make_accelerator()
+    embedding = _embedding_name(store, embedding)
+    config = TurtleConfig(classes or count_classes(store), epochs=epochs, seed=seed)
+    result: dict[str, Any] = {}
+    if accelerator.is_main_process:
+        seeds = draw_seeds(store, seed_fraction, seed=seed, per_class=per_class)
+        how: dict[str, Any] = {"embedding": embedding, "name": name, "window": window}
+        with bar("score") as progress:
+            result = score_unsupervised(
+                store, seeds, config, scores=scores, progress=progress, **how
+            )
+    accelerator.wait_for_everyone()
+    made = [s for s in store.scores if s.startswith(f"{name}_")]
+    return {"run": name, **result, "scores": " ".join(made)}
+
+
+def score_from_embedding(
+    path: Path, embedding: str | None, specs: Sequence[str] | None, *, prefix: str | None
+) -> dict[str, Any]:
+    """Store scores of every sample that has an embedding; nothing is trained or extrapolated.
+
+    Args:
+        path: Of the store.
+        embedding: Name; may be left out when there is just one.
+        specs: `prototypicality:clusters=100`, `moderate`, `semdedup`, `d2:score=NAME`; by default
+            the first three.
+        prefix: Of the stored names, with `_` behind it.
+    """
+    store = open_store(path)
+    embedding = _embedding_name(store, embedding)
+    wanted = [(spec, *parsed(spec, EMBEDDED)) for spec in specs or list(EMBEDDED)[:3]]
+    points = store.embedding(embedding).astype(np.float32)
+    rows = np.flatnonzero(np.isfinite(points).all(axis=1))
+    names = []
+    for spec, kind, options in wanted:
+        values = np.full(len(store), np.nan)
+        values[rows], how = _embedded(store, kind, points[rows], rows, options)
+        written = ", ".join(f"{k}={v}" for k, v in {"embedding": embedding, **how}.items())
+        made = {"definition": f"{kind}({written})", "parameters": how, "embedding": embedding}
+        names.append(f"{prefix}_{name_of(spec)}" if prefix else name_of(spec))
+        store.put_score(names[-1], values, provenance={**made, "measured": True})
+    return {"embedding": embedding, "scored": len(rows), "scores": " ".join(names)}
+
+
+def _embedded(
+    store: Store, kind: str, points: Points, rows: NDArray[np.int64], options: dict[str, Any]
+) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    """Return oriented values and the parameters that were used."""
+    if kind == "moderate":
+        return oriented("moderate_distance", moderate_distance(points, store.labels()[rows])), {}
+    if kind == "d2":
+        return _d2(store, points, rows, options)
+    clusters = max(1, len(points) // 1000 if kind == "semdedup" else round(len(points) ** 0.5))
+    how = {"clusters": clusters, "seed": 0, **options}
+    centres = k_means(points, how["clusters"], seed=how["seed"])
+    if kind == "semdedup":
+        how = {"first": "far", **how}
+        return oriented(kind, semdedup(points, centres, how["first"])), how
+    how = {"metric": "cosine", **how}
+    one_of("metric", how["metric"], ("cosine", "euclidean"))
+    if how["metric"] == "euclidean":
+        centres = k_means(points, how["clusters"], seed=how["seed"], spherical=False)
+    return oriented(kind, prototypicality(points, centres, how["metric"])), how
+
+
+def _d2(
+    store: Store, points: Points, rows: NDArray[np.int64], options: dict[str, Any]
+) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    how = {"k": 5, "gamma": 0.1, "absolute": False, "per_class": False, **options}
+    if "score" not in how:
+        raise MissingScoreError("score must name a stored score for d2: `d2:score=NAME`, got none")
+    values = store.score(how["score"])[rows].astype(np.float64)
+    if not np.isfinite(values).all():
+        raise MissingScoreError(
+            f"score {how['score']!r} must be there for every sample with an embedding, "
+            f"got {int((~np.isfinite(values)).sum())} without; extrapolate it first"
+        )
+    groups = store.labels()[rows] if how["per_class"] else np.zeros(len(rows), dtype=np.int64)
+    ids, distances = _within_groups(points, groups, how["k"])
+    return d2(values, ids, distances, how["gamma"], absolute=how["absolute"]), how
+
+
+def _within_groups(
+    points: Points, groups: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the k nearest rows of the same group; a smaller group's rows name themselves again."""
+    # A sample is its own nearest neighbour, hence k + 1; naming oneself makes no edge.
+    ids = np.repeat(np.arange(len(points))[:, None], k + 1, axis=1)
+    distances = np.zeros(ids.shape)
+    for group in np.unique(groups):
+        own = np.flatnonzero(groups == group)
+        found, apart = neighbours(points[own], points[own], k + 1)
+        ids[own, : found.shape[1]] = own[found]
+        distances[own, : found.shape[1]] = apart
+    return ids, distances
+
+
+def _embedding_name(store: Store, name: str | None) -> str:
+    names = store.embeddings
+    if name is None and len(names) == 1:
+        name = names[0]
+    if name is None or name not in names:
+        known = ", ".join(names) or "none yet; run `shardsieve embed`"
+        raise MissingScoreError(f"embedding must be one of those stored ({known}), got {name!r}")
+    return name

@@ -1,0 +1,72 @@
+"""The neighbour table that stands for a graph, and GCN's factors on it."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shardsieve.extrapolate.knn import neighbours
+from shardsieve.extrapolate.protocol import Floats, Rows
+
+
+def knn_graph(
+    points: NDArray[Any], k: int, *, search: str = "auto"
+) -> tuple[NDArray[np.int64], Floats]:
+    """Return every node's nearest others and the edges' weights sqrt(exp(-d)), in `[0, 1]`.
+
+    Args:
+        points: (n, d), finite, n at least 2.
+        k: At least 1; with fewer other nodes than that, all of them.
+        search: As in `KNN`.
+
+    Returns:
+        Ids, int64, and weights, float32, both (n, min(k, n - 1)); no node is its own neighbour.
+    """
+    ids, distances = neighbours(points, points, k + 1, search=search)
+    itself = ids == np.arange(len(points))[:, None]
+    # Among more than k equal points a node may not find itself: drop the last instead.
+    itself[~itself.any(axis=1), -1] = True
+    shape = (len(points), ids.shape[1] - 1)
+    return ids[~itself].reshape(shape), edge_weights(distances[~itself].reshape(shape))
+
+
+def edges_from(seeds: Floats, points: Rows, k: int) -> tuple[NDArray[np.int64], Floats]:
+    """Return the nearest seeds (n, k) of nodes that are no seeds, and the edges' weights."""
+    ids, distances = neighbours(seeds, points, k, search="auto")
+    return ids, edge_weights(distances)
+
+
+def edge_weights(distances: NDArray[np.float64]) -> Floats:
+    """Return sqrt(exp(-d)) of Euclidean distances."""
+    return np.exp(-distances / 2).astype(np.float32)
+
+
+def coefficients(ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return GCN's factors of the edges (n, k) and of the self loops (n,).
+
+    A node's degree is 1, for its self loop, plus the weights of the edges into it.
+    """
+    scale = node_scale(weights)
+    return scale[:, None] * weights * scale[ids], scale.square()
+
+
+def node_scale(weights: Tensor) -> Tensor:
+    """Return one over the root of every node's degree, (n,)."""
+    return (1 + weights.sum(dim=1)).rsqrt()
+
+
+def drawn(
+    ids: Tensor, edges: Tensor, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return `count` neighbours of every row, drawn without replacement, and their factors.
+
+    The factors grow by k / count, so that sums are right on average.
+    """
+    k = ids.shape[1]
+    if count >= k:
+        return ids, edges
+    keys = torch.rand(ids.shape, generator=generator, device=ids.device)
+    chosen = keys.topk(count, dim=1).indices
+    return ids.gather(1, chosen), edges.gather(1, chosen) * (k / count)

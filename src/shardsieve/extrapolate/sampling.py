@@ -1,0 +1,131 @@
+"""Mini-batches of a graph: a fixed fan-out gathered from the neighbour table."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from shardsieve.extrapolate.graph import drawn
+from shardsieve.extrapolate.inference import Features, buffered
+from shardsieve.extrapolate.layers import beside, finish, kind_of, mix, summed, table
+
+
+class Hop(NamedTuple):
+    """The step from nodes to the drawn neighbours that they hear from.
+
+    Attributes:
+        nodes: (u,), every node that is needed below, once.
+        here: (b,), places of the hearing nodes in `nodes`.
+        ids: (b, c), places of their neighbours.
+        edges: (b, c), factors of the edges, scaled for what was not drawn.
+        own: (b,), factors of the self loops.
+    """
+
+    nodes: Tensor
+    here: Tensor
+    ids: Tensor
+    edges: Tensor
+    own: Tensor
+
+
+class Around(NamedTuple):
+    """All that one step gathers.
+
+    Attributes:
+        hops: From the roots down.
+        x: Features of the lowest nodes; for GCN None.
+        sums: Their neighbours' sums of features; for GAT None.
+    """
+
+    hops: list[Hop]
+    x: Tensor | None
+    sums: Tensor | None
+
+
+class Sampler:
+    """Draws the neighbourhoods of roots and computes their outputs.
+
+    The first sum of GCN and SAGE has no parameters in it and is made here once, of all neighbours.
+    GAT's attention needs a hop more.
+    """
+
+    def __init__(
+        self,
+        layers: Any,
+        x: Tensor,
+        graph: tuple[Tensor, Tensor, Tensor],
+        *,
+        fan_out: tuple[int, int],
+        draw: torch.Generator,
+    ) -> None:
+        self.layers, self.x, self.graph = layers, x, graph
+        self.kind, self.fan_out, self.draw = kind_of(layers[0]), fan_out, draw
+        self.sums = None if self.kind == "gat" else buffered(self._summed, len(x))
+
+    def around(self, roots: Tensor) -> Around:
+        """Return what a step needs of the nodes around its roots (b,)."""
+        upper = self._hop(roots, self.fan_out[0])
+        lower = self._hop(upper.nodes, self.fan_out[1])
+        hops = [upper, lower]
+        if self.kind == "gat":
+            hops.append(self._hop(lower.nodes, self.fan_out[1]))
+        nodes = hops[-1].nodes
+        x = None if self.kind == "gcn" else self.x[nodes].float()
+        return Around(hops, x, None if self.sums is None else self.sums[nodes].float())
+
+    def outputs(self, around: Around, active: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the roots' outputs (b,).
+
+        Args:
+            around: Of the roots.
+            active: Applied after every layer but the last.
+        """
+        if self.sums is None:
+            assert around.x is not None
+            hidden, hops, layers = around.x, around.hops, list(self.layers)
+        else:
+            hidden = active(self._first(around.sums, around.x))
+            hops, layers = around.hops, list(self.layers[1:])
+        for layer, hop in zip(layers, reversed(hops), strict=True):
+            hidden = heard(layer, hidden, hop)
+            hidden = hidden if hop is hops[0] else active(hidden)
+        return hidden[:, 0]
+
+    @property
+    def first(self) -> Features | None:
+        """The first layer's outputs by (start, stop), from the sums; None for GAT."""
+        if self.sums is None:
+            return None
+        sums, own = self.sums, None if self.kind == "gcn" else self.x
+        return lambda a, b: self._first(
+            sums[a:b].float(), None if own is None else own[a:b].float()
+        )
+
+    def _first(self, sums: Tensor | None, x: Tensor | None) -> Tensor:
+        layer: Any = self.layers[0]
+        if self.kind == "gcn":
+            return layer.lin(sums) + layer.bias  # type: ignore[no-any-return]
+        return layer.lin_l(sums) + layer.lin_r(x)  # type: ignore[no-any-return]
+
+    def _summed(self, start: int, stop: int) -> Tensor:
+        ids, edges, own = (part[start:stop] for part in self.graph)
+        here = self.x[start:stop].float()
+        return summed(self.x, here, ids, mix(self.layers[0], self.x, here, ids, edges, own))
+
+    def _hop(self, nodes: Tensor, count: int) -> Hop:
+        ids, edges, own = self.graph
+        near, factors = drawn(ids[nodes], edges[nodes], count, self.draw)
+        # Every node is computed once, however many edges lead to it.
+        needed, places = torch.unique(torch.cat([nodes[:, None], near], 1), return_inverse=True)
+        return Hop(needed, places[:, 0], places[:, 1:], factors, own[nodes])
+
+
+def heard(layer: Any, hidden: Tensor, hop: Hop) -> Tensor:
+    """Return a layer's outputs (b, out) for the hearing nodes of a hop, from rows (u, in)."""
+    near = table(layer, hidden)
+    here = torch.nn.functional.embedding(hop.here, near)
+    factors = mix(layer, near, here, hop.ids, hop.edges, hop.own)
+    own = torch.nn.functional.embedding(hop.here, hidden) if kind_of(layer) == "sage" else None
+    more = None if own is None else beside(layer, own)
+    return finish(layer, summed(near, here, hop.ids, factors), more)

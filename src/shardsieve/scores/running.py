@@ -1,0 +1,120 @@
+"""More scores while training runs: DUAL, and means and spreads over epochs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from shardsieve.scores.inputs import Floats, batch_values, positions_within, whole_number
+from shardsieve.scores.ring import Ring, copied, require, restore
+from shardsieve.scores.windows import mean_and_scatter
+
+
+class StreamingDUAL:
+    """DUAL (arXiv 2502.06905) in J + 2 numbers per sample, however many epochs.
+
+    `score()` equals `dual` of the values of each sample, to the bit.
+    `load_state_dict(state_dict())` changes nothing.
+    """
+
+    def __init__(self, num_samples: int, window: int = 10) -> None:
+        whole_number("num_samples", num_samples, 0)
+        whole_number("window", window, 2)
+        self._settings = {"scorer": "dual", "num_samples": num_samples, "window": window}
+        self._num_samples, self._window = num_samples, window
+        self._ring = Ring(window, num_samples)
+        self._total = np.zeros(num_samples)
+
+    def update(self, positions: ArrayLike, values: ArrayLike) -> None:
+        """Add the label's probability, in `[0, 1]`, of some samples, (b,).
+
+        Raises:
+            ValueError: If a position is out of range or comes twice, or a value is out of range;
+                nothing is added then.
+        """
+        where = positions_within(positions, self._num_samples)
+        self._ring.push(where, batch_values(values, where, 1.0))
+        full = self._ring.full(where)
+        mean, scatter = mean_and_scatter(self._ring.window(full))
+        self._total[full] += np.sqrt(scatter / (self._window - 1)) * (1 - mean)
+
+    def score(self) -> Floats:
+        """Return the score of all samples so far, float64 (n,).
+
+        Raises:
+            ValueError: If a sample has had too few values, naming the first.
+        """
+        require(self._ring.count, self._window, f"at least window={self._window} values")
+        return self._total / (self._ring.count - self._window + 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the settings and copies of the arrays."""
+        return copied(self._settings, self._arrays())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state; one of other settings is a ValueError."""
+        restore(state, self._settings, self._arrays())
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        return {"ring": self._ring.values, "count": self._ring.count, "total": self._total}
+
+
+class StreamingMoments:
+    """Mean and standard deviation of each sample's values, in 4 numbers per sample.
+
+    `mean()` of label probabilities is `confidence`, of margins of logits `aum`, of error norms
+    `el2n`, each to the bit; `spread()` of label probabilities is `variability` up to rounding
+    (Welford, Technometrics 1962). `load_state_dict(state_dict())` changes nothing.
+    """
+
+    def __init__(self, num_samples: int) -> None:
+        whole_number("num_samples", num_samples, 0)
+        self._settings = {"scorer": "moments", "num_samples": num_samples}
+        self._num_samples = num_samples
+        self._count = np.zeros(num_samples, dtype=np.int64)
+        self._total = np.zeros(num_samples)
+        self._centre = np.zeros(num_samples)
+        self._scatter = np.zeros(num_samples)
+
+    def update(self, positions: ArrayLike, values: ArrayLike) -> None:
+        """Add one finite value to each of some samples, (b,).
+
+        Raises:
+            ValueError: If a position is out of range or comes twice, or a value is not finite;
+                nothing is added then.
+        """
+        where = positions_within(positions, self._num_samples)
+        new = batch_values(values, where, np.inf, -np.inf)
+        self._total[where] += new
+        self._count[where] += 1
+        off = new - self._centre[where]
+        self._centre[where] += off / self._count[where]
+        self._scatter[where] += off * (new - self._centre[where])
+
+    def mean(self) -> Floats:
+        """Return the mean of each sample's values, float64 (n,); one without any is refused."""
+        require(self._count, 1, "at least 1 value")
+        return self._total / self._count
+
+    def spread(self) -> Floats:
+        """Return the population standard deviation, float64 (n,); see `mean`."""
+        require(self._count, 1, "at least 1 value")
+        spread: Floats = np.sqrt(self._scatter / self._count)
+        return spread
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the settings and copies of the arrays."""
+        return copied(self._settings, self._arrays())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state; one of other settings is a ValueError."""
+        restore(state, self._settings, self._arrays())
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        return {
+            "count": self._count,
+            "total": self._total,
+            "centre": self._centre,
+            "scatter": self._scatter,
+        }

@@ -1,0 +1,121 @@
+"""Adversarial training of the seed run: PGD and TRADES."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div
+
+from shardsieve.scores.gradients import evaluated
+
+# `normalised` images have this standard deviation and range; see `train.images`.
+_DEVIATION, _LOW, _HIGH = 0.25, -2.0, 2.0
+
+METHODS = ("trades", "pgd")
+PREDICTIONS = ("adversarial", "clean")
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """How the seed run is attacked while it trains, and which predictions are recorded.
+
+    The defaults are those of Nieth et al., arXiv 2406.13283, on CIFAR-10.
+
+    Attributes:
+        method: `trades` (Zhang et al., ICML 2019, arXiv 1901.08573: cross entropy of the clean
+            image plus beta times the divergence of the attacked from the clean prediction) or
+            `pgd` (Madry et al., ICLR 2018, arXiv 1706.06083: cross entropy of the attacked image).
+        epsilon: Largest change of a pixel, in `(0, 1]` where 1 is the whole range of brightness.
+        step: Change of one step, likewise.
+        steps: Steps of projected gradient ascent, at least 1.
+        beta: Of TRADES, at least 0.
+        predictions: Record the predictions for the attacked images (`adversarial`) or for the
+            `clean` ones.
+    """
+
+    method: str = "trades"
+    epsilon: float = 8 / 255
+    step: float = 2 / 255
+    steps: int = 10
+    beta: float = 5.0
+    predictions: str = "adversarial"
+
+    def __post_init__(self) -> None:
+        for name, known in (("method", METHODS), ("predictions", PREDICTIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
+        for name in ("epsilon", "step"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(
+                    f"{name} must lie in (0, 1], got {getattr(self, name)}; 8/255 is 0.0314"
+                )
+        if self.steps < 1 or not self.beta >= 0:
+            raise ValueError(
+                f"steps must be at least 1 and beta at least 0, got {self.steps} and {self.beta}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings, JSON-ready."""
+        return asdict(self)
+
+    def __call__(
+        self, model: nn.Module, network: nn.Module, images: Tensor, labels: Tensor, loss: nn.Module
+    ) -> tuple[Tensor, Tensor]:
+        """Return the logits to record and the loss to descend.
+
+        Args:
+            model: As prepared for training, maybe wrapped for several ranks.
+            network: The bare model.
+            images: As of `normalised`, (n, c, h, w).
+            labels: int64 (n,).
+            loss: Maps logits and labels to a scalar.
+        """
+        attacked = self.attack(network, images, labels)
+        # The wrapped model comes first: it sends buffers around, which a later pass must not undo.
+        adversarial: Tensor = model(attacked)
+        if self.method == "pgd":
+            clean = adversarial
+            if self.predictions == "clean":
+                with torch.no_grad(), evaluated(network):
+                    clean = network(images)
+            return clean if self.predictions == "clean" else adversarial, loss(adversarial, labels)
+        clean = network(images)
+        apart = kl_div(adversarial.log_softmax(1), clean.softmax(1), reduction="batchmean")
+        recorded = clean if self.predictions == "clean" else adversarial
+        return recorded, loss(clean, labels) + self.beta * apart
+
+    def attack(self, network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Return attacked images: each pixel within epsilon and the range of brightness.
+
+        Ascends the divergence from the clean prediction (TRADES, from a small random start) or the
+        cross entropy (PGD, from a uniform one), in eval mode; the network's mode and gradients are
+        left as they were. The start is drawn from torch's global generator.
+        """
+        reach, step = self.epsilon / _DEVIATION, self.step / _DEVIATION
+        with evaluated(network):
+            if self.method == "trades":
+                with torch.no_grad():
+                    target = network(images).softmax(1)
+                start = 0.001 * torch.randn_like(images) / _DEVIATION
+            else:
+                start = (2 * torch.rand_like(images) - 1) * reach
+            attacked = _within(images + start, images, reach)
+            for _ in range(self.steps):
+                attacked = attacked.detach().requires_grad_(True)
+                with torch.enable_grad():
+                    logits = network(attacked)
+                    if self.method == "trades":
+                        goal = kl_div(logits.log_softmax(1), target, reduction="sum")
+                    else:
+                        goal = nn.functional.cross_entropy(logits, labels, reduction="sum")
+                    (slope,) = torch.autograd.grad(goal, attacked)
+                attacked = _within(attacked.detach() + step * slope.sign(), images, reach)
+        return attacked.detach()
+
+
+def _within(attacked: Tensor, images: Tensor, reach: float) -> Tensor:
+    inside = torch.minimum(torch.maximum(attacked, images - reach), images + reach)
+    return inside.clamp(_LOW, _HIGH)

@@ -1,0 +1,127 @@
+"""From recorded dynamics to stored scores of the seed samples."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from shardsieve._errors import ShardsieveError
+from shardsieve.scores.recorded import SeedScore, about, computable, from_signals, name_of
+from shardsieve.store.store import Store
+from shardsieve.train.measures import SIGNALS
+from shardsieve.train.recorder import Recorder
+
+
+def signals_for(specs: Iterable[str] | None) -> tuple[str, ...]:
+    """Return the signals to record: the usual ones, and those that only some scores need."""
+    named = {spec.partition(":")[0] for spec in specs or ()}
+    return (*SIGNALS, "grand") if "grand_last_layer" in named else SIGNALS
+
+
+def check_specs(epochs: int, window: int, specs: Sequence[str] | None) -> None:
+    """Refuse what could only fail after the run: too few epochs, a wrong specification.
+
+    Raises:
+        ValueError: With what is wrong.
+    """
+    if window < 3:
+        raise ValueError(f"window must be at least 3 for TDDS, got {window}; 10 is usual")
+    if epochs <= window:
+        raise ValueError(
+            f"epochs must be more than window={window}, got {epochs}; train longer or "
+            "pass a smaller window"
+        )
+    nothing = {name: np.zeros((epochs, 1)) for name in signals_for(specs)}
+    for spec in specs or ():
+        from_signals(spec, nothing, window=window)
+
+
+def seed_scores(
+    recorder: Recorder, specs: Iterable[str] | None = None, *, window: int = 10
+) -> list[SeedScore]:
+    """Return scores of the samples that were seen in every epoch.
+
+    Args:
+        recorder: With at least one epoch.
+        specs: As in `from_signals`; None takes every score that the signals allow.
+        window: J of the windowed scores.
+
+    Raises:
+        ValueError: If a specification is wrong, or there are too few epochs for it.
+    """
+    signals = {name: recorder.signal(name)[:, seen_always(recorder)] for name in recorder.signals}
+    wanted = computable(signals) if specs is None else list(specs)
+    return [from_signals(spec, signals, window=window) for spec in wanted]
+
+
+def seen_always(recorder: Recorder) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+    """Return which seeds have a value in every epoch, bool (m,); an unreadable image has none."""
+    # A divergence needs the epoch before; every other signal tells.
+    plain = [name for name in recorder.signals if name != "divergence"]
+    seen = np.ones(len(recorder.ids), dtype=np.bool_)
+    for name in plain[:1]:
+        seen &= np.isfinite(recorder.signal(name)).all(axis=0)
+    return seen
+
+
+def put_seed_scores(
+    store: Store,
+    run: str,
+    recorder: Recorder,
+    specs: Iterable[str] | None = None,
+    *,
+    window: int = 10,
+) -> list[str]:
+    """Store scores as `RUN_NAME`, NaN for samples that are no seeds; return their names.
+
+    Each says how it was made: definition and parameters, the run with its seeds, model, epochs and
+    view, and that it was measured.
+
+    Raises:
+        ValueError: As in `seed_scores`; nothing is stored then.
+        StoreMismatchError: If a name stands for another definition.
+    """
+    made = seed_scores(recorder, specs, window=window)
+    rows = store.rows(recorder.ids[seen_always(recorder)])
+    names = []
+    for score in made:
+        values = np.full(len(store), np.nan)
+        values[rows] = score.values
+        how = {**about(score), "dynamics": run, **recorder.made, "measured": True}
+        names.append(f"{run}_{score.name}")
+        store.put_score(names[-1], values, provenance=how)
+    return names
+
+
+def scores_from_dynamics(
+    store: Store, run: str, specs: Iterable[str] | None = None, *, window: int = 10
+) -> list[str]:
+    """Store further scores of a recorded run, without any training; return their names.
+
+    Args:
+        store: Open for writing.
+        run: Name in `dynamics/`.
+        specs: As in `from_signals`; None takes every score that the signals allow.
+        window: J of the windowed scores.
+
+    Raises:
+        ShardsieveError: If the run recorded no epoch, or the store has no such run.
+        ValueError: If a specification is wrong, or there are too few epochs for it.
+    """
+    recorder = Recorder.load(store, run)
+    if not recorder.epochs:
+        raise ShardsieveError(f"run {run!r} of {store.path} has no epoch; score it again")
+    return put_seed_scores(store, run, recorder, specs, window=window)
+
+
+def add_scores(
+    store: Store, run: str, specs: Iterable[str] | None = None, *, window: int = 10
+) -> list[str]:
+    """Store those scores of a recorded run that are not stored yet; return their names."""
+    recorder = Recorder.load(store, run)
+    missing = [
+        spec
+        for spec in (computable(recorder.signals) if specs is None else specs)
+        if f"{run}_{name_of(spec)}" not in store.scores
+    ]
+    return put_seed_scores(store, run, recorder, missing, window=window)

@@ -1,0 +1,205 @@
+"""The recorder: what it keeps, in batches, over ranks, and stopped anywhere."""
+
+import numpy as np
+import pytest
+import torch
+import two_ranks_recorder as shared
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from launching import on_two_ranks
+from torch import nn
+
+import shardsieve as ss
+from shardsieve import scores
+from shardsieve.train import Recorder
+from shardsieve.train import recorder as module
+from shardsieve.train.measures import KNOWN, SIGNALS
+
+
+def same_table(one, other):
+    assert one.epochs == other.epochs
+    for name in one.signals:
+        np.testing.assert_array_equal(one.signal(name), other.signal(name))
+
+
+@st.composite
+def runs(draw):
+    """Epochs of (ids in some order, cut into batches), with strangers, gaps and repeats."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    ids = rng.choice(60, size=draw(st.integers(1, 9)), replace=False) * 2**50
+    epochs = []
+    for _ in range(draw(st.integers(1, 5))):
+        shown = rng.permutation(np.concatenate([ids, ids[:2], [5, 7]]))
+        shown = shown[rng.random(len(shown)) < 0.85]
+        epochs.append(np.split(shown, np.sort(rng.integers(0, len(shown) + 1, size=3))))
+    return ids, epochs, int(rng.integers(2**31))
+
+
+def outputs(batch, epoch, seed):
+    """Logits (n, 4) and labels of a batch: a function of id and epoch."""
+    rows = [
+        torch.randn(4, generator=torch.Generator().manual_seed(seed + epoch * 61 + int(i % 59)))
+        for i in batch
+    ]
+    logits = torch.stack(rows) if rows else torch.zeros(0, 4)
+    return logits, torch.tensor([int(i) % 59 % 4 for i in batch], dtype=torch.int64)
+
+
+@settings(deadline=None)
+@given(runs(), st.sampled_from([1, 9, 2**22]))
+def test_every_signal_is_the_plain_formula_of_what_was_shown_first(run, budget):
+    ids, epochs, seed = run
+    recorder = Recorder(ids, 4)
+    module._BUDGET, before = budget, module._BUDGET
+    try:
+        for epoch, batches in enumerate(epochs):
+            for batch in batches:
+                recorder.record(torch.from_numpy(batch), *outputs(batch, epoch, seed))
+            recorder.end_epoch()
+    finally:
+        module._BUDGET = before
+    assert recorder.signal("loss").shape == (len(epochs), len(ids))
+    for column, one in enumerate(np.sort(ids)):
+        last = None
+        for epoch, batches in enumerate(epochs):
+            got = {name: recorder.signal(name)[epoch, column] for name in SIGNALS}
+            if one not in np.concatenate(batches):
+                assert all(np.isnan(value) for value in got.values())
+                last = None
+                continue
+            logits, label = outputs([one], epoch, seed)
+            z, y = logits.double().numpy(), label.numpy()
+            p = np.exp(z) / np.exp(z).sum()
+            want = {
+                "p_true": p[0, y[0]],
+                "loss": scores.cross_entropy(p, y)[0],
+                "margin": scores.aum(z[None], y)[0],
+                "gap": scores.margin(p)[0],
+                "el2n": scores.el2n(p, y)[0],
+                "entropy": scores.entropy(p)[0],
+                "correct": float(p.argmax() == y[0]),
+                "divergence": np.nan if last is None else scores.divergence(p, last)[0],
+            }
+            assert got == pytest.approx(want, rel=1e-3, abs=1e-5, nan_ok=True)
+            last = p
+
+
+@settings(deadline=None)
+@given(runs(), st.data())
+def test_stopping_after_any_batch_changes_nothing(run, data):
+    ids, epochs, seed = run
+    batches = [(e, b) for e, parts in enumerate(epochs) for b in (*parts, None)]
+    stop = data.draw(st.integers(0, len(batches)))
+    whole, cut = Recorder(ids, 4), Recorder(ids, 4)
+    for place, (epoch, batch) in enumerate(batches):
+        if place == stop:
+            state = cut.state_dict()
+            cut = Recorder(ids, 4)
+            cut.load_state_dict(state)
+        for recorder in (whole, cut):
+            if batch is None:
+                recorder.end_epoch()
+            else:
+                recorder.record(torch.from_numpy(batch), *outputs(batch, epoch, seed))
+    same_table(whole, cut)
+
+
+def test_a_loop_may_write_into_the_memory_of_its_batches():
+    kept, reused = Recorder([1, 2], 2), Recorder([1, 2], 2)
+    ids, logits, labels = torch.tensor([1]), torch.zeros(1, 2), torch.tensor([0])
+    for one in (1, 2):
+        ids[0], logits[0, 0], labels[0] = one, float(one), one - 1
+        reused.record(ids, logits, labels)
+        kept.record(ids.clone(), logits.clone(), labels.clone())
+    kept.end_epoch()
+    reused.end_epoch()
+    assert kept.signal("loss")[0, 0] != kept.signal("loss")[0, 1]
+    same_table(kept, reused)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_outputs_of_any_float_type_are_measured_in_single_precision(dtype):
+    logits = torch.tensor([[0.5, -1.5], [2.0, 0.25]], dtype=dtype)
+    recorder, plain = Recorder([0, 1], 2), Recorder([0, 1], 2)
+    recorder.record(torch.tensor([0, 1]), logits, torch.tensor([0, 1]))
+    plain.record(torch.tensor([0, 1]), logits.float(), torch.tensor([0, 1]))
+    recorder.end_epoch()
+    plain.end_epoch()
+    same_table(recorder, plain)
+
+
+def test_features_give_the_gradient_of_the_last_layer():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    inputs, labels = torch.randn(4, 6), torch.tensor([0, 2, 1, 1])
+    recorder = Recorder(range(4), 3, signals=KNOWN)
+    with module.Watcher(recorder, network) as watcher:
+        watcher.record(torch.arange(4), network(inputs), labels)
+    recorder.end_epoch()
+    features = network[:2](inputs).detach()
+    probs = network(inputs).softmax(dim=1).detach()
+    want = scores.grand_last_layer(probs.numpy(), labels.numpy(), features.numpy())
+    np.testing.assert_allclose(recorder.signal("grand")[0], want, rtol=1e-5)
+    assert not network[2]._forward_pre_hooks
+    with pytest.raises(ss.ShardsieveError, match="must end in a linear layer of 3 outputs"):
+        module.Watcher(recorder, network[:2])
+
+
+@pytest.mark.slow
+def test_two_ranks_record_what_one_process_does(tmp_path):
+    on_two_ranks("tests/two_ranks_recorder.py", tmp_path)
+    a, b = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    alone = Recorder(shared.IDS, shared.CLASSES)
+    for epoch in range(shared.EPOCHS):
+        shared.record(alone, epoch, 0, 1)
+        alone.end_epoch()
+    for name in alone.signals:
+        np.testing.assert_array_equal(a["signals"][name], b["signals"][name])
+        got, want = a["signals"][name].numpy(), alone.signal(name)
+        # The padded copy of sample 0 in epoch 4: one of its two versions counts on both ranks.
+        np.testing.assert_allclose(got[:4], want[:4], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(got[4:, 1:], want[4:, 1:], rtol=1e-5, atol=1e-6)
+    assert torch.isnan(a["signals"]["loss"]).sum() == 1
+    assert a["ids"].tolist() == shared.IDS.tolist()
+
+
+REFUSED = {
+    "no seeds": (lambda: Recorder([], 2), r"^seed_ids must be integers, at least one, got 0 of"),
+    "float seeds": (lambda: Recorder([1.0], 2), r"^seed_ids must be integers, .* of float64; "),
+    "no such signal": (lambda: Recorder([1], 2, signals=("x",)), r"^signals must be among .*'x'"),
+    "float ids": (
+        lambda: Recorder([1], 2).record(torch.ones(1), torch.zeros(1, 2), torch.tensor([0])),
+        r"^ids must be integers, got torch\.float32; a float loses large ids",
+    ),
+    "logits of other classes": (
+        lambda: Recorder([1], 2).record(torch.tensor([1]), torch.zeros(1, 3), torch.tensor([0])),
+        r"^logits must have shape \(1, 2\) and labels \(1,\), got \(1, 3\) and \(1,\)",
+    ),
+    "no features": (
+        lambda: Recorder([1], 2, signals=KNOWN).record(
+            torch.tensor([1]), torch.zeros(1, 2), torch.tensor([0])
+        ),
+        r"^features must be given for the signal 'grand', got None",
+    ),
+    "other seeds": (
+        lambda: Recorder([1], 2).load_state_dict(Recorder([2], 2).state_dict()),
+        r"^state must belong to the same seed ids",
+    ),
+    "other signals": (
+        lambda: Recorder([1], 2).load_state_dict(Recorder([1], 2, signals=("loss",)).state_dict()),
+        r"^state must hold the signals p_true, .*, got loss",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_wrong_argument_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_label_out_of_range_is_named():
+    recorder = Recorder([7, 9], 2)
+    recorder.record(torch.tensor([9, 7]), torch.zeros(2, 2), torch.tensor([0, 2]))
+    with pytest.raises(ValueError, match=r"^labels must lie in \[0, 2\), got 2 for sample id 7; "):
+        recorder.end_epoch()

@@ -1,0 +1,296 @@
+"""Stratified rules (by class and by score), thresholds, missing scores, and `select`'s options."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import reference_rules as reference
+import webdataset as wds
+from hypothesis import given
+from hypothesis import strategies as st
+from tars import write_shards
+
+import shardsieve as ss
+from shardsieve.selection import class_quotas
+
+# Whole numbers: ties, edges of bins and negative values come up all the time.
+values = st.lists(st.integers(-6, 9), min_size=1, max_size=60)
+shares = st.integers(1, 16).map(lambda eighths: eighths / 16)
+cuts = st.integers(0, 15).map(lambda eighths: eighths / 16)
+
+
+# Ranges of the score -----------------------------------------------------------------------
+
+
+@given(values, shares, cuts, st.integers(1, 12), st.integers(0, 3))
+def test_ccs_gives_every_range_of_the_score_its_budget(scores, fraction, cut, bins, seed):
+    left = reference.cut(scores, cut)
+    count = reference.rounded(fraction * len(scores))
+    if count > len(left):
+        with pytest.raises(ValueError, match=r"^keep_fraction must be at most what hard_cutoff="):
+            ss.keep_ccs(scores, fraction, hard_cutoff=cut, bins=bins, seed=seed)
+        return
+    kept = ss.keep_ccs(scores, fraction, hard_cutoff=cut, bins=bins, seed=seed).tolist()
+    assert kept == sorted(set(kept) & set(left))
+    assert len(kept) == count
+    bin_of = dict(zip(left, reference.bins_of([scores[row] for row in left], bins), strict=True))
+    sizes = Counter(bin_of.values())
+    want = reference.budgets([sizes[one] for one in range(bins)], count)
+    got = Counter(bin_of[row] for row in kept)
+    assert [got[one] for one in range(bins)] == want
+
+
+@given(values, shares, st.integers(1, 12))
+def test_ccs_follows_neither_the_origin_nor_the_unit_of_the_score(scores, fraction, bins):
+    kept = ss.keep_ccs(scores, fraction, bins=bins)
+    moved = [4.0 * value - 1000 for value in scores]
+    np.testing.assert_array_equal(ss.keep_ccs(moved, fraction, bins=bins), kept)
+
+
+def test_the_best_sample_is_in_the_top_bin_where_every_score_is_negative():
+    """The published code loses it: its upper edge is the maximum times 1.0001."""
+    scores = [-5.0, -4.0, -3.0, -2.0, -1.0]
+    assert 4 in ss.keep_ccs(scores, 0.4, bins=2, hard_cutoff=0)
+    assert len(ss.keep_ccs(scores, 1.0, bins=2)) == 5
+
+
+def test_a_draw_from_a_bin_is_uniform_and_seeded():
+    scores = np.zeros(12)
+    draws = [ss.keep_ccs(scores, 0.25, seed=seed) for seed in range(800)]
+    np.testing.assert_array_equal(draws[3], ss.keep_ccs(scores, 0.25, seed=3))
+    counts = np.bincount(np.concatenate(draws), minlength=12)
+    # 800 draws of 3 from 12: 200 each, standard deviation 12.2.
+    assert np.abs(counts - 200).max() < 55
+
+
+def test_the_cut_goes_by_its_own_difficulty():
+    scores, hardness = np.arange(10.0), np.arange(10.0)[::-1]
+    kept = ss.keep_ccs(scores, 0.7, hard_cutoff=0.3, difficulty=hardness)
+    assert kept.tolist() == list(range(3, 10))
+    assert ss.keep_ccs(scores, 0.7, hard_cutoff=0.3).tolist() == list(range(7))
+
+
+def test_huge_ranges_do_not_overflow():
+    scores = [-1.7e308, -1.6e308, 1.6e308, 1.7e308]
+    kept = ss.keep_ccs(scores, 0.5, bins=2)
+    assert len(set(kept) & {0, 1}) == len(set(kept) & {2, 3}) == 1
+
+
+# Classes -----------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.data())
+def test_quotas_are_the_largest_remainders_above_their_floors(sizes, data):
+    total = data.draw(st.integers(0, sum(sizes)))
+    floor = data.draw(st.integers(0, 8))
+    if sum(min(size, floor) for size in sizes) > total:
+        with pytest.raises(ValueError, match=r"^class_floor must leave its share to every class"):
+            class_quotas(sizes, total, floor)
+        return
+    got = class_quotas(sizes, total, floor)
+    assert got.tolist() == reference.quotas(sizes, total, floor)
+    assert got.sum() == total
+    assert all(min(size, floor) <= kept <= size for size, kept in zip(sizes, got, strict=True))
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 3)), min_size=1), shares)
+def test_class_balanced_keeps_the_best_of_every_class(rows, fraction):
+    scores, labels = map(np.array, zip(*rows, strict=True))
+    kept = ss.keep_class_balanced(scores, labels, fraction).tolist()
+    assert kept == ss.keep_stratified(scores, labels, fraction).tolist()
+    sizes = [int((labels == c).sum()) for c in range(4)]
+    quotas = reference.quotas(sizes, reference.rounded(fraction * len(rows)))
+    for c in range(4):
+        own = sorted(np.flatnonzero(labels == c), key=lambda row: (-scores[row], row))
+        assert sorted(own[: quotas[c]]) == [row for row in kept if labels[row] == c]
+
+
+def test_a_floor_saves_a_rare_class():
+    labels = [0] * 18 + [1, 1]
+    scores = np.arange(20.0)[::-1]
+    assert not set(ss.keep_class_balanced(scores, labels, 0.2)) & {18, 19}
+    kept = ss.keep_class_balanced(scores, labels, 0.2, class_floor=1)
+    assert kept.tolist() == [0, 1, 2, 18]
+
+
+def test_both_kinds_of_strata_go_through_one_door():
+    scores = np.arange(10.0)
+    labels = [0, 1] * 5
+    assert ss.keep_stratified(scores, labels, 0.4).tolist() == [6, 7, 8, 9]
+    ccs = ss.keep_ccs(scores, 0.4, hard_cutoff=0.2, seed=3).tolist()
+    assert ss.keep_stratified(scores, None, 0.4, hard_cutoff=0.2, seed=3).tolist() == ccs
+    plain = ss.keep_ccs(scores, 0.4).tolist()
+    assert ss.keep_stratified(scores, keep_fraction=0.4).tolist() == plain
+    assert ss.keep_stratified(scores, 0.4).tolist() == plain
+
+
+# Thresholds --------------------------------------------------------------------------------
+
+
+@given(values, st.integers(-8, 10))
+def test_a_threshold_keeps_equals_together(scores, threshold):
+    want = [row for row, value in enumerate(scores) if value >= threshold]
+    assert ss.keep_threshold(scores, threshold).tolist() == want
+
+
+# A store -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rules")
+    store = ss.index(write_shards(folder / "d", [20, 20]), folder / "s.zarr")
+    rng = np.random.default_rng(0)
+    store.put_score("score", rng.normal(size=40) - 5)
+    store.put_score("hard", rng.normal(size=40))
+    store.put_score("holes", np.where(np.arange(40) % 8 == 0, np.nan, np.arange(40.0) - 30))
+    store.embedding_array("mine", 2)[:, :20] = rng.normal(size=(2, 20, 2))
+    return store
+
+
+def rows_of(store, **how):
+    return store.rows(ss.select(store, **how).ids()).tolist()
+
+
+def test_select_is_each_rules_own_function(store):
+    scores, labels = store.score("score"), store.labels()
+    half = {"score": "score", "keep_fraction": 0.5}
+    ccs = ss.keep_ccs(scores, 0.5, seed=4).tolist()
+    assert rows_of(store, rule="ccs", seed=4, **half) == ccs
+    assert rows_of(store, rule="stratified", hard_cutoff=0.0, seed=4, **half) == ccs
+    how = {"hard_cutoff": 0.25, "bins": 5}
+    want = ss.keep_ccs(scores, 0.5, difficulty=store.score("hard"), **how).tolist()
+    assert rows_of(store, rule="ccs", difficulty="hard", **how, **half) == want
+    balanced = ss.keep_class_balanced(scores, labels, 0.5).tolist()
+    assert rows_of(store, rule="stratified", **half) == balanced
+    assert rows_of(store, rule="class_balanced", **half) == balanced
+    want = ss.keep_class_balanced(scores, labels, 0.3, class_floor=4).tolist()
+    few = {"score": "score", "keep_fraction": 0.3}
+    assert rows_of(store, rule="stratified", class_floor=4, **few) == want
+    want = ss.keep_threshold(scores, -5).tolist()
+    assert rows_of(store, rule="threshold", score="score", threshold=-5) == want
+    want = ss.keep_moderate(store.embedding("mine"), labels, 0.3).tolist()
+    assert rows_of(store, rule="moderate", keep_fraction=0.3) == want
+
+
+@pytest.mark.parametrize("rule", ["top", "random", "stratified", "ccs", "threshold"])
+def test_missing_scores_are_refused_or_left_out_by_every_rule(store, rule):
+    how = {"score": "holes", "rule": rule, "keep_fraction": 0.5}
+    how |= {"threshold": -100.0} if rule == "threshold" else {}
+    scored = np.flatnonzero(np.isfinite(store.score("holes")))
+    if rule != "random":
+        with pytest.raises(ss.MissingScoreError, match=r"5 of 40 are not scored"):
+            ss.select(store, **how)
+    kept = rows_of(store, drop_missing=True, **how)
+    assert set(kept) <= set(scored)
+    assert len(kept) == (35 if rule == "threshold" else 20)
+    if rule == "top":
+        assert kept == scored[-20:].tolist()
+    if rule == "ccs":
+        own = ss.keep_ccs(store.score("holes")[scored], 20 / 35)
+        assert kept == scored[own].tolist()
+    if rule != "threshold":
+        with pytest.raises(ss.MissingScoreError, match="more than the 35 samples"):
+            ss.select(store, drop_missing=True, **how | {"keep_fraction": 0.9})
+
+
+def test_moderate_leaves_samples_without_an_embedding_out_when_asked(store):
+    points = store.embedding("mine").astype(np.float64)
+    points[[3, 30]] = np.nan
+    store.embedding_array("torn", 2)[:, :20] = points.reshape(2, 20, 2)
+    how = {"rule": "moderate", "embedding": "torn", "keep_fraction": 0.5}
+    with pytest.raises(ss.MissingScoreError, match="got 2 of 40 without"):
+        ss.select(store, **how)
+    present = np.flatnonzero(np.isfinite(points[:, 0]))
+    kept = rows_of(store, drop_missing=True, **how)
+    own = ss.keep_moderate(store.embedding("torn")[present], store.labels()[present], 20 / 38)
+    assert kept == present[own].tolist()
+
+
+MISUSED = {
+    "floor of a plain top": ({"class_floor": 2}, r"^class_floor must come with rule stratified or"),
+    "cut-off of classes": (
+        {"rule": "class_balanced", "hard_cutoff": 0.1},
+        r"^hard_cutoff must come with rule stratified or ccs, got rule 'class_balanced'; ",
+    ),
+    "threshold of a top": ({"threshold": 1.0}, r"^threshold must come with rule threshold, got"),
+    "embedding of a top": ({"embedding": "mine"}, r"^embedding must come with rule moderate, "),
+    "both kinds of strata": (
+        {"rule": "stratified", "hard_cutoff": 0.1, "class_floor": 1},
+        r"^class_floor must not come with hard_cutoff, got both; ",
+    ),
+    "cut of everything": (
+        {"rule": "ccs", "hard_cutoff": 1.0},
+        r"^hard_cutoff must lie in \[0, 1\), got 1\.0; ",
+    ),
+    "cut of too much": (
+        {"rule": "ccs", "hard_cutoff": 0.6},
+        r"^keep_fraction must be at most what hard_cutoff=0\.6 leaves, got 20 to keep of 16 left; ",
+    ),
+    "no bins": ({"rule": "ccs", "bins": 0}, r"^bins must be at least 1, got 0; "),
+    "negative floor": (
+        {"rule": "stratified", "class_floor": -1},
+        r"^class_floor must be at least 0, got -1",
+    ),
+    "floors above what is kept": (
+        {"rule": "stratified", "class_floor": 9},
+        r"^class_floor must leave its share to every class, got 9 for 3 classes ",
+    ),
+    "no threshold": ({"rule": "threshold"}, r"^threshold must be given for rule 'threshold', "),
+    "threshold that is NaN": (
+        {"rule": "threshold", "threshold": float("nan")},
+        r"^threshold must be a number, got nan",
+    ),
+}
+
+
+@pytest.mark.parametrize(("how", "message"), MISUSED.values(), ids=MISUSED)
+def test_an_option_of_another_rule_is_refused(store, how, message):
+    with pytest.raises(ValueError, match=message):
+        ss.select(store, **{"score": "score", "keep_fraction": 0.5, **how})
+
+
+def test_wrong_arrays_are_refused():
+    with pytest.raises(ValueError, match=r"^class_floor must come with labels, got 2"):
+        ss.keep_stratified([1.0, 2.0], keep_fraction=0.5, class_floor=2)
+    with pytest.raises(ValueError, match=r"^hard_cutoff and difficulty must come without labels"):
+        ss.keep_stratified([1.0, 2.0], [0, 1], 0.5, hard_cutoff=0.1)
+    with pytest.raises(ValueError, match=r"^keep_fraction must be given, got None"):
+        ss.keep_stratified([1.0, 2.0], [0, 1])
+    with pytest.raises(
+        ss.MissingScoreError, match=r"^difficulty must be finite, got nan for row 1"
+    ):
+        ss.keep_ccs([1.0, 2.0], 0.5, difficulty=[0.0, np.nan])
+    with pytest.raises(ValueError, match=r"^difficulty must have the shape of scores"):
+        ss.keep_ccs([1.0, 2.0], 0.5, difficulty=[0.0])
+    with pytest.raises(ValueError, match=r"^scores must have shape \(n,\), got \(1, 2\)"):
+        ss.keep_top([[1.0, 2.0]], 0.5)
+    with pytest.raises(ValueError, match=r"^labels must be integers, got float64"):
+        ss.keep_class_balanced([1.0, 2.0], [0.0, 1.0], 0.5)
+
+
+# Loaders -----------------------------------------------------------------------------------
+
+REACH = [
+    {"rule": "ccs", "score": "score", "keep_fraction": 0.3, "hard_cutoff": 0.2, "seed": 5},
+    {"rule": "stratified", "score": "score", "keep_fraction": 0.3, "class_floor": 2},
+    {"rule": "threshold", "score": "score", "threshold": -5.0},
+    {"rule": "top", "score": "holes", "keep_fraction": 0.3, "drop_missing": True},
+    {"rule": "moderate", "keep_fraction": 0.3, "embedding": "mine"},
+]
+
+
+@pytest.mark.parametrize("how", REACH, ids=lambda how: how["rule"])
+def test_every_rule_reaches_the_sampler_and_prune_unchanged(store, how):
+    want = ss.select(store, **how)
+    assert ss.PrunedShardSampler(store, **how).keep_set.digest == want.digest
+    pipeline = ss.prune(wds.WebDataset(store.urls, shardshuffle=False), store, **how)
+    assert sorted(sample["__id__"] for sample in pipeline) == want.ids().tolist()
+
+
+def test_a_sampler_that_selects_nothing_takes_no_options_of_select(store):
+    keep = ss.select(store, keep_fraction=1.0)
+    with pytest.raises(TypeError, match="threshold must come without keep_set"):
+        ss.PrunedShardSampler(store, keep_set=keep, threshold=1.0)
+    with pytest.raises(TypeError, match="thresold"):
+        ss.PrunedShardSampler(store, rule="random", thresold=1.0)

@@ -1,0 +1,154 @@
+"""Extrapolation of a stored data set: shard by shard, stopped anywhere, and grown."""
+
+import numpy as np
+import pytest
+from tars import write_shards
+
+import shardsieve as ss
+from shardsieve.commands import extrapolating, filling
+from shardsieve.commands.extrapolating import append_score, extrapolate_score
+from shardsieve.extrapolate import GNN, KNN, choose_k, cross_validate, far_share
+
+SIZES = [60, 64, 40, 50]
+
+
+def smooth(count, seed=0):
+    points = np.random.default_rng(seed).normal(size=(count, 2)).astype(np.float16)
+    return points, np.sin(points.astype(np.float32)).sum(axis=1)
+
+
+def embed(store, points, start=0):
+    array = store.embedding_array("e", 2)
+    for shard in range(start, store.num_shards):
+        first = int(store.samples[:shard].sum())
+        array[shard, : store.samples[shard]] = points[first : first + store.samples[shard]]
+
+
+def make(folder, sizes):
+    """A store of these shards: half of the first hundred samples are seeds."""
+    store = ss.index(write_shards(folder / "d", SIZES)[: len(sizes)], folder / "s.zarr")
+    points, values = smooth(sum(SIZES))
+    embed(store, points)
+    seeds = np.where((np.arange(len(store)) % 2) & (np.arange(len(store)) < 100), 1, np.nan)
+    store.put_score("seed", seeds * values[: len(store)], provenance={"definition": "sum"})
+    return store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return make(tmp_path, SIZES)
+
+
+def test_predictions_by_shard_are_those_of_all_at_once(store):
+    points, _ = smooth(sum(SIZES))
+    made = extrapolate_score(store.path, "seed", "full", None, k=5)
+    seeds = store.score("seed")
+    known = np.isfinite(seeds)
+    want = KNN(5).fit(points[known], seeds[known]).predict(points[~known])
+    full = store.score("full")
+    np.testing.assert_array_equal(full[known], seeds[known])
+    np.testing.assert_allclose(full[~known], want, rtol=1e-6)
+    assert made["found_by"]["search"] == store.provenance("full")["found_by"]["search"] == "exact"
+
+
+@pytest.mark.parametrize("stop", range(4))
+def test_stopped_anywhere_it_goes_on_and_ends_in_the_same_score(store, monkeypatch, stop):
+    extrapolate_score(store.path, "seed", "whole", None, k=5)
+    real, made = filling.blocks_of, []
+
+    def counted(*arguments):
+        block = real(*arguments)
+
+        def killed(shard):
+            made.append(shard)
+            if len(made) == stop + 1:
+                raise KeyboardInterrupt
+            return block(shard)
+
+        return killed
+
+    monkeypatch.setattr(extrapolating, "blocks_of", counted)
+    with pytest.raises(KeyboardInterrupt):
+        extrapolate_score(store.path, "seed", "full", None, k=5)
+    assert "full" not in store.scores
+    made.extend([-1] * 9)
+    extrapolate_score(store.path, "seed", "full", None, k=5)
+    assert made[-(4 - stop) :] == list(range(stop, 4))
+    np.testing.assert_array_equal(store.score("full"), store.score("whole"))
+
+
+def test_k_is_the_best_of_cross_validation():
+    points, values = smooth(300)
+    noisy = values + np.random.default_rng(1).normal(size=300) / 2
+    best, figures = choose_k(points, noisy, ks=(1, 10, 150), make=lambda k: KNN(k, "mean"))
+    assert best == max(figures, key=figures.get)
+    assert figures[10] > figures[1]
+    for k, figure in figures.items():
+        alone = cross_validate(lambda k=k: KNN(k, "mean"), points, noisy)
+        assert figure == pytest.approx(alone.spearman)
+
+
+def test_auto_stores_the_k_that_was_chosen(store):
+    made = extrapolate_score(store.path, "seed", "full", None, k="auto")
+    chosen = store.provenance("full")["k"]
+    assert made["k_tried"][str(chosen)] == max(made["k_tried"].values())
+    with pytest.raises(
+        ValueError, match="k must be at least 1, or auto for method knn, got 'some'"
+    ):
+        extrapolate_score(store.path, "seed", "x", None, k="some")
+
+
+def test_new_shards_are_extrapolated_alone_and_as_if_they_had_been_there(tmp_path):
+    whole, grown = make(tmp_path / "a", SIZES), make(tmp_path / "b", SIZES[:3])
+    extrapolate_score(whole.path, "seed", "full", None, k=5)
+    extrapolate_score(grown.path, "seed", "full", None, k=5)
+    before = grown.score("full")
+    grown = ss.append_shards(sorted((tmp_path / "b/d").glob("*.tar")), grown.path)
+    assert append_score(grown.path, "full")["predicted"] == 0
+    embed(grown, smooth(sum(SIZES))[0], start=3)
+    made = append_score(grown.path, "full")
+    assert (made["predicted"], made["without_embedding"]) == (50, 0)
+    assert "warning" not in made
+    full = ss.open_store(grown.path).score("full")
+    np.testing.assert_array_equal(full[:164], before)
+    np.testing.assert_allclose(full, whole.score("full"), rtol=1e-6)
+    (added,) = grown.provenance("full")["appended"]
+    assert added["samples"] == 50
+    assert append_score(grown.path, "full")["predicted"] == 0
+
+
+def test_far_samples_are_told_of(tmp_path):
+    store = make(tmp_path, SIZES[:3])
+    extrapolate_score(store.path, "seed", "full", None, k=5)
+    store = ss.append_shards(sorted((tmp_path / "d").glob("*.tar")), store.path)
+    embed(store, smooth(sum(SIZES))[0] + 20, start=3)
+    made = append_score(store.path, "full")
+    assert made["far"] == 1
+    assert "100% of the new samples lie farther from the seeds" in made["warning"]
+
+
+def test_few_samples_drawn_like_the_seeds_are_far():
+    points, _ = smooth(4000)
+    assert far_share(points[:2000], points[2000:]) == pytest.approx(0.05, abs=0.02)
+    assert far_share(points[:2000], points[2000:] + np.float16(9)) == 1
+
+
+@pytest.mark.parametrize("graph", ["seeds", "all"])
+def test_the_graph_network_predicts_a_store(store, graph):
+    points, _ = smooth(sum(SIZES))
+    made = extrapolate_score(
+        store.path, "seed", "full", None, method="gnn", k=4, layer="sage", graph=graph, folds=2
+    )
+    assert made["predicted"] == 164
+    full, seeds = store.score("full"), store.score("seed")
+    known = np.isfinite(seeds)
+    model = GNN(4, layer="sage", graph=graph).fit(points[known], seeds[known])
+    np.testing.assert_allclose(full[~known], model.predict(points[~known]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(full[known], seeds[known])
+    how = store.provenance("full")
+    assert (how["layer"], how["graph"]) == ("sage", graph)
+
+
+def test_only_a_prediction_of_neighbours_is_appended_to(store):
+    with pytest.raises(ss.MissingScoreError, match=r"must be a prediction of kNN.*got 'sum'"):
+        append_score(store.path, "seed")
