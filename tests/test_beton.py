@@ -16,7 +16,8 @@ from tars import by_webdataset, write_tar
 import shardsieve as ss
 from shardsieve.loaders.pages import default_window, estimate_reads, page_order, pages_per_batch
 from shardsieve.pack import pack
-from shardsieve.pack.beton import beton_to_tars, keep_rows, pack_beton
+from shardsieve.pack.beton import keep_rows, pack_beton
+from shardsieve.pack.beton_tars import beton_to_tars
 from shardsieve.shards.beton import read_beton
 from shardsieve.store.create import check
 

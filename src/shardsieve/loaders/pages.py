@@ -87,6 +87,7 @@ class ReadEstimate:
         total: Bytes of all samples.
         pages: `os_cache=False`: whole FFCV pages that hold a kept sample.
         pages_touched: How many pages that is.
+        all_pages: Pages that hold any sample.
         memory: `os_cache=True` without readahead: 4 KiB memory pages that hold kept bytes.
         readahead: `os_cache=True` with the kernel's readahead: aligned blocks of `readahead` bytes.
         rewritten: A new .beton of the kept rows alone, in whole FFCV pages.
@@ -96,14 +97,15 @@ class ReadEstimate:
     total: int
     pages: int
     pages_touched: int
+    all_pages: int
     memory: int
     readahead: int
     rewritten: int
 
     @property
     def saves_little(self) -> bool:
-        """True where FFCV's pages bring in over 90 % of the data though under 90 % is kept."""
-        return self.pages > 0.9 * self.total and self.kept < 0.9 * self.total
+        """True where over 90 % of the pages are touched though under 90 % of the bytes is kept."""
+        return self.pages_touched > 0.9 * self.all_pages and self.kept < 0.9 * self.total
 
 
 def estimate_reads(
@@ -133,6 +135,7 @@ def estimate_reads(
         total=int(ranges[:, 1].sum()),
         pages=touched * page_size,
         pages_touched=touched,
+        all_pages=_blocks(ranges[ranges[:, 1] > 0], page_size),
         memory=_blocks(stored, MEMORY_PAGE) * MEMORY_PAGE,
         readahead=_blocks(stored, readahead) * readahead,
         rewritten=-(-kept // page_size) * page_size,
