@@ -19,6 +19,7 @@ from shardsieve.commands import (
     reporting,
     scoring,
     showing,
+    sources,
     training,
 )
 from shardsieve.train.adversary import Adversary
@@ -302,13 +303,16 @@ def embed(
 
 @app.command()
 def train(
-    store: StorePath,
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    store: Annotated[Path | None, typer.Option(help="Folder of the Zarr store.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Tars or a .beton; indexed into --store unless that is done.")
+    ] = None,
     keep_fraction: float = 0.5,
     score: Annotated[str | None, typer.Option()] = None,
     rule: str = "top",
     drop_missing: DropMissing = False,
-    test: Annotated[Path | None, typer.Option(help="Store to evaluate on.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Store, or a .beton, to evaluate on.")] = None,
     model: Model = "light",
     epochs: int = 20,
     batch_size: BatchSize = 64,
@@ -335,11 +339,11 @@ def train(
     config = TrainConfig(**how, seed=seed)
     kept: dict[str, Any] = {"keep_fraction": keep_fraction, "score": score, "rule": rule}
     result = training.train_store(
-        store,
+        sources.store_of(data, store, precision=precision),
         config,
         out=out,
         rule={**kept, "seed": seed, "drop_missing": drop_missing},
-        test=test,
+        test=sources.store_of(None, test, precision=precision) if test else None,
         evaluate_every=evaluate_every,
         checkpoint_steps=checkpoint_steps,
     )

@@ -1,4 +1,4 @@
-"""Which pages a keep set touches, in what order, and what reading it costs. Pure functions."""
+"""Which pages a keep set touches, in what order, and what reading it costs."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardsieve.epoch import EpochOrder
+from shardsieve.store.store import Store
 
 MEMORY_PAGE = 4096
 _ROWS_PER_WINDOW = 2048
@@ -53,6 +54,23 @@ def page_order(
     plan = EpochOrder(counts.astype(np.int64), seed, epoch, window)
     places = [first[page] + ordinal for page, ordinal in plan.windows()]
     return rows[by_page[np.concatenate(places)]].astype(np.int64)
+
+
+def page_of_rows(store: Store) -> NDArray[np.int64]:
+    """Return the page of every row of an FFCV store, int64 (n,); -1 for rows without bytes."""
+    offsets = store.ranges[..., 0].reshape(-1)[: len(store)]
+    pages: NDArray[np.int64] = offsets // int(store.group.attrs["page_size"])  # type: ignore[arg-type]
+    return pages
+
+
+def ordered_rows(
+    store: Store, rows: NDArray[np.int64], *, seed: int, epoch: int, window: int | None
+) -> NDArray[np.int64]:
+    """Return kept rows of an FFCV store in `page_order`; `default_window` for a window of None."""
+    pages = page_of_rows(store)[rows]
+    if window is None:
+        window = default_window(len(rows), len(np.unique(pages)))
+    return page_order(rows, pages, seed=seed, epoch=epoch, window=window)
 
 
 def default_window(kept: int, pages_touched: int) -> int:

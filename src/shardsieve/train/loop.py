@@ -18,6 +18,7 @@ from shardsieve.order import hash_key
 from shardsieve.store.store import Store
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
+from shardsieve.train.ffcv_batches import FfcvBatches, ffcv_loader
 from shardsieve.train.images import Batch, ImageDecoder, augment, collate
 from shardsieve.train.recorder import Recorder, Watcher
 from shardsieve.train.runfolder import CHECKPOINT, RunFolder
@@ -222,8 +223,10 @@ class Trainer:
 
 def make_loader(
     store: Store, keep: KeepSet, config: TrainConfig, *, in_order: bool = False
-) -> tuple[DataLoader[Any], PrunedShardSampler]:
+) -> tuple[DataLoader[Any] | FfcvBatches, PrunedShardSampler]:
     """Return a loader of decoded batches and its sampler."""
+    if store.kind == "ffcv":
+        return ffcv_loader(store, config, in_order=in_order, keep_set=keep)
     window = 0 if in_order else config.shuffle_window
     sampler = PrunedShardSampler(store, keep_set=keep, seed=config.seed, window=window)
     loader: DataLoader[Any] = DataLoader(
