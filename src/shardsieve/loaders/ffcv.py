@@ -32,7 +32,8 @@ class Batch(tuple[Any, ...]):
 
     Attributes:
         ids: int64 (b,), sample ids: FFCV rows.
-        weights: float32 (b,), loss weights; ones unless `set_keep_set` was given others.
+        weights: float32 (b,), loss weights; ones unless `set_keep_set` was given others, and 0 for
+            a sample that only fills up a batch.
     """
 
     ids: torch.Tensor
@@ -238,37 +239,42 @@ class PrunedLoader:
         total = len(self.rows(epoch)) if drawn else len(self._kept)
         return Steps(max(total - start, 0), int(self.loader.batch_size), self.world.size, self.tail)
 
-    def _batches(self, steps: Steps, rows: NDArray[np.generic]) -> list[NDArray[np.generic]]:
-        """Return this rank's rows of every step."""
+    def _batches(
+        self, steps: Steps, rows: NDArray[np.generic]
+    ) -> list[tuple[NDArray[np.generic], int]]:
+        """Return this rank's rows of every step, and how many of them are no repeats."""
         batches = []
         for step in range(len(steps)):
-            begin = steps.share(step, self.world.rank)[0]
+            begin, end = steps.share(step, self.world.rank)
             # A rank without a sample repeats one.
             own = rows[begin : begin + steps.size(step, self.world.rank)]
             if self.tail == "pad" and len(own) < steps.batch_size:
                 filler = np.resize(rows[: steps.global_batch], steps.batch_size - len(own))
                 own = np.concatenate([own, filler])
-            batches.append(own)
+            batches.append((own, end - begin))
         return batches
 
-    def _read(self, steps: Steps, batches: list[NDArray[np.generic]]) -> Iterator[Batch]:
+    def _read(
+        self, steps: Steps, batches: list[tuple[NDArray[np.generic], int]]
+    ) -> Iterator[Batch]:
         from shardsieve.loaders.ffcv_iterator import open_batches
 
         if not batches:
             self._ended = True
             return
-        fields = open_batches(self.loader, batches)
+        fields = open_batches(self.loader, [rows for rows, _ in batches])
         try:
-            for rows, values in zip(batches, fields, strict=True):
+            for (rows, own), values in zip(batches, fields, strict=True):
                 self._yielded += 1
-                yield self._batch(rows, values)
+                yield self._batch(rows, own, values)
             self._ended = True
         finally:
             fields.close()
 
-    def _batch(self, rows: NDArray[np.generic], values: Sequence[Any]) -> Batch:
+    def _batch(self, rows: NDArray[np.generic], own: int, values: Sequence[Any]) -> Batch:
         batch, ids = Batch(values), rows.astype(np.int64)
         weights = np.ones(len(ids), np.float32) if self._weights is None else self._weights[ids]
+        weights[own:] = 0
         batch.ids, batch.weights = torch.from_numpy(ids), torch.from_numpy(weights)
         return batch
 

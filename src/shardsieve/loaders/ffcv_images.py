@@ -16,7 +16,7 @@ from shardsieve.io.source import cheap_fingerprint
 from shardsieve.loaders.ffcv import NO_FFCV, Batch
 from shardsieve.loaders.ledger import Ledger
 from shardsieve.loaders.sampler import PrunedShardSampler
-from shardsieve.shards.beton import IMAGE, read_beton
+from shardsieve.shards.beton import IMAGE, Beton, read_beton
 from shardsieve.store.store import Store
 
 
@@ -111,6 +111,22 @@ def need_ffcv() -> None:
     assert ffcv.loader
 
 
+def image_field(beton: Beton) -> str:
+    """Return the field that is trained on: `image`, else the first one of images.
+
+    Raises:
+        ShardsieveError: If there is none, or custom fields hide the rows.
+    """
+    images = [n for n, t in zip(beton.names, beton.types, strict=True) if t == IMAGE]
+    if not images or beton.custom:
+        held = f"custom fields ({', '.join(beton.custom)})" if beton.custom else "no image field"
+        raise ShardsieveError(
+            f"{beton.path} must have an RGBImageField and FFCV's own fields only to be trained on, "
+            f"got {held}; write it so, or prune your own Loader with shardsieve.prune"
+        )
+    return "image" if "image" in images else images[0]
+
+
 @lru_cache(maxsize=4)
 def _image_loader(path: str, fingerprint: str, batch_size: int, size: int, threads: int) -> Any:
     """Return the compiled loader of a file's images; compiling takes seconds, so it is kept."""
@@ -121,12 +137,7 @@ def _image_loader(path: str, fingerprint: str, batch_size: int, size: int, threa
     from shardsieve.loaders.ffcv_lean import LeanLoader
 
     beton = read_beton(path)
-    images = [n for n, t in zip(beton.names, beton.types, strict=True) if t == IMAGE]
-    if not images:
-        raise ShardsieveError(
-            f"{path} must have an image field, got {', '.join(beton.names)}; write RGBImageField"
-        )
-    name = "image" if "image" in images else images[0]
+    name = image_field(beton)
     column: Any = beton.column(name)
     same = (column["width"] == size).all() and (column["height"] == size).all()
     decoder = SimpleRGBImageDecoder() if same else CenterCropRGBImageDecoder((size, size), 1)
