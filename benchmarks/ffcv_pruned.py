@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +64,17 @@ def main() -> None:
         indexed = round(time.perf_counter() - begin, 2)
         record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
         record["about"] = about(options.rows, indexed)
-        parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
-            "start": lambda: [starts(folder, fraction, options.starts) for fraction in KEEP],
-            "pages": lambda: [pages(store, path, fraction) for fraction in KEEP],
+        parts: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+            "start": lambda: (starts(folder, fraction, options.starts) for fraction in KEEP),
+            "pages": lambda: (pages(store, path, fraction) for fraction in KEEP),
             "speed": lambda: speed(folder, options.images, options.epochs),
         }
         for part in options.parts:
-            record[part] = parts[part]()
-            for row in record[part]:
-                print(part, row)
-        RECORD.write_text(json.dumps(record, indent=1) + "\n")
+            record[part] = []
+            for row in parts[part]():
+                print(part, row, flush=True)
+                record[part].append(row)
+                RECORD.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def about(rows: int, indexed: float) -> dict[str, Any]:
@@ -203,18 +204,16 @@ def quality(rows: Any, where: Any, labels: Any) -> dict[str, float]:
 # Speed ---------------------------------------------------------------------------------------
 
 
-def speed(folder: Path, images: Path | None, epochs: int) -> list[dict[str, Any]]:
+def speed(folder: Path, images: Path | None, epochs: int) -> Iterator[dict[str, Any]]:
     from shardsieve.pack.beton import pack_beton
 
     source = images or noise(folder / "noise")
     path = Path(pack_beton(source, folder / "speed")[0].shards[0])
     os.sync()
     store = ss.index(path, folder / "speed.zarr")
-    return [
-        speed_of(store, path, fraction, epochs, os_cache)
-        for os_cache in (True, False)
-        for fraction in KEEP
-    ]
+    for os_cache in (True, False):
+        for fraction in KEEP:
+            yield speed_of(store, path, fraction, epochs, os_cache)
 
 
 def noise(folder: Path, count: int = 40_000) -> Path:

@@ -1,5 +1,6 @@
 """The training loop over a .beton, read by the real FFCV: the loop does not notice."""
 
+import io
 import json
 import signal
 import sys
@@ -14,6 +15,7 @@ from test_launched import run
 from test_train import Killed, digest, kill_after
 
 import shardsieve as ss
+from shardsieve.loaders.ffcv_images import FfcvImages
 from shardsieve.pack import pack
 from shardsieve.pack.beton import pack_beton
 from shardsieve.train.config import TrainConfig
@@ -87,6 +89,36 @@ def test_images_of_other_sizes_are_scaled_and_cut_as_those_of_tars(tmp_path):
     # FFCV averages where Pillow interpolates: no pixel far off, none shifted.
     assert (ours[0].float() - theirs[0].float()).abs().mean() < 4 / 255 * (theirs[0].max() * 2)
     assert torch.equal(ours[1], theirs[1])
+
+
+def test_batches_may_be_kept_and_know_their_samples(store):
+    """FFCV fills the same memory again after a few batches."""
+    sampler = ss.PrunedShardSampler(store, keep_fraction=0.4, rule="random", batch_size=64)
+    held = list(FfcvImages(store, sampler, batch_size=64, size=8))
+    assert len(held) == 9
+    raw = ss.ShardDataset(store)
+    for images, labels, ids, weights in ((*b, b.ids, b.weights) for b in held):
+        for image, sample in zip(images, raw.__getitems__(ids.tolist()), strict=True):
+            want = np.asarray(Image.open(io.BytesIO(sample["ppm"])))
+            np.testing.assert_array_equal(image.permute(1, 2, 0), want)
+        assert labels.tolist() == store.labels()[ids].tolist()
+        assert weights.tolist() == [1] * len(ids)
+    assert sorted(i for b in held for i in b.ids.tolist()) == sampler.keep_set.ids().tolist()
+
+
+def test_a_policys_weights_come_with_the_batches(store):
+    policy = ss.InfoBatch(num_epochs=3)
+    sampler = ss.PrunedShardSampler(store, policy=policy, batch_size=64)
+    images = FfcvImages(store, sampler, batch_size=64, size=8)
+    for batch in images:
+        sampler.update(batch.ids, batch.ids.float())  # the loss of a row is its number
+    sampler.set_epoch(1)
+    weights = {
+        i: w for b in images for i, w in zip(b.ids.tolist(), b.weights.tolist(), strict=True)
+    }
+    assert sorted(weights) == sampler.keep_set.ids().tolist()
+    assert len(weights) < len(store)
+    assert set(weights.values()) == {1, 2}
 
 
 def test_grey_is_pillows():

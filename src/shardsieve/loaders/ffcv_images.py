@@ -95,7 +95,8 @@ class FfcvImages:
         self.ledger.add(Counts(kept=kept, read=kept, requests=len(rows)))
         ids = torch.from_numpy(rows)
         # FFCV fills the same memory again some batches later.
-        batch = Batch((images.contiguous().clone(), self._labels[ids]))
+        own = images.clone(memory_format=torch.contiguous_format)
+        batch = Batch((own, self._labels[ids]))
         weights = self.store.epoch_weights
         batch.ids = ids
         batch.weights = torch.ones(len(ids)) if weights is None else weights[ids]
