@@ -12,6 +12,8 @@ from tars import by_webdataset, write_tar
 
 import shardsieve as ss
 from shardsieve import cli
+from shardsieve.loaders.mixing import mixing
+from shardsieve.loaders.planned import OrderSettings
 from shardsieve.shards.beton import read_beton
 
 N = 24
@@ -164,6 +166,26 @@ def test_keeping_the_ids_that_select_wrote(call, scored, tars, tmp_path):
     ids.write_text("64\n3\n")  # the first of the second tar, the fourth of the first
     call("pack", f"{tars}/s-*.tar", tmp_path / "t.beton", "--to", "beton", "--keep", ids)
     assert read_beton(tmp_path / "t.beton").labels().tolist() == [N // 2, 3]
+
+
+class ByPage:
+    """Rows whose label is their page."""
+
+    def __len__(self):
+        return 300
+
+    def __getitem__(self, row):
+        return image(row), row // 75
+
+
+def test_a_window_of_an_ffcv_store_is_of_pages(tmp_path):
+    store = ss.index(write_beton(tmp_path / "p.beton", data=ByPage()), tmp_path / "p.zarr")
+    keep = ss.select(store, keep_fraction=1.0)
+    for window in (1, 2, 4):
+        ids = list(ss.PrunedShardSampler(store, keep_set=keep, window=window))
+        assert sorted(ids) == list(range(300))
+        assert len(set(store.labels()[ids[:75]])) == window
+        assert mixing(store, keep, OrderSettings(0, "window", window), 75).found == window
 
 
 def test_an_ffcv_store_gives_raw_samples_too(scored):

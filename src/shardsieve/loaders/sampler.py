@@ -14,8 +14,7 @@ from shardsieve._errors import ShardsieveError, StoreMismatchError
 from shardsieve.keepset import KeepSet, select
 from shardsieve.loaders.asking import Asking, HandedOut, called_by_torchdata, who_asks
 from shardsieve.loaders.moving import StepCount, put_choice
-from shardsieve.loaders.pages import ordered_rows
-from shardsieve.loaders.planned import OrderSettings, PlannedId, ordered_ids, refuse_another_plan
+from shardsieve.loaders.planned import OrderSettings, PlannedId, ids_of_epoch, refuse_another_plan
 from shardsieve.plan import PADDING, TAILS, Steps, World
 from shardsieve.policy.base import Choice, Policy
 from shardsieve.store.store import Store
@@ -249,7 +248,8 @@ class PrunedShardSampler(Sampler[int]):
 
     def _by_step(self, steps: Steps) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Yield (step, ids of all ranks in that step)."""
-        parts = self._parts()
+        settings, block = self.order, self._block or 1
+        parts = ids_of_epoch(self.store, self.keep_set, settings, self.epoch, block, self._start)
         held = np.zeros(0, dtype=np.int64)
         for step in range(len(steps)):
             start, stop = steps.bounds(step)
@@ -257,16 +257,6 @@ class PrunedShardSampler(Sampler[int]):
                 held = np.concatenate([held, next(parts)])
             yield step, held[: stop - start]
             held = held[stop - start :]
-
-    def _parts(self) -> Iterator[NDArray[np.int64]]:
-        """Yield the ids of this epoch from where the pass starts, in order."""
-        paged = self.store.kind == "ffcv" and self.order.shuffle == "window"
-        if paged and self.order.groups == 1:
-            how = {"seed": self.order.seed, "epoch": self.epoch}
-            rows = ordered_rows(self.store, self.keep_set.ids(), **how, window=self.order.window)
-            return iter([rows[self._start :]])
-        order = self.order.epoch(self.keep_set, len(self.store), self.epoch, self._block or 1)
-        return ordered_ids(self.keep_set, order, self._start)
 
     def _hand_out(self, under_way: "_Pass", world: World, *, dealt: bool) -> Iterator[int]:
         """Yield one rank's share, or with `dealt` every rank's batches in turn, all of them whole.
