@@ -79,6 +79,27 @@ def test_fused_beats_both_of_its_parts_and_takes_the_unit_of_the_measured_seeds(
     np.testing.assert_allclose(spreads, store.score("seed_x")[trained].std(), rtol=0.1)
 
 
+def test_memorised_seeds_are_warned_of_and_scored_by_unseen_neighbours_when_asked(store, tmp_path):
+    store, truth, trained = store
+    turned = np.where(trained, -truth, np.nan)
+    store.put_score("run_x", turned)
+    store.put_score("run_held_out_x", store.score("seed_held_out_x"))
+    made = extrapolate_score(store.path, "run_x", "kept", "seed", method="fused", k=10)
+    assert "memorised them; use --seed-scores neighbours" in made["warning"]
+    how = {"method": "fused", "k": 10, "seed_scores": "neighbours"}
+    made = extrapolate_score(store.path, "run_x", "new", "seed", **how)
+    assert "warning" not in made
+    assert made["seeds_against_unseen_neighbours"]["interval"][1] < 0
+    kept, new = store.score("kept"), store.score("new")
+    np.testing.assert_array_equal(kept[trained], np.float32(turned[trained]))
+    assert pearson(truth[trained], new[trained]) > 0.5
+    assert np.argsort(new[~trained]).tolist() == np.argsort(kept[~trained]).tolist()
+    report_score(store.path, tmp_path / "r.html", score="new", keep_fraction=0.5, reference=None)
+    assert "0 samples measured, 600 predicted" in (tmp_path / "r.html").read_text()
+    with pytest.raises(ValueError, match="use method 'direct' or 'fused'"):
+        extrapolate_score(store.path, "run_x", "no", "seed", seed_scores="neighbours")
+
+
 def test_a_second_run_is_measured_against_and_lower_than_the_first(store):
     store = store[0]
     made = extrapolate_score(store.path, "seed_x", "full", "seed", method="fused", k=10)

@@ -26,14 +26,15 @@ MAY_IMPORT = {
     "rules": DATA,
     "keepset": DATA | {"rules"},
     "pack": DATA,
+    "cost": set(),
     "policy": DATA,
     "loaders": DATA | {"epoch", "keepset", "plan", "policy"},
-    "train": DATA | {"keepset", "loaders", "scores"},
+    "train": DATA | {"cost", "keepset", "loaders", "plan", "policy", "scores"},
     "report": DATA | CORE | {"keepset", "loaders", "extrapolate", "train"},
     "commands": DATA
     | {"train", "report"}
-    | {"keepset", "plan", "epoch", "scores", "extrapolate", "pack", "loaders"},
-    "cli": {"_errors", "commands", "train"},
+    | {"cost", "keepset", "plan", "epoch", "policy", "scores", "extrapolate", "pack", "loaders"},
+    "cli": {"_errors", "commands", "cost", "policy", "train"},
     "__main__": {"cli"},
 }
 

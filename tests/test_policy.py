@@ -197,7 +197,7 @@ def test_a_restored_policy_chooses_as_if_never_stopped(store, name, tmp_path):
         torch.save(first.state_dict(), tmp_path / "state.pt")
         second = MAKERS[name]()
         second.bind(store)
-        second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=False))
+        second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
         for a, b in ((second.choose(stop), whole[stop]),):
             np.testing.assert_array_equal(a.rows, b.rows)
             assert (a.weights is None) == (b.weights is None)

@@ -17,7 +17,7 @@ from shardsieve.pack import pack
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
 from shardsieve.train.encoder import load_encoder
-from shardsieve.train.images import ImageDecoder, collate
+from shardsieve.train.images import ImageDecoder, collate, normalised
 from shardsieve.train.measures import STORED
 from shardsieve.train.nets import light
 from shardsieve.train.recorder import Recorder
@@ -107,7 +107,7 @@ def test_signals_are_what_each_network_says_about_every_sample(scored):
     batch = collate(data.__getitems__(scored.ids()[rows].tolist()))
     for place, network in enumerate(networks):
         with torch.no_grad():
-            logits = network(batch.images)
+            logits = network(normalised(batch.images))
         loss = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
         entropy = torch.distributions.Categorical(logits=logits).entropy()
         for name, wanted in (("loss", loss), ("entropy", entropy)):

@@ -17,7 +17,8 @@ from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
 from shardsieve.train.encoder import load_encoder
 from shardsieve.train.images import augment
-from shardsieve.train.loop import Trainer, make_loader
+from shardsieve.train.loading import make_loader
+from shardsieve.train.loop import Trainer
 from shardsieve.train.nets import light, load_model, resnet18
 from shardsieve.train.runfolder import RunFolder
 from shardsieve.train.seeding import draw_seeds, score_seeds, with_known_images
@@ -276,7 +277,7 @@ def test_bad_settings_are_refused_before_training(stores, tmp_path):
     how = {"folder": tmp_path / "run", "accelerator": Accelerator()}
     with pytest.raises(ValueError, match=r"epochs must be more than window=10, got 5"):
         score_seeds(store, store.ids()[:50], CONFIG, **how)
-    with pytest.raises(ss.ShardsieveError, match="model must be light, resnet18 or"):
+    with pytest.raises(ss.ShardsieveError, match="model must be light, resnet18, resnet50 or"):
         load_model("nothing", 10)
     with pytest.raises(ss.ShardsieveError, match=r"cannot load model 'no.such:thing'"):
         load_model("no.such:thing", 10)

@@ -16,14 +16,21 @@ from shardsieve.commands import (
     extrapolating,
     making,
     packing,
+    planning,
     reporting,
+    running,
     scoring,
     showing,
     sources,
     training,
 )
+from shardsieve.commands.texts import constants, pairs
+from shardsieve.cost import Plan
+from shardsieve.policy.named import POLICIES
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
+from shardsieve.train.launch import end_processes
+from shardsieve.train.stopping import Stopped
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,10 +48,10 @@ MatchSteps = Annotated[
 ]
 Method = Annotated[str, typer.Option(help="knn, gnn, direct or fused")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Model = Annotated[str, typer.Option(help="light, resnet18 or package.module:factory")]
+Model = Annotated[str, typer.Option(help="light, resnet18, resnet50 or package.module:factory")]
 BatchSize = Annotated[int, typer.Option(help="Samples per process and step.")]
 Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
-Augment = Annotated[str, typer.Option(help="none, crop, or flip (crop and mirror)")]
+Augment = Annotated[str, typer.Option(help="none, crop, flip (crop and mirror) or resized")]
 Size = Annotated[int | None, typer.Option(help="Pixels per side; the first image's if none.")]
 Channels = Annotated[int | None, typer.Option(help="3 or 1; the first image's if none.")]
 Precision = Annotated[str, typer.Option(help="no, bf16 or fp16")]
@@ -55,10 +62,12 @@ Rule = Annotated[
     str,
     typer.Option(help="top, random, stratified, class_balanced, ccs, moderate or threshold"),
 ]
+Threshold = Annotated[float | None, typer.Option(help="threshold: the lowest score kept.")]
 ClassFloor = Annotated[int, typer.Option(help="class_balanced: the fewest of every class.")]
 HardCutoff = Annotated[float | None, typer.Option(help="ccs: share to drop as too hard.")]
 Difficulty = Annotated[str | None, typer.Option(help="ccs: the score that says how hard.")]
 Bins = Annotated[int | None, typer.Option(help="ccs: ranges of the score, 50 by default.")]
+RuleEmbedding = Annotated[str | None, typer.Option(help="moderate: which, if there are several.")]
 DropMissing = Annotated[bool, typer.Option(help="Never keep samples without a score.")]
 
 
@@ -154,12 +163,12 @@ def select_command(
     score: Annotated[str | None, typer.Option()] = None,
     rule: Rule = "top",
     seed: Seed = 0,
-    threshold: Annotated[float | None, typer.Option()] = None,
+    threshold: Threshold = None,
     class_floor: ClassFloor = 0,
     hard_cutoff: HardCutoff = None,
     difficulty: Difficulty = None,
     bins: Bins = None,
-    embedding: Annotated[str | None, typer.Option(help="For moderate.")] = None,
+    embedding: RuleEmbedding = None,
     drop_missing: DropMissing = False,
     out: Annotated[Path | None, typer.Option(help="Write the kept ids, one a line.")] = None,
     batch_size: Annotated[
@@ -168,20 +177,11 @@ def select_command(
     as_json: Json = False,
 ) -> None:
     """Show what a rule keeps of every class, before anything is trained."""
-    chosen: dict[str, Any] = {
-        "keep_fraction": keep_fraction,
-        "score": score,
-        "rule": rule,
-        "seed": seed,
-        "threshold": threshold,
-        "class_floor": class_floor,
-        "hard_cutoff": hard_cutoff,
-        "difficulty": difficulty,
-        "bins": bins,
-        "embedding": embedding,
-        "drop_missing": drop_missing,
-    }
-    _show(showing.kept_per_class(store, chosen, out, batch_size), as_json)
+    kept: dict[str, Any] = {"keep_fraction": keep_fraction, "score": score, "rule": rule}
+    kept |= {"threshold": threshold, "class_floor": class_floor, "hard_cutoff": hard_cutoff}
+    kept |= {"difficulty": difficulty, "bins": bins, "embedding": embedding, "seed": seed}
+    kept |= {"drop_missing": drop_missing}
+    _show(showing.kept_per_class(store, kept, out, batch_size), as_json)
 
 
 @app.command()
@@ -310,8 +310,18 @@ def train(
     ] = None,
     keep_fraction: float = 0.5,
     score: Annotated[str | None, typer.Option()] = None,
-    rule: str = "top",
+    rule: Rule = "top",
+    threshold: Threshold = None,
+    class_floor: ClassFloor = 0,
+    hard_cutoff: HardCutoff = None,
+    difficulty: Difficulty = None,
+    bins: Bins = None,
+    embedding: RuleEmbedding = None,
     drop_missing: DropMissing = False,
+    policy: Annotated[str | None, typer.Option(help=f"{', '.join(POLICIES)}; none: static")] = None,
+    policy_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, of the policy")] = None,
+    policy_score: Annotated[str | None, typer.Option(help="Store what it learned.")] = None,
+    full_run: Annotated[Path | None, typer.Option(help="Run on everything, to compare.")] = None,
     test: Annotated[Path | None, typer.Option(help="Store, or a .beton, to evaluate on.")] = None,
     model: Model = "light",
     epochs: int = 20,
@@ -320,6 +330,13 @@ def train(
     schedule: Annotated[str, typer.Option(help="onecycle or cosine")] = "onecycle",
     weight_decay: float = 5e-4,
     label_smoothing: float = 0.0,
+    momentum: float = 0.9,
+    normalise: Annotated[str, typer.Option(help="half or imagenet")] = "half",
+    accumulate: Annotated[int, typer.Option(help="Batches per optimiser step.")] = 1,
+    ema: Annotated[float, typer.Option(help="Decay of averaged weights; 0: none")] = 0.0,
+    resolutions: Annotated[str, typer.Option(help="EPOCH:PIXELS,... to train on")] = "",
+    channels_last: bool = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="torch.compile")] = False,
     augment: Augment = "none",
     size: Size = None,
     channels: Channels = None,
@@ -329,6 +346,7 @@ def train(
     seed: Seed = 0,
     evaluate_every: Annotated[int, typer.Option(help="0: at the end only")] = 0,
     checkpoint_steps: Annotated[int, typer.Option(help="0: after epochs only")] = 0,
+    track: Annotated[str, typer.Option(help="tensorboard,wandb or nothing")] = "tensorboard",
     as_json: Json = False,
 ) -> None:
     """Train on what a rule keeps; goes on where it was stopped."""
@@ -336,18 +354,47 @@ def train(
     how |= {"learning_rate": learning_rate, "augment": augment, "size": size, "channels": channels}
     how |= {"schedule": schedule, "weight_decay": weight_decay, "label_smoothing": label_smoothing}
     how |= {"precision": precision, "max_unreadable": max_unreadable, "workers": workers}
-    config = TrainConfig(**how, seed=seed)
+    how |= {"momentum": momentum, "normalise": normalise, "accumulate": accumulate, "ema": ema}
+    how |= {"channels_last": channels_last, "compile": compiled}
+    config = TrainConfig(**how, resolutions=pairs("resolutions", resolutions), seed=seed)
     kept: dict[str, Any] = {"keep_fraction": keep_fraction, "score": score, "rule": rule}
+    kept |= {"threshold": threshold, "class_floor": class_floor, "hard_cutoff": hard_cutoff}
+    kept |= {"difficulty": difficulty, "bins": bins, "embedding": embedding, "seed": seed}
+    kept |= {"drop_missing": drop_missing}
+    moving = {"name": policy, **constants("policy-arg", policy_arg or [])} if policy else None
     result = training.train_store(
         sources.store_of(data, store, precision=precision),
         config,
         out=out,
-        rule={**kept, "seed": seed, "drop_missing": drop_missing},
+        rule=kept,
+        policy=moving,
+        policy_score=policy_score,
         test=sources.store_of(None, test, precision=precision) if test else None,
+        full_run=full_run,
         evaluate_every=evaluate_every,
         checkpoint_steps=checkpoint_steps,
+        track=tuple(name for name in track.split(",") if name),
     )
     _show(result, as_json)
+
+
+@app.command()
+def plan(
+    seeds: Annotated[float, typer.Option(help="Seed fraction; 0 scores nothing.")] = 0.2,
+    keep: Annotated[float, typer.Option(help="Keep fraction, in (0, 1].")] = 0.5,
+    epochs: Annotated[int, typer.Option(help="Epochs of the final training.")] = 90,
+    score_epochs: Annotated[
+        int | None, typer.Option(help="Of the seed run; as many if none")
+    ] = None,
+    extrapolation: Annotated[float, typer.Option(help="Neighbour search, in epochs.")] = 0.0,
+    runs: Annotated[int, typer.Option(help="Trainings that share the scores.")] = 1,
+    store: Annotated[Path | None, typer.Option(help="Adds its sample counts.")] = None,
+    seconds_per_epoch: Annotated[float | None, typer.Option(help="Adds hours.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a pruned training would cost and save, before anything is started."""
+    planned = Plan(seeds, keep, epochs, score_epochs, extrapolation, runs)
+    _show(planning.plan_store(planned, store, seconds_per_epoch), as_json)
 
 
 @app.command()
@@ -372,6 +419,9 @@ def extrapolate(
         typer.Option(help="Distribute predictions as measured scores are; direct and fused do."),
     ] = None,
     keep_fraction: Annotated[float, typer.Option(help="Warn if no better than chance.")] = 0.5,
+    seed_scores: Annotated[
+        str, typer.Option(help="measured; or neighbours, where the seed run has memorised seeds")
+    ] = "measured",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -385,6 +435,7 @@ def extrapolate(
     how |= {"search": search, "min_recall": min_recall, "seed": seed}
     how |= {"layer": layer, "graph": graph}
     how |= {"match": match_quantiles, "keep_fraction": keep_fraction}
+    how |= {"seed_scores": seed_scores}
     _show(extrapolating.extrapolate_score(store, score, name, embedding, **how), as_json)
 
 
@@ -429,6 +480,16 @@ def build(
     _show(result, as_json)
 
 
+@app.command(name="run")
+def run_command(
+    config: Annotated[Path, typer.Argument(help="YAML file; see docs/training.md")],
+    until: Annotated[str, typer.Option(help=f"Last step: {', '.join(running.STEPS)}")] = "report",
+    as_json: Json = False,
+) -> None:
+    """Make the whole chain of a configuration; what is done with the same inputs is skipped."""
+    _show(running.run_recipe(config, until=until), as_json)
+
+
 @app.command()
 def report(
     store: StorePath,
@@ -444,15 +505,25 @@ def report(
 
 
 def run(call: Callable[[], Any]) -> int:
-    """Return the exit status of a call: 2 with one line for a user's error, else its own."""
+    """Return the exit status of a call: 2 with one line for a user's error, 143 after SIGTERM."""
     try:
         call()
+    except SystemExit:  # typer's way to return
+        end_processes()
+        raise
     except (ShardsieveError, ValueError) as error:
         sys.stderr.write(f"shardsieve: {str(error).strip()}\n")
         return 2
+    except Stopped as stopped:
+        end_processes()
+        sys.stderr.write(f"shardsieve: {stopped}; the same command goes on from there\n")
+        return 143
     return 0
 
 
 def main() -> None:
-    """Run the program: exit 0 when done, 2 for a user's error; a fault keeps its traceback."""
+    """Run the program: exit 0 when done, 2 for a user's error, 143 after SIGTERM.
+
+    A fault keeps its traceback.
+    """
     sys.exit(run(app))

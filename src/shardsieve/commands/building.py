@@ -12,6 +12,7 @@ from shardsieve.train.config import TrainConfig
 from shardsieve.train.launch import make_accelerator
 
 SCORES = ("dyn_unc", "tdds", "el2n")
+USUAL_ON_SIGNALS: dict[str, Any] = {"held_out": 0.1, "snapshots": 4}
 
 
 def build_store(
@@ -49,7 +50,7 @@ def build_store(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    usual = {"held_out": 0.1, "snapshots": 4} if method in ON_SIGNALS else {}
+    usual = USUAL_ON_SIGNALS if method in ON_SIGNALS else {}
     how = usual | {name: value for name, value in how.items() if value is not None}
     accelerator = make_accelerator(precision=config.precision)
     result: dict[str, Any] = {}

@@ -1,5 +1,6 @@
 """The `extrapolate` command: alone and under `accelerate launch`."""
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from numpy.typing import NDArray
 
 from shardsieve._errors import MissingScoreError
 from shardsieve.commands.filling import blocks_of, fill, readable_rows, sample_of
+from shardsieve.commands.memorised import by_unseen_neighbours, checked_seed_scores, memorised
 from shardsieve.commands.methods import ON_SIGNALS, Mask, Task, Values, make_task
 from shardsieve.commands.progress import bar
 from shardsieve.commands.trust import judged, told
+from shardsieve.cost import Cost
 from shardsieve.extrapolate.calibration import match_quantiles
 from shardsieve.extrapolate.choosing import choose_k
 from shardsieve.extrapolate.distance import far_share, warn_of_far
@@ -34,6 +37,7 @@ def extrapolate_score(
     folds: int = 5,
     match: bool | None = None,
     keep_fraction: float = 0.5,
+    seed_scores: str = "measured",
     seed: int = 0,
     **how: Any,
 ) -> dict[str, Any]:
@@ -53,12 +57,15 @@ def extrapolate_score(
         match: Give predictions the distribution of the measured scores; None does so for the
             methods on signals, whose predictions are of another unit than the seeds' scores.
         keep_fraction: Of the keep set to doubt or not.
+        seed_scores: What seeds keep: their `measured` score or, for the methods on signals, the
+            mean of unseen `neighbours`' predictions, where long training has memorised the seeds.
         seed: Of what is drawn.
         **how: Further arguments of the method: `search` and `min_recall` of `KNN`, `layer` and
             `graph` of `GNN`; those of the other are passed over.
     """
-    accelerator, store = make_accelerator(), open_store(path)
-    embedding = _embedding(store, embedding)
+    checked_seed_scores(seed_scores, method in ON_SIGNALS)
+    begin, accelerator, store = time.perf_counter(), make_accelerator(), open_store(path)
+    embedding = store.embedding_name(embedding)
     rows = store.embedding_rows(embedding)
     readable = readable_rows(rows, store.num_shards)
     how = _taken(method, how)
@@ -76,7 +83,9 @@ def extrapolate_score(
     values = store.score(score)
     is_seed, rest = np.isfinite(values) & readable, ~np.isfinite(values) & readable
     counts = {"seeds": int(is_seed.sum()), "predicted": int(rest.sum())}
-    made: dict[str, Any] = {"definition": f"{method}({score})", "source": score, "method": method}
+    seeds_by = "" if seed_scores == "measured" else f", seeds by {seed_scores}"
+    made: dict[str, Any] = {"definition": f"{method}({score}{seeds_by})", "source": score}
+    made |= {"method": method, "seed_scores": seed_scores}
     made |= {"k": number, "weights": weights, "matched_quantiles": match, **how, **tried}
     made |= {"embedding": embedding, "seed": seed, "seeds": counts["seeds"]}
     trust = on_main(
@@ -90,9 +99,13 @@ def extrapolate_score(
         ),
     )
     made |= {**trust, "of": store.provenance(score)}
-    searched = _predict(store, name, task, rows, values, rest, made=made, match=match)
+    searched = _predict(store, name, task, rows, values, rest, is_seed, made=made, match=match)
+    if accelerator.is_main_process:
+        cost = Cost.timed(time.perf_counter() - begin, accelerator.num_processes)
+        store.finish_score(name, **searched, cost=cost.to_dict())
+    accelerator.wait_for_everyone()
     counts["without_embedding"] = int((~readable).sum())
-    return {"score": name, "method": method, **tried, **counts, **searched, **told(trust)}
+    return {"score": name, "method": method, **tried, **counts, **told(trust), **searched}
 
 
 def append_score(path: Path, name: str) -> dict[str, Any]:
@@ -159,16 +172,17 @@ def _predict(
     rows: StoredRows,
     values: Values,
     rest: Mask,
+    is_seed: Mask,
     *,
     made: dict[str, Any],
     match: bool,
 ) -> dict[str, Any]:
-    """Fill a score, and return how the neighbours were searched for."""
+    """Fill a score, and return how the neighbours were searched for; it is not listed yet."""
     accelerator = make_accelerator()
     main, world = accelerator.is_main_process, accelerator.num_processes
     if main:
         # Quantiles are matched over all predictions: half a filling is no use then.
-        store.begin_score(name, made, afresh=match)
+        store.begin_score(name, made, afresh=match or made["seed_scores"] == "neighbours")
     accelerator.wait_for_everyone()
     shards: Sequence[int] = range(accelerator.process_index, store.num_shards, world)
     searched: dict[str, Any] = {}
@@ -185,11 +199,10 @@ def _predict(
     with bar("extrapolate", shown=main) as progress:
         fill(store, array, shards, block, progress=progress)
     accelerator.wait_for_everyone()
-    if main:
-        if match:
-            _match(store, name, values, rest)
-        store.finish_score(name, **searched)
-    accelerator.wait_for_everyone()
+    if main and match:
+        _match(store, name, values, rest)
+    if main and made["method"] in ON_SIGNALS and rest.any():
+        searched |= _seeds_beside(store, name, rows, values, rest, is_seed, made=made)
     return searched
 
 
@@ -212,6 +225,26 @@ def _match(store: Store, name: str, values: Values, rest: Mask) -> None:
     found = store.unfinished_score(name)
     found[rest] = match_quantiles(found[rest], values[np.isfinite(values)])
     store.write_score(name, found)
+
+
+def _seeds_beside(
+    store: Store,
+    name: str,
+    rows: StoredRows,
+    values: Values,
+    rest: Mask,
+    is_seed: Mask,
+    *,
+    made: dict[str, Any],
+) -> dict[str, Any]:
+    """Compare trained seeds with unseen samples like them, and score them by those when asked."""
+    found = store.unfinished_score(name)
+    near = by_unseen_neighbours(rows, found, is_seed, rest, k=made["k"], seed=made["seed"])
+    measured = made["seed_scores"] == "measured"
+    if not measured:
+        found[is_seed] = match_quantiles(near, found[rest])
+        store.write_score(name, found)
+    return memorised(values[is_seed], near, made, warn=measured)
 
 
 def _best_k(
@@ -245,13 +278,3 @@ def _taken(method: str, how: dict[str, Any]) -> dict[str, Any]:
     if method == "gnn":
         usual = {"layer": "gcn", "graph": "all"}
     return {name: how.get(name, value) for name, value in usual.items()}
-
-
-def _embedding(store: Store, name: str | None) -> str:
-    names = store.embeddings
-    if name is None and len(names) == 1:
-        name = names[0]
-    if name is None or name not in names:
-        known = ", ".join(names) or "none yet; run `shardsieve embed`"
-        raise MissingScoreError(f"embedding must be one of those stored ({known}), got {name!r}")
-    return name

@@ -10,12 +10,15 @@ import numpy as np
 from shardsieve.commands.progress import bar
 from shardsieve.commands.trust import doubt_of
 from shardsieve.extrapolate.quality import measure
-from shardsieve.keepset import select
+from shardsieve.keepset import KeepSet, select
+from shardsieve.policy.base import Policy
+from shardsieve.policy.named import make_policy
 from shardsieve.store.store import Store, open_store
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
 from shardsieve.train.encoder import load_encoder
-from shardsieve.train.launch import make_accelerator
+from shardsieve.train.launch import DEFAULT_TRACKERS, make_accelerator
+from shardsieve.train.ledger import full_run_cost, overhead_of
 from shardsieve.train.seeding import count_classes, draw_seeds, score_seeds
 from shardsieve.train.splits import hold_out, matched_epochs, matched_window
 from shardsieve.train.subset import train_subset
@@ -134,6 +137,7 @@ def embed_store(
             classifiers=encoder.classifiers(int(store.labels().max()) + 1),
             size=size or encoder.size,
             channels=channels or encoder.channels,
+            normalise=encoder.normalise,
             batch_size=batch_size,
             max_unreadable=max_unreadable,
             accelerator=accelerator,
@@ -154,15 +158,36 @@ def train_store(
     *,
     out: Path,
     rule: dict[str, Any],
-    test: Path | None,
-    evaluate_every: int,
-    checkpoint_steps: int,
+    policy: dict[str, Any] | None = None,
+    policy_score: str | None = None,
+    test: Path | None = None,
+    full_run: Path | None = None,
+    evaluate_every: int = 0,
+    checkpoint_steps: int = 0,
+    track: tuple[str, ...] = DEFAULT_TRACKERS,
 ) -> dict[str, Any]:
-    """Train on what a rule keeps."""
-    store = open_store(path, mode="r")
-    keep = select(store, **rule)
-    accelerator = make_accelerator(out / "logs", precision=config.precision)
-    warning = doubt_of(store, rule["score"], rule["keep_fraction"])
+    """Train on what a rule keeps, or on what a policy keeps.
+
+    Args:
+        path: Of the store.
+        config: Settings.
+        out: Folder of the run.
+        rule: As in `select`; without a policy.
+        policy: As in `make_policy`, with its `name`; it gets the rule's keep fraction and score.
+        policy_score: As in `train_subset`.
+        test: Store to evaluate on.
+        full_run: Folder of the finished run on everything, for the ledger.
+        evaluate_every: As in `train_subset`.
+        checkpoint_steps: As in `train_subset`.
+        track: As in `make_accelerator`.
+    """
+    store = open_store(path, mode="r+" if policy_score else "r")
+    keep: KeepSet | Policy = (
+        chosen_policy(policy, rule, config) if policy else select(store, **rule)
+    )
+    full = full_run_cost(full_run) if full_run else None
+    accelerator = make_accelerator(out / "logs", precision=config.precision, track=track)
+    warning = doubt_of(store, rule.get("score"), rule["keep_fraction"])
     with bar("train", shown=accelerator.is_main_process) as progress:
         result = train_subset(
             store,
@@ -173,9 +198,18 @@ def train_store(
             test=open_store(test, mode="r") if test else None,
             evaluate_every=evaluate_every,
             checkpoint_steps=checkpoint_steps,
+            policy_score=policy_score,
+            overhead=overhead_of(store, rule.get("score")),
+            full=full,
             progress=progress,
         )
     return {**({"warning": warning} if warning else {}), **result}
+
+
+def chosen_policy(policy: dict[str, Any], rule: dict[str, Any], config: TrainConfig) -> Policy:
+    """Return the policy of a run; see `make_policy`."""
+    shared = {"keep_fraction": rule.get("keep_fraction"), "score": rule.get("score")}
+    return make_policy(**{**shared, **policy}, epochs=config.epochs, seed=config.seed)
 
 
 def _scores_of(store: Store, run: str) -> list[str]:

@@ -1,22 +1,18 @@
 """What every policy is: choose an epoch's samples, take in losses, save and go on."""
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import MissingScoreError, StoreMismatchError
 from shardsieve.order import random_bits
+from shardsieve.policy.inbox import Floats, Inbox, Rows, world_size
 from shardsieve.store.store import Store
-
-Floats = NDArray[np.float64]
-Rows = NDArray[np.int64]
-
-_LOG = logging.getLogger("shardsieve")
 
 
 class Choice(NamedTuple):
@@ -45,21 +41,22 @@ class Policy(ABC):
     Bound to a store, `choose(epoch)` is a function of the policy's settings, its seed, the epoch
     and the losses taken in before it, the same on every rank: losses wait on the rank that saw
     them and are joined once per epoch, by integer ids. Memory per rank: 8 bytes per sample for
-    each array in `_arrays`, and 16 bytes per loss that waits.
+    each array in `_arrays`, and 16 bytes per loss that waits. Tensors on a device are left there
+    until then: no step waits for them.
 
     A sample whose loss is not finite is named in a warning, counted in `not_finite`, and kept until
     its loss is finite again.
 
     Attributes:
         seed: Of every draw.
-        not_finite: Losses seen so far that were NaN or infinite.
+        not_finite: Losses joined so far that were NaN or infinite, over all ranks.
     """
 
     def __init__(self, *, seed: int = 0) -> None:
         self.seed = seed
         self.not_finite = 0
         self._store: Store | None = None
-        self._waiting: list[tuple[Rows, Floats]] = []
+        self._inbox = Inbox()
 
     # For everybody --------------------------------------------------------------------------
 
@@ -73,10 +70,7 @@ class Policy(ABC):
 
     def choose(self, epoch: int) -> Choice:
         """Join what the ranks took in and return the epoch's samples; every rank must call it."""
-        self.sync()
-        for rows, losses in self._waiting:
-            self._take_in(rows, losses)
-        self._waiting = []
+        self._learn()
         return self._choose(epoch)
 
     def again(self, epoch: int) -> Choice:
@@ -84,56 +78,39 @@ class Policy(ABC):
         return self._choose(epoch)
 
     def update(self, ids: ArrayLike, losses: ArrayLike) -> None:
-        """Take in the losses of a batch of this rank.
+        """Take in the losses of a batch of this rank; of an id that comes again, the first counts.
 
         Args:
             ids: int64 (b,), sample ids; negative ones (padding) are left out.
             losses: float (b,), unweighted, per sample.
 
         Raises:
-            ValueError: If the shapes differ, an id is not in the store, or an id comes twice.
+            ValueError: If the shapes differ, an id is not in the store, or an id comes twice. With
+                several ranks, or tensors on a device, all ranks raise it when they next join.
         """
-        wanted = np.asarray(_on_cpu(ids))
-        values = np.asarray(_on_cpu(losses), dtype=np.float64)
-        if wanted.dtype.kind not in "iu":
-            raise ValueError(f"ids must be integers, got {wanted.dtype}; a float loses large ids")
-        if wanted.shape != values.shape or wanted.ndim != 1:
-            raise ValueError(
-                f"losses must have one value per id, got {values.shape} for {wanted.shape}; "
-                "use reduction='none'"
-            )
-        real = wanted >= 0
-        wanted, values = wanted[real], values[real]
-        found, counts = np.unique(wanted, return_counts=True)
-        if (counts > 1).any():
-            raise ValueError(f"ids must come once per batch, got {found[counts > 1][0]} twice")
-        rows = self.store.rows(wanted)
-        bad = ~np.isfinite(values)
-        if bad.any():
-            self.not_finite += int(bad.sum())
-            _LOG.warning("the loss of sample id %d is %s", wanted[bad][0], values[bad][0])
-            values = np.where(bad, np.inf, values)
-        self._waiting.append((rows, values))
+        self._inbox.add(ids, losses, self.store)
 
     def sync(self) -> None:
-        """Join what all ranks took in; every rank must call it, as before a checkpoint."""
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return
-        parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, self._joined())
-        merged = [part for part in parts if len(part[0])]
-        # The first rank's copy wins where a padded step repeated a sample.
-        rows = np.concatenate([p[0] for p in merged]) if merged else np.zeros(0, dtype=np.int64)
-        losses = np.concatenate([p[1] for p in merged]) if merged else np.zeros(0)
-        rows, first = np.unique(rows, return_index=True)
-        self._waiting = [(rows, losses[first])] if len(rows) else []
+        """Join what all ranks took in; every rank must call it, as before a checkpoint.
+
+        Raises:
+            ValueError: On every rank, if a rank was given bad losses; see `update`.
+        """
+        self.not_finite += self._inbox.join(self._store)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that later choices depend on; on several ranks call `sync` first."""
-        rows, losses = self._joined()
-        arrays = {name: array.copy() for name, array in self._arrays().items()}
-        identity = {"policy": self.settings(), "store": self.store.fingerprint}
-        return {**identity, "arrays": arrays, "waiting": (rows, losses)}
+        """Return all that later choices depend on; on several ranks call `sync` first.
+
+        Tensors and plain values: `torch.load` reads it with `weights_only=True`.
+        """
+        arrays = {name: torch.from_numpy(array.copy()) for name, array in self._arrays().items()}
+        return {
+            "policy": self.settings(),
+            "store": self.store.fingerprint,
+            "arrays": arrays,
+            "waiting": self._inbox.state(self.store),
+            "not_finite": self.not_finite - self._inbox.not_finite,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state.
@@ -147,14 +124,33 @@ class Policy(ABC):
                     f"the state belongs to another {name}\n  state: {state[name]}\n  here:  {own}"
                 )
         for name, array in self._arrays().items():
-            array[:] = state["arrays"][name]
-        rows, losses = state["waiting"]
-        self._waiting = [(np.asarray(rows), np.asarray(losses))] if len(rows) else []
+            array[:] = np.asarray(state["arrays"][name])
+        self._inbox.load(state["waiting"])
+        self.not_finite = int(state["not_finite"]) + self._inbox.not_finite
+
+    def learned(self) -> Floats:
+        """Return what the policy learned, for `store.put_score`: after the last epoch, every rank.
+
+        Returns:
+            float64 (n,), aligned with `store.ids()`, higher is kept first; NaN where it learned
+            nothing or the last loss was not finite.
+
+        Raises:
+            ValueError: If the policy does not go by losses.
+        """
+        self._learn()
+        values = self._learned()
+        return np.where(np.isfinite(values), values, np.nan)
 
     def to_score(self, name: str) -> None:
-        """Store what the policy learned as a static score, NaN where it learned nothing."""
-        made = {"definition": f"policy({self.settings()['policy']})", "settings": self.settings()}
-        self.store.put_score(name, self._learned(), provenance=made)
+        """Store `learned()` as a static score; every rank must call it, and rank 0 writes."""
+        values, settings = self.learned(), self.settings()
+        if world_size() == 1 or dist.get_rank() == 0:
+            how = ", ".join(f"{key}={value}" for key, value in settings.items() if key != "policy")
+            made = {"definition": f"{settings['policy']}({how})", "settings": settings}
+            self.store.put_score(name, values, provenance=made)
+        if world_size() > 1:
+            dist.barrier()
 
     @property
     def store(self) -> Store:
@@ -190,11 +186,11 @@ class Policy(ABC):
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {}
 
-    def _joined(self) -> tuple[Rows, Floats]:
-        if not self._waiting:
-            return np.zeros(0, dtype=np.int64), np.zeros(0)
-        rows, losses = zip(*self._waiting, strict=True)
-        return np.concatenate(rows), np.concatenate(losses)
+    def _learn(self) -> None:
+        self.sync()
+        rows, losses = self._inbox.take()
+        if len(rows):
+            self._take_in(rows, losses)
 
 
 class LossPolicy(Policy):
@@ -248,7 +244,3 @@ def check_epoch(epoch: int, num_epochs: int | None) -> None:
     """Refuse an epoch beyond the schedule's length."""
     if num_epochs is not None and epoch >= num_epochs:
         raise ValueError(f"epoch must be below num_epochs={num_epochs}, got {epoch}; plan longer")
-
-
-def _on_cpu(values: Any) -> Any:
-    return values.detach().cpu().numpy() if hasattr(values, "detach") else values

@@ -8,15 +8,14 @@ from numpy.typing import NDArray
 from shardsieve.policy.base import (
     Choice,
     Expected,
-    Floats,
     LossPolicy,
-    Rows,
     check_epoch,
     highest,
     in_unit,
     is_last_part,
     lots,
 )
+from shardsieve.policy.inbox import Floats, Rows
 from shardsieve.selection import num_kept
 from shardsieve.store.store import Store
 

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardsieve.policy.base import Choice, Expected, Floats, LossPolicy, Rows, highest
+from shardsieve.policy.base import Choice, Expected, LossPolicy, highest
+from shardsieve.policy.inbox import Floats, Rows
 from shardsieve.selection import num_kept
 from shardsieve.store.store import Store
 

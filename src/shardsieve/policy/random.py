@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from shardsieve.order import permutation
-from shardsieve.policy.base import Choice, Expected, Policy, Rows
+from shardsieve.policy.base import Choice, Expected, Policy
+from shardsieve.policy.inbox import Rows
 from shardsieve.selection import num_kept
 
 _PASS, _DRAW = 0x5253, 0x5232

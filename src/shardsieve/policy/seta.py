@@ -7,16 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardsieve.order import permutation
-from shardsieve.policy.base import (
-    Choice,
-    Expected,
-    Floats,
-    LossPolicy,
-    Rows,
-    check_epoch,
-    in_unit,
-    is_last_part,
-)
+from shardsieve.policy.base import Choice, Expected, LossPolicy, check_epoch, in_unit, is_last_part
+from shardsieve.policy.inbox import Floats, Rows
 from shardsieve.selection import num_kept
 from shardsieve.store.store import Store
 

@@ -57,7 +57,7 @@ def write_report(
         "made": made,
         "classes": classes,
         "doubt": _doubt(made, keep_fraction),
-        "spread": spread_of(values, measured) if (~measured).any() else None,
+        "spread": spread_of(values, measured) if 0 < measured.sum() < len(values) else None,
         "histogram": histogram(values, measured, float(values[kept].min())),
         "shares": shares(names, rates, keep_fraction),
         "lowest": contact_sheet(store, ids[order[:_SHEET]]),
@@ -89,6 +89,8 @@ def _doubt(made: dict[str, Any], keep_fraction: float) -> str | None:
 
 def _measured(store: Store, made: dict[str, Any], values: NDArray[np.float32]) -> NDArray[np.bool_]:
     source = made.get("source")
+    if made.get("seed_scores") == "neighbours":
+        return np.zeros(len(values), dtype=np.bool_)
     if source is None or source not in store.scores:
         return np.ones(len(values), dtype=np.bool_)
     return np.asarray(np.isfinite(store.score(source)), dtype=np.bool_)

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 SCHEDULES = ("onecycle", "cosine")
-AUGMENTS = ("none", "crop", "flip")
+AUGMENTS = ("none", "crop", "flip", "resized")
+NORMALISE = ("half", "imagenet")
 PRECISIONS = ("no", "bf16", "fp16")
 _WARM = 0.3
 
@@ -25,8 +26,17 @@ class TrainConfig:
         label_smoothing: In `[0, 1)`.
         size: Pixels per side; None takes the first sample's.
         channels: 3 or 1; None takes the first sample's.
-        augment: `none`, `crop` (random, padded) or `flip` (crop and mirror).
+        augment: `none`, `crop` (random, padded), `flip` (crop and mirror), `resized` (a random
+            part of the image scaled to `size`, and mirrored: ImageNet's usual one, in the workers).
         precision: `no`, `bf16` or `fp16`.
+        normalise: Of pixels in `[0, 1]`: `half` (0.5, 0.25) or `imagenet`, on the device.
+        accumulate: Batches per optimiser step, at least 1.
+        ema: Decay of a running average of the weights, in `[0, 1)`, which is then what is evaluated
+            and saved; 0 keeps none.
+        resolutions: Pairs (first epoch, pixels): images are scaled to so many pixels per side from
+            that epoch on; before the first pair, and without any, they keep `size`.
+        channels_last: Store images and weights channel by channel of a pixel, faster on GPUs.
+        compile: Run the network through `torch.compile`.
         shuffle_window: Shards shuffled together.
         seed: Of weights, order and augmentation.
         max_unreadable: Samples to skip when they cannot be read; one more stops the run.
@@ -45,6 +55,12 @@ class TrainConfig:
     channels: int | None = None
     augment: str = "none"
     precision: str = "no"
+    normalise: str = "half"
+    accumulate: int = 1
+    ema: float = 0.0
+    resolutions: tuple[tuple[int, int], ...] = ()
+    channels_last: bool = False
+    compile: bool = False
     shuffle_window: int = 16
     seed: int = 0
     max_unreadable: int = 0
@@ -56,6 +72,7 @@ class TrainConfig:
             ("batch_size", 2),
             ("workers", 0),
             ("max_unreadable", 0),
+            ("accumulate", 1),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -63,6 +80,7 @@ class TrainConfig:
             ("schedule", SCHEDULES),
             ("augment", AUGMENTS),
             ("precision", PRECISIONS),
+            ("normalise", NORMALISE),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(
@@ -70,12 +88,28 @@ class TrainConfig:
                 )
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        for name in ("label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if any(epoch < 0 or pixels < 1 for epoch, pixels in self.resolutions):
+            raise ValueError(
+                f"resolutions must be pairs (first epoch, pixels), got {self.resolutions}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings that decide the result, JSON-ready."""
         settings = asdict(self)
         del settings["workers"], settings["max_unreadable"]
         return settings
+
+    def resolution(self, epoch: int) -> int | None:
+        """Return the pixels per side that an epoch trains on; None leaves the images as they are.
+
+        >>> [TrainConfig(resolutions=((2, 160),)).resolution(epoch) for epoch in (1, 2, 3)]
+        [None, 160, 160]
+        """
+        begun = [pair for pair in self.resolutions if pair[0] <= epoch]
+        return max(begun)[1] if begun else None
 
     def rate(self, progress: float) -> float:
         """Return the learning rate after a share of the run, in `[0, 1]`.

@@ -1,21 +1,24 @@
 """One embedding pass: embeddings and signals into the store, shard by shard, resumable."""
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shardsieve._errors import StoreMismatchError, UnreadableSampleError
+from shardsieve.cost import NO_COST, Cost
 from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.store.layout import told_about_disk
 from shardsieve.store.store import Store
-from shardsieve.train.images import Batch, ImageDecoder, collate, fixed_size
-from shardsieve.train.loop import readable
+from shardsieve.train.images import Batch, ImageDecoder, collate, fixed_size, normalised
+from shardsieve.train.loading import readable
 from shardsieve.train.measures import STORED, measure
 from shardsieve.train.nets import embed_and_classify, embed_batch
 
@@ -52,6 +55,7 @@ def embed(
     classifiers: Sequence[nn.Module] = (),
     size: int | None = None,
     channels: int | None = None,
+    normalise: str = "half",
     batch_size: int = 256,
     max_unreadable: int = 0,
     accelerator: Accelerator,
@@ -60,7 +64,8 @@ def embed(
     """Write the embedding of every sample to `embedding/<name>`; rank r takes every world-th shard.
 
     Images are scaled and cut in the centre, without augmentation. A shard that is written is done:
-    started again, only the others are embedded.
+    started again, only the others are embedded. What it took is added up in the array's `cost`; of
+    a start that was killed it is lost.
 
     Args:
         store: Open for writing.
@@ -71,6 +76,7 @@ def embed(
             them, its trunk runs once.
         size: Pixels per side; None takes the first sample's.
         channels: 3 or 1; None likewise.
+        normalise: As in `normalised`.
         max_unreadable: Images to skip when they cannot be read; their rows stay NaN.
         batch_size: Images per forward pass.
         accelerator: From `make_accelerator`.
@@ -86,11 +92,12 @@ def embed(
     guessed = fixed_size(store)
     size, channels = size or guessed[0], channels or guessed[1]
     data = readable(store, ImageDecoder(size, channels), max_unreadable)
-    pass_ = _Pass(data, network, classifiers, batch_size, accelerator.device)
+    pass_ = _Pass(data, network, classifiers, batch_size, accelerator.device, normalise)
     if accelerator.is_main_process:
         _make_arrays(store, name, pass_, size, channels)
     accelerator.wait_for_everyone()
     arrays = _checked_arrays(store, name, pass_, size)
+    begin = time.perf_counter()
     mine = range(accelerator.process_index, store.num_shards, accelerator.num_processes)
     embedded = 0
     for done, shard in enumerate(mine, start=1):
@@ -104,8 +111,19 @@ def embed(
             embedded += rows
         if progress:
             progress(done, len(mine))
+    _add_cost(arrays[0], embedded * pass_.networks, begin, accelerator)
     accelerator.wait_for_everyone()
     return embedded
+
+
+def _add_cost(array: Any, forward: int, begin: float, accelerator: Accelerator) -> None:
+    """Add what this start of a pass took to the array's `cost`; every rank must call it."""
+    everywhere = sum(gather_object([forward]))
+    if accelerator.is_main_process and everywhere:
+        spent = Cost.timed(time.perf_counter() - begin, accelerator.num_processes)
+        before = array.attrs.get("cost")
+        spent += Cost.from_dict(before) if before else NO_COST
+        array.attrs["cost"] = (spent + Cost(forward=everywhere)).to_dict()
 
 
 class _Pass:
@@ -118,10 +136,17 @@ class _Pass:
         classifiers: Sequence[nn.Module],
         batch_size: int,
         device: torch.device,
+        normalise: str,
     ) -> None:
         self.data, self.batch_size, self.device = data, batch_size, device
+        self.normalise = normalise
         self.network = network.to(device).eval()
         self.classifiers = [classifier.to(device).eval() for classifier in classifiers]
+
+    @property
+    def networks(self) -> int:
+        """Networks that every sample is sent through."""
+        return len(self.classifiers) + all(one is not self.network for one in self.classifiers)
 
     @torch.inference_mode()
     def dim(self, size: int, channels: int) -> int:
@@ -151,7 +176,7 @@ class _Pass:
         return table._replace(points=table.points.astype(np.float16))
 
     def _block(self, batch: Batch) -> Block:
-        images, points, said = batch.images.to(self.device), None, []
+        images, points, said = normalised(batch.images.to(self.device), self.normalise), None, []
         for classifier in self.classifiers:
             if classifier is self.network:
                 points, logits = embed_and_classify(self.network, images)

@@ -21,6 +21,7 @@ class Encoder(NamedTuple):
         network: In evaluation mode, on the CPU.
         size: Pixels per side; None leaves it to the images.
         channels: 3 or 1; None likewise.
+        normalise: As in `normalised`.
         num_classes: Its outputs, where a run made it; None of another network.
         snapshots: The run's network after earlier epochs, by their number, ascending.
     """
@@ -28,6 +29,7 @@ class Encoder(NamedTuple):
     network: nn.Module
     size: int | None
     channels: int | None
+    normalise: str = "half"
     num_classes: int | None = None
     snapshots: Mapping[int, nn.Module] = MappingProxyType({})
 
@@ -43,7 +45,7 @@ def save_network(
 ) -> None:
     """Write a trained network to the run's `model.pt`, or its state after an earlier epoch."""
     how = {"spec": config.model, "num_classes": classes}
-    seen = {"size": config.size, "channels": config.channels}
+    seen = {"size": config.size, "channels": config.channels, "normalise": config.normalise}
     name = f"model-{epoch:04d}.pt" if epoch else MODEL
     run.save(name, {**how, **seen, "weights": network.state_dict()})
 
@@ -82,9 +84,8 @@ def _of_run(path: Path) -> Encoder:
     if path.name == MODEL:
         for earlier in sorted(path.parent.glob("model-*.pt")):
             snapshots[int(earlier.stem.removeprefix("model-"))] = _network(run.load(earlier.name))
-    return Encoder(
-        _network(held), held["size"], held["channels"], int(held["num_classes"]), snapshots
-    )
+    seen = held["size"], held["channels"], held.get("normalise", "half")
+    return Encoder(_network(held), *seen, int(held["num_classes"]), snapshots)
 
 
 def _network(held: Any) -> nn.Module:

@@ -11,7 +11,7 @@ from shardsieve.loaders.ffcv_images import FfcvImages
 from shardsieve.loaders.sampler import PrunedShardSampler
 from shardsieve.store.store import Store
 from shardsieve.train.config import TrainConfig
-from shardsieve.train.images import Batch, normalised
+from shardsieve.train.images import Batch
 
 
 class FfcvBatches:
@@ -32,7 +32,7 @@ class FfcvBatches:
         for batch in self.dataset:
             images, labels = (part.to(device, non_blocking=True) for part in batch)
             pixels = images if self._channels == 3 else grey(images)
-            yield Batch(normalised(pixels), labels, batch.ids.to(device))
+            yield Batch(pixels, labels, batch.ids.to(device), batch.weights.to(device))
 
 
 def ffcv_loader(
@@ -45,7 +45,15 @@ def ffcv_loader(
         config: Its size and channels must be known.
         in_order: Keep the order of the file.
         chosen: The sampler's `keep_set` or `policy`.
+
+    Raises:
+        ValueError: If the settings crop while decoding: FFCV's crops cannot be drawn again.
     """
+    if config.augment == "resized":
+        raise ValueError(
+            "augment must be none, crop or flip for a .beton, got 'resized', which FFCV cannot "
+            "draw again after a stop; train on tars for it"
+        )
     assert config.size is not None
     how: dict[str, Any] = {"seed": config.seed, "batch_size": config.batch_size}
     sampler = PrunedShardSampler(store, **chosen, **how, window=0 if in_order else None)

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,72 +14,112 @@ from torch.nn.functional import pad
 from shardsieve._errors import ShardsieveError, UnreadableSampleError
 from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.store.store import Store
+from shardsieve.train.crops import RandomCrops, cropped
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm")
 LARGEST_GUESS = 224
 
 Sample = dict[str, Any]
-Decoded = tuple[Tensor, int, int]
+Decoded = tuple[Tensor, int, int, float]
+
+# Mean and standard deviation of pixels in [0, 1], by channel.
+NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "half": ((0.5,), (0.25,)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
 
 
 class Batch(NamedTuple):
     """What the training loop takes.
 
     Attributes:
-        images: float32 (n, c, h, w).
+        images: uint8 (n, c, h, w), not yet normalised.
         labels: int64 (n,).
         ids: int64 (n,), sample ids.
+        weights: float32 (n,), loss weights of this epoch.
     """
 
     images: Tensor
     labels: Tensor
     ids: Tensor
+    weights: Tensor
 
 
 @dataclass(frozen=True)
 class ImageDecoder:
-    """Turns a raw sample into (image, label, id); picklable, without randomness.
+    """Turns a raw sample into (pixels, label, id, weight); picklable, no randomness of its own.
 
     Attributes:
         size: Side in pixels: scaled so that it fills the square, then cut in the centre. None
             keeps the size.
         channels: 3 for colour, 1 for grey.
         label_member: Suffix of the member that holds the label as a decimal number.
+        crops: Crop at random instead of in the centre; needs a size.
     """
 
     size: int | None = None
     channels: int = 3
     label_member: str = "cls"
+    crops: RandomCrops | None = None
 
     def __call__(self, sample: Sample) -> Decoded:
-        """Return (float32 (c, h, w), label, id). A missing image or label is a ValueError."""
-        pixels, label, sample_id = self.raw(sample)
-        return normalised(pixels), label, sample_id
-
-    def raw(self, sample: Sample) -> Decoded:
-        """Return the same with uint8 pixels."""
+        """Return (uint8 (c, h, w), label, id, weight). No image or no label is a ValueError."""
         text = sample.get(self.label_member)
         if text is None:
             raise ValueError(f"a sample must have a {self.label_member} member, got none")
-        image = image_of(sample).convert("RGB" if self.channels == 3 else "L")
+        image, mode = image_of(sample), "RGB" if self.channels == 3 else "L"
+        if self.crops is not None and self.size is not None:
+            crop = self.crops.crop(int(sample["__id__"]), *image.size)
+            # A palette cannot be blended.
+            image = image if image.mode in ("RGB", "L") else image.convert(mode)
+            image = cropped(image, crop, self.size)
+        image = image.convert(mode)
         if self.size is not None and image.size != (self.size, self.size):
             image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR)
         pixels = np.array(image, dtype=np.uint8)
         pixels = pixels.reshape(*pixels.shape[:2], self.channels).transpose(2, 0, 1)
-        return torch.from_numpy(np.ascontiguousarray(pixels)), int(text), int(sample["__id__"])
+        image_tensor = torch.from_numpy(np.ascontiguousarray(pixels))
+        weight = float(sample.get("__weight__", 1.0))
+        return image_tensor, int(text), int(sample["__id__"]), weight
 
 
 def collate(samples: list[Decoded]) -> Batch:
     """Return the batch of decoded samples."""
     if not samples:
         raise UnreadableSampleError("no sample of a whole batch can be read; check the shards")
-    images, labels, ids = zip(*samples, strict=True)
-    return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(ids, dtype=torch.int64))
+    images, labels, ids, weights = zip(*samples, strict=True)
+    return Batch(
+        torch.stack(images),
+        torch.tensor(labels),
+        torch.tensor(ids, dtype=torch.int64),
+        torch.tensor(weights, dtype=torch.float32),
+    )
 
 
-def normalised(pixels: Tensor) -> Tensor:
-    """Return uint8 pixels as float32 with mean 0.5 and standard deviation 0.25 taken out."""
-    return pixels.float().div_(63.75).sub_(2.0)
+def normalised(pixels: Tensor, how: str = "half") -> Tensor:
+    """Return uint8 pixels (n, c, h, w) as float32 less mean over deviation, on their device.
+
+    Args:
+        pixels: Bytes travel to the device at a quarter of the size of floats.
+        how: One of `NORMALISATIONS`; `half` is 0.5 and 0.25, `imagenet` ImageNet's, for 3 channels.
+    """
+    mean, deviation = _on(pixels.device, how)
+    return pixels.float().sub_(mean).div_(deviation)
+
+
+def brightness(device: torch.device, how: str = "half") -> tuple[Tensor, Tensor]:
+    """Return what `normalised` makes of black and of white, (c, 1, 1) each; c is 1 for `half`."""
+    mean, deviation = _on(device, how)
+    return -mean / deviation, (255 - mean) / deviation
+
+
+@lru_cache
+def _on(device: torch.device, how: str) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of byte values; copied to a device once, not in every step."""
+    mean, deviation = (
+        torch.tensor(x, device=device).reshape(-1, 1, 1) * 255 for x in NORMALISATIONS[how]
+    )
+    return mean, deviation
 
 
 def augment(images: Tensor, generator: torch.Generator, *, flip: bool = True) -> Tensor:

@@ -8,30 +8,47 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 
-from shardsieve._errors import ShardsieveError
+from shardsieve._errors import MissingDependencyError, ShardsieveError
 
 T = TypeVar("T")
 
 # The main process may extrapolate or index for hours while the others wait.
 _PATIENCE = timedelta(hours=12)
+TRACKERS = ("tensorboard", "wandb")
+DEFAULT_TRACKERS = ("tensorboard",)
 
 
-def make_accelerator(folder: Path | None = None, *, precision: str = "no") -> Accelerator:
+def make_accelerator(
+    folder: Path | None = None,
+    *,
+    precision: str = "no",
+    track: tuple[str, ...] = DEFAULT_TRACKERS,
+) -> Accelerator:
     """Return an accelerator that follows `accelerate launch`.
 
     Args:
-        folder: Where TensorBoard's files go, when it is installed; None tracks nothing.
+        folder: Where the trackers' files go; None tracks nothing.
         precision: `no`, `bf16` or `fp16`; `no` leaves it to the launcher's configuration.
+        track: Some of `TRACKERS`. TensorBoard is left out where it is not installed.
+
+    Raises:
+        ValueError: If a tracker is unknown.
+        MissingDependencyError: If one that was asked for is not installed.
     """
-    tracked = folder is not None and importlib.util.find_spec("tensorboard") is not None
+    tracked = _installed(track) if folder is not None else []
+    if AcceleratorState._shared_state:
+        # It keeps one precision per process, and a chain of steps may have several.
+        AcceleratorState._reset_state()
     accelerator = Accelerator(
         # Without it, processes that share a machine without a GPU would not find each other.
         cpu=not torch.accelerator.is_available(),
         mixed_precision=None if precision == "no" else precision,
-        log_with="tensorboard" if tracked else None,
+        log_with=tracked or None,
         project_dir=str(folder) if tracked else None,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
     )
@@ -50,3 +67,21 @@ def on_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
     if accelerator.num_processes > 1:
         broadcast_object_list(made)
     return made[0]  # type: ignore[return-value]
+
+
+def end_processes() -> None:
+    """Leave the process group, if there is one: the last thing that a program does."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _installed(track: tuple[str, ...]) -> list[str]:
+    found = []
+    for name in track:
+        if name not in TRACKERS:
+            raise ValueError(f"track must be among {', '.join(TRACKERS)}, got {name!r}")
+        if importlib.util.find_spec(name) is not None:
+            found.append(name)
+        elif name not in DEFAULT_TRACKERS:
+            raise MissingDependencyError(f"tracking with {name} needs it: pip install {name}")
+    return found

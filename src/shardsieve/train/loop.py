@@ -2,55 +2,33 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
+from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet
-from shardsieve.loaders.dataset import ShardDataset
-from shardsieve.loaders.sampler import PrunedShardSampler
-from shardsieve.order import hash_key
+from shardsieve.plan import Steps
+from shardsieve.policy.base import Policy
 from shardsieve.store.store import Store
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
-from shardsieve.train.ffcv_batches import FfcvBatches, ffcv_loader
-from shardsieve.train.images import Batch, ImageDecoder, augment, collate
+from shardsieve.train.evaluation import evaluate
+from shardsieve.train.images import Batch
+from shardsieve.train.loading import make_loader, set_epoch
+from shardsieve.train.progress import Done, Progress
 from shardsieve.train.recorder import Recorder, Watcher
-from shardsieve.train.runfolder import CHECKPOINT, RunFolder
-
-Progress = Callable[[int, int], None]
-
-
-@dataclass
-class Done:
-    """What a run has done so far, over all ranks.
-
-    Attributes:
-        epoch: Finished epochs.
-        place: Samples done in the epoch that follows.
-        steps: Optimiser steps.
-        samples: Samples trained on.
-        nbytes: Bytes of them in the shards.
-        seconds: Wall seconds of training, earlier starts included.
-        history: One row per finished epoch.
-    """
-
-    epoch: int = 0
-    place: int = 0
-    steps: int = 0
-    samples: int = 0
-    nbytes: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
+from shardsieve.train.runfolder import RunFolder
+from shardsieve.train.stepping import Stepper
+from shardsieve.train.stopping import Stopped, Stopping
 
 
 class Trainer:
-    """Trains one model on one keep set with SGD.
+    """Trains one model on one keep set, or on what a policy keeps, with SGD.
 
     All randomness of a step is a function of seed, epoch and place, so that a run that was killed
     and started again makes the steps of an undisturbed one.
@@ -60,7 +38,7 @@ class Trainer:
         self,
         model: nn.Module,
         store: Store,
-        keep: KeepSet,
+        keep: KeepSet | Policy,
         config: TrainConfig,
         accelerator: Accelerator,
         *,
@@ -73,40 +51,45 @@ class Trainer:
         Args:
             model: Fresh, on the CPU.
             store: Where the samples are.
-            keep: Samples to train on.
+            keep: Samples to train on, or the policy that chooses them.
             config: Settings; its size and channels must be known.
             accelerator: From `make_accelerator`.
             folder: Checkpoints after every epoch; None makes none.
             checkpoint_steps: More checkpoints, after so many steps each; 0 makes none.
             adversary: Trains on attacked images; None trains plainly.
+
+        Raises:
+            ValueError: If the policy's schedule is shorter than the run.
+            StoreMismatchError: If the checkpoint's policy or plan is another.
         """
-        self.adversary = adversary
-        self.config, self.accelerator, self.keep = config, accelerator, keep
+        self.config, self.accelerator, self.store = config, accelerator, store
         self.folder, self.checkpoint_steps = folder, checkpoint_steps
         self.done = Done()
-        self.bytes_per_epoch = keep.nbytes(store)
         self.extra: dict[str, Any] = {}
         # Called on every rank before a checkpoint; what it returns goes into it as `extra`.
         self.remember: Callable[[], dict[str, Any]] | None = None
-        optimizer = torch.optim.SGD(
-            model.parameters(),
-            config.rate(0),
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.momentum > 0,
-        )
         plain, self.sampler = make_loader(store, keep, config)
+        self.planned = self.sampler.steps(config.epochs)
         self.dataset: Any = plain.dataset
-        prepared = accelerator.prepare(model, optimizer, plain)
-        self.model, self.optimizer, self.loader = prepared
-        self.loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+        self.stepper = Stepper(model, config, accelerator, adversary)
+        self.loader = accelerator.prepare(plain)
         self._resume()
 
     @property
+    def keep(self) -> KeepSet:
+        """What this epoch keeps."""
+        return self.sampler.keep_set
+
+    @property
+    def model(self) -> nn.Module:
+        """The prepared model, as it trains."""
+        prepared: nn.Module = self.stepper.model
+        return prepared
+
+    @property
     def network(self) -> nn.Module:
-        """The bare model."""
-        bare: nn.Module = self.accelerator.unwrap_model(self.model)
-        return bare
+        """The bare network to save: the running average, if there is one."""
+        return self.stepper.network
 
     def unreadable(self) -> int:
         """Return how many samples were skipped since this start, over all ranks."""
@@ -125,142 +108,132 @@ class Trainer:
         Args:
             recorder: Takes in every batch; whoever iterates ends its epochs.
             progress: Called with (steps done, steps in all).
+
+        Raises:
+            Stopped: After SIGTERM, when the state is saved.
         """
-        for epoch in range(self.done.epoch, self.config.epochs):
-            self._train(epoch, recorder, progress)
-            self.done.epoch, self.done.place = epoch + 1, 0
-            yield epoch
-            self._save()
+        with Stopping(self.accelerator) as stopping:
+            for epoch in range(self.done.epoch, self.config.epochs):
+                self._train(epoch, recorder, progress, stopping)
+                self.done.epoch, self.done.place = epoch + 1, 0
+                yield epoch
+                self._save()
+
+    def evaluate(self, store: Store, keep: KeepSet) -> float:
+        """Return the accuracy in `[0, 1]` over a keep set; what it took goes into `done`."""
+        begin = time.perf_counter()
+        network = self.stepper.evaluated()
+        accuracy = evaluate(network, store, keep, self.config, self.accelerator)
+        seen = Cost(forward=len(keep), nbytes=keep.nbytes(store))
+        self.done.evaluation += seen + self.spent(begin)
+        return accuracy
+
+    def spent(self, begin: float) -> Cost:
+        """Return the time since `begin`, a reading of `time.perf_counter`."""
+        return Cost.timed(time.perf_counter() - begin, int(self.accelerator.num_processes))
 
     # Inside ---------------------------------------------------------------------------------
 
     def _train(
-        self, epoch: int, recorder: Recorder | Watcher | None, progress: Progress | None
+        self,
+        epoch: int,
+        recorder: Recorder | Watcher | None,
+        progress: Progress | None,
+        stopping: Stopping,
     ) -> None:
         self.model.train()
         set_epoch(self.loader, self.sampler, epoch)
-        begin, first = time.perf_counter(), self.done.place
-        total, count = torch.zeros((), device=self.accelerator.device), 0
-        for step, batch in enumerate(self.loader, start=1):
-            logits, loss = self._step(epoch, first + (step - 1) * self._global_batch(), batch)
-            total, count = total + loss.detach(), step
+        begin, means = time.perf_counter(), list[Tensor]()
+        for batches, place_after in self._steps():
+            before = self._progress()
+            for number, (place, batch) in enumerate(batches, start=1):
+                logits, losses = self.stepper.batch(
+                    batch,
+                    epoch=epoch,
+                    place=place,
+                    of_step=len(batches),
+                    last=number == len(batches),
+                )
+                means.append(losses.mean())
+                self.sampler.update(batch.ids, losses)
+                if recorder is not None:
+                    recorder.record(batch.ids, logits, batch.labels)
+            self.stepper.update(before)
             self.done.steps += 1
-            self.done.place = min(first + step * self._global_batch(), len(self.keep))
-            if recorder is not None:
-                recorder.record(batch.ids, logits, batch.labels)
+            self.done.place = place_after
             if progress:
-                progress(epoch * len(self.loader) + step, self.config.epochs * len(self.loader))
-            if self.checkpoint_steps and step % self.checkpoint_steps == 0:
-                self.done.seconds += time.perf_counter() - begin
+                progress(self.done.steps, int(self.planned))
+            stop = stopping.after_step() and self.done.place < len(self.keep)
+            if stop or self._checkpoint_is_due():
+                self._add_up(means, begin)
                 begin = time.perf_counter()
                 self._save()
-        self.done.samples += len(self.keep)
-        self.done.nbytes += self.bytes_per_epoch
-        self.done.seconds += time.perf_counter() - begin
-        mean = float(self.accelerator.reduce(total / max(count, 1), "mean"))
-        row = {"epoch": epoch, "loss": round(mean, 5), "rate": self.config.rate(self._progress())}
-        self.done.history.append({**row, "seconds": round(self.done.seconds, 3)})
+            if stop:
+                raise Stopped(f"stopped in epoch {epoch}")
+        self._add_up(means, begin)
+        self._end_epoch(epoch)
 
-    def _step(self, epoch: int, place: int, batch: Batch) -> tuple[Tensor, Tensor]:
-        rank = self.accelerator.process_index
-        draw = hash_key(self.config.seed, epoch, place, rank) % 2**63
-        torch.manual_seed(draw)
-        images = batch.images
-        if self.config.augment != "none":
-            generator = torch.Generator().manual_seed(draw)
-            images = augment(images, generator, flip=self.config.augment == "flip")
-        progress = (epoch + place / len(self.keep)) / self.config.epochs
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.rate(progress)
-        logits, loss = self._forward(images, batch.labels)
-        self.optimizer.zero_grad()
-        self.accelerator.backward(loss)
-        self.optimizer.step()
-        return logits, loss
+    def _steps(self) -> Iterator[tuple[list[tuple[int, Batch]], int]]:
+        """Yield (batches of an optimiser step, each with its place; place after them)."""
+        first, held = self.done.place, list[tuple[int, Batch]]()
+        world = int(self.accelerator.num_processes)
+        steps = Steps(len(self.keep) - first, self.config.batch_size, world)
+        for number, batch in enumerate(self.loader, start=1):
+            held.append((first + steps.places_done(number - 1), batch))
+            if len(held) == self.config.accumulate or number == len(steps):
+                yield held, first + steps.places_done(number)
+                held = []
 
-    def _forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        if self.adversary is not None:
-            return self.adversary(self.model, self.network, images, labels, self.loss)
-        logits: Tensor = self.model(images)
-        return logits, self.loss(logits, labels)
+    def _add_up(self, means: list[Tensor], begin: float) -> None:
+        """Move losses and time since `begin` into `done`, over all ranks."""
+        held = torch.stack([*means, torch.zeros((), device=self.accelerator.device)]).double()
+        counted = torch.tensor([float(len(means))], device=held.device, dtype=held.dtype)
+        summed = self.accelerator.reduce(torch.cat([held.sum()[None], counted]), "sum")
+        loss, batches = summed.tolist()
+        means.clear()
+        self.done.loss += loss
+        self.done.batches += int(batches)
+        self.done.training += self.spent(begin)
+
+    def _end_epoch(self, epoch: int) -> None:
+        kept, mean = len(self.keep), self.done.loss / max(self.done.batches, 1)
+        seen = Cost(forward=kept, backward=kept, nbytes=self.keep.nbytes(self.store))
+        self.done.training += seen
+        row = {"epoch": epoch, "kept": kept, "loss": mean}
+        row["rate"] = self.config.rate((epoch + 1) / self.config.epochs)
+        self.done.history.append({**row, "seconds": round(self.done.training.seconds, 3)})
+        self.done.loss, self.done.batches = 0.0, 0
+
+    def _checkpoint_is_due(self) -> bool:
+        return bool(self.checkpoint_steps) and self.done.steps % self.checkpoint_steps == 0
 
     def _progress(self) -> float:
         return (self.done.epoch + self.done.place / len(self.keep)) / self.config.epochs
 
-    def _global_batch(self) -> int:
-        return self.config.batch_size * int(self.accelerator.num_processes)
-
     def _save(self) -> None:
         if self.folder is None:
             return
+        if self.sampler.policy is not None:
+            self.sampler.policy.sync()
         if self.remember is not None:
             self.extra = self.remember()
         if not self.accelerator.is_main_process:
             return
-        scaler = self.accelerator.scaler
+        begun = self.sampler.epoch == self.done.epoch
+        place = self.done.place if begun else len(self.keep)
         state = {
-            "done": asdict(self.done),
-            "sampler": {**self.sampler.state_dict(), "samples_done": self.done.place},
-            "model": self.network.state_dict(),
-            "optimizer": self.optimizer.optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
+            "done": self.done.to_dict(),
+            "sampler": {**self.sampler.state_dict(), "samples_done": place},
+            "stepper": self.stepper.state_dict(),
             "extra": self.extra,
         }
-        self.folder.save(CHECKPOINT, state)
+        self.folder.save_checkpoint(state, self.done.steps)
         self.folder.write_history(self.done.history)
 
     def _resume(self) -> None:
         state = self.folder.checkpoint() if self.folder else None
         if state is None:
             return
-        self.done, self.extra = Done(**state["done"]), state["extra"]
-        self.network.load_state_dict(state["model"])
-        self.optimizer.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.sampler.load_state_dict({**state["sampler"], "epoch": self.done.epoch})
-
-
-def make_loader(
-    store: Store, keep: KeepSet, config: TrainConfig, *, in_order: bool = False
-) -> tuple[DataLoader[Any] | FfcvBatches, PrunedShardSampler]:
-    """Return a loader of decoded batches and its sampler."""
-    if store.kind == "ffcv":
-        return ffcv_loader(store, config, in_order=in_order, keep_set=keep)
-    window = 0 if in_order else config.shuffle_window
-    sampler = PrunedShardSampler(store, keep_set=keep, seed=config.seed, window=window)
-    loader: DataLoader[Any] = DataLoader(
-        readable(store, ImageDecoder(config.size, config.channels or 3), config.max_unreadable),
-        sampler=sampler,
-        batch_size=config.batch_size,
-        num_workers=config.workers,
-        collate_fn=collate,
-        persistent_workers=config.workers > 0,
-    )
-    return loader, sampler
-
-
-def readable(store: Store, decoder: ImageDecoder, max_unreadable: int) -> ShardDataset:
-    """Return decoded samples that skip up to so many unreadable ones."""
-    on_error = "skip" if max_unreadable else "raise"
-    return ShardDataset(store, decoder, on_error=on_error, max_unreadable=max_unreadable)
-
-
-def set_epoch(loader: Any, sampler: PrunedShardSampler, epoch: int) -> None:
-    """Set the epoch of the sampler, and of Accelerate's loader, which would set it back."""
-    if hasattr(loader, "set_epoch"):
-        loader.set_epoch(epoch)
-    sampler.set_epoch(epoch)
-
-
-def evaluate(
-    model: nn.Module, store: Store, keep: KeepSet, config: TrainConfig, accelerator: Accelerator
-) -> float:
-    """Return the accuracy in `[0, 1]` over a keep set, every sample counted once."""
-    loader = accelerator.prepare(make_loader(store, keep, config, in_order=True)[0])
-    model.eval()
-    right = torch.zeros((), dtype=torch.int64, device=accelerator.device)
-    with torch.inference_mode(), accelerator.autocast():
-        for images, labels, _ in loader:
-            right += (model(images).argmax(dim=1) == labels).sum()
-    return int(accelerator.reduce(right, "sum")) / len(keep)
+        self.done, self.extra = Done.from_dict(state["done"]), state["extra"]
+        self.stepper.load_state_dict(state["stepper"])
+        self.sampler.load_state_dict(state["sampler"])

@@ -1,7 +1,10 @@
 """A run's folder: what run it is, its newest checkpoint, its history and its result."""
 
+import hashlib
 import json
+import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +13,19 @@ import torch
 
 from shardsieve._errors import ShardsieveError
 
-IDENTITY, CHECKPOINT, MODEL = "run.json", "checkpoint.pt", "model.pt"
+IDENTITY, MODEL = "run.json", "model.pt"
 HISTORY, RESULT = "history.jsonl", "result.json"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)-([0-9a-f]{16})\.pt")
+_KEPT = 2
+
+_LOG = logging.getLogger("shardsieve")
 
 
 class RunFolder:
     """The files of one run; each is written to a temporary name and renamed.
+
+    A checkpoint's name holds its step and the digest of its bytes, and the last two are kept: one
+    that was damaged is recognised, and the one before it used.
 
     Attributes:
         path: The folder.
@@ -54,8 +64,27 @@ class RunFolder:
         return self._json(RESULT)
 
     def checkpoint(self) -> dict[str, Any] | None:
-        """Return the newest checkpoint, None at the start of a run."""
-        return self.load(CHECKPOINT)
+        """Return the newest checkpoint that is whole, None at the start of a run.
+
+        A damaged one is passed over with a warning.
+        """
+        for path in self._checkpoints():
+            match = _CHECKPOINT.fullmatch(path.name)
+            if match and _digest(path) == match[2]:
+                return self.load(path.name)
+            _LOG.warning("checkpoint %s is damaged; going on from the one before it", path)
+        return None
+
+    def save_checkpoint(self, state: Mapping[str, Any], steps: int) -> None:
+        """Write a checkpoint after so many steps, and delete all but the one before it."""
+        partial = self._partial("checkpoint")
+        torch.save(dict(state), partial)
+        name = f"checkpoint-{steps:09d}-{_digest(partial)}.pt"
+        self._into_place(partial, name)
+        older = [p for p in self._checkpoints() if p.name != name and _steps(p) <= steps]
+        for path in {*self._checkpoints(), *self.path.glob(".checkpoint.partial-*")}:
+            if path not in (self.path / name, *older[: _KEPT - 1]):
+                path.unlink(missing_ok=True)
 
     def load(self, name: str) -> dict[str, Any] | None:
         """Return a saved file of tensors and plain values, None if it is not there."""
@@ -79,11 +108,16 @@ class RunFolder:
         """Write one line of JSON per finished epoch."""
         self._write(HISTORY, "".join(json.dumps(epoch) + "\n" for epoch in epochs))
 
-    def forget_checkpoint(self) -> None:
-        """Delete the checkpoint of a finished run."""
-        (self.path / CHECKPOINT).unlink(missing_ok=True)
+    def forget_checkpoints(self) -> None:
+        """Delete the checkpoints of a finished run."""
+        for path in self._checkpoints():
+            path.unlink(missing_ok=True)
 
     # Inside ---------------------------------------------------------------------------------
+
+    def _checkpoints(self) -> list[Path]:
+        found = [p for p in self.path.glob("checkpoint-*.pt") if _CHECKPOINT.fullmatch(p.name)]
+        return sorted(found, key=_steps, reverse=True)
 
     def _json(self, name: str) -> dict[str, Any] | None:
         path = self.path / name
@@ -104,3 +138,12 @@ class RunFolder:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(self.path / name)
+
+
+def _steps(path: Path) -> int:
+    return int(path.name.split("-")[1])
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()

@@ -1,5 +1,6 @@
 """Score the seed subset by training on it."""
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,9 +12,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
-from torch import nn
 
 from shardsieve._errors import ShardsieveError
+from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet
 from shardsieve.order import random_bits
 from shardsieve.selection import keep_random
@@ -22,9 +23,11 @@ from shardsieve.strata import keep_class_balanced
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.encoder import save_network
-from shardsieve.train.images import fixed_size
-from shardsieve.train.loop import Progress, Trainer, make_loader
+from shardsieve.train.images import fixed_size, normalised
+from shardsieve.train.loading import make_loader
+from shardsieve.train.loop import Trainer
 from shardsieve.train.nets import load_model
+from shardsieve.train.progress import Progress
 from shardsieve.train.recorder import Recorder, Watcher
 from shardsieve.train.runfolder import RESULT, RunFolder
 from shardsieve.train.seedscores import add_scores, check_specs, put_seed_scores, signals_for
@@ -154,14 +157,15 @@ def score_seeds(
     _train(trainer, store, run, recorders, **marks, progress=progress)
     result = _result(trainer, len(keep))
     if accelerator.is_main_process:
-        made = _made(config, keep, clean_pass, adversary) | {"steps": result["steps"]}
+        made = _made(config, keep, clean_pass, adversary)
+        made |= {"steps": result["steps"], "cost": result["cost"]}
         for one, recorder in recorders.items():
             recorder.made = made if one == name else made | {"view": "held out"}
             recorder.save(store, one)
             put_seed_scores(store, one, recorder, scores, window=window)
         save_network(run, trainer.network, config, num_classes)
         run.write_json(RESULT, result)
-        run.forget_checkpoint()
+        run.forget_checkpoints()
     accelerator.wait_for_everyone()
     return result
 
@@ -218,15 +222,21 @@ def _train(
         if clean_pass or name != first:
             samples = KeepSet.from_ids(store, recorder.ids)
             loader = make_loader(store, samples, config, in_order=True)[0]
-            clean[name] = trainer.accelerator.prepare(loader)
+            seen = Cost(forward=len(samples), nbytes=samples.nbytes(store))
+            clean[name] = trainer.accelerator.prepare(loader), seen
     with ExitStack() as stack:
         watchers = {
-            name: stack.enter_context(Watcher(recorder, trainer.network))
+            # A clean pass asks the network that is saved, which may be an average.
+            name: stack.enter_context(
+                Watcher(recorder, trainer.network if name in clean else trainer.stepper.bare)
+            )
             for name, recorder in recorders.items()
         }
         for epoch in trainer.epochs(None if clean_pass else watchers[first], progress):
-            for name, loader in clean.items():
-                _watch(trainer.model, loader, watchers[name])
+            for name, (loader, seen) in clean.items():
+                begin = time.perf_counter()
+                _watch(trainer, loader, watchers[name])
+                trainer.done.evaluation += seen + trainer.spent(begin)
             for recorder in recorders.values():
                 recorder.end_epoch()
             if epoch + 1 in kept_epochs and trainer.accelerator.is_main_process:
@@ -234,21 +244,22 @@ def _train(
                 save_network(run, trainer.network, config, classes, epoch=epoch + 1)
 
 
-def _watch(model: nn.Module, loader: Any, recorder: Watcher) -> None:
-    model.eval()
-    with torch.inference_mode():
+def _watch(trainer: Trainer, loader: Any, watcher: Watcher) -> None:
+    model = trainer.stepper.evaluated().eval()
+    with torch.inference_mode(), trainer.accelerator.autocast():
         for batch in loader:
-            recorder.record(batch.ids, model(batch.images), batch.labels)
+            images = normalised(batch.images, trainer.config.normalise)
+            watcher.record(batch.ids, model(images), batch.labels)
 
 
 def _result(trainer: Trainer, seeds: int) -> dict[str, Any]:
-    done = trainer.done
-    seconds = {"seconds": round(done.seconds, 3), "bytes": done.nbytes}
-    unreadable = trainer.unreadable()
+    cost = trainer.done.training + trainer.done.evaluation
     return {
-        "steps": done.steps,
-        "samples": done.samples,
-        **seconds,
+        "steps": trainer.done.steps,
+        "samples": trainer.done.samples,
+        "seconds": round(cost.seconds, 3),
+        "bytes": cost.nbytes,
         "seeds": seeds,
-        "unreadable": unreadable,
+        "unreadable": trainer.unreadable(),
+        "cost": cost.to_dict(),
     }

@@ -1,25 +1,28 @@
 """Train on a keep set, from a fresh network to a result that says what it took."""
 
-import time
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet, select
+from shardsieve.policy.base import Policy
 from shardsieve.store.store import Store
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.encoder import save_network
-from shardsieve.train.loop import Progress, Trainer, evaluate
+from shardsieve.train.ledger import NOTHING, Overhead, ledger
+from shardsieve.train.loop import Trainer
 from shardsieve.train.nets import load_model
+from shardsieve.train.progress import Progress
 from shardsieve.train.runfolder import RESULT, RunFolder
 from shardsieve.train.seeding import count_classes, with_known_images
 
 
 def train_subset(
     store: Store,
-    keep: KeepSet,
+    keep: KeepSet | Policy,
     config: TrainConfig,
     *,
     folder: str | Path,
@@ -27,89 +30,94 @@ def train_subset(
     test: Store | None = None,
     evaluate_every: int = 0,
     checkpoint_steps: int = 0,
+    policy_score: str | None = None,
+    overhead: Overhead = NOTHING,
+    full: Cost | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train a fresh network on a keep set; go on from the folder's checkpoint if it has one.
 
-    The folder gets `run.json` (what run it is), `checkpoint.pt`, `history.jsonl` (one line per
+    The folder gets `run.json` (what run it is), checkpoints, `history.jsonl` (one line per
     epoch), `model.pt` and, at the end, `result.json`.
 
     Args:
-        store: Of the training samples.
-        keep: Which of them.
+        store: Of the training samples; open for writing if `policy_score` is given.
+        keep: Which of them, or the policy that chooses them for every epoch.
         config: Settings.
         folder: Of the run; it must be free or hold this very run.
         accelerator: From `make_accelerator`.
         test: Store of the samples to evaluate on; None evaluates nothing.
         evaluate_every: Epochs between evaluations; 0 evaluates at the end only.
         checkpoint_steps: Steps between checkpoints inside an epoch; 0 makes one per epoch.
+        policy_score: Name of a score to store: what the policy learned.
+        overhead: What the scores took, for the ledger.
+        full: What training on everything took; None estimates it.
         progress: Called with (steps done, steps in all).
 
     Returns:
-        The result: accuracy in `[0, 1]`, steps, samples, and seconds and bytes per phase.
+        The result: accuracy in `[0, 1]`, steps, samples, seconds and bytes per phase, and `cost`,
+        the ledger.
 
     Raises:
         ShardsieveError: If labels are missing or the folder holds another run.
+        ValueError: If the policy's schedule is shorter than the run.
+        Stopped: After SIGTERM, when the state is saved.
     """
     num_classes, config = count_classes(store), with_known_images(store, config)
+    if policy_score is not None and not isinstance(keep, Policy):
+        raise ValueError("policy_score must come with a policy; a keep set learns nothing")
     run = RunFolder(folder)
-    identity: dict[str, Any] = {"kind": "train", "store": store.fingerprint, "keep": keep.digest}
+    identity: dict[str, Any] = {"kind": "train", "store": store.fingerprint, **_of(keep)}
     identity |= {"test": test.fingerprint if test else None, **config.to_dict()}
     run.refuse_another(identity)
     finished = run.result()
     if finished is not None:
         return finished
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        run.claim(identity)
-    if accelerator.log_with:
-        accelerator.init_trackers("tensorboard", config=_plain(config))
     set_seed(config.seed)
     model = load_model(config.model, num_classes, config.channels or 3)
     trainer = Trainer(
         model, store, keep, config, accelerator, folder=run, checkpoint_steps=checkpoint_steps
     )
-    tester = _Tester(test, config, accelerator)
+    if accelerator.is_main_process:
+        run.claim(identity)
+    if accelerator.log_with:
+        accelerator.init_trackers("shardsieve", config=_plain(config))
+    everything = select(test, keep_fraction=1.0) if test else None
     for epoch in trainer.epochs(progress=progress):
         row, last = trainer.done.history[-1], epoch + 1 == config.epochs
-        if last or (evaluate_every and (epoch + 1) % evaluate_every == 0):
-            row |= tester(trainer)
+        due = last or (evaluate_every and (epoch + 1) % evaluate_every == 0)
+        if due and test is not None and everything is not None:
+            row["accuracy"] = round(trainer.evaluate(test, everything), 6)
         accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=trainer.done.steps)
-    result = _result(trainer, tester, len(store))
+    if policy_score is not None and isinstance(keep, Policy):
+        keep.to_score(policy_score)
+    result = _result(trainer, overhead, full)
     if accelerator.is_main_process:
         save_network(run, trainer.network, config, num_classes)
         run.write_json(RESULT, result)
-        run.forget_checkpoint()
-    accelerator.end_training()
+        run.forget_checkpoints()
+    accelerator.wait_for_everyone()
+    for tracker in accelerator.trackers:  # the process group stays: steps may follow
+        tracker.finish()
     return result
 
 
-class _Tester:
-    """Evaluates, and adds up what it took."""
-
-    def __init__(self, test: Store | None, config: TrainConfig, accelerator: Accelerator) -> None:
-        self.test, self.config, self.accelerator = test, config, accelerator
-        self.everything = select(test, keep_fraction=1.0) if test else None
-        self.seconds, self.nbytes = 0.0, 0
-
-    def __call__(self, trainer: Trainer) -> dict[str, float]:
-        if self.test is None or self.everything is None:
-            return {}
-        start = time.perf_counter()
-        accuracy = evaluate(
-            trainer.model, self.test, self.everything, self.config, self.accelerator
-        )
-        self.seconds += time.perf_counter() - start
-        self.nbytes += self.everything.nbytes(self.test)
-        return {"accuracy": round(accuracy, 6)}
+def _of(keep: KeepSet | Policy) -> dict[str, Any]:
+    if isinstance(keep, KeepSet):
+        return {"keep": keep.digest, "policy": None}
+    return {"keep": None, "policy": keep.settings()}
 
 
-def _result(trainer: Trainer, tester: _Tester, num_samples: int) -> dict[str, Any]:
-    done = trainer.done
+def _result(trainer: Trainer, overhead: Overhead, full: Cost | None) -> dict[str, Any]:
+    done, samples, policy = trainer.done, len(trainer.store), trainer.sampler.policy
+    counted = {"samples": samples, "epochs": trainer.config.epochs}
     return {
         "accuracy": done.history[-1].get("accuracy"),
         "kept": len(trainer.keep),
-        "of": num_samples,
+        "of": samples,
+        "policy": policy.settings() if policy else None,
+        "losses_not_finite": policy.not_finite if policy else None,
         "epochs": done.epoch,
         "steps": done.steps,
         "samples": done.samples,
@@ -117,11 +125,16 @@ def _result(trainer: Trainer, tester: _Tester, num_samples: int) -> dict[str, An
         "reads_since_start": trainer.reads(),
         "processes": trainer.accelerator.num_processes,
         "phases": {
-            "train": {"seconds": round(done.seconds, 3), "bytes": done.nbytes},
-            "evaluate": {"seconds": round(tester.seconds, 3), "bytes": tester.nbytes},
+            name: {"seconds": round(cost.seconds, 3), "bytes": cost.nbytes}
+            for name, cost in (("train", done.training), ("evaluate", done.evaluation))
+        },
+        "cost": {
+            **ledger(done.training, overhead, **counted, full=full),
+            "evaluation": done.evaluation.to_dict(),
         },
     }
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:
-    return {name: value for name, value in config.to_dict().items() if value is not None}
+    values = {name: value for name, value in config.to_dict().items() if value is not None}
+    return {k: v if isinstance(v, int | float | str) else str(v) for k, v in values.items()}

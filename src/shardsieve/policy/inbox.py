@@ -1,0 +1,140 @@
+"""Losses on their way to a policy: they wait where they were seen and are joined over all ranks."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import ArrayLike, NDArray
+
+from shardsieve.store.store import Store
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
+Losses = tuple[Rows, Floats]
+
+_LOG = logging.getLogger("shardsieve")
+
+
+class Inbox:
+    """Rows and losses of one rank that wait, and those of all ranks that were joined.
+
+    A loss that is not finite is kept as infinity.
+    """
+
+    def __init__(self) -> None:
+        self._on_device: list[tuple[Any, Any]] = []
+        self._waiting: list[Losses] = []
+        self._joined: list[Losses] = []
+        self._trouble: str | None = None
+
+    @property
+    def not_finite(self) -> int:
+        """Joined losses that are not finite."""
+        return sum(int(np.isinf(losses).sum()) for _, losses in self._joined)
+
+    def add(self, ids: ArrayLike, losses: ArrayLike, store: Store) -> None:
+        """Take in a batch of this rank; see `Policy.update`."""
+        if _is_on_device(ids) or _is_on_device(losses):
+            self._on_device.append((_detached(ids), _detached(losses)))
+            return
+        try:
+            self._waiting.append(_checked(ids, losses, store))
+        except ValueError as error:
+            # One rank that stops alone would leave the others waiting for it.
+            if world_size() == 1:
+                raise
+            self._trouble = self._trouble or f"rank {dist.get_rank()}: {error}"
+
+    def join(self, store: Store | None) -> int:
+        """Join what all ranks took in; return how many of it is not finite. A collective call."""
+        self._fetch(store)
+        rows, losses = _concatenated(self._waiting)
+        self._waiting = []
+        if world_size() > 1:
+            parts: list[Any] = [None] * world_size()
+            dist.all_gather_object(parts, (self._trouble, rows, losses))
+            troubles = [part[0] for part in parts if part[0]]
+            if troubles:
+                raise ValueError(troubles[0])
+            rows, losses = _concatenated([part[1:] for part in parts])
+        if len(rows):
+            self._joined.append((rows, losses))
+        return int(np.isinf(losses).sum())
+
+    def take(self) -> Losses:
+        """Return what was joined, each row once and ascending, and forget it."""
+        rows, losses = _concatenated(self._joined)
+        self._joined = []
+        # A padded step may repeat a sample on another rank: the first copy counts.
+        rows, first = np.unique(rows, return_index=True)
+        return rows, losses[first]
+
+    def state(self, store: Store) -> list[torch.Tensor]:
+        """Return all that waits as tensors (rows, losses)."""
+        self._fetch(store)
+        return [torch.from_numpy(x) for x in _concatenated([*self._joined, *self._waiting])]
+
+    def load(self, state: Sequence[Any]) -> None:
+        """Hold what a state of all ranks holds, and nothing else."""
+        rows, losses = (np.asarray(array) for array in state)
+        self._joined = [(rows, losses)] if len(rows) else []
+        self._waiting, self._on_device, self._trouble = [], [], None
+
+    def _fetch(self, store: Store | None) -> None:
+        fetched, self._on_device = self._on_device, []
+        for ids, losses in fetched:
+            if store is not None:
+                self.add(_on_cpu(ids), _on_cpu(losses), store)
+
+
+def world_size() -> int:
+    """Return the number of ranks."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _checked(ids: ArrayLike, losses: ArrayLike, store: Store) -> Losses:
+    wanted = np.asarray(_on_cpu(ids))
+    values = np.asarray(_on_cpu(losses), dtype=np.float64)
+    if wanted.dtype.kind not in "iu":
+        raise ValueError(f"ids must be integers, got {wanted.dtype}; a float loses large ids")
+    if wanted.shape != values.shape or wanted.ndim != 1:
+        raise ValueError(
+            f"losses must have one value per id, got {values.shape} for {wanted.shape}; "
+            "use reduction='none'"
+        )
+    real = wanted >= 0
+    wanted, values = wanted[real], values[real]
+    found, counts = np.unique(wanted, return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(f"ids must come once per batch, got {found[counts > 1][0]} twice")
+    rows = store.rows(wanted)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        _LOG.warning("the loss of sample id %d is %s", wanted[bad][0], values[bad][0])
+        values = np.where(bad, np.inf, values)
+    return rows, values
+
+
+def _concatenated(parts: Sequence[tuple[Rows, Floats]]) -> tuple[Rows, Floats]:
+    if not parts:
+        return np.zeros(0, dtype=np.int64), np.zeros(0)
+    rows, losses = zip(*parts, strict=True)
+    return np.concatenate(rows), np.concatenate(losses)
+
+
+def _is_on_device(values: Any) -> bool:
+    return isinstance(values, torch.Tensor) and values.device.type != "cpu"
+
+
+def _detached(values: Any) -> Any:
+    return values.detach().clone() if isinstance(values, torch.Tensor) else values
+
+
+def _on_cpu(values: Any) -> Any:
+    if not isinstance(values, torch.Tensor):
+        return values
+    plain = values.detach().cpu()
+    return (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()

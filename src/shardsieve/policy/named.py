@@ -1,0 +1,68 @@
+"""Policies by name, as the command line and configuration files give them."""
+
+import inspect
+from typing import Any
+
+from shardsieve.policy.base import Policy
+from shardsieve.policy.infobatch import InfoBatch
+from shardsieve.policy.raju import UCB, EpsilonGreedy
+from shardsieve.policy.random import RandomDynamic
+from shardsieve.policy.scheduled import AnnealedScore
+from shardsieve.policy.seta import SeTa
+
+POLICIES: dict[str, type[Policy]] = {
+    "annealed": AnnealedScore,
+    "epsilon-greedy": EpsilonGreedy,
+    "infobatch": InfoBatch,
+    "random-dynamic": RandomDynamic,
+    "seta": SeTa,
+    "ucb": UCB,
+}
+# What a run knows and a policy is told when it asks for it.
+_FROM_RUN = ("num_epochs", "seed")
+
+
+def make_policy(
+    name: str,
+    *,
+    epochs: int,
+    seed: int = 0,
+    keep_fraction: float | None = None,
+    score: str | None = None,
+    **constants: Any,
+) -> Policy:
+    """Return the policy of a run.
+
+    Args:
+        name: One of `POLICIES`.
+        epochs: Of the run; a schedule of another length is refused.
+        seed: Of its draws.
+        keep_fraction: For policies that have one; `annealed` ends there, and begins at 1.
+        score: Stored score: what `annealed` follows, and what the others start from (`prior`).
+        **constants: Of the policy's constructor.
+
+    Raises:
+        ValueError: If name or a constant is unknown, listing those there are, or out of range.
+    """
+    if name not in POLICIES:
+        raise ValueError(f"policy must be one of {', '.join(sorted(POLICIES))}, got {name!r}")
+    known = [k for k in inspect.signature(POLICIES[name]).parameters if k not in _FROM_RUN]
+    given: dict[str, Any] = {"num_epochs": epochs, "seed": seed}
+    if name == "annealed":
+        given |= {"score": score, "first": 1.0, "last": keep_fraction}
+    else:
+        given |= {"prior": score, "keep_fraction": keep_fraction}
+    for key in constants:
+        if key not in known:
+            raise ValueError(f"{name} must be given {', '.join(known)}, got {key!r}")
+    asked = inspect.signature(POLICIES[name]).parameters
+    given = {k: v for k, v in {**given, **constants}.items() if k in asked and v is not None}
+    missing = [
+        k for k, p in asked.items() if p.default is inspect.Parameter.empty and k not in given
+    ]
+    if missing:
+        raise ValueError(f"{name} must be given {missing[0]}, got none")
+    try:
+        return POLICIES[name](**given)
+    except TypeError as error:
+        raise ValueError(f"a constant of {name} must be a number: {error}") from error

@@ -1,0 +1,88 @@
+"""The cost ledger of a run: what it took with everything counted, beside the run on everything."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from shardsieve._errors import ShardsieveError
+from shardsieve.cost import NO_COST, Cost, account, estimated_full
+from shardsieve.store.store import Store
+from shardsieve.train.runfolder import RunFolder
+
+
+class Overhead(NamedTuple):
+    """What was spent before a training.
+
+    Attributes:
+        phases: `scoring`, `embedding` and `extrapolation`, as far as they were.
+        uncounted: Phases whose cost nobody wrote down.
+    """
+
+    phases: Mapping[str, Cost]
+    uncounted: tuple[str, ...] = ()
+
+
+NOTHING = Overhead({})
+
+
+def overhead_of(store: Store, score: str | None) -> Overhead:
+    """Return what a stored score cost, as its provenance and its embedding tell."""
+    if score is None:
+        return NOTHING
+    made = store.provenance(score)
+    measured = made.get("of", made)
+    found: dict[str, list[Any]] = {"scoring": [measured.get("cost")]}
+    # Of what it was predicted from, and of what the seeds' own score comes from, as TURTLE's.
+    points = {one["embedding"] for one in (made, measured) if "embedding" in one}
+    if points:
+        found["embedding"] = [_embedding_cost(store, name) for name in sorted(points)]
+    if "of" in made:
+        found["extrapolation"] = [made.get("cost")]
+    counted = {
+        name: sum(map(Cost.from_dict, costs), NO_COST)
+        for name, costs in found.items()
+        if all(costs)
+    }
+    return Overhead(counted, tuple(name for name in found if name not in counted))
+
+
+def _embedding_cost(store: Store, name: str) -> Any:
+    return store.embedding_array(name).attrs.get("cost") if name in store.embeddings else None
+
+
+def full_run_cost(folder: str | Path) -> Cost:
+    """Return what the training of a finished run on everything took.
+
+    Raises:
+        ShardsieveError: If the folder holds no such run.
+    """
+    result = RunFolder(folder).result()
+    if result is None or "cost" not in result:
+        raise ShardsieveError(f"full run {folder} must be finished; it has no result.json")
+    phases = result["cost"]["phases"]
+    if result["kept"] != result["of"] or result.get("policy"):
+        raise ShardsieveError(
+            f"full run {folder} must have kept everything, got {result['kept']} of {result['of']}"
+        )
+    return Cost.from_dict(phases["training"])
+
+
+def ledger(
+    training: Cost, overhead: Overhead, *, samples: int, epochs: int, full: Cost | None = None
+) -> dict[str, Any]:
+    """Return the ledger of a run, JSON-ready; see `account`.
+
+    Args:
+        training: What it took.
+        overhead: What its scores took.
+        samples: In the store.
+        epochs: Of the training.
+        full: What training on everything took; None estimates it from this run, unless this is it.
+    """
+    everything, seen = samples * epochs, training.backward
+    measured = full is not None or seen == everything
+    if full is None:
+        full = estimated_full(training, seen, everything)
+    phases = {**overhead.phases, "training": training}
+    made = account(phases, full, full_is_measured=measured, keep_fraction=max(seen, 1) / everything)
+    return {**made, "uncounted": list(overhead.uncounted)}

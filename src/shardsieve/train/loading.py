@@ -1,0 +1,69 @@
+"""The loaders of the training loop: the one place that knows how its batches are read."""
+
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from shardsieve.keepset import KeepSet
+from shardsieve.loaders.dataset import ShardDataset
+from shardsieve.loaders.sampler import PrunedShardSampler
+from shardsieve.policy.base import Policy
+from shardsieve.store.store import Store
+from shardsieve.train.config import TrainConfig
+from shardsieve.train.crops import RandomCrops
+from shardsieve.train.ffcv_batches import FfcvBatches, ffcv_loader
+from shardsieve.train.images import ImageDecoder, collate
+
+
+def make_loader(
+    store: Store,
+    keep: KeepSet | Policy,
+    config: TrainConfig,
+    *,
+    in_order: bool = False,
+) -> tuple[DataLoader[Any] | FfcvBatches, PrunedShardSampler]:
+    """Return a loader of `Batch`es and its sampler; FFCV reads a `.beton`.
+
+    Args:
+        store: Where the samples are.
+        keep: The samples of every epoch, or a policy that chooses them.
+        config: Its size and channels must be known.
+        in_order: Keep the order of the shards, as for evaluation.
+    """
+    chosen: dict[str, Any] = {"keep_set": keep} if isinstance(keep, KeepSet) else {"policy": keep}
+    if store.kind == "ffcv":
+        return ffcv_loader(store, config, in_order=in_order, **chosen)
+    sampler = PrunedShardSampler(
+        store,
+        **chosen,
+        seed=config.seed,
+        window=0 if in_order else config.shuffle_window,
+        batch_size=config.batch_size,
+    )
+    crops = RandomCrops(config.seed) if config.augment == "resized" and not in_order else None
+    decoder = ImageDecoder(config.size, config.channels or 3, crops=crops)
+    loader: DataLoader[Any] = DataLoader(
+        readable(store, decoder, config.max_unreadable),
+        sampler=sampler,
+        batch_size=config.batch_size,
+        num_workers=config.workers,
+        collate_fn=collate,
+        persistent_workers=config.workers > 0,
+    )
+    return loader, sampler
+
+
+def readable(store: Store, decoder: ImageDecoder, max_unreadable: int) -> ShardDataset:
+    """Return decoded samples that skip up to so many unreadable ones."""
+    on_error = "skip" if max_unreadable else "raise"
+    return ShardDataset(store, decoder, on_error=on_error, max_unreadable=max_unreadable)
+
+
+def set_epoch(loader: Any, sampler: PrunedShardSampler, epoch: int) -> None:
+    """Set the epoch of sampler and crops, and of Accelerate's loader, which would set it back."""
+    if hasattr(loader, "set_epoch"):
+        loader.set_epoch(epoch)
+    sampler.set_epoch(epoch)
+    crops = getattr(getattr(loader.dataset, "decode", None), "crops", None)
+    if crops is not None:
+        crops.set_epoch(epoch)

@@ -1,0 +1,140 @@
+"""One optimiser step: forward, weighted loss, backward, update, running average."""
+
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from shardsieve.order import hash_key
+from shardsieve.policy.weights import weighted
+from shardsieve.train.adversary import Adversary
+from shardsieve.train.config import TrainConfig
+from shardsieve.train.images import Batch, augment, normalised
+
+
+class Stepper:
+    """A model, its SGD optimiser and the running average of its weights.
+
+    All randomness of a batch (dropout, crops, attacks) is drawn from seed, epoch, place and rank.
+
+    Attributes:
+        bare: The model as it was given: its weights are the ones that train.
+        model: The same prepared for this launch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        adversary: Adversary | None = None,
+    ) -> None:
+        self.config, self.accelerator, self.adversary = config, accelerator, adversary
+        if config.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.bare = model
+        optimizer = torch.optim.SGD(
+            model.parameters(),
+            config.rate(0),
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.momentum > 0,
+        )
+        average = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
+        self._ema = (
+            AveragedModel(model, accelerator.device, multi_avg_fn=average, use_buffers=True)
+            if config.ema
+            else None
+        )
+        running: Any = torch.compile(model) if config.compile else model
+        self.model, self.optimizer = accelerator.prepare(running, optimizer)
+
+    @property
+    def network(self) -> nn.Module:
+        """What is evaluated and saved: the running average, if there is one."""
+        return self.bare if self._ema is None else self._ema.module
+
+    def evaluated(self) -> nn.Module:
+        """Return the network to evaluate with; every rank must call it."""
+        if self._ema is None:
+            prepared: nn.Module = self.model
+            return prepared
+        for buffer in self._ema.buffers():
+            # Ranks average their own batch statistics; only those of rank 0 are saved.
+            buffer.copy_(broadcast(buffer.clone()))
+        return self._ema.module
+
+    def batch(
+        self, batch: Batch, *, epoch: int, place: int, of_step: int, last: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Send a batch forward and backward; return its logits and its losses, one per sample.
+
+        Args:
+            batch: On the device.
+            epoch: From 0.
+            place: Samples of the epoch done before it, over all ranks.
+            of_step: Batches of this optimiser step.
+            last: Whether it is the last of them: only then are gradients joined over ranks.
+        """
+        draw = hash_key(self.config.seed, epoch, place, self.accelerator.process_index) % 2**63
+        torch.manual_seed(draw)
+        images = self._prepared(batch.images, epoch, draw)
+        with nullcontext() if last else self.accelerator.no_sync(self.model):
+            logits, losses = self._forward(images, batch.labels)
+            self.accelerator.backward(weighted(losses, batch) / of_step)
+        return logits, losses.detach()
+
+    def update(self, progress: float) -> None:
+        """Take the step; `progress` is the share of the run that was done before it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.rate(progress)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self._ema is not None:
+            self._ema.update_parameters(self.bare)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return weights, optimiser, average and the scaler of half precision."""
+        scaler = self.accelerator.scaler
+        return {
+            "model": self.bare.state_dict(),
+            "optimizer": self.optimizer.optimizer.state_dict(),
+            "ema": self._ema.state_dict() if self._ema is not None else None,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.bare.load_state_dict(state["model"])
+        self.optimizer.optimizer.load_state_dict(state["optimizer"])
+        if self._ema is not None:
+            self._ema.load_state_dict(state["ema"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def _forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        loss = partial(cross_entropy, reduction="none", label_smoothing=self.config.label_smoothing)
+        if self.adversary is not None:
+            return self.adversary(
+                self.model, self.bare, images, labels, loss, normalise=self.config.normalise
+            )
+        logits: Tensor = self.model(images)
+        return logits, loss(logits, labels)
+
+    def _prepared(self, pixels: Tensor, epoch: int, draw: int) -> Tensor:
+        images = normalised(pixels, self.config.normalise)
+        if self.config.augment in ("crop", "flip"):
+            generator = torch.Generator().manual_seed(draw)
+            images = augment(images, generator, flip=self.config.augment == "flip")
+        side = self.config.resolution(epoch)
+        if side is not None and side != images.shape[-1]:
+            images = interpolate(images, (side, side), mode="bilinear", antialias=True)
+        if self.config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images

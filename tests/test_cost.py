@@ -1,0 +1,159 @@
+"""The ledger and the plan: numbers of the reference, and laws over generated costs."""
+
+import json
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardsieve import cli
+from shardsieve.cost import NO_COST, Cost, Plan, account, estimated_full
+from shardsieve.train.ledger import NOTHING, Overhead, ledger
+
+COUNTS = st.integers(0, 10**9)
+SECONDS = st.floats(0, 1e6)
+COSTS = st.builds(
+    lambda forward, backward, seconds, world, nbytes: Cost(
+        max(forward, backward), backward, seconds, seconds * world, nbytes
+    ),
+    COUNTS,
+    COUNTS,
+    SECONDS,
+    st.integers(1, 64),
+    COUNTS,
+)
+SHARES = st.floats(0.01, 1)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "seeds", "keep", "total", "against_scores", "against_plain"),
+    [
+        (50, 0.1, 0.1, 10.33, 5.32, 4.84),
+        (90, 0.1, 0.1, 18.33, 5.40, 4.91),
+        (50, 0.2, 0.5, 35.33, 2.12, 1.42),
+    ],
+)
+def test_a_plan_costs_what_the_reference_table_says(
+    epochs, seeds, keep, total, against_scores, against_plain
+):
+    plan = Plan(seeds, keep, epochs)
+    assert plan.total == pytest.approx(total, abs=0.005)
+    assert (1 + keep) * epochs / plan.total == pytest.approx(against_scores, abs=0.005)
+    assert epochs / plan.total == pytest.approx(against_plain, abs=0.005)
+
+
+PLANS = st.builds(
+    Plan,
+    seeds=st.floats(0, 1),
+    keep=SHARES,
+    epochs=st.integers(1, 300),
+    score_epochs=st.none() | st.integers(1, 300),
+    extrapolation=st.floats(0, 5),
+    runs=st.integers(1, 10),
+)
+
+
+@given(PLANS)
+def test_the_break_even_is_where_nothing_is_saved(plan):
+    even = plan.break_even
+    if even is None:
+        cheapest = Plan(
+            plan.seeds, 1e-12, plan.epochs, plan.score_epochs, plan.extrapolation, plan.runs
+        )
+        assert cheapest.total >= plan.epochs * (1 - 1e-9)
+        return
+    same = Plan(plan.seeds, even, plan.epochs, plan.score_epochs, plan.extrapolation, plan.runs)
+    assert same.total == pytest.approx(plan.epochs)
+    assert (plan.total < plan.epochs) == (plan.keep < even) or plan.keep == pytest.approx(even)
+
+
+@given(COSTS, COSTS, COSTS)
+def test_costs_add_up_in_any_order_and_survive_json(a, b, c):
+    left, right = (a + b) + c, a + (b + c)
+    assert (left.forward, left.backward, left.nbytes) == (
+        right.forward,
+        right.backward,
+        right.nbytes,
+    )
+    assert left.seconds == pytest.approx(right.seconds)
+    assert a + NO_COST == a
+    again = Cost.from_dict(json.loads(json.dumps(a.to_dict())))
+    assert again.forward == a.forward
+    assert again.seconds == pytest.approx(a.seconds, abs=0.0006)
+
+
+@given(COSTS, COSTS, SHARES)
+def test_a_ledger_balances(scoring, training, keep):
+    full = training.times(1 / keep)
+    made = account(
+        {"scoring": scoring, "training": training}, full, full_is_measured=False, keep_fraction=keep
+    )
+    assert made["total"] == (scoring + training).to_dict()
+    saved = made["saved"]["device_seconds"]
+    assert saved == pytest.approx(
+        full.device_seconds - scoring.device_seconds - training.device_seconds, abs=0.001
+    )
+    even = made["break_even_keep_fraction"]
+    if even is not None and even < 1 and training.device_seconds > 1:
+        at_even = scoring.device_seconds + full.device_seconds * even
+        assert at_even == pytest.approx(full.device_seconds, rel=1e-3)
+
+
+def test_a_run_on_everything_is_its_own_measured_full_run():
+    training = Cost(400, 400, 10.0, 20.0, 99)
+    made = ledger(training, NOTHING, samples=100, epochs=4)
+    assert made["full_run"] == {"measured": True, **training.to_dict()}
+    assert made["saved"]["device_seconds"] == 0
+    half = ledger(Cost(200, 200, 5.0, 10.0, 49), NOTHING, samples=100, epochs=4)
+    assert half["full_run"]["measured"] is False
+    assert half["full_run"]["device_seconds"] == 20.0
+    assert half["saved"]["trained_samples_fraction"] == 0.5
+    compared = ledger(
+        Cost(200, 200, 5.0, 10.0, 49),
+        Overhead({"scoring": Cost(80, 80, 2.0, 4.0)}, ("embedding",)),
+        samples=100,
+        epochs=4,
+        full=training,
+    )
+    assert compared["full_run"]["measured"] is True
+    assert compared["saved"]["device_seconds"] == 6.0
+    assert compared["uncounted"] == ["embedding"]
+    assert estimated_full(NO_COST, 0, 100) == NO_COST
+
+
+def said(capsys, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["shardsieve", *map(str, arguments)])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    return done.value.code, capsys.readouterr()
+
+
+def test_plan_needs_no_store(capsys, monkeypatch):
+    status, out = said(
+        capsys,
+        monkeypatch,
+        *("plan", "--seeds", 0.2, "--keep", 0.5, "--epochs", 90, "--seconds-per-epoch", 3600),
+        "--json",
+    )
+    made = json.loads(out.out)
+    assert status == 0
+    assert made["epochs_over_everything"]["total"] == pytest.approx(63.3333)
+    assert made["break_even_keep_fraction"] == pytest.approx(0.7963)
+    assert made["hours"]["full_run"] == 90
+    assert "samples" not in made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--seeds", 2), "seeds must lie in [0, 1], got 2.0"),
+        (("--keep", 0), "keep must lie in (0, 1], got 0.0"),
+        (("--epochs", 0), "epochs must be at least 1, got 0"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_one_line(capsys, monkeypatch, arguments, message):
+    status, out = said(capsys, monkeypatch, "plan", *arguments)
+    assert status == 2
+    assert message in out.err
+    assert out.err.count("\n") == 1

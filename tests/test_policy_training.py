@@ -1,0 +1,179 @@
+"""Policies inside the trainer: killed, resumed, weighted, and handed over as scores."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+import shardsieve as ss
+from shardsieve.pack import pack
+from shardsieve.policy.named import POLICIES, make_policy
+from shardsieve.train.config import TrainConfig
+from shardsieve.train.loop import Trainer
+from shardsieve.train.nets import load_model
+from shardsieve.train.runfolder import RunFolder
+from shardsieve.train.subset import train_subset
+
+CONFIG = TrainConfig(epochs=4, batch_size=32, size=8, channels=1, augment="crop")
+CONSTANTS = {
+    "annealed": {"score": "up", "keep_fraction": 0.3},
+    "epsilon-greedy": {"keep_fraction": 0.4, "period": 2},
+    "infobatch": {"prune_probability": 0.5},
+    "random-dynamic": {"keep_fraction": 0.4},
+    "seta": {"ratio": 0.1, "alpha": 0.6},
+    "ucb": {"keep_fraction": 0.4, "period": 2, "score": "up"},
+}
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    shards = pack("digits", folder, samples_per_shard=100, test_fraction=0.8)[0]
+    made = ss.index(shards.pattern, folder / "s.zarr")
+    made.put_score("up", np.linspace(0, 2, len(made)))
+    return made
+
+
+def trained(store, name, folder, kills=()):
+    """Train under a policy, killed after these steps; return weights and the batches seen."""
+    seen = {}
+    for kill in (*kills, None):
+        policy = make_policy(name, epochs=CONFIG.epochs, seed=1, **CONSTANTS[name])
+        torch.manual_seed(0)
+        trainer = Trainer(
+            load_model("light", 10, 1),
+            store,
+            policy,
+            CONFIG,
+            Accelerator(cpu=True),
+            folder=RunFolder(folder),
+            checkpoint_steps=3,
+        )
+
+        update = trainer.sampler.update
+
+        def watched(ids, losses, trainer=trainer, update=update):
+            seen[trainer.done.steps] = ids.tolist()
+            update(ids, losses)
+
+        def progress(done, total, kill=kill):
+            if done == kill:
+                raise Killed
+
+        trainer.sampler.update = watched
+        try:
+            for _ in trainer.epochs(None, progress):
+                pass
+        except Killed:
+            continue
+    return trainer, seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_killed_run_under_a_policy_makes_the_steps_of_an_undisturbed_one(store, tmp_path, name):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole, batches = trained(store, name, tmp_path / "a")
+    cut, again = trained(store, name, tmp_path / "b", kills=(2, 7, 16))
+    assert again == batches
+    a, b = whole.network.state_dict(), cut.network.state_dict()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    losses = [[row["loss"] for row in t.done.history] for t in (whole, cut)]
+    assert losses[0] == losses[1]
+    assert whole.done.samples == cut.done.samples == sum(len(ids) for ids in batches.values())
+    if name not in ("annealed", "random-dynamic"):
+        policies = [t.sampler.policy for t in (whole, cut)]
+        np.testing.assert_array_equal(policies[0].learned(), policies[1].learned())
+    store.epoch_weights = None
+
+
+def test_weights_of_the_policy_reach_the_gradient(store):
+    """A step under weights is the step on the weighted mean of per-sample losses."""
+    policy = ss.InfoBatch(0.5, num_epochs=4, seed=1)
+    policy.bind(store)
+    policy.update(store.ids(), np.linspace(0, 1, len(store)))
+    torch.manual_seed(0)
+    trainer = Trainer(load_model("light", 10, 1), store, policy, CONFIG, Accelerator(cpu=True))
+    trainer.sampler.set_epoch(1)
+    batch = next(iter(trainer.loader))
+    assert set(batch.weights.tolist()) == {1.0, 2.0}
+    rows = store.rows(batch.ids.numpy())
+    assert torch.equal(batch.weights, store.epoch_weights[torch.from_numpy(rows)])
+    how = {"epoch": 1, "place": 0, "of_step": 1, "last": True}
+    logits, losses = trainer.stepper.batch(batch, **how)
+    ours = [p.grad.clone() for p in trainer.stepper.bare.parameters()]
+    trainer.stepper.optimizer.zero_grad()
+    one_by_one = torch.nn.functional.cross_entropy(logits.detach(), batch.labels, reduction="none")
+    torch.testing.assert_close(one_by_one, losses)
+    heavy = batch._replace(weights=batch.weights * 3)
+    trainer.stepper.batch(heavy, **how)
+    for mine, theirs in zip(ours, trainer.stepper.bare.parameters(), strict=True):
+        torch.testing.assert_close(3 * mine, theirs.grad, rtol=1e-4, atol=1e-6)
+    store.epoch_weights = None
+
+
+@pytest.mark.slow
+def test_a_run_hands_its_policy_over_as_a_score_and_says_what_it_took(store, tmp_path):
+    policy = make_policy("infobatch", epochs=4, seed=1)
+    how = {"folder": tmp_path / "run", "accelerator": Accelerator(), "policy_score": "learned"}
+    result = train_subset(store, policy, CONFIG, **how)
+    scored = store.score("learned")
+    assert np.isfinite(scored).all()
+    assert store.provenance("learned")["definition"].startswith("infobatch(prune_probability=0.5")
+    lines = (tmp_path / "run/history.jsonl").read_text().splitlines()
+    kept = [json.loads(line)["kept"] for line in lines]
+    assert kept[0] == kept[-1] == len(store) > min(kept)
+    assert result["policy"]["policy"] == "infobatch"
+    assert result["samples"] == sum(kept)
+    cost = result["cost"]
+    assert cost["full_run"]["measured"] is False
+    assert cost["full_run"]["backward"] == 4 * len(store)
+    assert cost["saved"]["trained_samples"] == 4 * len(store) - sum(kept)
+    again = ss.select(store, score="learned", keep_fraction=0.5)
+    assert len(again) == ss.num_kept(len(store), 0.5)
+    with pytest.raises(ss.ShardsieveError, match="another run: keep is"):
+        train_subset(store, again, CONFIG, folder=tmp_path / "run", accelerator=Accelerator())
+
+
+def test_a_loss_that_is_not_finite_is_counted_and_its_sample_kept(store, caplog):
+    policy = ss.InfoBatch(0.9, num_epochs=9)
+    policy.bind(store)
+    losses = np.ones(len(store))
+    losses[5] = np.nan
+    policy.update(store.ids(), losses)
+    assert 5 in policy.choose(1).rows
+    assert policy.not_finite == 1
+    state = policy.state_dict()
+    twin = ss.InfoBatch(0.9, num_epochs=9)
+    twin.bind(store)
+    twin.load_state_dict(state)
+    assert twin.not_finite == 1
+    assert np.isnan(twin.learned()[5])
+    assert f"sample id {store.ids()[5]} is nan" in caplog.text
+
+
+def test_bad_policies_are_one_line_before_training(store, tmp_path):
+    with pytest.raises(ValueError, match="policy must be one of annealed, epsilon-greedy"):
+        make_policy("infobach", epochs=4)
+    with pytest.raises(ValueError, match=r"seta must be given ratio, groups, .* got 'period'"):
+        make_policy("seta", epochs=4, period=3)
+    with pytest.raises(ValueError, match="ucb must be given keep_fraction, got none"):
+        make_policy("ucb", epochs=4)
+    with pytest.raises(ValueError, match="annealed must be given score, got none"):
+        make_policy("annealed", epochs=4, keep_fraction=0.5)
+    short = ss.InfoBatch(num_epochs=3)
+    how = {"folder": tmp_path / "run", "accelerator": Accelerator()}
+    with pytest.raises(ValueError, match="must be below num_epochs=3, got 3; plan longer"):
+        train_subset(store, short, CONFIG, **how)
+    keep = ss.select(store, rule="random", keep_fraction=0.5)
+    with pytest.raises(ValueError, match="policy_score must come with a policy"):
+        train_subset(store, keep, CONFIG, policy_score="x", **how)
+    assert not (tmp_path / "run").exists()
+    store.epoch_weights = None

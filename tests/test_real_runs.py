@@ -1,0 +1,276 @@
+"""What real runs need: signals, damaged checkpoints, averages, accumulation, crops."""
+
+import json
+import logging
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given
+from hypothesis import strategies as st
+from killed_ranks import ALONE, ON_TWO, stopped
+from PIL import Image
+from torch import nn
+
+import shardsieve as ss
+from shardsieve.pack import pack
+from shardsieve.train.config import TrainConfig
+from shardsieve.train.crops import Crop, RandomCrops, cropped
+from shardsieve.train.images import NORMALISATIONS, Batch, normalised
+from shardsieve.train.launch import make_accelerator
+from shardsieve.train.loading import make_loader, set_epoch
+from shardsieve.train.nets import resnet50
+from shardsieve.train.runfolder import RunFolder
+from shardsieve.train.stepping import Stepper
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    return pack("digits", folder, samples_per_shard=100, test_fraction=0.7)
+
+
+@pytest.fixture(scope="module")
+def store(packed, tmp_path_factory):
+    return ss.index(packed[0].pattern, tmp_path_factory.mktemp("store") / "s.zarr")
+
+
+# Stopped and killed ------------------------------------------------------------------------
+
+
+def arguments(store, out, *more):
+    how = ["--store", store.path, "--out", out, "--epochs", 6, "--batch-size", 8]
+    how += ["--augment", "crop", "--policy", "infobatch", "--checkpoint-steps", 3, "--ema", 0.9]
+    return [*map(str, how), "--accumulate", "2", *more]
+
+
+def outcome(folder):
+    """Losses of every epoch and the final weights."""
+    lines = (folder / "history.jsonl").read_text().splitlines()
+    weights = torch.load(folder / "model.pt", weights_only=True)["weights"]
+    return [json.loads(line)["loss"] for line in lines], weights
+
+
+def assert_same(folders):
+    (losses, weights), (again, twins) = map(outcome, folders)
+    assert losses == again
+    assert all(torch.equal(weights[name], twins[name]) for name in weights)
+
+
+def after_step(folder, step):
+    return lambda: any(int(p.name.split("-")[1]) >= step for p in folder.glob("checkpoint-*.pt"))
+
+
+@pytest.mark.slow
+def test_two_ranks_killed_with_sigkill_make_the_losses_of_an_undisturbed_run(store, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run([*ON_TWO, *arguments(store, whole)], check=True, capture_output=True)
+    command = [*ON_TWO, *arguments(store, cut)]
+    assert stopped(command, after_step(cut, 12), signal.SIGKILL) == -signal.SIGKILL
+    assert not (cut / "result.json").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    assert_same([whole, cut])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launch", [ALONE, ON_TWO], ids=["alone", "on two"])
+def test_sigterm_saves_and_the_same_command_goes_on(store, tmp_path, launch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run([*launch, *arguments(store, whole)], check=True, capture_output=True)
+    command = [*launch, *arguments(store, cut)]
+    status = stopped(command, after_step(cut, 3), signal.SIGTERM)
+    assert status == 143 if launch is ALONE else status != 0
+    assert list(cut.glob("checkpoint-*.pt"))
+    assert not (cut / "result.json").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    (losses, weights), (again, twins) = map(outcome, (whole, cut))
+    # The stop adds a place where losses are added up: their sum may differ in its last bit.
+    np.testing.assert_allclose(losses, again, rtol=1e-12)
+    assert all(torch.equal(weights[name], twins[name]) for name in weights)
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog):
+    run = RunFolder(tmp_path)
+    assert run.checkpoint() is None
+    for steps in (10, 20, 30):
+        run.save_checkpoint({"steps": steps, "weights": torch.zeros(1000)}, steps)
+    newest = sorted(tmp_path.glob("checkpoint-*.pt"))
+    assert [int(p.name.split("-")[1]) for p in newest] == [20, 30]
+    data = bytearray(newest[-1].read_bytes())
+    data[len(data) // 2] ^= 1
+    newest[-1].write_bytes(data)
+    with caplog.at_level(logging.WARNING, logger="shardsieve"):
+        assert run.checkpoint()["steps"] == 20
+    assert "is damaged; going on from the one before it" in caplog.text
+    run.save_checkpoint({"steps": 25}, 25)
+    assert run.checkpoint()["steps"] == 25
+    assert [int(p.name.split("-")[1]) for p in sorted(tmp_path.glob("*.pt"))] == [20, 25]
+    for path in tmp_path.glob("checkpoint-*.pt"):
+        path.write_bytes(path.read_bytes()[:100])
+    assert run.checkpoint() is None
+    (tmp_path / ".checkpoint.partial-123").write_bytes(b"cut short")
+    run.save_checkpoint({"steps": 1}, 1)
+    assert [p.name.split("-")[1] for p in tmp_path.iterdir()] == ["000000001"]
+
+
+# Steps -------------------------------------------------------------------------------------
+
+
+def batch_of(n, seed=0, side=6):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (n, 3, side, side), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, 4, (n,), generator=generator)
+    return Batch(images, labels, torch.arange(n), torch.ones(n))
+
+
+def plain_net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4))
+
+
+def stepped(config, batches):
+    stepper = Stepper(plain_net(), config, Accelerator(cpu=True))
+    for number, batch in enumerate(batches):
+        how = {"epoch": 0, "place": number, "of_step": len(batches)}
+        stepper.batch(batch, **how, last=number + 1 == len(batches))
+    stepper.update(0.5)
+    return stepper
+
+
+@given(st.integers(1, 4), st.integers(1, 5))
+def test_accumulated_batches_make_the_step_of_one_large_batch(parts, size):
+    whole = batch_of(parts * size)
+    cut = [Batch(*(x[i * size : (i + 1) * size] for x in whole)) for i in range(parts)]
+    config = TrainConfig(weight_decay=0.01)
+    one, many = stepped(config, [whole]), stepped(config, cut)
+    for a, b in zip(one.bare.parameters(), many.bare.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_average_of_weights_is_the_slow_one_and_is_what_is_evaluated():
+    config = TrainConfig(ema=0.8, learning_rate=0.5)
+    stepper = Stepper(plain_net(), config, Accelerator(cpu=True))
+    slow = None
+    for number in range(6):
+        stepper.batch(batch_of(4, seed=number), epoch=0, place=0, of_step=1, last=True)
+        stepper.update(number / 6)
+        now = [p.detach().double() for p in stepper.bare.parameters()]
+        slow = now if slow is None else [0.8 * a + 0.2 * b for a, b in zip(slow, now, strict=True)]
+    for a, b in zip(slow, stepper.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b.double(), rtol=1e-5, atol=1e-6)
+    assert stepper.evaluated() is stepper.network is not stepper.bare
+    twin = Stepper(plain_net(), config, Accelerator(cpu=True))
+    twin.load_state_dict(stepper.state_dict())
+    for a, b in zip(twin.network.parameters(), stepper.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_images_are_scaled_normalised_and_laid_out_before_the_network():
+    config = TrainConfig(resolutions=((1, 4),), channels_last=True, normalise="imagenet")
+    stepper = Stepper(plain_net(), config, Accelerator(cpu=True))
+    seen = []
+    stepper.bare.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    batch = batch_of(2)
+    for epoch in (0, 1):
+        stepper.batch(batch, epoch=epoch, place=0, of_step=1, last=True)
+    assert [tuple(images.shape[2:]) for images in seen] == [(6, 6), (4, 4)]
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(seen[0], normalised(batch.images, "imagenet"))
+
+
+@pytest.mark.parametrize("how", NORMALISATIONS)
+def test_normalising_is_what_its_table_says(how):
+    mean, deviation = (np.array(x).reshape(-1, 1, 1) for x in NORMALISATIONS[how])
+    pixels = batch_of(3).images
+    slow = (pixels.numpy() / 255 - mean) / deviation
+    np.testing.assert_allclose(normalised(pixels, how).numpy(), slow, rtol=1e-5, atol=1e-6)
+
+
+# Crops -------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**40), st.integers(1, 600), st.integers(1, 600), st.integers(0, 90))
+def test_a_crop_lies_in_its_image_and_depends_on_seed_epoch_and_id_alone(
+    sample_id, width, height, epoch
+):
+    crops, twins = RandomCrops(3), RandomCrops(3)
+    for one in (crops, twins):
+        one.set_epoch(epoch)
+    crop = crops.crop(sample_id, width, height)
+    assert 0 <= crop.left < crop.right <= width
+    assert 0 <= crop.top < crop.bottom <= height
+    assert crop == twins.crop(sample_id, width, height)
+
+
+def test_crops_cover_areas_and_sides_evenly():
+    crops = RandomCrops(0)
+    made = [crops.crop(i, 200, 200) for i in range(3000)]
+    areas = np.array([(c.right - c.left) * (c.bottom - c.top) for c in made]) / 200**2
+    ratios = np.array([(c.right - c.left) / (c.bottom - c.top) for c in made])
+    assert 0.07 < areas.min() < 0.12
+    assert areas.max() > 0.95
+    assert 0.7 < ratios.min() < 0.78 < 1.28 < ratios.max() < 1.4
+    assert abs(np.mean([c.mirrored for c in made]) - 0.5) < 0.03
+    centres = np.array([(c.left + c.right) / 400 for c in made])
+    assert abs(centres.mean() - 0.5) < 0.02
+    crops.set_epoch(1)
+    assert sum(crops.crop(i, 200, 200) == made[i] for i in range(100)) < 5
+
+
+def test_a_crop_of_a_jpeg_shows_what_a_crop_of_its_pixels_shows(tmp_path):
+    y, x = np.mgrid[:256, :384]
+    pixels = np.stack([x * 255 // 384, y * 255 // 256, (x + y) % 256 // 2], axis=-1)
+    Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "a.jpg", quality=95)
+    crop = Crop(64, 32, 320, 224, mirrored=True)
+    with Image.open(tmp_path / "a.jpg") as drafted, Image.open(tmp_path / "a.jpg") as whole:
+        fast = np.asarray(cropped(drafted, crop, 32).convert("RGB"), dtype=float)
+        assert drafted.size == (96, 64), "decoded at full size: the draft did not run"
+        slow = cropped(whole.convert("RGB"), crop, 32)
+    assert np.abs(fast[..., :2] - np.asarray(slow, dtype=float)[..., :2]).mean() < 3
+
+
+def test_workers_crop_alike_and_hear_of_the_epoch(store):
+    keep = ss.select(store, rule="random", keep_fraction=0.1)
+    seen = {}
+    for workers in (0, 2):
+        how = {"batch_size": 16, "size": 6, "channels": 1, "augment": "resized"}
+        loader, sampler = make_loader(store, keep, TrainConfig(**how, workers=workers))
+        for epoch in (0, 1):
+            set_epoch(loader, sampler, epoch)
+            for batch in loader:
+                for sample_id, image in zip(batch.ids.tolist(), batch.images, strict=True):
+                    seen.setdefault((epoch, sample_id), []).append(image)
+    assert all(torch.equal(*pair) for pair in seen.values())
+    moved = [not torch.equal(seen[0, i][0], seen[1, i][0]) for i in keep.ids().tolist()]
+    assert np.mean(moved) > 0.8
+
+
+# Around ------------------------------------------------------------------------------------
+
+
+def test_resnet50_has_the_usual_size_and_embeds_2048():
+    net = resnet50(10).eval()
+    with torch.inference_mode():
+        assert net.features(torch.zeros(1, 3, 64, 64)).shape == (1, 2048)
+
+
+def test_a_tracker_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match="track must be among tensorboard, wandb, got 'mlflow'"):
+        make_accelerator(tmp_path, track=("mlflow",))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"ema": 1.0}, r"ema must lie in \[0, 1\), got 1.0"),
+        ({"accumulate": 0}, "accumulate must be at least 1, got 0"),
+        ({"normalise": "none"}, "normalise must be one of half, imagenet"),
+        ({"resolutions": ((0, 0),)}, "resolutions must be pairs"),
+    ],
+)
+def test_bad_settings_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**setting)

@@ -1,0 +1,129 @@
+"""`shardsieve run`: the whole chain, what it skips, and what it refuses."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from launching import TWO_CPUS, killed_after
+
+import shardsieve as ss
+from shardsieve.commands.recipe import read_recipe
+from shardsieve.commands.running import STATE, run_recipe
+from shardsieve.pack import pack
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    return pack("digits", folder, samples_per_shard=100, test_fraction=0.75)
+
+
+def recipe(packed, folder, **changes):
+    """Write a recipe; changes replace keys of its sections."""
+    made = {
+        "work": str(folder / "work"),
+        "data": {"store": str(folder / "train.zarr"), "urls": packed[0].pattern},
+        "score": {"seeds": 0.5, "epochs": 4, "window": 3, "batch_size": 32},
+        "embed": {},
+        "extrapolate": {"score": "dyn_unc", "k": 5},
+        "select": {"keep_fraction": 0.5},
+        "train": {"epochs": 2, "batch_size": 32},
+        "report": {},
+    }
+    for name, values in changes.items():
+        made[name] = {**made.get(name, {}), **values} if isinstance(values, dict) else values
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in made.items() if v is not None}))
+    return path
+
+
+ALL = ["score", "embed", "extrapolate", "train", "report"]
+
+
+@pytest.mark.slow
+def test_a_step_is_made_again_only_when_its_inputs_changed(packed, tmp_path):
+    first = run_recipe(recipe(packed, tmp_path))
+    assert first["skipped"] == []
+    assert (tmp_path / "work" / "report.html").is_file()
+    phases = first["train"]["cost"]["phases"]
+    assert set(phases) == {"scoring", "embedding", "extrapolation", "training"}
+    assert phases["embedding"]["forward"] == first["index"]["samples"]
+    assert first["train"]["cost"]["uncounted"] == []
+    again = run_recipe(recipe(packed, tmp_path, train={"workers": 1}))
+    assert again == {**first, "skipped": ALL}
+    other = run_recipe(recipe(packed, tmp_path, select={"keep_fraction": 0.25}))
+    assert other["skipped"] == ["score", "embed", "extrapolate"]
+    assert other["train"]["kept"] < first["train"]["kept"]
+    before = ss.open_store(tmp_path / "train.zarr").score("seed_dyn_unc")
+    seeded = run_recipe(recipe(packed, tmp_path, score={"seed": 5}))
+    assert seeded["skipped"] == []
+    after = ss.open_store(tmp_path / "train.zarr").score("seed_dyn_unc")
+    assert not np.array_equal(before, after, equal_nan=True)
+    back = run_recipe(recipe(packed, tmp_path))
+    assert back["skipped"] == []
+    same = ss.open_store(tmp_path / "train.zarr").score("seed_dyn_unc")
+    np.testing.assert_array_equal(before, same)
+    assert back["train"]["run"] == first["train"]["run"]
+
+
+@pytest.mark.slow
+def test_a_killed_chain_goes_on_and_two_processes_make_it_too(packed, tmp_path):
+    folders = [tmp_path / "cut", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    policy = {"name": "infobatch", "prune_probability": 0.5}
+    changes = {"train": {"epochs": 3, "policy": policy, "policy_score": "learned"}}
+    paths = [recipe(packed, folder, **changes) for folder in folders]
+    command = [sys.executable, "-m", "shardsieve", "run", str(paths[0]), "--json"]
+    scored = folders[0] / "work" / STATE
+    assert killed_after(command, scored.exists) == -signal.SIGKILL
+    done = json.loads(subprocess.check_output(command))
+    assert "score" in done["skipped"]
+    assert "train" not in done["skipped"]
+    program = [*TWO_CPUS, "-m", "shardsieve", "run", str(paths[1]), "--json"]
+    two = json.loads(subprocess.check_output(program).splitlines()[-1])
+    assert two["train"]["processes"] == 2
+    assert two["train"]["policy"]["policy"] == "infobatch"
+    assert np.isfinite(ss.open_store(folders[1] / "train.zarr").score("learned")).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {"epocs": 3}}, "train.epocs is no known key; did you mean epochs?"),
+        ({"training": {}}, "training is no known key; did you mean train?"),
+        ({"select": {"keep_fraction": "half"}}, "select.keep_fraction must be right, got 'half'"),
+        ({"data": None}, "data must be given"),
+        ({"train": {"epochs": 0}}, "train: epochs must be at least 1, got 0"),
+        ({"train": {"policy": {"name": "seto"}}}, "train: policy must be one of annealed"),
+        ({"train": {"policy": {"name": "ucb", "perio": 2}}}, "ucb must be given"),
+        ({"embed": None}, "extrapolate must come with score and embed"),
+        ({"extrapolate": None}, "select: rule top must have a score"),
+    ],
+)
+def test_a_wrong_key_is_named_before_anything_starts(packed, tmp_path, changes, message):
+    path = recipe(packed, tmp_path, **changes)
+    with pytest.raises(ss.ShardsieveError) as error:
+        run_recipe(path)
+    assert str(error.value).startswith(str(path))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["recipe.yaml"]
+
+
+def test_a_file_that_is_no_recipe_is_refused(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    with pytest.raises(ss.ShardsieveError, match="no configuration at"):
+        read_recipe(path)
+    path.write_text("a: [1")
+    with pytest.raises(ss.ShardsieveError, match="must be YAML"):
+        read_recipe(path)
+    path.write_text("- 1")
+    with pytest.raises(ss.ShardsieveError, match="must be a mapping with the keys work, data"):
+        read_recipe(path)
+    with pytest.raises(ValueError, match="until must be one of index, score"):
+        run_recipe(path, until="eval")
