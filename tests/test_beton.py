@@ -16,7 +16,8 @@ from tars import by_webdataset, write_tar
 import shardsieve as ss
 from shardsieve.loaders.pages import default_window, estimate_reads, page_order, pages_per_batch
 from shardsieve.pack import pack
-from shardsieve.pack.beton import beton_to_tars, keep_rows, pack_beton
+from shardsieve.pack.beton import keep_rows, pack_beton
+from shardsieve.pack.beton_tars import beton_to_tars
 from shardsieve.shards.beton import read_beton
 from shardsieve.store.create import check
 
@@ -261,10 +262,14 @@ def test_estimate_counts_the_blocks_that_a_slow_loop_finds(pieces, data):
     kept = data.draw(st.lists(st.sampled_from(range(len(ranges))), unique=True)) if ranges else []
     found = estimate_reads(table, np.array(kept, np.int64), page_size=16384, readahead=8192)
 
-    def slow(size):
-        return len({b // size for r in kept for b in range(ranges[r][0], sum(ranges[r]))})
+    def slow(size, rows=kept):
+        return len({b // size for r in rows for b in range(ranges[r][0], sum(ranges[r]))})
 
     assert found.kept == sum(ranges[r][1] for r in kept)
     assert found.memory == slow(4096) * 4096
     assert found.readahead == slow(8192) * 8192
     assert found.pages == slow(16384) * 16384
+    assert found.all_pages == slow(16384, range(len(ranges)))
+    # Padding counts for nothing: half of the pages are half of the reading, however empty.
+    much, little = slow(16384) > 0.9 * found.all_pages, found.kept < 0.9 * found.total
+    assert found.saves_little == (much and little)

@@ -140,6 +140,52 @@ def test_a_users_order_loses_only_the_rows_that_are_not_kept(store, loaders):
     assert sum(len(b.ids) for b in pruned) == N // 2 - 1
 
 
+def test_custom_fields_and_disabled_pipelines_stay(tmp_path):
+    from ffcv.fields import FloatField, IntField
+
+    class Own(IntField):
+        """A field that only this class can read."""
+
+    class Numbers:
+        def __len__(self):
+            return 90
+
+        def __getitem__(self, row):
+            return 3 * row, row / 2, -row
+
+    fields = {"own": Own(), "real": FloatField(), "unused": IntField()}
+    path = write_beton(tmp_path / "c.beton", data=Numbers(), fields=fields)
+    loader = Loader(
+        str(path),
+        batch_size=16,
+        num_workers=1,
+        drop_last=False,
+        custom_fields={"own": Own},
+        pipelines={"unused": None},
+    )
+    store = ss.index(path, tmp_path / "c.zarr")
+    assert (store.labels() == -1).all()
+    store.put_score("up", np.arange(90))
+    pruned = prune_loader(loader, store, keep_fraction=0.5, score="up")
+    seen = [(b.ids.tolist(), b[0].ravel().tolist(), b[1].ravel().tolist()) for b in pruned]
+    assert flat(ids for ids, _, _ in seen) == list(range(45, 90))
+    assert all(own == [3 * i for i in ids] for ids, own, _ in seen)
+    assert all(real == [i / 2 for i in ids] for ids, _, real in seen)
+
+
+def test_a_rank_without_a_sample_repeats_one(store, loaders):
+    loader = loaders()
+    keep = ss.KeepSet.from_ids(store, np.arange(66))
+    ranks = [
+        prune_loader(loader, store, keep_set=keep, world=ss.World(rank, 3)) for rank in range(3)
+    ]
+    state = {**ranks[0].state_dict(), "samples_done": 64}
+    for pruned in ranks:
+        pruned.load_state_dict(state)
+    seen = [[(b.ids.tolist(), b.weights.tolist()) for b in pruned] for pruned in ranks]
+    assert seen == [[([64], [1])], [([65], [1])], [([64], [0])]]
+
+
 def test_drop_last_drops_and_len_is_right(store, loaders):
     pruned = prune_loader(loaders(drop_last=True), store, keep_fraction=0.25, score="up")
     sizes = [len(batch.ids) for batch in pruned]

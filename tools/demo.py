@@ -19,7 +19,8 @@ from rich.table import Table
 from shardsieve import Store, open_store, select
 from shardsieve._errors import ShardsieveError
 from shardsieve.commands.building import build_store
-from shardsieve.commands.making import make_index, pack_source
+from shardsieve.commands.making import make_index
+from shardsieve.commands.packing import pack_source
 from shardsieve.commands.progress import bar
 from shardsieve.commands.reporting import class_names
 from shardsieve.extrapolate.quality import measure
@@ -47,7 +48,7 @@ def main() -> None:
     config = TrainConfig(
         epochs=options.epochs, batch_size=options.batch_size, size=options.size, augment="crop"
     )
-    train, test, packed = shards(options.data, out)
+    train, test, packed = shards(options.data, options.to, out)
     scoring = replace(config, epochs=options.seed_epochs or config.epochs)
     built = build_store([train], out / "train.zarr", scoring, seed_fraction=SEED_FRACTION)
     make_index([test], out / "test.zarr", "cls")
@@ -79,7 +80,10 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", nargs="?", type=Path, default=Path("demo-out"), metavar="OUTDIR")
-    parser.add_argument("--data", default="digits", help="digits, fashion-mnist or a folder")
+    parser.add_argument(
+        "--data", default="digits", help="digits, fashion-mnist, a folder, or DIR/train.beton"
+    )
+    parser.add_argument("--to", default="tar", help="tar, or beton to train through FFCV")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seed-epochs", type=int, help="of the seed run; as --epochs if none")
     parser.add_argument("--batch-size", type=int, default=32)
@@ -88,12 +92,21 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def shards(data: str, out: Path) -> tuple[str, str, dict[str, Any]]:
-    """Pack the data unless that is done; return the patterns of train and test."""
-    folder = out / "shards"
+def shards(data: str, to: str, out: Path) -> tuple[str, str, dict[str, Any]]:
+    """Pack the data unless that is done; return the patterns of train and test.
+
+    A `.beton` is used as it is, with the `test.beton` beside it.
+    """
+    if data.endswith(".beton"):
+        test = Path(data).with_name("test.beton")
+        if not test.is_file():
+            raise ShardsieveError(f"{data} must have test.beton beside it; pack one")
+        return data, str(test), {"splits": []}
+    folder = out / ("shards" if to == "tar" else "betons")
     if not (folder / "classes.json").is_file():
         start = time.perf_counter()
-        packed = pack_source(data, folder, test_fraction=0.2, samples_per_shard=500, overwrite=True)
+        how: dict[str, Any] = {"samples_per_shard": 500, "overwrite": True, "to": to}
+        packed = pack_source(data, folder, test_fraction=0.2, **how)
         packed["seconds"] = round(time.perf_counter() - start, 2)
         (out / "pack.json").write_text(json.dumps(packed))
     packed = json.loads((out / "pack.json").read_text())

@@ -15,11 +15,13 @@ from shardsieve.commands import (
     building,
     extrapolating,
     making,
+    packing,
     planning,
     reporting,
     running,
     scoring,
     showing,
+    sources,
     training,
 )
 from shardsieve.commands.texts import constants, pairs
@@ -78,24 +80,46 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
 
 @app.command()
 def pack(
-    source: Annotated[str, typer.Argument(help="Image folder, IDX folder, digits, fashion-mnist")],
-    out: Annotated[Path, typer.Argument(help="Folder for the shards.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Image folder, IDX folder, digits, fashion-mnist, tars or a .beton.",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder to fill; from tars the .beton to make.")],
+    to: Annotated[str, typer.Option(help="tar or beton")] = "tar",
     samples_per_shard: int = 1000,
     bytes_per_shard: Annotated[int | None, typer.Option()] = None,
+    page_size: Annotated[int, typer.Option(help="Of a .beton: a power of two.")] = 8 << 20,
     test_fraction: float = 0.0,
+    keep: Annotated[
+        str | None,
+        typer.Option(help="Write these only: a score of --store, highest first; a file of ids."),
+    ] = None,
+    keep_fraction: Annotated[float, typer.Option(help="Of --keep SCORE.")] = 1.0,
+    store: Annotated[Path | None, typer.Option(help="Of the tars or the .beton.")] = None,
+    label_member: str = "cls",
     seed: Seed = 0,
     overwrite: bool = False,
     as_json: Json = False,
 ) -> None:
-    """Write WebDataset tar shards, shuffled once."""
-    sizes: dict[str, Any] = {
-        "samples_per_shard": samples_per_shard,
-        "bytes_per_shard": bytes_per_shard,
-    }
-    result = making.pack_source(
-        source, out, test_fraction=test_fraction, seed=seed, overwrite=overwrite, **sizes
-    )
+    """Write tar shards or an FFCV file: images shuffled once, tars and .beton in their order."""
+    how: dict[str, Any] = {"to": to, "samples_per_shard": samples_per_shard, "seed": seed}
+    how |= {"bytes_per_shard": bytes_per_shard, "page_size": page_size, "overwrite": overwrite}
+    wanted = packing.Wanted(store, keep, keep_fraction, label_member)
+    result = packing.pack_source(source, out, **how, test_fraction=test_fraction, wanted=wanted)
     _show(result, as_json)
+
+
+@app.command()
+def realign(
+    source: Annotated[Path, typer.Argument(help="Store that has the scores.")],
+    target: Annotated[Path, typer.Argument(help="Store of other shards of the same samples.")],
+    score: Annotated[list[str] | None, typer.Option(help="Names; all if none.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Carry scores to another layout of the same samples, by key."""
+    _show(packing.realign_scores(source, target, score or []), as_json)
 
 
 @app.command(name="index")
@@ -111,9 +135,19 @@ def index_command(
 
 
 @app.command()
-def info(store: StorePath, as_json: Json = False) -> None:
-    """Say what a store holds."""
-    _show(showing.describe(store), as_json)
+def info(
+    store: StorePath,
+    keep: Annotated[
+        float | None, typer.Option(help="Estimate what an epoch at this keep fraction reads.")
+    ] = None,
+    score: Annotated[str | None, typer.Option(help="Keep by it; at random if none.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a store holds, and what pruning it would read."""
+    found = showing.describe(store)
+    if keep is not None:
+        found["reads"] = showing.estimated_reads(store, keep, score)
+    _show(found, as_json)
 
 
 @app.command()
@@ -269,8 +303,11 @@ def embed(
 
 @app.command()
 def train(
-    store: StorePath,
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    store: Annotated[Path | None, typer.Option(help="Folder of the Zarr store.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Tars or a .beton; indexed into --store unless that is done.")
+    ] = None,
     keep_fraction: float = 0.5,
     score: Annotated[str | None, typer.Option()] = None,
     rule: Rule = "top",
@@ -285,7 +322,7 @@ def train(
     policy_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, of the policy")] = None,
     policy_score: Annotated[str | None, typer.Option(help="Store what it learned.")] = None,
     full_run: Annotated[Path | None, typer.Option(help="Run on everything, to compare.")] = None,
-    test: Annotated[Path | None, typer.Option(help="Store to evaluate on.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Store, or a .beton, to evaluate on.")] = None,
     model: Model = "light",
     epochs: int = 20,
     batch_size: BatchSize = 64,
@@ -326,13 +363,13 @@ def train(
     kept |= {"drop_missing": drop_missing}
     moving = {"name": policy, **constants("policy-arg", policy_arg or [])} if policy else None
     result = training.train_store(
-        store,
+        sources.store_of(data, store, precision=precision),
         config,
         out=out,
         rule=kept,
         policy=moving,
         policy_score=policy_score,
-        test=test,
+        test=sources.store_of(None, test, precision=precision) if test else None,
         full_run=full_run,
         evaluate_every=evaluate_every,
         checkpoint_steps=checkpoint_steps,

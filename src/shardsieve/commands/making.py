@@ -4,27 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from shardsieve.commands.progress import bar
-from shardsieve.pack import pack
 from shardsieve.store.append import append_shards
 from shardsieve.store.create import check, index
 from shardsieve.store.store import open_store
-
-
-def pack_source(source: str, out: Path, **how: Any) -> dict[str, Any]:
-    """Write the shards of every split of a source."""
-    with bar("pack") as progress:
-        splits = pack(source, out, progress=progress, **how)
-    rows = [
-        {
-            "split": s.split,
-            "shards": len(s.shards),
-            "samples": s.samples,
-            "bytes": s.nbytes,
-            "pattern": s.pattern,
-        }
-        for s in splits
-    ]
-    return {"splits": rows}
 
 
 def make_index(

@@ -7,8 +7,10 @@ import numpy as np
 
 from shardsieve.commands.trust import doubt_of
 from shardsieve.epoch import SHUFFLES
+from shardsieve.io.local import readahead_of
 from shardsieve.keepset import KeepSet, select
 from shardsieve.loaders.mixing import mixing
+from shardsieve.loaders.pages import ReadEstimate, estimate_reads
 from shardsieve.loaders.planned import OrderSettings
 from shardsieve.store.store import Store, open_store
 from shardsieve.train.recorder import Recorder
@@ -32,6 +34,46 @@ def describe(path: Path) -> dict[str, Any]:
         "dynamics": Recorder.runs(store),
         "scores": [_score_row(store, name) for name in store.scores],
     }
+
+
+def estimated_reads(path: Path, keep_fraction: float, score: str | None) -> dict[str, Any]:
+    """Return the bytes that one cold epoch over a keep set reads, by way of reading."""
+    store = open_store(path, mode="r")
+    keep = select(
+        store, keep_fraction=keep_fraction, score=score, rule="top" if score else "random"
+    )
+    kept, total = keep.nbytes(store), int(store.ranges[..., 1].sum())
+    reads: dict[str, Any] = {"keep_fraction": keep_fraction, "kept": len(keep)}
+    reads |= {"chosen_by": score or "random", "kept_bytes": kept, "all_bytes": total}
+    if store.kind != "ffcv":
+        return reads | {"ranges": kept, "whole_shards": int(np.sum(store.group["shard/nbytes"][:]))}  # type: ignore[index,arg-type]
+    ranges = store.ranges.reshape(-1, 2)[: len(store)]
+    page_size = int(store.group.attrs["page_size"])  # type: ignore[arg-type]
+    readahead = readahead_of(store.urls[0])
+    found = estimate_reads(ranges, keep.ids(), page_size=page_size, readahead=readahead)
+    reads |= {
+        "os_cache_false": found.pages,
+        "os_cache_true": max(found.readahead, found.memory),
+        "os_cache_true_without_readahead": found.memory,
+        "rewritten": found.rewritten,
+        "pages_touched": found.pages_touched,
+        "pages": found.all_pages,
+    }
+    return reads | {"says": _advice(found, keep_fraction, score)}
+
+
+def _advice(found: ReadEstimate, keep_fraction: float, score: str | None) -> str:
+    name = score or "NAME"
+    share = f"{found.pages_touched:,} of {found.all_pages:,} pages"
+    if found.kept == 0:
+        return "the samples have no bytes outside the tables: pruning saves steps, not reading"
+    if found.saves_little:
+        return (
+            f"pruning this .beton saves no I/O with os_cache=False: keep {keep_fraction:g} still "
+            f"touches {share}; it saves decoding and steps. To save reading, write the rows in "
+            f"score order: shardsieve pack FILE.beton NEW.beton --to beton --keep {name}"
+        )
+    return f"keep {keep_fraction:g} touches {share}"
 
 
 def _score_row(store: Store, name: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from shardsieve.io.counts import Counts
 _MAX_OPEN = 256
 # Readahead brings what lies between: at most 1.05 times the kept bytes are to leave the disk.
 _DENSE, _LEAST_IN_ORDER = 0.96, 1 << 20
+_READAHEAD = 128 << 10
 
 
 def keep_freed_memory() -> None:
@@ -152,6 +153,16 @@ def too_short(url: str, needed: int) -> CorruptShardError:
         f"shard {url} ends before byte {needed}; it was truncated or replaced after indexing: "
         "index it again"
     )
+
+
+def readahead_of(path: str | Path) -> int:
+    """Return the readahead in bytes of the device that holds a file; Linux's default elsewhere."""
+    try:
+        device = Path(path).stat().st_dev
+        bdi = f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb"
+        return int(Path(bdi).read_text()) << 10 or mmap.PAGESIZE
+    except (OSError, ValueError):
+        return _READAHEAD
 
 
 @contextmanager

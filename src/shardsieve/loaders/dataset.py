@@ -17,6 +17,8 @@ from shardsieve.loaders.ledger import Ledger
 from shardsieve.loaders.planned import PlannedId
 from shardsieve.loaders.shared import SharedIds
 from shardsieve.plan import PADDING
+from shardsieve.shards.beton import read_beton
+from shardsieve.shards.beton_fields import BetonFields
 from shardsieve.shards.tar import fill_plain, members_of, parse_sample, plain_fields
 from shardsieve.store.store import Store
 
@@ -65,6 +67,7 @@ class ShardDataset(Dataset[Any]):
         self._ranges = store.ranges
         self._keys: dict[int, NDArray[np.bytes_]] = {}
         self._members = members_of(dict.fromkeys(store.members))
+        self._beton: BetonFields | None = None
         self._suffixes = {suffix.encode(): suffix for suffix in store.members}
         self._scores = store.score(score) if score else None
         self.reader = reader_of(store.urls, storage)
@@ -137,13 +140,16 @@ class ShardDataset(Dataset[Any]):
         """Put the samples of one shard into their rows."""
         part, url = slice(begin, end), self.store.urls[shard]
         keys = self._keys_of(shard)[plan.places[part]].tolist()
+        beton = self._beton_fields() if self.store.kind == "ffcv" else None
         try:
             raws = self.reader.read_many(url, plan.ranges[part])
             for row, sample_id, key, raw in zip(
                 plan.rows[part], plan.ids[part], keys, raws, strict=True
             ):
                 sample = {"__key__": key.decode("utf-8", "surrogateescape"), "__url__": url}
-                if not fill_plain(sample, raw, key, self._members):
+                if beton is not None:
+                    sample |= _whole(beton, sample_id, raw, url, plan.ranges[begin])
+                elif not fill_plain(sample, raw, key, self._members):
                     sample = self._parsed(raw, sample["__key__"], url, plan.ranges[begin])
                 sample["__id__"], sample["__weight__"] = sample_id, 1.0
                 samples[row] = sample
@@ -163,6 +169,12 @@ class ShardDataset(Dataset[Any]):
             return parse_sample(raw, key, url)
         self._members = members_of(fields)
         return {"__key__": key, "__url__": url, **fields}
+
+    def _beton_fields(self) -> BetonFields:
+        """Return what cuts an FFCV file's samples; its tables are read once per process."""
+        if self._beton is None:
+            self._beton = BetonFields(read_beton(self.store.urls[0]), raw="ppm")
+        return self._beton
 
     def _keys_of(self, shard: int) -> NDArray[np.bytes_]:
         """Return a shard's keys, encoded: bytes need no object each while they wait."""
@@ -217,6 +229,14 @@ class ShardDataset(Dataset[Any]):
             found.__cause__ = error
             self._skip(int(sample["__id__"]), found)
             return None
+
+
+def _whole(
+    beton: BetonFields, row: int, raw: bytes, url: str, where: tuple[int, int]
+) -> dict[str, bytes]:
+    if len(raw) < where[1]:
+        raise too_short(url, sum(where))
+    return beton(row, raw, where[0])
 
 
 def _named(

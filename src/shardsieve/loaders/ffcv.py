@@ -13,7 +13,7 @@ from shardsieve._errors import MissingDependencyError, StoreMismatchError
 from shardsieve.io.source import cheap_fingerprint
 from shardsieve.keepset import KeepSet, select
 from shardsieve.loaders.ffcv_order import LoaderOrder
-from shardsieve.loaders.pages import default_window, page_order
+from shardsieve.loaders.pages import ordered_rows
 from shardsieve.plan import TAILS, Steps, World
 from shardsieve.store.store import Store
 
@@ -32,7 +32,8 @@ class Batch(tuple[Any, ...]):
 
     Attributes:
         ids: int64 (b,), sample ids: FFCV rows.
-        weights: float32 (b,), loss weights; ones unless `set_keep_set` was given others.
+        weights: float32 (b,), loss weights; ones unless `set_keep_set` was given others, and 0 for
+            a sample that only fills up a batch.
     """
 
     ids: torch.Tensor
@@ -58,6 +59,8 @@ def prune_loader(
     """Return a loader that gives the batches of an existing `ffcv.loader.Loader` for kept samples.
 
     Everything of the given loader stays: pipelines, custom fields, caching, threads, compiled code.
+    Its memory manager's dictionaries of samples are let go, and arrays answer in their place; a
+    `LeanLoader` never builds them.
     Its own `indices` are intersected with the keep set. A distributed loader's ranks read every
     kept row once, in equally many steps.
 
@@ -94,6 +97,9 @@ def prune_loader(
     if window is not None and window < 0:
         raise ValueError(f"window must be at least 0, got {window}")
     _check_same_file(loader, store)
+    from shardsieve.loaders.ffcv_lean import release_tables
+
+    release_tables(loader)
     kept = keep_set or select(
         store, keep_fraction=keep_fraction, score=score, rule=rule, seed=seed or 0, **selection
     )
@@ -141,7 +147,6 @@ class PrunedLoader:
         self._begun = self._ended = False
         # FFCV compiles per integer type of the ids.
         self._dtype = np.asarray(loader.first_traversal_order).dtype
-        self._pages = store.ranges[..., 0].reshape(-1)[: len(store)] // _page_size(store)
         self._own = LoaderOrder(loader, seed) if order == "loader" else None
         self.set_keep_set(keep_set, weights=weights)
 
@@ -192,12 +197,8 @@ class PrunedLoader:
         """Return the rows of one epoch over all ranks, in order: what FFCV calls sample order."""
         if self._own is not None:
             return self._own.rows(self._kept, self._is_kept, epoch).astype(self._dtype)
-        rows = self._kept.astype(np.int64)
-        pages = self._pages[rows]
-        window = self.window
-        if window is None:
-            window = default_window(len(rows), len(np.unique(pages)))
-        ordered = page_order(rows, pages, seed=self.seed, epoch=epoch, window=window)
+        rows, how = self._kept.astype(np.int64), {"seed": self.seed, "epoch": epoch}
+        ordered = ordered_rows(self.store, rows, **how, window=self.window)
         return ordered.astype(self._dtype)
 
     def state_dict(self, *, steps_done: int | None = None) -> dict[str, Any]:
@@ -238,36 +239,42 @@ class PrunedLoader:
         total = len(self.rows(epoch)) if drawn else len(self._kept)
         return Steps(max(total - start, 0), int(self.loader.batch_size), self.world.size, self.tail)
 
-    def _batches(self, steps: Steps, rows: NDArray[np.generic]) -> list[NDArray[np.generic]]:
-        """Return this rank's rows of every step."""
+    def _batches(
+        self, steps: Steps, rows: NDArray[np.generic]
+    ) -> list[tuple[NDArray[np.generic], int]]:
+        """Return this rank's rows of every step, and how many of them are no repeats."""
         batches = []
         for step in range(len(steps)):
             begin, end = steps.share(step, self.world.rank)
-            own = rows[begin:end]
+            # A rank without a sample repeats one.
+            own = rows[begin : begin + steps.size(step, self.world.rank)]
             if self.tail == "pad" and len(own) < steps.batch_size:
                 filler = np.resize(rows[: steps.global_batch], steps.batch_size - len(own))
                 own = np.concatenate([own, filler])
-            batches.append(own)
+            batches.append((own, end - begin))
         return batches
 
-    def _read(self, steps: Steps, batches: list[NDArray[np.generic]]) -> Iterator[Batch]:
+    def _read(
+        self, steps: Steps, batches: list[tuple[NDArray[np.generic], int]]
+    ) -> Iterator[Batch]:
         from shardsieve.loaders.ffcv_iterator import open_batches
 
         if not batches:
             self._ended = True
             return
-        fields = open_batches(self.loader, batches)
+        fields = open_batches(self.loader, [rows for rows, _ in batches])
         try:
-            for rows, values in zip(batches, fields, strict=True):
+            for (rows, own), values in zip(batches, fields, strict=True):
                 self._yielded += 1
-                yield self._batch(rows, values)
+                yield self._batch(rows, own, values)
             self._ended = True
         finally:
             fields.close()
 
-    def _batch(self, rows: NDArray[np.generic], values: Sequence[Any]) -> Batch:
+    def _batch(self, rows: NDArray[np.generic], own: int, values: Sequence[Any]) -> Batch:
         batch, ids = Batch(values), rows.astype(np.int64)
         weights = np.ones(len(ids), np.float32) if self._weights is None else self._weights[ids]
+        weights[own:] = 0
         batch.ids, batch.weights = torch.from_numpy(ids), torch.from_numpy(weights)
         return batch
 
@@ -303,10 +310,6 @@ def _check_same_file(loader: Any, store: Store) -> None:
             f"{store.path} was made from {store.urls[0]} ({len(store)} rows), the loader reads "
             f"{loader.reader.file_name} ({rows} rows); index that file"
         )
-
-
-def _page_size(store: Store) -> int:
-    return int(store.group.attrs["page_size"])  # type: ignore[arg-type]
 
 
 def _seed(loader: Any, order: str) -> int:

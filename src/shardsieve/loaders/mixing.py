@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardsieve.keepset import KeepSet
-from shardsieve.loaders.planned import OrderSettings, ordered_ids
+from shardsieve.loaders.planned import OrderSettings, ids_of_epoch
 from shardsieve.store.store import Store
 
 _BATCHES = 64
@@ -39,9 +39,8 @@ def mixing(
         epoch: Which one.
     """
     labels = store.labels()
-    made = order.epoch(keep, len(store), epoch, batch_size)
     wanted, parts, size = min(_BATCHES * batch_size, len(keep)), [], 0
-    for ids in ordered_ids(keep, made):
+    for ids in ids_of_epoch(store, keep, order, epoch, batch_size):
         parts.append(ids)
         size += len(ids)
         if size >= wanted:

@@ -1,4 +1,4 @@
-"""Which pages a keep set touches, in what order, and what reading it costs. Pure functions."""
+"""Which pages a keep set touches, in what order, and what reading it costs."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardsieve.epoch import EpochOrder
+from shardsieve.store.store import Store
 
 MEMORY_PAGE = 4096
 _ROWS_PER_WINDOW = 2048
@@ -55,6 +56,23 @@ def page_order(
     return rows[by_page[np.concatenate(places)]].astype(np.int64)
 
 
+def page_of_rows(store: Store) -> NDArray[np.int64]:
+    """Return the page of every row of an FFCV store, int64 (n,); -1 for rows without bytes."""
+    offsets = store.ranges[..., 0].reshape(-1)[: len(store)]
+    pages: NDArray[np.int64] = offsets // int(store.group.attrs["page_size"])  # type: ignore[arg-type]
+    return pages
+
+
+def ordered_rows(
+    store: Store, rows: NDArray[np.int64], *, seed: int, epoch: int, window: int | None
+) -> NDArray[np.int64]:
+    """Return kept rows of an FFCV store in `page_order`; `default_window` for a window of None."""
+    pages = page_of_rows(store)[rows]
+    if window is None:
+        window = default_window(len(rows), len(np.unique(pages)))
+    return page_order(rows, pages, seed=seed, epoch=epoch, window=window)
+
+
 def default_window(kept: int, pages_touched: int) -> int:
     """Return how many pages to shuffle together: room for 2048 kept rows, at least 16 pages.
 
@@ -87,6 +105,7 @@ class ReadEstimate:
         total: Bytes of all samples.
         pages: `os_cache=False`: whole FFCV pages that hold a kept sample.
         pages_touched: How many pages that is.
+        all_pages: Pages that hold any sample.
         memory: `os_cache=True` without readahead: 4 KiB memory pages that hold kept bytes.
         readahead: `os_cache=True` with the kernel's readahead: aligned blocks of `readahead` bytes.
         rewritten: A new .beton of the kept rows alone, in whole FFCV pages.
@@ -96,14 +115,15 @@ class ReadEstimate:
     total: int
     pages: int
     pages_touched: int
+    all_pages: int
     memory: int
     readahead: int
     rewritten: int
 
     @property
     def saves_little(self) -> bool:
-        """True where FFCV's pages bring in over 90 % of the data though under 90 % is kept."""
-        return self.pages > 0.9 * self.total and self.kept < 0.9 * self.total
+        """True where over 90 % of the pages are touched though under 90 % of the bytes is kept."""
+        return self.pages_touched > 0.9 * self.all_pages and self.kept < 0.9 * self.total
 
 
 def estimate_reads(
@@ -133,6 +153,7 @@ def estimate_reads(
         total=int(ranges[:, 1].sum()),
         pages=touched * page_size,
         pages_touched=touched,
+        all_pages=_blocks(ranges[ranges[:, 1] > 0], page_size),
         memory=_blocks(stored, MEMORY_PAGE) * MEMORY_PAGE,
         readahead=_blocks(stored, readahead) * readahead,
         rewritten=-(-kept // page_size) * page_size,

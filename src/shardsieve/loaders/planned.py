@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from shardsieve._errors import StoreMismatchError
 from shardsieve.epoch import SHUFFLES, EpochOrder, default_window
 from shardsieve.keepset import KeepSet
+from shardsieve.loaders.pages import ordered_rows
+from shardsieve.store.store import Store
 
 Ids = NDArray[np.int64]
 
@@ -85,6 +87,16 @@ def ordered_ids(keep: KeepSet, order: EpochOrder, start: int = 0) -> Iterator[Id
     """Yield the sample ids of an order from place `start` on, in parts."""
     for shard, ordinal in order.windows(start):
         yield keep.ids_at(shard, ordinal)
+
+
+def ids_of_epoch(
+    store: Store, keep: KeepSet, settings: OrderSettings, epoch: int, block: int, start: int = 0
+) -> Iterator[Ids]:
+    """Yield the ids of one epoch from place `start` on; windows of a `.beton` are of pages."""
+    if store.kind == "ffcv" and settings.shuffle == "window" and settings.groups == 1:
+        how = {"seed": settings.seed, "epoch": epoch}
+        return iter([ordered_rows(store, keep.ids(), **how, window=settings.window)[start:]])
+    return ordered_ids(keep, settings.epoch(keep, len(store), epoch, block), start)
 
 
 def refuse_another_plan(state: str, own: str, what: str) -> None:

@@ -32,7 +32,7 @@ def prune(loader: Any, store: Store, **options: Any) -> Any:
         return prune_pipeline(loader, store, **options)
     if isinstance(loader, (DataLoader, DataPipeline)):
         return prune_loader(loader, store, **options)
-    if type(loader).__module__.startswith("ffcv."):
+    if any(kind.__module__.startswith("ffcv.") for kind in type(loader).__mro__):
         return prune_ffcv(loader, store, **options)
     raise TypeError(
         f"loader must be a webdataset pipeline, a loader over one, or an FFCV Loader, "

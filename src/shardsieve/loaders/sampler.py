@@ -14,7 +14,7 @@ from shardsieve._errors import ShardsieveError, StoreMismatchError
 from shardsieve.keepset import KeepSet, select
 from shardsieve.loaders.asking import Asking, HandedOut, called_by_torchdata, who_asks
 from shardsieve.loaders.moving import StepCount, put_choice
-from shardsieve.loaders.planned import OrderSettings, PlannedId, ordered_ids, refuse_another_plan
+from shardsieve.loaders.planned import OrderSettings, PlannedId, ids_of_epoch, refuse_another_plan
 from shardsieve.plan import PADDING, TAILS, Steps, World
 from shardsieve.policy.base import Choice, Policy
 from shardsieve.store.store import Store
@@ -73,7 +73,8 @@ class PrunedShardSampler(Sampler[int]):
             shuffle: `window` (of shards), `global` (every kept sample anywhere: for shards that are
                 sorted by class) or `none`.
             window: Shards shuffled together; 0 keeps the order of the shards. Left out: so many
-                that their kept samples fill the space of 16 whole shards.
+                that their kept samples fill the space of 16 whole shards. Of a `.beton` these are
+                pages, and left out so many that they hold 2048 kept rows, at least 16.
             groups: Blocks of neighbouring shards, one per node: a node whose ranks follow each
                 other mostly reads the shards of its own block, in every epoch.
             tail: `uneven`, `pad` or `drop`.
@@ -247,8 +248,8 @@ class PrunedShardSampler(Sampler[int]):
 
     def _by_step(self, steps: Steps) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Yield (step, ids of all ranks in that step)."""
-        order = self.order.epoch(self.keep_set, len(self.store), self.epoch, self._block or 1)
-        parts = ordered_ids(self.keep_set, order, self._start)
+        settings, block = self.order, self._block or 1
+        parts = ids_of_epoch(self.store, self.keep_set, settings, self.epoch, block, self._start)
         held = np.zeros(0, dtype=np.int64)
         for step in range(len(steps)):
             start, stop = steps.bounds(step)

@@ -11,6 +11,7 @@ from shardsieve.policy.base import Policy
 from shardsieve.store.store import Store
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.crops import RandomCrops
+from shardsieve.train.ffcv_batches import FfcvBatches, ffcv_loader
 from shardsieve.train.images import ImageDecoder, collate
 
 
@@ -20,8 +21,8 @@ def make_loader(
     config: TrainConfig,
     *,
     in_order: bool = False,
-) -> tuple[DataLoader[Any], PrunedShardSampler]:
-    """Return a loader of `Batch`es and its sampler.
+) -> tuple[DataLoader[Any] | FfcvBatches, PrunedShardSampler]:
+    """Return a loader of `Batch`es and its sampler; FFCV reads a `.beton`.
 
     Args:
         store: Where the samples are.
@@ -30,6 +31,8 @@ def make_loader(
         in_order: Keep the order of the shards, as for evaluation.
     """
     chosen: dict[str, Any] = {"keep_set": keep} if isinstance(keep, KeepSet) else {"policy": keep}
+    if store.kind == "ffcv":
+        return ffcv_loader(store, config, in_order=in_order, **chosen)
     sampler = PrunedShardSampler(
         store,
         **chosen,

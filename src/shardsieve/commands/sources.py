@@ -1,0 +1,51 @@
+"""From what a user names, shards or a store, to the store."""
+
+from pathlib import Path
+
+from shardsieve._errors import ShardsieveError
+from shardsieve.loaders.ffcv_images import image_field, need_ffcv
+from shardsieve.shards.beton import read_beton
+from shardsieve.store.create import index
+from shardsieve.store.store import open_store
+from shardsieve.train.launch import make_accelerator
+
+
+def store_of(data: str | None, store: Path | None, *, precision: str = "no") -> Path:
+    """Return the store to use; shards that are named are indexed unless that is done.
+
+    Under a launcher one process indexes and the others wait.
+
+    Args:
+        data: Tars or a `.beton`.
+        store: The store; a `.beton` here counts as data. Left out, a `.beton`'s store is
+            `NAME.zarr` beside it.
+        precision: Of the run that follows: the accelerator is made here.
+
+    Raises:
+        ShardsieveError: If neither is given, the shards cannot be indexed, or a `.beton` has no
+            images that FFCV could decode.
+        MissingDependencyError: If the data is a `.beton` and FFCV is not installed.
+    """
+    if data is None and store is not None and store.suffix == ".beton":
+        data, store = str(store), None
+    if store is None:
+        if data is None or not data.endswith(".beton"):
+            raise ShardsieveError("--store must be given, or --data FILE.beton; got neither")
+        store = Path(data).with_suffix(".zarr")
+    if data is None:
+        opened = open_store(store, mode="r")
+        if opened.kind == "ffcv":
+            _check_trainable(opened.urls[0])
+        return store
+    if data.endswith(".beton"):
+        _check_trainable(data)
+    accelerator = make_accelerator(precision=precision)
+    if accelerator.is_main_process:
+        index(data, store)
+    accelerator.wait_for_everyone()
+    return store
+
+
+def _check_trainable(path: str) -> None:
+    need_ffcv()
+    image_field(read_beton(path))

@@ -1,0 +1,84 @@
+"""Tar shards from an FFCV file: same order, same keys, same JPEG bytes."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardsieve._errors import ShardsieveError
+from shardsieve.io.local import LocalReader
+from shardsieve.pack.beton import checked_rows, refuse_existing
+from shardsieve.pack.writer import PackedSplit, replaced, tar_member, told_about_folder
+from shardsieve.shards.beton import read_beton
+from shardsieve.shards.beton_fields import BetonFields
+from shardsieve.shards.tar import BLOCK
+
+
+def beton_to_tars(
+    source: str | Path,
+    out: str | Path,
+    *,
+    rows: Sequence[int] | NDArray[np.int64] | None = None,
+    samples_per_shard: int = 1000,
+    name: str = "train",
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> PackedSplit:
+    """Write an FFCV file as tar shards `OUT/NAME-NNNNNN.tar`, keeping order and keys.
+
+    JPEGs keep their bytes as `.jpg`, raw images become `.png`, the label field `.cls`, other
+    integers, bytes and JSON a member named after their field.
+
+    Args:
+        source: A `.beton`.
+        out: Folder for the shards.
+        rows: Rows to write, in this order; all of them if left out.
+        samples_per_shard: At least 1.
+        name: Of the shards.
+        overwrite: Replace shards of that name.
+        progress: Called with (samples written, samples in all).
+
+    Raises:
+        ShardsieveError: If a field is of a type that has no such member, or OUT holds shards of
+            that name.
+        ValueError: If a row is out of range or named twice.
+    """
+    beton = read_beton(source)
+    fields = BetonFields(beton)
+    if fields.without_members:
+        raise ShardsieveError(
+            f"fields {', '.join(fields.without_members)} of {source} have no tar member; images, "
+            "integers, bytes and JSON do"
+        )
+    if samples_per_shard < 1:
+        raise ValueError(f"samples_per_shard must be at least 1, got {samples_per_shard}")
+    wanted = np.arange(len(beton)) if rows is None else checked_rows(rows, len(beton))
+    folder, keys, reader = Path(out), beton.keys(), LocalReader()
+    old, paths = sorted(folder.glob(f"{name}-*.tar")), list[Path]()
+    if old:
+        refuse_existing(old[0], overwrite)
+    with told_about_folder(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for first in range(0, len(wanted), samples_per_shard):
+            path = folder / f"{name}-{len(paths):06d}.tar"
+            with replaced(path) as file:
+                for row in wanted[first : first + samples_per_shard].tolist():
+                    offset, length = beton.ranges[row].tolist()
+                    data = reader.read(beton.path, offset, length) if length else b""
+                    for suffix, part in fields(row, data, offset).items():
+                        file.write(tar_member(f"{keys[row]}.{suffix}", part))
+                file.write(bytes(2 * BLOCK))
+            paths.append(path)
+            if progress:
+                progress(min(first + samples_per_shard, len(wanted)), len(wanted))
+        for left in set(old) - set(paths):
+            left.unlink()
+    return PackedSplit(
+        split=name,
+        shards=tuple(map(str, paths)),
+        samples=len(wanted),
+        nbytes=sum(p.stat().st_size for p in paths),
+        classes=(),
+        pattern=f"{folder}/{name}-{{000000..{len(paths) - 1:06d}}}.tar",
+    )

@@ -1,0 +1,75 @@
+"""The training loop's batches from an FFCV store: FFCV decodes, the loop does not notice."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+from shardsieve.loaders.ffcv_images import FfcvImages
+from shardsieve.loaders.sampler import PrunedShardSampler
+from shardsieve.store.store import Store
+from shardsieve.train.config import TrainConfig
+from shardsieve.train.images import Batch
+
+
+class FfcvBatches:
+    """Iterates `Batch`es on the process' device; `accelerator.prepare` leaves it as it is.
+
+    Attributes:
+        dataset: What was read and what could not be, as a `DataLoader` has it.
+    """
+
+    def __init__(self, images: FfcvImages, channels: int) -> None:
+        self.dataset, self._channels = images, channels
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[Batch]:
+        device = PartialState().device
+        for batch in self.dataset:
+            images, labels = (part.to(device, non_blocking=True) for part in batch)
+            pixels = images if self._channels == 3 else grey(images)
+            yield Batch(pixels, labels, batch.ids.to(device), batch.weights.to(device))
+
+
+def ffcv_loader(
+    store: Store, config: TrainConfig, *, in_order: bool, **chosen: Any
+) -> tuple[FfcvBatches, PrunedShardSampler]:
+    """Return the loader of an FFCV store and its sampler.
+
+    Args:
+        store: Of one `.beton`.
+        config: Its size and channels must be known.
+        in_order: Keep the order of the file.
+        chosen: The sampler's `keep_set` or `policy`.
+
+    Raises:
+        ValueError: If the settings crop while decoding: FFCV's crops cannot be drawn again.
+    """
+    if config.augment == "resized":
+        raise ValueError(
+            "augment must be none, crop or flip for a .beton, got 'resized', which FFCV cannot "
+            "draw again after a stop; train on tars for it"
+        )
+    assert config.size is not None
+    how: dict[str, Any] = {"seed": config.seed, "batch_size": config.batch_size}
+    sampler = PrunedShardSampler(store, **chosen, **how, window=0 if in_order else None)
+    images = FfcvImages(
+        store, sampler, batch_size=config.batch_size, size=config.size, threads=config.workers
+    )
+    return FfcvBatches(images, config.channels or 3), sampler
+
+
+def grey(images: Tensor) -> Tensor:
+    """Return colour images uint8 (n, 3, h, w) as grey ones (n, 1, h, w), as Pillow does.
+
+    >>> grey(torch.tensor([200, 100, 50], dtype=torch.uint8).reshape(1, 3, 1, 1)).item()
+    124
+    """
+    # ITU-R 601-2 luma in 16 bits.
+    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32, device=images.device)
+    luma = (images.to(torch.int32) * weights[:, None, None]).sum(dim=1, keepdim=True)
+    return ((luma + 0x8000) >> 16).to(torch.uint8)

@@ -1,0 +1,226 @@
+"""The training loop over a .beton, read by the real FFCV: the loop does not notice."""
+
+import io
+import json
+import signal
+import sys
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from launching import ROOT, TWO_CPUS, killed_after, on_two_ranks
+from PIL import Image
+from test_launched import run
+from test_train import Killed, digest, kill_after
+
+import shardsieve as ss
+from shardsieve.loaders.ffcv_images import FfcvImages
+from shardsieve.pack import pack
+from shardsieve.pack.beton import pack_beton
+from shardsieve.train.config import TrainConfig
+from shardsieve.train.embedding import embed
+from shardsieve.train.ffcv_batches import grey
+from shardsieve.train.loading import make_loader
+from shardsieve.train.loop import Trainer
+from shardsieve.train.nets import light, load_model
+from shardsieve.train.runfolder import RunFolder
+from shardsieve.train.seeding import draw_seeds, score_seeds
+from shardsieve.train.subset import train_subset
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Digits as tars and as .beton files, with a store of each training split."""
+    folder = tmp_path_factory.mktemp("digits")
+    pack_beton("digits", folder)
+    tars = pack("digits", folder / "tars", samples_per_shard=400)[0]
+    ss.index(tars.pattern, folder / "tars.zarr")
+    for name in ("train", "test"):
+        ss.index(folder / f"{name}.beton", folder / f"{name}.zarr")
+    return folder
+
+
+@pytest.fixture
+def store(folder):
+    return ss.open_store(folder / "train.zarr")
+
+
+def in_order(store, **settings):
+    """Every batch in the order of the file, as the loop gets it."""
+    config = TrainConfig(batch_size=64, **{"size": 8, "channels": 1, **settings})
+    keep = ss.select(store, keep_fraction=1.0)
+    return [
+        tuple(part.clone() for part in batch)
+        for batch in make_loader(store, keep, config, in_order=True)[0]
+    ]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_loop_gets_the_same_batches_from_a_beton_as_from_tars(folder, store, channels):
+    tars = ss.open_store(folder / "tars.zarr")
+    ours, theirs = in_order(store, channels=channels), in_order(tars, channels=channels)
+    assert len(ours) == len(theirs) == -(-len(store) // 64)
+    for one, two in zip(ours, theirs, strict=True):
+        for number, (a, b) in enumerate(zip(one, two, strict=True)):
+            if number != 2:  # ids are counted differently in the two layouts
+                assert a.dtype == b.dtype
+                assert torch.equal(a, b)
+        assert tars.labels()[tars.rows(two[2])].tolist() == store.labels()[one[2]].tolist()
+
+
+def test_images_of_other_sizes_are_scaled_and_cut_as_those_of_tars(tmp_path):
+    y, x = np.mgrid[0:96, 0:128]
+    for label in "ab":
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for n in range(3):
+            pixels = np.stack([x + 40 * n, 2 * y, x + y], axis=-1) % 256
+            side = 96 + 32 * (n % 2)
+            Image.fromarray(pixels[:, :side].astype(np.uint8)).resize((side, 96)).save(
+                tmp_path / "images" / label / f"{n}.png"
+            )
+    pack_beton(tmp_path / "images", tmp_path)
+    tars = pack(tmp_path / "images", tmp_path / "tars")[0]
+    stores = [
+        ss.index(pattern, tmp_path / f"{n}.zarr")
+        for n, pattern in enumerate([tmp_path / "train.beton", tars.pattern])
+    ]
+    (ours,), (theirs,) = (in_order(store, size=48, channels=3) for store in stores)
+    assert ours[0].shape == theirs[0].shape == (6, 3, 48, 48)
+    # FFCV averages where Pillow interpolates: no pixel far off, none shifted.
+    assert (ours[0].float() - theirs[0].float()).abs().mean() < 4
+    assert torch.equal(ours[1], theirs[1])
+
+
+def test_batches_may_be_kept_and_know_their_samples(store):
+    """FFCV fills the same memory again after a few batches."""
+    sampler = ss.PrunedShardSampler(store, keep_fraction=0.4, rule="random", batch_size=64)
+    held = list(FfcvImages(store, sampler, batch_size=64, size=8))
+    assert len(held) == 9
+    raw = ss.ShardDataset(store)
+    for images, labels, ids, weights in ((*b, b.ids, b.weights) for b in held):
+        for image, sample in zip(images, raw.__getitems__(ids.tolist()), strict=True):
+            want = np.asarray(Image.open(io.BytesIO(sample["ppm"])))
+            np.testing.assert_array_equal(image.permute(1, 2, 0), want)
+        assert labels.tolist() == store.labels()[ids].tolist()
+        assert weights.tolist() == [1] * len(ids)
+    assert sorted(i for b in held for i in b.ids.tolist()) == sampler.keep_set.ids().tolist()
+
+
+def test_a_policys_weights_come_with_the_batches(store):
+    policy = ss.InfoBatch(num_epochs=3)
+    sampler = ss.PrunedShardSampler(store, policy=policy, batch_size=64)
+    images = FfcvImages(store, sampler, batch_size=64, size=8)
+    for batch in images:
+        sampler.update(batch.ids, batch.ids.float())  # the loss of a row is its number
+    sampler.set_epoch(1)
+    weights = {
+        i: w for b in images for i, w in zip(b.ids.tolist(), b.weights.tolist(), strict=True)
+    }
+    assert sorted(weights) == sampler.keep_set.ids().tolist()
+    assert len(weights) < len(store)
+    assert set(weights.values()) == {1, 2}
+
+
+def test_grey_is_pillows():
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    want = np.asarray(Image.fromarray(pixels).convert("L"))
+    got = grey(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0, 0]
+    np.testing.assert_array_equal(got.numpy(), want)
+
+
+def trained(store, keep, folder, kills=()):
+    """Train, killed at these steps; return the weights and the ids in the order of training."""
+    config = TrainConfig(epochs=3, batch_size=32, size=8, channels=1, augment="crop")
+    seen = []
+    for kill in (*kills, None):
+        torch.manual_seed(0)
+        trainer = Trainer(
+            load_model("light", 10, 1),
+            store,
+            keep,
+            config,
+            Accelerator(cpu=True),
+            folder=RunFolder(folder),
+            checkpoint_steps=4,
+        )
+        del seen[trainer.done.samples + trainer.done.place :]
+
+        class Watch:
+            def record(self, ids, logits, labels):
+                assert labels.tolist() == store.labels()[ids].tolist()
+                seen.extend(ids.tolist())
+
+        try:
+            for _ in trainer.epochs(Watch(), kill_after(kill) if kill else None):
+                pass
+        except Killed:
+            continue
+    return digest(trainer.network), seen
+
+
+def test_a_killed_run_makes_the_same_steps_as_an_undisturbed_one(store, tmp_path):
+    keep = ss.select(store, rule="random", keep_fraction=0.25)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    whole, order = trained(store, keep, tmp_path / "a")
+    cut, again = trained(store, keep, tmp_path / "b", kills=(7, 13, 30))
+    assert again == order
+    assert sorted(order) == sorted(np.tile(keep.ids(), 3).tolist())
+    assert order[: len(keep)] != order[len(keep) : 2 * len(keep)]
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_training_learns_and_says_what_it_took(folder, store, tmp_path):
+    keep = ss.select(store, rule="random", keep_fraction=0.5)
+    test = ss.open_store(folder / "test.zarr")
+    config = TrainConfig(epochs=4, batch_size=32)
+    result = train_subset(
+        store, keep, config, folder=tmp_path / "run", accelerator=Accelerator(), test=test
+    )
+    assert result["accuracy"] > 0.8
+    assert result["steps"] == -(-len(keep) // 32) * 4
+    assert result["phases"]["train"]["bytes"] == keep.nbytes(store) * 4
+    assert result["reads_since_start"]["kept"] == keep.nbytes(store) * 4
+
+
+@pytest.mark.parametrize("clean_pass", [False, True])
+def test_seeds_of_a_beton_are_scored_and_embedded(folder, tmp_path, clean_pass):
+    store = ss.index(folder / "train.beton", tmp_path / "s.zarr")
+    seeds = draw_seeds(store, 0.1)
+    config = TrainConfig(epochs=4, batch_size=32)
+    how = {"folder": tmp_path / "run", "window": 3, "clean_pass": clean_pass}
+    score_seeds(store, seeds, config, accelerator=Accelerator(), **how)
+    assert store.ids()[np.isfinite(store.score("seed_tdds"))].tolist() == seeds.tolist()
+    if clean_pass:
+        assert embed(store, light(10), name="e", accelerator=Accelerator()) == len(store)
+        assert np.isfinite(store.embedding("e")).all()
+
+
+@pytest.mark.slow
+def test_two_ranks_train_on_the_keep_set_exactly_once_in_equal_steps(folder, tmp_path):
+    on_two_ranks("tests/two_ranks_train.py", folder / "train.zarr", tmp_path)
+    a, b = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    for first, second in zip(a["epochs"], b["epochs"], strict=True):
+        assert len(first) == len(second) > 1
+        assert sorted(i for batch in first + second for i in batch) == a["keep"] == b["keep"]
+    assert a["epochs"][0] != a["epochs"][1]
+
+
+@pytest.mark.slow
+def test_a_run_over_a_beton_goes_on_with_two_processes_where_one_was_killed(folder, tmp_path):
+    data = ["--data", str(folder / "train.beton"), "--test", str(folder / "test.beton")]
+    data += ["--store", str(tmp_path / "made.zarr"), "--rule", "random", "--keep-fraction", "0.5"]
+    how = ["--out", str(tmp_path / "run"), "--epochs", "3", "--batch-size", "16", "--json"]
+    how += ["--checkpoint-steps", "2", "--schedule", "cosine"]
+    script = str(ROOT / "tools/train_subset.py")
+    status = killed_after(
+        [sys.executable, script, *data, *how],
+        lambda: any((tmp_path / "run").glob("checkpoint*.pt")),
+    )
+    assert status == -signal.SIGKILL
+    assert not (tmp_path / "run/result.json").exists()
+    result = json.loads(run(*TWO_CPUS, script, *data, *how).splitlines()[-1])
+    assert result["processes"] == 2
+    assert result["accuracy"] > 0.5
+    assert result["samples"] == 3 * ss.num_kept(len(ss.open_store(tmp_path / "made.zarr")), 0.5)
