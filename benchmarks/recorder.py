@@ -2,12 +2,12 @@
 
     python benchmarks/recorder.py [--steps 8] [--rounds 5]
 
-A bare training loop (forward, backward, SGD) over the same random batches, alternating in blocks of
-steps with the same loop and `Recorder.record`; the order of the two changes every round. The
-share is the median over rounds of (with - without) / without; its quartiles are given. An epoch
+A bare training loop (forward, backward, SGD) over the same random batches, alternating in blocks
+of steps with the same loop and `Recorder.record`; the order of the two changes every round.
+`paired` is the median over rounds of (with - without) / without, with quartiles; where they are
+wider than the cost, only the share tells: the recorder's own calls over the bare step. An epoch
 ends with every block: `end_epoch` is part of the recorded time. On a CPU the clock is that of the
-process's own work (one thread), which others on the machine hardly disturb; on a GPU it is the
-wall's. Writes `records/recorder.json`.
+process's own work (one thread), on a GPU the wall's. Writes `records/recorder.json`.
 """
 
 import argparse
@@ -89,14 +89,15 @@ def measure(
         bare.append(1000 * seconds[0] / steps)
     quartiles = [round(q, 2) for q in statistics.quantiles(shares, n=4)]
     case = {"network": name, "classes": classes, "pixels": pixels, "batch": batch, "steps": steps}
+    step = statistics.median(bare)
+    alone = record_alone(recorder, labels, classes, batch, steps, clock)
     return {
         **case,
-        "bare_step_ms": round(statistics.median(bare), 2),
-        "overhead_percent": quartiles[1],
-        "quartiles": [quartiles[0], quartiles[2]],
-        "record_ms_per_step": round(
-            record_alone(recorder, labels, classes, batch, steps, clock), 3
-        ),
+        "bare_step_ms": round(step, 2),
+        "record_ms_per_step": round(alone, 3),
+        "share_percent": round(100 * alone / step, 2),
+        "paired_percent": quartiles[1],
+        "paired_quartiles": [quartiles[0], quartiles[2]],
     }
 
 

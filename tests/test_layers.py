@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "report": DATA | CORE | {"keepset", "loaders", "extrapolate", "train"},
     "commands": DATA
     | {"train", "report"}
-    | {"cost", "keepset", "plan", "policy", "scores", "extrapolate", "pack", "loaders"},
+    | {"cost", "keepset", "plan", "epoch", "policy", "scores", "extrapolate", "pack", "loaders"},
     "cli": {"_errors", "commands", "cost", "policy", "train"},
     "__main__": {"cli"},
 }

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tars import content, write_tar
 
 import shardsieve as ss
+from shardsieve.commands.showing import kept_per_class
 from shardsieve.loaders.mixing import expected_classes, mixing
 from shardsieve.loaders.planned import OrderSettings
 
@@ -52,3 +53,10 @@ def test_fewer_samples_than_a_batch_are_one_batch(by_class):
     found = mixing(by_class, keep, OrderSettings(0), 256)
     labels = by_class.labels()[by_class.rows(keep.ids())]
     assert found.found == found.ideal == len(set(labels.tolist()))
+
+
+def test_select_says_how_many_classes_meet_in_a_batch(by_class):
+    chosen = {"rule": "random", "keep_fraction": 0.5, "score": None}
+    shown = kept_per_class(by_class.path, chosen, None, batch_size=32)["classes_per_batch"]
+    assert list(shown) == ["window", "global", "none", "ideal"]
+    assert shown["none"] <= 3 < 10 < shown["global"]

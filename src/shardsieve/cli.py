@@ -60,10 +60,12 @@ Rule = Annotated[
     str,
     typer.Option(help="top, random, stratified, class_balanced, ccs, moderate or threshold"),
 ]
+Threshold = Annotated[float | None, typer.Option(help="threshold: the lowest score kept.")]
 ClassFloor = Annotated[int, typer.Option(help="class_balanced: the fewest of every class.")]
 HardCutoff = Annotated[float | None, typer.Option(help="ccs: share to drop as too hard.")]
 Difficulty = Annotated[str | None, typer.Option(help="ccs: the score that says how hard.")]
 Bins = Annotated[int | None, typer.Option(help="ccs: ranges of the score, 50 by default.")]
+RuleEmbedding = Annotated[str | None, typer.Option(help="moderate: which, if there are several.")]
 DropMissing = Annotated[bool, typer.Option(help="Never keep samples without a score.")]
 
 
@@ -127,31 +129,25 @@ def select_command(
     score: Annotated[str | None, typer.Option()] = None,
     rule: Rule = "top",
     seed: Seed = 0,
-    threshold: Annotated[float | None, typer.Option()] = None,
+    threshold: Threshold = None,
     class_floor: ClassFloor = 0,
     hard_cutoff: HardCutoff = None,
     difficulty: Difficulty = None,
     bins: Bins = None,
-    embedding: Annotated[str | None, typer.Option(help="For moderate.")] = None,
+    embedding: RuleEmbedding = None,
     drop_missing: DropMissing = False,
     out: Annotated[Path | None, typer.Option(help="Write the kept ids, one a line.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Say how many classes meet in such a batch.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what a rule keeps of every class, before anything is trained."""
-    chosen: dict[str, Any] = {
-        "keep_fraction": keep_fraction,
-        "score": score,
-        "rule": rule,
-        "seed": seed,
-        "threshold": threshold,
-        "class_floor": class_floor,
-        "hard_cutoff": hard_cutoff,
-        "difficulty": difficulty,
-        "bins": bins,
-        "embedding": embedding,
-        "drop_missing": drop_missing,
-    }
-    _show(showing.kept_per_class(store, chosen, out), as_json)
+    kept: dict[str, Any] = {"keep_fraction": keep_fraction, "score": score, "rule": rule}
+    kept |= {"threshold": threshold, "class_floor": class_floor, "hard_cutoff": hard_cutoff}
+    kept |= {"difficulty": difficulty, "bins": bins, "embedding": embedding, "seed": seed}
+    kept |= {"drop_missing": drop_missing}
+    _show(showing.kept_per_class(store, kept, out, batch_size), as_json)
 
 
 @app.command()
@@ -277,7 +273,13 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     keep_fraction: float = 0.5,
     score: Annotated[str | None, typer.Option()] = None,
-    rule: str = "top",
+    rule: Rule = "top",
+    threshold: Threshold = None,
+    class_floor: ClassFloor = 0,
+    hard_cutoff: HardCutoff = None,
+    difficulty: Difficulty = None,
+    bins: Bins = None,
+    embedding: RuleEmbedding = None,
     drop_missing: DropMissing = False,
     policy: Annotated[str | None, typer.Option(help=f"{', '.join(POLICIES)}; none: static")] = None,
     policy_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, of the policy")] = None,
@@ -319,12 +321,15 @@ def train(
     how |= {"channels_last": channels_last, "compile": compiled}
     config = TrainConfig(**how, resolutions=pairs("resolutions", resolutions), seed=seed)
     kept: dict[str, Any] = {"keep_fraction": keep_fraction, "score": score, "rule": rule}
+    kept |= {"threshold": threshold, "class_floor": class_floor, "hard_cutoff": hard_cutoff}
+    kept |= {"difficulty": difficulty, "bins": bins, "embedding": embedding, "seed": seed}
+    kept |= {"drop_missing": drop_missing}
     moving = {"name": policy, **constants("policy-arg", policy_arg or [])} if policy else None
     result = training.train_store(
         store,
         config,
         out=out,
-        rule={**kept, "seed": seed, "drop_missing": drop_missing},
+        rule=kept,
         policy=moving,
         policy_score=policy_score,
         test=test,

@@ -51,6 +51,11 @@ class Cost:
         return {"forward": self.forward, "backward": self.backward, **rounded, "bytes": self.nbytes}
 
     @classmethod
+    def timed(cls, seconds: float, processes: int = 1) -> Self:
+        """Return the cost of time alone."""
+        return cls(seconds=seconds, device_seconds=seconds * processes)
+
+    @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Return the cost that `to_dict` wrote."""
         return cls(nbytes=values["bytes"], **{k: v for k, v in values.items() if k != "bytes"})

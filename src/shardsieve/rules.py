@@ -170,12 +170,7 @@ def _embedded(
     store: Store, name: str | None, drop_missing: bool, count: int
 ) -> tuple[NDArray[np.float16], Rows]:
     """Return the embeddings of the samples that have one, and their rows."""
-    names = store.embeddings
-    if name is None and len(names) == 1:
-        name = names[0]
-    if name not in names:
-        known = ", ".join(names) or "none yet; run `shardsieve embed`"
-        raise MissingScoreError(f"embedding must be one of those stored ({known}), got {name!r}")
+    name = store.embedding_name(name)
     points = store.embedding(name)
     present = np.flatnonzero(np.isfinite(points).all(axis=1))
     if len(present) < (count if drop_missing else len(points)):

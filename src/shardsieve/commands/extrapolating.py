@@ -60,7 +60,7 @@ def extrapolate_score(
             `graph` of `GNN`; those of the other are passed over.
     """
     begin, accelerator, store = time.perf_counter(), make_accelerator(), open_store(path)
-    embedding = _embedding(store, embedding)
+    embedding = store.embedding_name(embedding)
     rows = store.embedding_rows(embedding)
     readable = readable_rows(rows, store.num_shards)
     how = _taken(method, how)
@@ -92,7 +92,11 @@ def extrapolate_score(
         ),
     )
     made |= {**trust, "of": store.provenance(score)}
-    searched = _predict(store, name, task, rows, values, rest, made=made, match=match, begin=begin)
+    searched = _predict(store, name, task, rows, values, rest, made=made, match=match)
+    if accelerator.is_main_process:
+        cost = Cost.timed(time.perf_counter() - begin, accelerator.num_processes)
+        store.finish_score(name, **searched, cost=cost.to_dict())
+    accelerator.wait_for_everyone()
     counts["without_embedding"] = int((~readable).sum())
     return {"score": name, "method": method, **tried, **counts, **searched, **told(trust)}
 
@@ -164,9 +168,8 @@ def _predict(
     *,
     made: dict[str, Any],
     match: bool,
-    begin: float,
 ) -> dict[str, Any]:
-    """Fill a score, and return how the neighbours were searched for."""
+    """Fill a score, and return how the neighbours were searched for; it is not listed yet."""
     accelerator = make_accelerator()
     main, world = accelerator.is_main_process, accelerator.num_processes
     if main:
@@ -188,13 +191,8 @@ def _predict(
     with bar("extrapolate", shown=main) as progress:
         fill(store, array, shards, block, progress=progress)
     accelerator.wait_for_everyone()
-    if main:
-        if match:
-            _match(store, name, values, rest)
-        seconds = time.perf_counter() - begin
-        cost = Cost(seconds=seconds, device_seconds=seconds * world).to_dict()
-        store.finish_score(name, **searched, cost=cost)
-    accelerator.wait_for_everyone()
+    if main and match:
+        _match(store, name, values, rest)
     return searched
 
 
@@ -250,13 +248,3 @@ def _taken(method: str, how: dict[str, Any]) -> dict[str, Any]:
     if method == "gnn":
         usual = {"layer": "gcn", "graph": "all"}
     return {name: how.get(name, value) for name, value in usual.items()}
-
-
-def _embedding(store: Store, name: str | None) -> str:
-    names = store.embeddings
-    if name is None and len(names) == 1:
-        name = names[0]
-    if name is None or name not in names:
-        known = ", ".join(names) or "none yet; run `shardsieve embed`"
-        raise MissingScoreError(f"embedding must be one of those stored ({known}), got {name!r}")
-    return name

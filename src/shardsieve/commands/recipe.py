@@ -41,11 +41,13 @@ class Score(Training):  # type: ignore[misc,valid-type]
     seeds: float = 0.2
     per_class: bool = False
     window: int = 10
+    scores: list[str] | None = None
     clean_pass: bool = False
     held_out: float | None = None
     snapshots: int | None = None
     match_steps_of: int | None = None
     ceiling: bool = False
+    checkpoint_steps: int = 0
 
 
 class Embed(Section):
@@ -74,6 +76,12 @@ class Select(Section):
     keep_fraction: float = 0.5
     rule: str = "top"
     score: str | None = None
+    threshold: float | None = None
+    class_floor: int = 0
+    hard_cutoff: float | None = None
+    difficulty: str | None = None
+    bins: int | None = None
+    embedding: str | None = None
     drop_missing: bool = False
 
 
@@ -175,7 +183,7 @@ def _check(recipe: Recipe) -> None:
         raise ValueError("extrapolate must come with score and embed; add them")
     select, train = recipe.select, recipe.train
     scored = select.score is not None or recipe.extrapolate is not None
-    by_score = select.rule in ("top", "stratified") and select.keep_fraction < 1
+    by_score = select.rule not in ("random", "moderate") and select.keep_fraction < 1
     if train is not None and policy_of(recipe) is None and by_score and not scored:
         raise ValueError(f"select: rule {select.rule} must have a score; add extrapolate or score")
 

@@ -132,6 +132,7 @@ class _Chain:
                     shutil.rmtree(other)
         self._accelerator.wait_for_everyone()
         draw = {"seed_fraction": section.seeds, "per_class": section.per_class}
+        draw["checkpoint_steps"] = section.checkpoint_steps
         return score_store(
             self.path, settings(section), **draw, **self._seed_run(section), folder=folder
         )
@@ -140,7 +141,9 @@ class _Chain:
         """Return what a seed run is given besides settings; some methods need more of it."""
         extrapolate = self.recipe.extrapolate
         usual = USUAL_ON_SIGNALS if extrapolate and extrapolate.method in ON_SIGNALS else {}
-        how = section.model_dump(include={"window", "clean_pass", "match_steps_of", "ceiling"})
+        how = section.model_dump(
+            include={"window", "scores", "clean_pass", "match_steps_of", "ceiling"}
+        )
         given = section.model_dump(include={"held_out", "snapshots"}, exclude_none=True)
         return {**how, **usual, **given}
 

@@ -1,5 +1,6 @@
 """Commands that score without training a network: from dynamics, from embeddings, unsupervised."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from shardsieve._errors import MissingScoreError
 from shardsieve.commands.progress import bar
+from shardsieve.cost import Cost
 from shardsieve.extrapolate.knn import neighbours
 from shardsieve.scores import (
     d2,
@@ -73,7 +75,7 @@ def score_unsupervised_store(
 ) -> dict[str, Any]:
     """Score the seeds by TURTLE on stored embeddings; the main process does it alone."""
     store, accelerator = open_store(path), make_accelerator()
-    embedding = _embedding_name(store, embedding)
+    embedding = store.embedding_name(embedding)
     config = TurtleConfig(classes or count_classes(store), epochs=epochs, seed=seed)
     result: dict[str, Any] = {}
     if accelerator.is_main_process:
@@ -101,16 +103,17 @@ def score_from_embedding(
         prefix: Of the stored names, with `_` behind it.
     """
     store = open_store(path)
-    embedding = _embedding_name(store, embedding)
+    embedding = store.embedding_name(embedding)
     wanted = [(spec, *parsed(spec, EMBEDDED)) for spec in specs or list(EMBEDDED)[:3]]
     points = store.embedding(embedding).astype(np.float32)
     rows = np.flatnonzero(np.isfinite(points).all(axis=1))
     names = []
     for spec, kind, options in wanted:
-        values = np.full(len(store), np.nan)
+        begin, values = time.perf_counter(), np.full(len(store), np.nan)
         values[rows], how = _embedded(store, kind, points[rows], rows, options)
         written = ", ".join(f"{k}={v}" for k, v in {"embedding": embedding, **how}.items())
         made = {"definition": f"{kind}({written})", "parameters": how, "embedding": embedding}
+        made["cost"] = Cost.timed(time.perf_counter() - begin).to_dict()
         names.append(f"{prefix}_{name_of(spec)}" if prefix else name_of(spec))
         store.put_score(names[-1], values, provenance={**made, "measured": True})
     return {"embedding": embedding, "scored": len(rows), "scores": " ".join(names)}
@@ -167,13 +170,3 @@ def _within_groups(
         ids[own, : found.shape[1]] = own[found]
         distances[own, : found.shape[1]] = apart
     return ids, distances
-
-
-def _embedding_name(store: Store, name: str | None) -> str:
-    names = store.embeddings
-    if name is None and len(names) == 1:
-        name = names[0]
-    if name is None or name not in names:
-        known = ", ".join(names) or "none yet; run `shardsieve embed`"
-        raise MissingScoreError(f"embedding must be one of those stored ({known}), got {name!r}")
-    return name

@@ -6,7 +6,10 @@ from typing import Any
 import numpy as np
 
 from shardsieve.commands.trust import doubt_of
+from shardsieve.epoch import SHUFFLES
 from shardsieve.keepset import KeepSet, select
+from shardsieve.loaders.mixing import mixing
+from shardsieve.loaders.planned import OrderSettings
 from shardsieve.store.store import Store, open_store
 from shardsieve.train.recorder import Recorder
 
@@ -38,8 +41,17 @@ def _score_row(store: Store, name: str) -> dict[str, Any]:
     return {"name": name, "scored": scored, "definition": made["definition"], "date": made["date"]}
 
 
-def kept_per_class(path: Path, rule: dict[str, Any], out: Path | None) -> dict[str, Any]:
-    """Return what a rule keeps of every class, and write the kept ids when asked."""
+def kept_per_class(
+    path: Path, rule: dict[str, Any], out: Path | None, batch_size: int | None = None
+) -> dict[str, Any]:
+    """Return what a rule keeps of every class, and write the kept ids when asked.
+
+    Args:
+        path: Of the store.
+        rule: As in `select`.
+        out: A text file for the kept ids, one a line.
+        batch_size: Say how many classes meet in batches of this size, over all ranks.
+    """
     store = open_store(path, mode="r")
     keep = select(store, **rule)
     if out is not None:
@@ -50,8 +62,15 @@ def kept_per_class(path: Path, rule: dict[str, Any], out: Path | None) -> dict[s
         "kept": len(keep),
         "samples": len(store),
         "bytes_kept_fraction": round(keep.nbytes(store) / int(store.ranges[..., 1].sum()), 4),
+        **({"classes_per_batch": _mixing_row(store, keep, batch_size)} if batch_size else {}),
         "classes": _class_rows(store, keep),
     }
+
+
+def _mixing_row(store: Store, keep: KeepSet, batch_size: int) -> dict[str, float]:
+    found = {s: mixing(store, keep, OrderSettings(0, s), batch_size) for s in SHUFFLES}
+    row = {shuffle: round(one.found, 1) for shuffle, one in found.items()}
+    return {**row, "ideal": round(found["global"].ideal, 1)}
 
 
 def _class_rows(store: Store, keep: KeepSet) -> list[dict[str, Any]]:

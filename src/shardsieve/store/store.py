@@ -203,6 +203,22 @@ class Store:
         """Names of the stored embeddings."""
         return self._names("embedding")
 
+    def embedding_name(self, name: str | None) -> str:
+        """Return the name of a stored embedding; None stands for the only one.
+
+        Raises:
+            MissingScoreError: If there is no such embedding, or not just one.
+        """
+        names = self.embeddings
+        if name is None and len(names) == 1:
+            return names[0]
+        if name is None or name not in names:
+            known = ", ".join(names) or "none yet; run `shardsieve embed`"
+            raise MissingScoreError(
+                f"embedding must be one of those stored ({known}), got {name!r}"
+            )
+        return name
+
     def embedding_array(self, name: str, dim: int | None = None) -> zarr.Array[Any]:
         """Return the (S, L, D) float16 array, created when `dim` is given and it is absent."""
         if dim is not None and name not in self.embeddings:

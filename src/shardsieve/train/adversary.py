@@ -1,5 +1,6 @@
 """Adversarial training of the seed run: PGD and TRADES."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,9 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 from shardsieve.scores.gradients import evaluated
-
-# `normalised` images have this standard deviation and range; see `train.images`.
-_DEVIATION, _LOW, _HIGH = 0.25, -2.0, 2.0
+from shardsieve.train.images import brightness
 
 METHODS = ("trades", "pgd")
 PREDICTIONS = ("adversarial", "clean")
@@ -62,18 +61,26 @@ class Adversary:
         return asdict(self)
 
     def __call__(
-        self, model: nn.Module, network: nn.Module, images: Tensor, labels: Tensor, loss: nn.Module
+        self,
+        model: nn.Module,
+        network: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        *,
+        normalise: str = "half",
     ) -> tuple[Tensor, Tensor]:
-        """Return the logits to record and the loss to descend.
+        """Return the logits to record, and the losses to descend, one per sample.
 
         Args:
             model: As prepared for training, maybe wrapped for several ranks.
             network: The bare model.
             images: As of `normalised`, (n, c, h, w).
             labels: int64 (n,).
-            loss: Maps logits and labels to a scalar.
+            loss: Maps logits and labels to the losses (n,).
+            normalise: As in `normalised`: how the images were.
         """
-        attacked = self.attack(network, images, labels)
+        attacked = self.attack(network, images, labels, normalise=normalise)
         # The wrapped model comes first: it sends buffers around, which a later pass must not undo.
         adversarial: Tensor = model(attacked)
         if self.method == "pgd":
@@ -83,26 +90,34 @@ class Adversary:
                     clean = network(images)
             return clean if self.predictions == "clean" else adversarial, loss(adversarial, labels)
         clean = network(images)
-        apart = kl_div(adversarial.log_softmax(1), clean.softmax(1), reduction="batchmean")
+        apart = kl_div(adversarial.log_softmax(1), clean.softmax(1), reduction="none").sum(dim=1)
         recorded = clean if self.predictions == "clean" else adversarial
         return recorded, loss(clean, labels) + self.beta * apart
 
-    def attack(self, network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    def attack(
+        self, network: nn.Module, images: Tensor, labels: Tensor, *, normalise: str = "half"
+    ) -> Tensor:
         """Return attacked images: each pixel within epsilon and the range of brightness.
 
         Ascends the divergence from the clean prediction (TRADES, from a small random start) or the
         cross entropy (PGD, from a uniform one), in eval mode; the network's mode and gradients are
         left as they were. The start is drawn from torch's global generator.
         """
-        reach, step = self.epsilon / _DEVIATION, self.step / _DEVIATION
+        black, white = brightness(images.device, normalise)
+        reach, step = self.epsilon * (white - black), self.step * (white - black)
+
+        def within(moved: Tensor) -> Tensor:
+            near = torch.minimum(torch.maximum(moved, images - reach), images + reach)
+            return torch.minimum(torch.maximum(near, black), white)
+
         with evaluated(network):
             if self.method == "trades":
                 with torch.no_grad():
                     target = network(images).softmax(1)
-                start = 0.001 * torch.randn_like(images) / _DEVIATION
+                start = 0.001 * torch.randn_like(images) * (white - black)
             else:
                 start = (2 * torch.rand_like(images) - 1) * reach
-            attacked = _within(images + start, images, reach)
+            attacked = within(images + start)
             for _ in range(self.steps):
                 attacked = attacked.detach().requires_grad_(True)
                 with torch.enable_grad():
@@ -112,10 +127,5 @@ class Adversary:
                     else:
                         goal = nn.functional.cross_entropy(logits, labels, reduction="sum")
                     (slope,) = torch.autograd.grad(goal, attacked)
-                attacked = _within(attacked.detach() + step * slope.sign(), images, reach)
+                attacked = within(attacked.detach() + step * slope.sign())
         return attacked.detach()
-
-
-def _within(attacked: Tensor, images: Tensor, reach: float) -> Tensor:
-    inside = torch.minimum(torch.maximum(attacked, images - reach), images + reach)
-    return inside.clamp(_LOW, _HIGH)

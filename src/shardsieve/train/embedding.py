@@ -120,10 +120,10 @@ def _add_cost(array: Any, forward: int, begin: float, accelerator: Accelerator) 
     """Add what this start of a pass took to the array's `cost`; every rank must call it."""
     everywhere = sum(gather_object([forward]))
     if accelerator.is_main_process and everywhere:
-        seconds = time.perf_counter() - begin
+        spent = Cost.timed(time.perf_counter() - begin, accelerator.num_processes)
         before = array.attrs.get("cost")
-        spent = Cost(everywhere, 0, seconds, seconds * accelerator.num_processes)
-        array.attrs["cost"] = (spent + (Cost.from_dict(before) if before else NO_COST)).to_dict()
+        spent += Cost.from_dict(before) if before else NO_COST
+        array.attrs["cost"] = (spent + Cost(forward=everywhere)).to_dict()
 
 
 class _Pass:

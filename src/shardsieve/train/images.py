@@ -107,6 +107,12 @@ def normalised(pixels: Tensor, how: str = "half") -> Tensor:
     return pixels.float().sub_(mean).div_(deviation)
 
 
+def brightness(device: torch.device, how: str = "half") -> tuple[Tensor, Tensor]:
+    """Return what `normalised` makes of black and of white, (c, 1, 1) each; c is 1 for `half`."""
+    mean, deviation = _on(device, how)
+    return -mean / deviation, (255 - mean) / deviation
+
+
 @lru_cache
 def _on(device: torch.device, how: str) -> tuple[Tensor, Tensor]:
     """Return mean and deviation of byte values; copied to a device once, not in every step."""

@@ -61,6 +61,14 @@ def make_accelerator(
     return accelerator
 
 
+def on_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
+    """Return what the main process makes, on every process."""
+    made = [make() if accelerator.is_main_process else None]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(made)
+    return made[0]  # type: ignore[return-value]
+
+
 def end_processes() -> None:
     """Leave the process group, if there is one: the last thing that a program does."""
     if dist.is_available() and dist.is_initialized():
@@ -77,11 +85,3 @@ def _installed(track: tuple[str, ...]) -> list[str]:
         elif name not in DEFAULT_TRACKERS:
             raise MissingDependencyError(f"tracking with {name} needs it: pip install {name}")
     return found
-
-
-def on_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
-    """Return what the main process makes, on every process."""
-    made = [make() if accelerator.is_main_process else None]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(made)
-    return made[0]  # type: ignore[return-value]

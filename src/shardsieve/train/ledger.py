@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.cost import Cost, account, estimated_full
+from shardsieve.cost import NO_COST, Cost, account, estimated_full
 from shardsieve.store.store import Store
 from shardsieve.train.runfolder import RunFolder
 
@@ -30,17 +30,24 @@ def overhead_of(store: Store, score: str | None) -> Overhead:
     if score is None:
         return NOTHING
     made = store.provenance(score)
-    found: dict[str, Any] = {}
+    measured = made.get("of", made)
+    found: dict[str, list[Any]] = {"scoring": [measured.get("cost")]}
+    # Of what it was predicted from, and of what the seeds' own score comes from, as TURTLE's.
+    points = {one["embedding"] for one in (made, measured) if "embedding" in one}
+    if points:
+        found["embedding"] = [_embedding_cost(store, name) for name in sorted(points)]
     if "of" in made:
-        found["scoring"] = made["of"].get("cost")
-        embedding = str(made.get("embedding"))
-        known = embedding in store.embeddings
-        found["embedding"] = store.embedding_array(embedding).attrs.get("cost") if known else None
-        found["extrapolation"] = made.get("cost")
-    else:
-        found["scoring"] = made.get("cost")
-    counted = {name: Cost.from_dict(cost) for name, cost in found.items() if cost}
-    return Overhead(counted, tuple(name for name, cost in found.items() if not cost))
+        found["extrapolation"] = [made.get("cost")]
+    counted = {
+        name: sum(map(Cost.from_dict, costs), NO_COST)
+        for name, costs in found.items()
+        if all(costs)
+    }
+    return Overhead(counted, tuple(name for name in found if name not in counted))
+
+
+def _embedding_cost(store: Store, name: str) -> Any:
+    return store.embedding_array(name).attrs.get("cost") if name in store.embeddings else None
 
 
 def full_run_cost(folder: str | Path) -> Cost:

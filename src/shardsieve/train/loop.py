@@ -130,8 +130,7 @@ class Trainer:
 
     def spent(self, begin: float) -> Cost:
         """Return the time since `begin`, a reading of `time.perf_counter`."""
-        seconds = time.perf_counter() - begin
-        return Cost(seconds=seconds, device_seconds=seconds * int(self.accelerator.num_processes))
+        return Cost.timed(time.perf_counter() - begin, int(self.accelerator.num_processes))
 
     # Inside ---------------------------------------------------------------------------------
 
@@ -168,8 +167,7 @@ class Trainer:
             if stop or self._checkpoint_is_due():
                 self._add_up(means, begin)
                 begin = time.perf_counter()
-                if recorder is None or self.remember is not None:
-                    self._save()
+                self._save()
             if stop:
                 raise Stopped(f"stopped in epoch {epoch}")
         self._add_up(means, begin)
@@ -215,10 +213,10 @@ class Trainer:
     def _save(self) -> None:
         if self.folder is None:
             return
-        if self.remember is not None:
-            self.extra = self.remember()
         if self.sampler.policy is not None:
             self.sampler.policy.sync()
+        if self.remember is not None:
+            self.extra = self.remember()
         if not self.accelerator.is_main_process:
             return
         begun = self.sampler.epoch == self.done.epoch

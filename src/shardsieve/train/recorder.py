@@ -68,8 +68,8 @@ class Recorder:
         self.epochs = 0
         self.made: dict[str, Any] = {}
         self._history: dict[str, list[Signals]] = {name: [] for name in self.signals}
-        # Probabilities: of the epoch before until a sample is seen, then of this one.
-        self._probs = self._blank(num_classes if "divergence" in signals else 0)
+        # log(P + 1e-8): of the epoch before until a sample is seen, then of this one.
+        self._logs = self._blank(num_classes if "divergence" in signals else 0)
         self._start_epoch()
 
     @torch.no_grad()
@@ -115,7 +115,7 @@ class Recorder:
         self._share()
         for column, name in enumerate(self.signals):
             self._history[name].append(self._now[:, column].copy())
-        self._probs[~self._seen] = np.nan
+        self._logs[~self._seen] = np.nan
         self.epochs += 1
         self._start_epoch()
 
@@ -150,7 +150,7 @@ class Recorder:
 
     @classmethod
     def load(cls, store: Store, run: str) -> "Recorder":
-        """Return a saved table; it is for reading, as the last probabilities are not saved.
+        """Return a saved table; it is for reading, as the last epoch's outputs are not saved.
 
         Raises:
             StoreFormatError: If the store has no such run.
@@ -178,7 +178,7 @@ class Recorder:
         self._share()
         state: dict[str, Any] = {"ids": torch.from_numpy(self.ids), "epochs": self.epochs}
         state["signals"] = {name: torch.from_numpy(self.signal(name)) for name in self.signals}
-        arrays = {"probs": self._probs, "now": self._now, "seen": self._seen}
+        arrays = {"logs": self._logs, "now": self._now, "seen": self._seen}
         return state | {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -193,7 +193,7 @@ class Recorder:
         self.epochs = int(state["epochs"])
         self._history = {name: list(state["signals"][name].numpy()) for name in self.signals}
         self._start_epoch()
-        self._probs, self._now = state["probs"].numpy().copy(), state["now"].numpy().copy()
+        self._logs, self._now = state["logs"].numpy().copy(), state["now"].numpy().copy()
         self._seen = state["seen"].numpy().copy()
 
     # Inside ---------------------------------------------------------------------------------
@@ -231,13 +231,13 @@ class Recorder:
         logits = columns[1][picked.to(columns[1].device)].float()
         more: dict[str, Tensor] = {}
         if "divergence" in self.signals:
-            more["before"] = torch.from_numpy(self._probs[rows]).to(logits.device)
+            more["before"] = torch.from_numpy(self._logs[rows]).to(logits.device)
         if "grand" in self.signals:
             more["features"] = columns[3][picked.to(logits.device)]
-        probs, measured = measure(self.signals, logits, labels.to(logits.device), **more)
+        logs, measured = measure(self.signals, logits, labels.to(logits.device), **more)
         self._now[rows] = measured.cpu().numpy()
         if "divergence" in self.signals:
-            self._probs[rows] = probs.cpu().numpy()
+            self._logs[rows] = logs.cpu().numpy()
         self._seen[rows] = self._fresh[rows] = True
 
     def _new_rows(self, ids: NDArray[np.int64]) -> tuple[Rows, Rows]:
@@ -254,16 +254,16 @@ class Recorder:
             return
         fresh, parts = np.flatnonzero(self._fresh), [None] * dist.get_world_size()
         dist.all_gather_object(parts, len(fresh))
-        step = max(1, _BUDGET // (self._probs.shape[1] + len(self.signals)))
+        step = max(1, _BUDGET // (self._logs.shape[1] + len(self.signals)))
         taken = np.zeros(len(self.ids), dtype=np.bool_)
         for start in range(0, max(int(count or 0) for count in parts), step):
             part = fresh[start : start + step]
             joined: list[Any] = [None] * len(parts)
-            dist.all_gather_object(joined, (part, self._now[part], self._probs[part]))
-            for rows, now, probs in joined:
+            dist.all_gather_object(joined, (part, self._now[part], self._logs[part]))
+            for rows, now, logs in joined:
                 # One copy of a sample counts, the same one on every rank.
                 new = ~taken[rows]
-                self._now[rows[new]], self._probs[rows[new]] = now[new], probs[new]
+                self._now[rows[new]], self._logs[rows[new]] = now[new], logs[new]
                 taken[rows] = True
         self._seen |= taken
         self._fresh[:] = False

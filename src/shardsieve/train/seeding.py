@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
-from torch import nn
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.cost import Cost
@@ -158,8 +157,8 @@ def score_seeds(
     _train(trainer, store, run, recorders, **marks, progress=progress)
     result = _result(trainer, len(keep))
     if accelerator.is_main_process:
-        made = _made(config, keep, clean_pass, adversary) | {"steps": result["steps"]}
-        made["cost"] = result["cost"]
+        made = _made(config, keep, clean_pass, adversary)
+        made |= {"steps": result["steps"], "cost": result["cost"]}
         for one, recorder in recorders.items():
             recorder.made = made if one == name else made | {"view": "held out"}
             recorder.save(store, one)
@@ -223,17 +222,20 @@ def _train(
         if clean_pass or name != first:
             samples = KeepSet.from_ids(store, recorder.ids)
             loader = make_loader(store, samples, config, in_order=True)[0]
-            clean[name] = trainer.accelerator.prepare(loader)
+            seen = Cost(forward=len(samples), nbytes=samples.nbytes(store))
+            clean[name] = trainer.accelerator.prepare(loader), seen
     with ExitStack() as stack:
         watchers = {
-            name: stack.enter_context(Watcher(recorder, trainer.stepper.bare))
+            # A clean pass asks the network that is saved, which may be an average.
+            name: stack.enter_context(
+                Watcher(recorder, trainer.network if name in clean else trainer.stepper.bare)
+            )
             for name, recorder in recorders.items()
         }
         for epoch in trainer.epochs(None if clean_pass else watchers[first], progress):
-            for name, loader in clean.items():
+            for name, (loader, seen) in clean.items():
                 begin = time.perf_counter()
-                _watch(trainer.model, loader, watchers[name], config.normalise)
-                seen = Cost(forward=len(recorders[name].ids))
+                _watch(trainer, loader, watchers[name])
                 trainer.done.evaluation += seen + trainer.spent(begin)
             for recorder in recorders.values():
                 recorder.end_epoch()
@@ -242,12 +244,12 @@ def _train(
                 save_network(run, trainer.network, config, classes, epoch=epoch + 1)
 
 
-def _watch(model: nn.Module, loader: Any, recorder: Watcher, normalise: str) -> None:
-    model.eval()
-    with torch.inference_mode():
+def _watch(trainer: Trainer, loader: Any, watcher: Watcher) -> None:
+    model = trainer.stepper.evaluated().eval()
+    with torch.inference_mode(), trainer.accelerator.autocast():
         for batch in loader:
-            images = normalised(batch.images, normalise)
-            recorder.record(batch.ids, model(images), batch.labels)
+            images = normalised(batch.images, trainer.config.normalise)
+            watcher.record(batch.ids, model(images), batch.labels)
 
 
 def _result(trainer: Trainer, seeds: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """One optimiser step: forward, weighted loss, backward, update, running average."""
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from shardsieve.train.images import Batch, augment, normalised
 class Stepper:
     """A model, its SGD optimiser and the running average of its weights.
 
-    All randomness of a batch (dropout, crops) is drawn from seed, epoch, place and rank.
+    All randomness of a batch (dropout, crops, attacks) is drawn from seed, epoch, place and rank.
 
     Attributes:
         bare: The model as it was given: its weights are the ones that train.
@@ -85,8 +86,8 @@ class Stepper:
         torch.manual_seed(draw)
         images = self._prepared(batch.images, epoch, draw)
         with nullcontext() if last else self.accelerator.no_sync(self.model):
-            logits, losses, loss = self._forward(images, batch)
-            self.accelerator.backward(loss / of_step)
+            logits, losses = self._forward(images, batch.labels)
+            self.accelerator.backward(weighted(losses, batch) / of_step)
         return logits, losses.detach()
 
     def update(self, progress: float) -> None:
@@ -117,16 +118,14 @@ class Stepper:
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
-    def _forward(self, images: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits, losses per sample and the loss to descend."""
-        smoothing = self.config.label_smoothing
+    def _forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        loss = partial(cross_entropy, reduction="none", label_smoothing=self.config.label_smoothing)
         if self.adversary is not None:
-            criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
-            logits, loss = self.adversary(self.model, self.bare, images, batch.labels, criterion)
-            return logits, loss.expand(len(images)), loss
-        logits = self.model(images)
-        losses = cross_entropy(logits, batch.labels, reduction="none", label_smoothing=smoothing)
-        return logits, losses, weighted(losses, batch)
+            return self.adversary(
+                self.model, self.bare, images, labels, loss, normalise=self.config.normalise
+            )
+        logits: Tensor = self.model(images)
+        return logits, loss(logits, labels)
 
     def _prepared(self, pixels: Tensor, epoch: int, draw: int) -> Tensor:
         images = normalised(pixels, self.config.normalise)

@@ -1,6 +1,7 @@
 """The unsupervised paradigm: TURTLE's pseudo-labels on stored embeddings, through the recorder."""
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,14 +12,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from shardsieve._errors import MissingScoreError, ShardsieveError
+from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet
 from shardsieve.order import hash_key, permutation
 from shardsieve.store.store import Store
+from shardsieve.train.progress import Progress
 from shardsieve.train.recorder import Recorder
 from shardsieve.train.seedscores import add_scores, check_specs, put_seed_scores
 
 _BLOCK, _ORDER = 8192, 0x707
-Progress = Callable[[int, int], None]
 Layer = tuple[Tensor, Tensor]
 
 
@@ -169,19 +171,20 @@ def score_unsupervised(
     made["training"] = asdict(config)
     if name in Recorder.runs(store):
         held = Recorder.load(store, name)
-        if {**held.made, "pseudo_classes": None} != {**made, "pseudo_classes": None}:
+        if {key: held.made.get(key) for key in made} != made:
             raise ShardsieveError(
                 f"dynamics {name!r} of {store.path} belong to another run; choose another name"
             )
         add_scores(store, name, scores, window=window)
         return _result(held)
-    encoders = []
+    begin, encoders = time.perf_counter(), []
     for encoder in task_encoders(points, config):
         encoders.append(encoder)
         if progress:
             progress(len(encoders), config.epochs)
     recorder = _recorded(points, ids, encoders)
-    recorder.made = {**made, **recorder.made}
+    spent = Cost.timed(time.perf_counter() - begin)
+    recorder.made = {**made, **recorder.made, "cost": spent.to_dict()}
     recorder.save(store, name)
     put_seed_scores(store, name, recorder, scores, window=window)
     return _result(recorder)
@@ -203,12 +206,7 @@ def _recorded(points: Tensor, ids: NDArray[np.int64], encoders: Sequence[Layer])
 def _points(
     store: Store, seeds: NDArray[np.int64], embedding: str
 ) -> tuple[Tensor, NDArray[np.int64]]:
-    if embedding not in store.embeddings:
-        known = ", ".join(store.embeddings) or "none yet; run `shardsieve embed`"
-        raise MissingScoreError(
-            f"embedding must be one of those stored ({known}), got {embedding!r}"
-        )
-    rows = store.embedding(embedding)[store.rows(seeds)]
+    rows = store.embedding(store.embedding_name(embedding))[store.rows(seeds)]
     there = np.isfinite(rows).all(axis=1)
     if not there.any():
         raise MissingScoreError(f"embedding {embedding!r} must be there for seeds, got none")
