@@ -37,7 +37,7 @@ class GNN:
     `seed` alone; torch's global generator is left as it was.
 
     Of all nodes memory holds the features, the neighbours and, per layer, a table or two, in half
-    precision once they are large: 3.5 GB for 1.28 M nodes of 512 numbers.
+    precision once they are large: by arithmetic 3.5 GB for 1.28 M nodes of 512 numbers.
 
     Attributes:
         k: Neighbours, at least 1; 20 is this project's choice, the paper's code has 10 and 20.
