@@ -8,4 +8,5 @@ bin=${SHARDSIEVE_VENV:-.venv}/bin
 "$bin/ruff" check .
 "$bin/mypy"
 export OMP_NUM_THREADS=1
-exec "$bin/python" -m pytest "$@"
+# Two processes: more would compete with the ranks that tests launch.
+exec "$bin/python" -m pytest -n 2 "$@"
