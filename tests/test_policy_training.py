@@ -62,7 +62,7 @@ def trained(store, name, folder, kills=()):
             seen[trainer.done.steps] = ids.tolist()
             update(ids, losses)
 
-        def progress(done, total, kill=kill):
+        def progress(done, total, note="", kill=kill):
             if done == kill:
                 raise Killed
 

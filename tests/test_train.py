@@ -43,7 +43,7 @@ class Killed(Exception):
 
 
 def kill_after(steps):
-    def progress(done, total):
+    def progress(done, total, note=""):
         if done == steps:
             raise Killed
 

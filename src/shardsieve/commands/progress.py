@@ -1,7 +1,7 @@
 """Progress bars for long steps: rate and time left on a terminal, silence elsewhere."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -15,19 +15,30 @@ from rich.progress import (
 )
 
 
+class Bar:
+    """Draws how far a step is; a function of what is done, of how much, and a note beside it."""
+
+    def __init__(self, drawn: Progress, title: str) -> None:
+        self._drawn, self._task = drawn, drawn.add_task(title, note="")
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Draw it."""
+        self._drawn.update(self._task, completed=done, total=total, note=note)
+
+
 @contextmanager
-def bar(title: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """Give a function (done, total) that draws a progress bar on standard error, if `shown`."""
+def bar(title: str, *, shown: bool = True) -> Iterator[Bar]:
+    """Give a progress bar on standard error: drawn on a terminal, if `shown`."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
     )
     console = Console(stderr=True)
     with Progress(
         *columns, console=console, disable=not (shown and sys.stderr.isatty())
     ) as progress:
-        task = progress.add_task(title)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        yield Bar(progress, title)

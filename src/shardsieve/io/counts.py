@@ -27,6 +27,20 @@ class Counts:
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
+    def __str__(self) -> str:
+        """Return one line of it.
+
+        >>> str(Counts(kept=2_000_000, read=3_000_000, requests=5, retries=1))
+        '3.0 MB read, 1.50 of what was kept, 1 retries'
+        """
+        size, unit = next(
+            (self.read / 10**power, name)
+            for power, name in ((12, "TB"), (9, "GB"), (6, "MB"), (0, "B"))
+            if self.read >= 10**power or power == 0
+        )
+        retries = f", {self.retries} retries" if self.retries else ""
+        return f"{size:.1f} {unit} read, {self.amplification:.2f} of what was kept{retries}"
+
     def take(self) -> "Counts":
         """Return what was counted, and begin at nothing again."""
         taken = Counts(self.kept, self.read, self.requests, self.retries)

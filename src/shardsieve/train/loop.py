@@ -107,7 +107,7 @@ class Trainer:
 
         Args:
             recorder: Takes in every batch; whoever iterates ends its epochs.
-            progress: Called with (steps done, steps in all).
+            progress: Called with steps done, steps in all, and what this rank has read.
 
         Raises:
             Stopped: After SIGTERM, when the state is saved.
@@ -162,7 +162,7 @@ class Trainer:
             self.done.steps += 1
             self.done.place = place_after
             if progress:
-                progress(self.done.steps, int(self.planned))
+                progress(self.done.steps, int(self.planned), str(self.dataset.ledger.total))
             stop = stopping.after_step() and self.done.place < len(self.keep)
             if stop or self._checkpoint_is_due():
                 self._add_up(means, begin)

@@ -1,12 +1,18 @@
 """How far a run is, and what it took so far."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from shardsieve.cost import NO_COST, Cost
 
-Progress = Callable[[int, int], None]
+
+class Progress(Protocol):
+    """Told how far a run is."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Take in what is done, of how much, and what there is to say beside it."""
+        ...
 
 
 @dataclass
