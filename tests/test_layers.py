@@ -34,7 +34,8 @@ MAY_IMPORT = {
     "commands": DATA
     | {"train", "report"}
     | {"cost", "keepset", "plan", "epoch", "policy", "scores", "extrapolate", "pack", "loaders"},
-    "cli": {"_errors", "commands", "cost", "policy", "train"},
+    "cli": {"_errors", "commands", "cost", "options", "policy", "train"},
+    "options": set(),
     "__main__": {"cli"},
 }
 
@@ -54,6 +55,7 @@ HOMES = {
     "jinja2": "report",
 }
 ALSO = {
+    ("options", "typer"),
     ("pack", "sklearn"),
     ("extrapolate", "torch"),
     ("policy", "torch"),

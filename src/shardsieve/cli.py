@@ -13,6 +13,7 @@ import yaml
 from shardsieve._errors import ShardsieveError
 from shardsieve.commands import (
     building,
+    exporting,
     extrapolating,
     making,
     packing,
@@ -26,6 +27,32 @@ from shardsieve.commands import (
 )
 from shardsieve.commands.texts import constants, pairs
 from shardsieve.cost import Plan
+from shardsieve.options import (
+    Augment,
+    BatchSize,
+    Bins,
+    Channels,
+    ClassFloor,
+    Difficulty,
+    DropMissing,
+    HardCutoff,
+    HeldOut,
+    Json,
+    MatchSteps,
+    Method,
+    Model,
+    Precision,
+    Rate,
+    Rule,
+    RuleEmbedding,
+    Seed,
+    Size,
+    Snapshots,
+    StorePath,
+    Threshold,
+    Unreadable,
+    Workers,
+)
 from shardsieve.policy.named import POLICIES
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
@@ -38,37 +65,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Score a little, extrapolate the rest, and skip samples while streaming.",
 )
-
-StorePath = Annotated[Path, typer.Option("--store", help="Folder of the Zarr store.")]
-HeldOut = Annotated[float, typer.Option(help="Share of the seeds to try the network on.")]
-Snapshots = Annotated[int, typer.Option(help="Networks of the seed run to keep.")]
-MatchSteps = Annotated[
-    int | None,
-    typer.Option(help="As many steps, and windows as long, as in a full run of so many epochs."),
-]
-Method = Annotated[str, typer.Option(help="knn, gnn, direct or fused")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Model = Annotated[str, typer.Option(help="light, resnet18, resnet50 or package.module:factory")]
-BatchSize = Annotated[int, typer.Option(help="Samples per process and step.")]
-Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
-Augment = Annotated[str, typer.Option(help="none, crop, flip (crop and mirror) or resized")]
-Size = Annotated[int | None, typer.Option(help="Pixels per side; the first image's if none.")]
-Channels = Annotated[int | None, typer.Option(help="3 or 1; the first image's if none.")]
-Precision = Annotated[str, typer.Option(help="no, bf16 or fp16")]
-Workers = Annotated[int, typer.Option(help="Loader processes per process.")]
-Seed = Annotated[int, typer.Option(help="Seed of every draw.")]
-Unreadable = Annotated[int, typer.Option(help="Samples to skip if they cannot be read.")]
-Rule = Annotated[
-    str,
-    typer.Option(help="top, random, stratified, class_balanced, ccs, moderate or threshold"),
-]
-Threshold = Annotated[float | None, typer.Option(help="threshold: the lowest score kept.")]
-ClassFloor = Annotated[int, typer.Option(help="class_balanced: the fewest of every class.")]
-HardCutoff = Annotated[float | None, typer.Option(help="ccs: share to drop as too hard.")]
-Difficulty = Annotated[str | None, typer.Option(help="ccs: the score that says how hard.")]
-Bins = Annotated[int | None, typer.Option(help="ccs: ranges of the score, 50 by default.")]
-RuleEmbedding = Annotated[str | None, typer.Option(help="moderate: which, if there are several.")]
-DropMissing = Annotated[bool, typer.Option(help="Never keep samples without a score.")]
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:
@@ -182,6 +178,32 @@ def select_command(
     kept |= {"difficulty": difficulty, "bins": bins, "embedding": embedding, "seed": seed}
     kept |= {"drop_missing": drop_missing}
     _show(showing.kept_per_class(store, kept, out, batch_size), as_json)
+
+
+@app.command(name="export")
+def export_command(
+    store: StorePath,
+    out: Annotated[Path, typer.Argument(help="The file to write.")],
+    layout: Annotated[
+        str,
+        typer.Option(
+            help="ids, keys (SHARD/KEY), energon (its exclude list), ffcv (.npy for indices=), csv"
+        ),
+    ] = "ids",
+    keep_fraction: float = 0.5,
+    score: Annotated[str | None, typer.Option()] = None,
+    rule: Rule = "top",
+    threshold: Threshold = None,
+    class_floor: ClassFloor = 0,
+    drop_missing: DropMissing = False,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Write a keep set for other loaders."""
+    kept: dict[str, Any] = {"keep_fraction": keep_fraction, "score": score, "rule": rule}
+    kept |= {"threshold": threshold, "class_floor": class_floor, "seed": seed}
+    kept |= {"drop_missing": drop_missing}
+    _show(exporting.export_keep_set(store, out, layout, kept), as_json)
 
 
 @app.command()

@@ -1,0 +1,95 @@
+"""The `export` command: a keep set in the words of other loaders."""
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardsieve._errors import ShardsieveError
+from shardsieve.keepset import KeepSet, select
+from shardsieve.pack.writer import replaced
+from shardsieve.store.store import Store, open_store
+
+
+def export_keep_set(path: Path, out: Path, layout: str, rule: dict[str, Any]) -> dict[str, Any]:
+    """Write what a rule keeps.
+
+    Args:
+        path: Of the store.
+        out: The file; replaced as a whole.
+        layout: One of `LAYOUTS`.
+        rule: As in `select`.
+
+    Returns:
+        Where it was written, and how many samples of how many are kept.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    store = open_store(path, mode="r")
+    keep = select(store, **rule)
+    data = LAYOUTS[layout](store, keep, rule.get("score"))
+    with replaced(out) as file:
+        file.write(data)
+    return {"out": str(out), "layout": layout, "kept": len(keep), "samples": len(store)}
+
+
+def _ids(store: Store, keep: KeepSet, score: str | None) -> bytes:
+    """Sample ids, one a line."""
+    return "".join(f"{i}\n" for i in keep.ids().tolist()).encode()
+
+
+def _keys(store: Store, keep: KeepSet, score: str | None) -> bytes:
+    """`SHARD/KEY` of what is kept, one a line."""
+    return _lines(name for name, kept in _names(store, keep) if kept)
+
+
+def _energon(store: Store, keep: KeepSet, score: str | None) -> bytes:
+    """`SHARD/KEY` of what is dropped: the lines of `exclude` in Energon's split.yaml."""
+    return _lines(name for name, kept in _names(store, keep) if not kept)
+
+
+def _ffcv(store: Store, keep: KeepSet, score: str | None) -> bytes:
+    """A .npy of rows, uint64: `indices=` of FFCV's Loader."""
+    if store.kind != "ffcv":
+        raise ShardsieveError(f"layout ffcv needs a store of a .beton, got one of {store.kind}")
+    file = io.BytesIO()
+    np.save(file, keep.ids().astype(np.uint64))
+    return file.getvalue()
+
+
+def _csv(store: Store, keep: KeepSet, score: str | None) -> bytes:
+    """Every sample: id, shard, key, label, whether it is kept, and its score."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "shard", "key", "label", "kept", *([score] if score else [])])
+    scores = store.score(score).tolist() if score else None
+    rows = zip(store.ids().tolist(), store.labels().tolist(), _names(store, keep), strict=True)
+    for row, (sample_id, label, (name, kept)) in enumerate(rows):
+        shard, _, key = name.partition("/")
+        extra = [] if scores is None else [scores[row]]
+        writer.writerow([sample_id, shard, key, label, int(kept), *extra])
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _names(store: Store, keep: KeepSet) -> Iterator[tuple[str, bool]]:
+    """Yield (`SHARD/KEY`, whether it is kept) of every sample, in id order."""
+    for shard, url in enumerate(store.urls):
+        kept = set(keep.positions(shard).tolist())
+        for place, key in enumerate(store.keys(shard)):
+            yield f"{url.rsplit('/', 1)[-1]}/{key}", place in kept
+
+
+def _lines(names: Iterator[str]) -> bytes:
+    return "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape")
+
+
+LAYOUTS: dict[str, Callable[[Store, KeepSet, str | None], bytes]] = {
+    "ids": _ids,
+    "keys": _keys,
+    "energon": _energon,
+    "ffcv": _ffcv,
+    "csv": _csv,
+}

@@ -1,0 +1,37 @@
+"""The options that several commands share: their types and help texts."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+StorePath = Annotated[Path, typer.Option("--store", help="Folder of the Zarr store.")]
+HeldOut = Annotated[float, typer.Option(help="Share of the seeds to try the network on.")]
+Snapshots = Annotated[int, typer.Option(help="Networks of the seed run to keep.")]
+MatchSteps = Annotated[
+    int | None,
+    typer.Option(help="As many steps, and windows as long, as in a full run of so many epochs."),
+]
+Method = Annotated[str, typer.Option(help="knn, gnn, direct or fused")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Model = Annotated[str, typer.Option(help="light, resnet18, resnet50 or package.module:factory")]
+BatchSize = Annotated[int, typer.Option(help="Samples per process and step.")]
+Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
+Augment = Annotated[str, typer.Option(help="none, crop, flip (crop and mirror) or resized")]
+Size = Annotated[int | None, typer.Option(help="Pixels per side; the first image's if none.")]
+Channels = Annotated[int | None, typer.Option(help="3 or 1; the first image's if none.")]
+Precision = Annotated[str, typer.Option(help="no, bf16 or fp16")]
+Workers = Annotated[int, typer.Option(help="Loader processes per process.")]
+Seed = Annotated[int, typer.Option(help="Seed of every draw.")]
+Unreadable = Annotated[int, typer.Option(help="Samples to skip if they cannot be read.")]
+Rule = Annotated[
+    str,
+    typer.Option(help="top, random, stratified, class_balanced, ccs, moderate or threshold"),
+]
+Threshold = Annotated[float | None, typer.Option(help="threshold: the lowest score kept.")]
+ClassFloor = Annotated[int, typer.Option(help="class_balanced: the fewest of every class.")]
+HardCutoff = Annotated[float | None, typer.Option(help="ccs: share to drop as too hard.")]
+Difficulty = Annotated[str | None, typer.Option(help="ccs: the score that says how hard.")]
+Bins = Annotated[int | None, typer.Option(help="ccs: ranges of the score, 50 by default.")]
+RuleEmbedding = Annotated[str | None, typer.Option(help="moderate: which, if there are several.")]
+DropMissing = Annotated[bool, typer.Option(help="Never keep samples without a score.")]

@@ -1,0 +1,62 @@
+"""A keep set in the words of other loaders."""
+
+import csv
+
+import numpy as np
+import pytest
+from betons import write_beton
+from tars import write_shards
+from typer.testing import CliRunner
+
+import shardsieve as ss
+from shardsieve.cli import app
+from shardsieve.commands.exporting import export_keep_set
+
+HALF = {"keep_fraction": 0.5, "rule": "top", "score": "up"}
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = ss.index(write_shards(tmp_path / "d", [9, 1, 14, 6]), tmp_path / "s.zarr")
+    store.put_score("up", range(30))
+    return store
+
+
+def test_ids_keys_and_the_list_to_exclude(store, tmp_path):
+    for layout in ("ids", "keys", "energon"):
+        shown = export_keep_set(store.path, tmp_path / layout, layout, HALF)
+        assert (shown["kept"], shown["samples"]) == (15, 30)
+    ids, keys, dropped = (
+        (tmp_path / layout).read_text().splitlines() for layout in ("ids", "keys", "energon")
+    )
+    assert [int(i) for i in ids] == store.ids()[15:].tolist()
+    assert keys[0] == "s-002.tar/02-0005"
+    assert dropped[:2] == ["s-000.tar/00-0000", "s-000.tar/00-0001"]
+    assert len(set(keys) | set(dropped)) == 30
+    assert not set(keys) & set(dropped)
+
+
+def test_a_table_of_every_sample(store, tmp_path):
+    how = ["--layout", "csv", "--score", "up", "--keep-fraction", "0.5"]
+    command = ["export", "--store", str(store.path), str(tmp_path / "t.csv"), *how]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    with (tmp_path / "t.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["id"]) for row in rows] == store.ids().tolist()
+    assert [int(row["label"]) for row in rows] == store.labels().tolist()
+    assert [float(row["up"]) for row in rows] == list(range(30))
+    assert sum(int(row["kept"]) for row in rows) == 15
+
+
+def test_rows_for_ffcv(store, tmp_path):
+    beton = ss.index(write_beton(tmp_path / "x.beton", 40), tmp_path / "b.zarr")
+    rule = {"keep_fraction": 0.25, "rule": "random"}
+    export_keep_set(beton.path, tmp_path / "rows.npy", "ffcv", rule)
+    rows = np.load(tmp_path / "rows.npy")
+    assert rows.dtype == np.uint64
+    assert rows.tolist() == ss.select(beton, **rule).ids().tolist()
+    with pytest.raises(ss.ShardsieveError, match=r"needs a store of a \.beton"):
+        export_keep_set(store.path, tmp_path / "no.npy", "ffcv", HALF)
+    assert not (tmp_path / "no.npy").exists()
+    with pytest.raises(ValueError, match="layout must be one of ids, keys"):
+        export_keep_set(store.path, tmp_path / "no", "dali", HALF)
