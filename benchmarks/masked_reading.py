@@ -1,11 +1,12 @@
 """Samples per processor second of masked reading: hot cache, no decode, one process.
 
-    python benchmarks/masked_reading.py [--samples 20000] [--rounds 5] [--folder DIR]
+    python benchmarks/masked_reading.py [--samples 20000 or --gigabytes 0.5] [--rounds 5]
 
 Ours against webdataset (`select` on the same samples, and the full pass that hides under it), the
 peers of `peers.py`, and bare `os.pread` loops over the same ranges: one that drops every buffer at
 once, and one that holds a batch, as a loader must. Alternating in one run. A round is an epoch of
-one object; the first epoch also loads the keys. Writes `records/masked_reading.json`.
+one object; the first epoch also loads the keys. Samples have 4-16 kB, or with `--gigabytes` an
+ImageNet-like size, 110 kB on average. Writes `records/masked_reading[_imagenet].json`.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from common import (
     KEEP,
     alternating,
     batches,
+    imagenet_sized,
     kept_keys,
     pipeline,
     rates,
@@ -40,17 +42,21 @@ import shardsieve as ss
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=20_000)
+    parser.add_argument("--gigabytes", type=float, default=0.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=None)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        images = small_images(options.samples)
-        urls = write_shards(Path(folder), images, shards=20, samples=options.samples)
+        large = options.gigabytes > 0
+        images = imagenet_sized(options.gigabytes) if large else small_images(options.samples)
+        samples = int(options.gigabytes * 1e9 / 110_000) if large else options.samples
+        urls = write_shards(Path(folder), images, shards=20, samples=samples)
         store = ss.index(urls, Path(folder) / "s.zarr")
         others, notes = peers.opened(urls, store.samples.tolist(), Path(folder))
         rows = [measure(store, urls, keep, options.rounds, others) for keep in KEEP]
-    about = {"samples": options.samples, "rounds": options.rounds, "peers": notes}
-    write_record("masked_reading", about, "kept samples per processor second", rows)
+    about = {"samples": len(store), "rounds": options.rounds, "peers": notes}
+    name = "masked_reading_imagenet" if large else "masked_reading"
+    write_record(name, about, "kept samples per processor second", rows)
 
 
 def measure(

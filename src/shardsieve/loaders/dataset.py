@@ -141,17 +141,21 @@ class ShardDataset(Dataset[Any]):
         part, url = slice(begin, end), self.store.urls[shard]
         keys = self._keys_of(shard)[plan.places[part]].tolist()
         beton = self._beton_fields() if self.store.kind == "ffcv" else None
+        # A copy of a dictionary with all names in it is made faster than one that grows.
+        blank = self._blank(url)
         try:
             raws = self.reader.read_many(url, plan.ranges[part])
             for row, sample_id, key, raw in zip(
                 plan.rows[part], plan.ids[part], keys, raws, strict=True
             ):
-                sample = {"__key__": key.decode("utf-8", "surrogateescape"), "__url__": url}
+                sample = blank.copy()
+                sample["__key__"] = key.decode("utf-8", "surrogateescape")
                 if beton is not None:
                     sample |= _whole(beton, sample_id, raw, url, plan.ranges[begin])
                 elif not fill_plain(sample, raw, key, self._members):
                     sample = self._parsed(raw, sample["__key__"], url, plan.ranges[begin])
-                sample["__id__"], sample["__weight__"] = sample_id, 1.0
+                    blank = self._blank(url)
+                sample["__id__"] = sample_id
                 samples[row] = sample
                 begin += 1
         except (CorruptShardError, OSError) as error:
@@ -160,15 +164,25 @@ class ShardDataset(Dataset[Any]):
             if begin + 1 < end:
                 self._fill(samples, plan, shard, begin + 1, end)
 
+    def _blank(self, url: str) -> Sample:
+        fields = [] if self.store.kind == "ffcv" else [suffix for suffix, _ in self._members]
+        return {
+            "__key__": "",
+            "__url__": url,
+            **dict.fromkeys(fields),
+            "__id__": -1,
+            "__weight__": 1.0,
+        }
+
     def _parsed(self, raw: bytes, key: str, url: str, where: tuple[int, int]) -> Sample:
         """Return a sample that is not laid out like the last one, and learn its layout."""
         if len(raw) < where[1]:
             raise too_short(url, sum(where))
         fields = plain_fields(raw, key, self._suffixes)
         if fields is None:
-            return parse_sample(raw, key, url)
+            return {**parse_sample(raw, key, url), "__weight__": 1.0}
         self._members = members_of(fields)
-        return {"__key__": key, "__url__": url, **fields}
+        return {"__key__": key, "__url__": url, **fields, "__weight__": 1.0}
 
     def _beton_fields(self) -> BetonFields:
         """Return what cuts an FFCV file's samples; its tables are read once per process."""

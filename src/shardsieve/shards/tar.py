@@ -1,5 +1,6 @@
 """Walk the headers of a tar without an object per member: where each sample begins and ends."""
 
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ BLOCK = 512
 _ZERO = bytes(BLOCK)
 _REGULAR = frozenset(b"0\x007")
 _OTHERS = frozenset(b"123456")
+# Of a header: the digits of the size, the kind, and the first byte of the name's prefix.
+_HEADER = struct.Struct("124x11s21xB188xB").unpack_from
 ReadAt = Callable[[int, int], bytes]
 Members = tuple[tuple[str, bytes], ...]
 
@@ -194,13 +197,14 @@ def fill_plain(sample: dict[str, Any], raw: bytes, key: bytes, members: Members)
     at = 0
     try:
         for suffix, ending in members:
-            if not raw.startswith(key + ending, at) or raw[at + 156] != 48 or raw[at + 345]:
+            digits, kind, prefix = _HEADER(raw, at)
+            if kind != 48 or prefix or not raw.startswith(key + ending, at):
                 return False
-            size = int(raw[at + 124 : at + 135], 8)
             at += BLOCK
-            sample[suffix] = raw[at : at + size]
-            at += size + 511 & -512
-    except (ValueError, IndexError):  # no number, or a header cut short
+            end = at + int(digits, 8)
+            sample[suffix] = raw[at:end]
+            at = end + 511 & -512
+    except (ValueError, struct.error):  # no number, or a header cut short
         return False
     return at == len(raw)
 
