@@ -36,13 +36,17 @@ def plan_batch(store: Store, ranges: NDArray[np.int64], wanted: NDArray[np.int64
     order = np.argsort(wanted, kind="stable")
     ids = wanted[order]
     shards, places = np.divmod(ids, store.rows_per_shard)
-    known = (shards >= 0) & (shards < store.num_shards)
-    found = ranges[np.where(known, shards, 0), places]
-    known &= found[:, 1] > 0
-    if not known.all():
-        raise IndexError(f"sample id must name a sample of {store.path}, got {ids[~known][0]}")
+    if len(ids) and (ids[0] < 0 or shards[-1] >= store.num_shards):
+        raise _unknown(store, int(ids[0] if ids[0] < 0 else ids[-1]))
+    found = ranges[shards, places]
+    if len(ids) and found[:, 1].min() <= 0:
+        raise _unknown(store, int(ids[found[:, 1] <= 0][0]))
     offsets, lengths = found.T.tolist()
     cuts = [0, *(np.flatnonzero(shards[1:] != shards[:-1]) + 1).tolist(), len(ids)]
     runs = [(int(shards[begin]), begin, end) for begin, end in pairwise(cuts) if begin < end]
     pairs = list(zip(offsets, lengths, strict=True))
     return BatchPlan(ids.tolist(), order.tolist(), places, pairs, runs)
+
+
+def _unknown(store: Store, sample_id: int) -> IndexError:
+    return IndexError(f"sample id must name a sample of {store.path}, got {sample_id}")

@@ -144,22 +144,23 @@ class ShardDataset(Dataset[Any]):
         # A copy of a dictionary with all names in it is made faster than one that grows.
         blank = self._blank(url)
         try:
-            raws = self.reader.read_many(url, plan.ranges[part])
-            for row, sample_id, key, raw in zip(
-                plan.rows[part], plan.ids[part], keys, raws, strict=True
+            ranges = plan.ranges[part]
+            raws = self.reader.read_many(url, ranges)
+            for row, sample_id, key, where, raw in zip(
+                plan.rows[part], plan.ids[part], keys, ranges, raws, strict=True
             ):
                 sample = blank.copy()
                 sample["__key__"] = key.decode("utf-8", "surrogateescape")
                 if beton is not None:
-                    sample |= _whole(beton, sample_id, raw, url, plan.ranges[begin])
+                    sample |= _whole(beton, sample_id, raw, url, where)
                 elif not fill_plain(sample, raw, key, self._members):
-                    sample = self._parsed(raw, sample["__key__"], url, plan.ranges[begin])
+                    sample = self._parsed(raw, sample["__key__"], url, where)
                     blank = self._blank(url)
                 sample["__id__"] = sample_id
                 samples[row] = sample
-                begin += 1
         except (CorruptShardError, OSError) as error:
             # What came before it is right; what comes after is read on its own.
+            begin = next(at for at in range(begin, end) if samples[plan.rows[at]] is None)
             self._skip(plan.ids[begin], _named(error, keys[begin - part.start], plan.ranges[begin]))
             if begin + 1 < end:
                 self._fill(samples, plan, shard, begin + 1, end)
