@@ -31,11 +31,18 @@ def small_images(samples: int) -> Iterator[bytes]:
     return (draw.bytes(int(draw.integers(4_000, 16_000))) for _ in range(samples))
 
 
+def photograph_sized(mean: int, samples: int) -> Iterator[bytes]:
+    """Yield random bytes of sizes like a data set of photographs: lognormal around a mean."""
+    draw = np.random.default_rng(0)
+    return (draw.bytes(int(mean * draw.lognormal(-0.125, 0.5))) for _ in range(samples))
+
+
 def imagenet_sized(gigabytes: float) -> Iterator[bytes]:
-    """Yield random bytes of ImageNet-like sizes: lognormal, 110 kB on average."""
-    draw, left = np.random.default_rng(0), gigabytes * 1e9
-    while left > 0:
-        image = draw.bytes(int(110_000 * draw.lognormal(-0.125, 0.5)))
+    """Yield random bytes of ImageNet-like sizes, 110 kB on average."""
+    left = gigabytes * 1e9
+    for image in photograph_sized(110_000, int(gigabytes * 1e9)):
+        if left <= 0:
+            return
         left -= len(image)
         yield image
 

@@ -1,12 +1,13 @@
 """Samples per processor second of masked reading: hot cache, no decode, one process.
 
-    python benchmarks/masked_reading.py [--samples 20000 or --gigabytes 0.5] [--rounds 5]
+    python benchmarks/masked_reading.py [--size small|places|imagenet] [--samples 10000]
 
 Ours against webdataset (`select` on the same samples, and the full pass that hides under it), the
 peers of `peers.py`, and bare `os.pread` loops over the same ranges: one that drops every buffer at
 once, and one that holds a batch, as a loader must. Alternating in one run. A round is an epoch of
-one object; the first epoch also loads the keys. Samples have 4-16 kB, or with `--gigabytes` an
-ImageNet-like size, 110 kB on average. Writes `records/masked_reading[_imagenet].json`.
+one object; the first epoch also loads the keys. Samples have 4-16 kB, or sizes like those of
+Places-365 at 256 pixels (28 kB on average) or of ImageNet (110 kB). Writes
+`records/masked_reading[_SIZE].json`.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import os
 import tempfile
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ from common import (
     KEEP,
     alternating,
     batches,
-    imagenet_sized,
     kept_keys,
+    photograph_sized,
     pipeline,
     rates,
     small_images,
@@ -38,24 +39,28 @@ from numpy.typing import NDArray
 
 import shardsieve as ss
 
+SIZES: dict[str, Callable[[int], Iterator[bytes]]] = {
+    "small": small_images,
+    "places": partial(photograph_sized, 28_000),
+    "imagenet": partial(photograph_sized, 110_000),
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=20_000)
-    parser.add_argument("--gigabytes", type=float, default=0.0)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", choices=sorted(SIZES), default="small")
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--folder", type=Path, default=None)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        large = options.gigabytes > 0
-        images = imagenet_sized(options.gigabytes) if large else small_images(options.samples)
-        samples = int(options.gigabytes * 1e9 / 110_000) if large else options.samples
-        urls = write_shards(Path(folder), images, shards=20, samples=samples)
+        images = SIZES[options.size](options.samples)
+        urls = write_shards(Path(folder), images, shards=20, samples=options.samples)
         store = ss.index(urls, Path(folder) / "s.zarr")
         others, notes = peers.opened(urls, store.samples.tolist(), Path(folder))
         rows = [measure(store, urls, keep, options.rounds, others) for keep in KEEP]
     about = {"samples": len(store), "rounds": options.rounds, "peers": notes}
-    name = "masked_reading_imagenet" if large else "masked_reading"
+    name = "masked_reading" if options.size == "small" else f"masked_reading_{options.size}"
     write_record(name, about, "kept samples per processor second", rows)
 
 
