@@ -183,6 +183,16 @@ def test_reads_begun_ahead_are_not_made_twice(shards, tmp_path):
         reader.close()
 
 
+def test_a_batch_of_more_shards_than_wait_is_read_whole(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(range(250)) * 6)
+    reader, url = JoinedReader(Storage(0, 1, 2)), str(tmp_path / "a")
+    lists = [[(offset, 1)] for offset in range(1500)]
+    reader.prefetch((url, ranges) for ranges in lists)
+    got = [data for ranges in lists for data in reader.read_many(url, ranges)]
+    assert b"".join(got) == bytes(range(250)) * 6
+    reader.close()
+
+
 def test_a_slow_disk_is_read_in_joined_spans(shards, tmp_path):
     store = ss.index(shards, tmp_path / "s.zarr")
     ids = store.ids()[::2].tolist()

@@ -147,7 +147,8 @@ class JoinedReader:
 
     def _taken(self, url: str, ranges: Key) -> Pending:
         """Return the reads that were begun for just these ranges, or begin them."""
-        self.prefetch([(url, ranges)])
+        if (url, ranges) not in self._pending:  # beginning nothing would still drop the oldest
+            self.prefetch([(url, ranges)])
         return self._pending.pop((url, ranges))
 
     def _submit(self, reads: list[Read]) -> Sequence[Answer]:
