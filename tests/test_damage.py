@@ -8,7 +8,7 @@ import pytest
 import webdataset as wds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tars import by_webdataset, write_shards
+from tars import by_webdataset, write_shards, write_tar
 from torch.utils.data import DataLoader
 
 import shardsieve as ss
@@ -98,6 +98,16 @@ def test_a_shard_replaced_by_name_in_mid_epoch_is_read_to_its_end(store, shards,
         ss.ShardDataset(store)[133]
     with pytest.raises(ss.StoreMismatchError, match=r"s-002\.tar is not the one"):
         ss.open_store(store.path)
+
+
+def test_thousands_of_lost_samples_are_counted_one_by_one(tmp_path):
+    members = [(f"{i:05d}.jpg", b"x") for i in range(1500)]
+    path = write_tar(tmp_path / "d.tar", members)
+    store = ss.index(path, tmp_path / "s.zarr")
+    path.unlink()
+    data = ss.ShardDataset(store, on_error="skip", max_unreadable=2000)
+    assert data.aligned(range(1500)) == [None] * 1500
+    assert data.unreadable == list(range(1500))
 
 
 def test_a_removed_shard_is_named(store, shards):

@@ -72,6 +72,8 @@ def serve(requests: IO[bytes], answers: IO[bytes], in_flight: int) -> None:
                 answer: Any = [tuple(f) for f in pool.map(lambda read: fetch(*read), reads)]
             except ShardsieveError as error:
                 answer = str(error)
+            except Exception as error:  # noqa: BLE001  # said by the other side
+                answer = f"cannot read objects: {type(error).__name__}: {error}"
             pickle.dump(answer, answers)
             answers.flush()
 

@@ -70,9 +70,9 @@ class JoinedReader:
         `_MOST_AHEAD` stay.
         """
         self._own()
-        plans, reads = [], []
+        plans, reads, lists = [], [], 0
         for url, asked in requests:
-            ranges = tuple(asked)
+            ranges, lists = tuple(asked), lists + 1
             if (url, ranges) in self._pending:
                 continue
             spans = self._plan(ranges)
@@ -83,7 +83,7 @@ class JoinedReader:
         for url, ranges, spans in plans:
             mine, futures = futures[: len(spans.start)], futures[len(spans.start) :]
             self._pending[url, ranges] = spans, mine
-        while len(self._pending) > max(_MOST_AHEAD, 2 * len(plans)):
+        while len(self._pending) > max(_MOST_AHEAD, 2 * lists):
             _, (_, abandoned) = self._pending.popitem(last=False)
             for future in abandoned:
                 future.cancel()

@@ -113,8 +113,9 @@ class ShardDataset(Dataset[Any]):
         plan = plan_batch(self.store, self._ranges, np.array(ids, dtype=np.int64))
         self._prefetch(plan)
         samples: list[Any] = [None] * len(ids)
-        for run in plan.runs:
-            self._fill(samples, plan, *run)
+        for shard, begin, end in plan.runs:
+            while begin < end:
+                begin = self._fill(samples, plan, shard, begin, end)
         self.ledger.add(self.reader.counts.take())
         if self._scores is not None or self.store.epoch_weights is not None:
             self._add_columns(samples, np.array(ids, dtype=np.int64))
@@ -136,8 +137,11 @@ class ShardDataset(Dataset[Any]):
             # Reading says which sample it was.
             _LOG.debug("not read ahead: %s", error)
 
-    def _fill(self, samples: list[Any], plan: BatchPlan, shard: int, begin: int, end: int) -> None:
-        """Put the samples of one shard into their rows."""
+    def _fill(self, samples: list[Any], plan: BatchPlan, shard: int, begin: int, end: int) -> int:
+        """Put the samples of one shard into their rows; return where to go on.
+
+        That is the end, or behind a sample that was skipped.
+        """
         part, url = slice(begin, end), self.store.urls[shard]
         keys = self._keys_of(shard)[plan.places[part]].tolist()
         beton = self._beton_fields() if self.store.kind == "ffcv" else None
@@ -162,8 +166,8 @@ class ShardDataset(Dataset[Any]):
             # What came before it is right; what comes after is read on its own.
             begin = next(at for at in range(begin, end) if samples[plan.rows[at]] is None)
             self._skip(plan.ids[begin], _named(error, keys[begin - part.start], plan.ranges[begin]))
-            if begin + 1 < end:
-                self._fill(samples, plan, shard, begin + 1, end)
+            return begin + 1
+        return end
 
     def _blank(self, url: str) -> Sample:
         fields = [] if self.store.kind == "ffcv" else [suffix for suffix, _ in self._members]
