@@ -66,6 +66,10 @@ def too_much(tmp_path, data):
     return ["select", "--store", str(data.path), "--rule", "random", "--keep-fraction", "1.5"]
 
 
+def store_of_objects(tmp_path, data):
+    return ["info", "--store", "s3://bucket/set.zarr"]
+
+
 def other_shards(tmp_path, data):
     return ["index", f"{tmp_path}/d/s-000.tar", "--store", str(data.path)]
 
@@ -98,6 +102,7 @@ CASES = [
     (not_scored, "run `shardsieve extrapolate` first"),
     (no_score, "put_score"),
     (too_much, "keep_fraction must lie in (0, 1], got 1.5"),
+    (store_of_objects, "--store must be a local folder, got s3:/bucket/set.zarr"),
     (other_shards, "choose another --store"),
     (replaced, "index again"),
     (newer, "upgrade shardsieve"),

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     | {"train", "report"}
     | {"cost", "keepset", "plan", "epoch", "policy", "scores", "extrapolate", "pack", "loaders"},
     "cli": {"_errors", "commands", "cost", "options", "policy", "train"},
-    "options": set(),
+    "options": {"_errors"},
     "__main__": {"cli"},
 }
 

@@ -1,11 +1,31 @@
 """The options that several commands share: their types and help texts."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-StorePath = Annotated[Path, typer.Option("--store", help="Folder of the Zarr store.")]
+from shardsieve._errors import ShardsieveError
+
+
+def local_folder(path: Path) -> Path:
+    """Return a path that is no URL: as a path it has lost a slash.
+
+    Raises:
+        ShardsieveError: If it names an object.
+    """
+    if re.match(r"[a-z0-9+]+:/", str(path)):
+        raise ShardsieveError(
+            f"--store must be a local folder, got {path}; shards may lie in object stores, and a "
+            "store there is made and opened from Python: ss.index, ss.open_store"
+        )
+    return path
+
+
+StorePath = Annotated[
+    Path, typer.Option("--store", help="Folder of the Zarr store.", callback=local_folder)
+]
 HeldOut = Annotated[float, typer.Option(help="Share of the seeds to try the network on.")]
 Snapshots = Annotated[int, typer.Option(help="Networks of the seed run to keep.")]
 MatchSteps = Annotated[
