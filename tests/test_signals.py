@@ -178,6 +178,6 @@ def test_a_killed_run_with_held_out_seeds_ends_as_an_undisturbed_one(
         np.testing.assert_array_equal(store.score(name), scored.score(name))
 
 
-def killed_half_way(done, total):
+def killed_half_way(done, total, note=""):
     if done > total // 2:
         raise Killed
