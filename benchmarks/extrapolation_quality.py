@@ -28,8 +28,8 @@ from accelerate import Accelerator
 from torch import nn
 
 import shardsieve as ss
-from shardsieve.commands.making import pack_source
 from shardsieve.commands.methods import make_task
+from shardsieve.commands.packing import pack_source
 from shardsieve.commands.training import embed_store
 from shardsieve.extrapolate import measure
 from shardsieve.order import random_bits
@@ -45,7 +45,8 @@ HELD_OUT, SNAPSHOTS, WINDOW = 0.1, 12, 10
 METHODS: dict[str, dict[str, Any]] = {
     "mean kNN": {"method": "knn", "weights": "mean"},
     "exp kNN": {"method": "knn", "weights": "exp"},
-    "GNN": {"method": "gnn"},
+    "GNN, edges from seeds": {"method": "gnn", "graph": "seeds"},
+    "GNN, edges among all": {"method": "gnn", "graph": "all"},
     "direct": {"method": "direct"},
     "fused": {"method": "fused"},
     "direct, last network alone": {"method": "direct", "networks": 1},
@@ -90,7 +91,7 @@ def main() -> None:
         for fraction in options.fractions:
             for matched in options.matched:
                 key = {"trial": trial, "seeds": fraction, "matched": matched}
-                missing = wanted(key) - {named(row) for row in held["rows"]}
+                missing = wanted(key, options.without) - {named(row) for row in held["rows"]}
                 if missing:
                     held["rows"] += one(store, config, key, options, missing)
                     record.write_text(json.dumps(held, indent=1) + "\n")
@@ -107,6 +108,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.2, 0.1])
     parser.add_argument("--matched", nargs="+", default=["epochs", "steps"])
+    parser.add_argument("--without", nargs="*", default=[], help="rows to leave out, by start")
     return parser.parse_args()
 
 
@@ -118,12 +120,11 @@ def indexed(options: argparse.Namespace) -> ss.Store:
     return ss.index(shards[: options.shards or None], options.work / "train.zarr")
 
 
-def wanted(key: dict[str, Any]) -> set[tuple[Any, ...]]:
-    """Return the names of all rows of a seed run; the GNN, by far the slowest, has one score."""
+def wanted(key: dict[str, Any], without: list[str]) -> set[tuple[Any, ...]]:
+    """Return the names of all rows of a seed run."""
     scores = (*SCORES, "dyn_unc_scaled") if key["matched"] == "steps" else SCORES
-    rows = {(score, row) for score in scores for row in (*METHODS, *BESIDE)}
-    rows -= {(score, "GNN") for score in scores if score != "dyn_unc"}
-    return {(*key.values(), *row) for row in rows}
+    names = [name for name in (*METHODS, *BESIDE) if not name.startswith(tuple(without))]
+    return {(*key.values(), score, name) for score in scores for name in names}
 
 
 def named(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -250,9 +251,9 @@ def last_networks(beside: dict[str, Any], networks: int) -> dict[str, Any]:
 
 
 def said(name: str) -> Any:
-    def progress(done: int, total: int) -> None:
+    def progress(done: int, total: int, note: str = "") -> None:
         if done % 200 == 0:
-            print(name, done, total, time.strftime("%T"), flush=True)
+            print(name, done, total, note, time.strftime("%T"), flush=True)
 
     return progress
 

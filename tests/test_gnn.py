@@ -139,6 +139,17 @@ def test_it_learns_a_smooth_score_and_repeats_itself(how):
     np.testing.assert_array_equal(fitted().predict(points[rest]), predicted)
 
 
+def test_the_rest_is_predicted_in_the_graph_that_was_trained_on():
+    points, values = clouds(160)
+    how = {"k": 5, "epochs": 2, "fan_out": (5, 5)}
+    model = GNN(**how).fit(points[:60], values[:60], rest=points[60:])
+    np.testing.assert_array_equal(model.predict_rest(), model.predict(points[60:]))
+    alone = GNN(**how).fit(points[:60], values[:60])
+    assert np.abs(alone.predict(points[60:]) - model.predict_rest()).max() > 1e-4
+    with pytest.raises(ValueError, match="rest must be given to fit, got none; use predict"):
+        alone.predict_rest()
+
+
 @pytest.mark.slow
 def test_labels_are_features():
     generator = np.random.default_rng(0)

@@ -96,3 +96,16 @@ def test_imports_point_down(path):
 def test_every_public_name_exists_once():
     assert len(set(shardsieve.__all__)) == len(shardsieve.__all__)
     assert all(hasattr(shardsieve, name) for name in shardsieve.__all__)
+
+
+def test_type_checkers_see_every_public_name():
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    seen = {alias.name for node in imports for alias in node.names} - {"import_module"}
+    assert seen - {"Any", "TYPE_CHECKING"} == set(shardsieve.__all__)
+    literal = [
+        ast.literal_eval(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
+    ]
+    assert literal == [shardsieve.__all__]

@@ -68,9 +68,43 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 _PACKAGES = ("extrapolate", "scores")
 
-__all__ = [  # from the table above
-    *sorted(_HOME_OF),
-    *_PACKAGES,
+__all__ = [
+    "UCB",
+    "AnnealedScore",
+    "CorruptShardError",
+    "EpsilonGreedy",
+    "InfoBatch",
+    "KeepSet",
+    "MissingScoreError",
+    "PrunedShardSampler",
+    "RandomDynamic",
+    "SeTa",
+    "ShardDataset",
+    "ShardsieveError",
+    "Storage",
+    "Store",
+    "StoreFormatError",
+    "StoreMismatchError",
+    "UnreadableSampleError",
+    "World",
+    "append_shards",
+    "extrapolate",
+    "index",
+    "keep_ccs",
+    "keep_class_balanced",
+    "keep_moderate",
+    "keep_random",
+    "keep_stratified",
+    "keep_threshold",
+    "keep_top",
+    "measure_storage",
+    "num_kept",
+    "open_store",
+    "prune",
+    "realign",
+    "scores",
+    "select",
+    "weighted",
 ]
 
 

@@ -20,7 +20,7 @@ from shardsieve.extrapolate.choosing import choose_k
 from shardsieve.extrapolate.distance import far_share, warn_of_far
 from shardsieve.extrapolate.knn import KNN
 from shardsieve.store.layout import told_about_disk
-from shardsieve.store.rows import StoredRows, TakenRows
+from shardsieve.store.rows import StoredRows
 from shardsieve.store.store import Store, open_store
 from shardsieve.train.launch import make_accelerator, on_main
 
@@ -186,7 +186,7 @@ def _predict(
     accelerator.wait_for_everyone()
     shards: Sequence[int] = range(accelerator.process_index, store.num_shards, world)
     searched: dict[str, Any] = {}
-    if made["method"] == "gnn":
+    if task.joint:
         # Predictions of one graph depend on one another: one process makes them at once.
         shards = range(store.num_shards) if main else ()
         block = _at_once(task, rows, values, rest, store.samples) if main else _nothing
@@ -211,8 +211,7 @@ def _at_once(
 ) -> Callable[[int], Values]:
     known = values.copy()
     if rest.any():
-        places = np.flatnonzero(rest)
-        known[places] = task.fitted(rows).predict(TakenRows(rows, places))
+        known[rest] = task.predict(rows, rest)
     return blocks_of(task, None, rows, known, np.zeros_like(rest), samples)
 
 

@@ -14,7 +14,7 @@ from shardsieve.extrapolate.fused import Fused
 from shardsieve.extrapolate.knn import KNN
 from shardsieve.extrapolate.protocol import Extrapolator
 from shardsieve.extrapolate.quality import out_of_fold
-from shardsieve.store.rows import StoredRows
+from shardsieve.store.rows import StoredRows, TakenRows
 from shardsieve.store.store import Store
 
 METHODS = ("knn", "gnn", "direct", "fused")
@@ -42,6 +42,7 @@ class Task:
         speaks_of: What the measured quality is about.
         fit_beside: (n, ...) by name, what `fit` takes besides.
         predict_beside: Likewise for `predict`.
+        joint: Whether the wanted samples are given to `fit` besides, and predicted all at once.
     """
 
     make: Callable[[], Extrapolator]
@@ -51,6 +52,7 @@ class Task:
     speaks_of: str
     fit_beside: dict[str, NDArray[Any]] = field(default_factory=dict)
     predict_beside: dict[str, NDArray[Any]] = field(default_factory=dict)
+    joint: bool = False
 
     def out_of_fold(self, rows: StoredRows, *, folds: int, seed: int) -> Values:
         """Return predictions of the tried samples, each from other folds; NaN elsewhere: (n,)."""
@@ -67,17 +69,21 @@ class Task:
         )
         return predicted
 
-    def fitted(self, rows: StoredRows) -> Any:
-        """Return an extrapolator fitted on all that is learned."""
+    def fitted(self, rows: StoredRows, **more: Any) -> Any:
+        """Return an extrapolator fitted on all that is learned, and on `more`."""
         learned, model = np.isfinite(self.values), self.make()
         fitted: Any = model
         points = rows.take(np.flatnonzero(learned))
-        fitted.fit(points, self.values[learned], **cut(self.fit_beside, learned))
+        fitted.fit(points, self.values[learned], **cut(self.fit_beside, learned), **more)
         return fitted
 
     def predict(self, rows: StoredRows, wanted: Mask) -> Values:
         """Return the predictions of the wanted samples, float32 (number wanted,)."""
-        return self.predict_at(rows, np.flatnonzero(wanted), self.fitted(rows))
+        places = np.flatnonzero(wanted)
+        if not self.joint:
+            return self.predict_at(rows, places, self.fitted(rows))
+        found: Values = self.fitted(rows, rest=TakenRows(rows, places)).predict_rest()
+        return found
 
     def predict_at(self, rows: StoredRows, places: NDArray[np.int64], fitted: Any) -> Values:
         """Return the predictions of samples by row, ascending, of what `fitted` returned."""
@@ -128,7 +134,10 @@ def make_task(
             lambda: KNN(k=k, weights=weights, **how), score, measured, tried, _SPEAKS_OF[False]
         )
     gnn: Any = extrapolators.GNN
-    return Task(lambda: gnn(k=k, seed=seed, **how), score, measured, tried, _SPEAKS_OF[False])
+    joint = how.get("graph", "all") == "all"
+    return Task(
+        lambda: gnn(k=k, seed=seed, **how), score, measured, tried, _SPEAKS_OF[False], joint=joint
+    )
 
 
 def held_out_score(store: Store, score: str, method: str) -> str:

@@ -85,6 +85,7 @@ class GNN:
         self.learning_rate, self.dropout, self.seed = learning_rate, dropout, seed
         self.device = torch.device(device)
         self._layers: Any = None
+        self._of_rest: Floats | None = None
 
     def fit(
         self,
@@ -101,7 +102,8 @@ class GNN:
             embeddings: (m, d), finite, m at least 3.
             scores: (m,), finite.
             labels: (m,), integers; a negative one is unknown and has no one-hot feature.
-            rest: (r, d), finite: further nodes without scores; for `graph="all"`.
+            rest: (r, d), finite: further nodes without scores, for `graph="all"`. As in the paper
+                they are then in the graph while it trains; `predict_rest` tells their scores.
             rest_labels: (r,), needed when both `labels` and `rest` are given.
 
         Raises:
@@ -126,13 +128,27 @@ class GNN:
         if self.graph == "seeds":
             self._tables = forward_and_tables(self._layers, x, ids, edges, own)[0]
             self._scale = node_scale(weights)
+        self._of_rest = None
+        if rest is not None:
+            found = forward(self._layers, x, ids, edges, own)
+            self._of_rest = found[len(values) :].cpu().numpy()
         return self
+
+    def predict_rest(self) -> Floats:
+        """Return the predicted scores of `rest`, in the graph that was trained on: float32 (r,).
+
+        Raises:
+            ValueError: If `fit` had no rest.
+        """
+        if self._of_rest is None:
+            raise ValueError("rest must be given to fit, got none; use predict")
+        return self._of_rest
 
     def predict(self, embeddings: Rows | ArrayLike, labels: ArrayLike | None = None) -> Floats:
         """Return the predicted score of every row: float32 (n,).
 
         With `graph="all"` the graph is made of the seeds and these rows together, so a prediction
-        depends on its whole call: predict the rest in one.
+        depends on its whole call: predict the rest in one, or better give it to `fit`.
 
         Args:
             embeddings: (n, d), finite.
