@@ -1,10 +1,12 @@
 """Accuracy by the share of the data removed, for static rules and dynamic policies.
 
-    python benchmarks/accuracy_by_share.py OUTDIR [--data fashion-mnist] [--samples 3000]
+    python benchmarks/accuracy_by_share.py OUTDIR --name fashion_mnist [--data fashion-mnist]
 
-Every row trains the light network for the same number of epochs. Finished runs are not done again,
-so it may be stopped and started at any time; the record holds what has run so far, and is written
-after every run. Writes `records/accuracy_by_share.json`.
+Every row trains the light network for the same number of epochs. Measured scores come from a full
+run of another seed, extrapolated ones from a run on a fifth of the samples, another fifth for each
+seed, with a tenth of it held out for the fused method. Finished runs are not done again, so it may
+be stopped and started at any time; the record holds what has run so far, and is written after
+every run. Writes `records/accuracy_by_share_NAME.json`.
 """
 
 import argparse
@@ -19,44 +21,49 @@ from typing import Any
 import numpy as np
 
 import shardsieve as ss
-from shardsieve.pack import pack
+from shardsieve.commands.extrapolating import extrapolate_score
+from shardsieve.commands.packing import pack_source
+from shardsieve.commands.training import embed_store
 from shardsieve.policy.named import make_policy
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.ledger import overhead_of
-from shardsieve.train.seeding import score_seeds
+from shardsieve.train.seeding import draw_seeds, score_seeds
+from shardsieve.train.splits import hold_out
 from shardsieve.train.subset import train_subset
 
-RECORD = Path(__file__).parent / "records" / "accuracy_by_share.json"
+RECORDS = Path(__file__).parent / "records"
 REMOVED = (0.3, 0.5, 0.7)
 WINDOW = 5
-METHODS = (
-    "full",
-    "static random",
-    "dynamic random",
-    "epsilon-greedy",
-    "UCB",
-    "InfoBatch",
-    "SeTa",
-    "static measured scores",
-)
+SEEDS, HELD_OUT, SNAPSHOTS = 0.2, 0.1, 4
+MOVING = ("dynamic random", "epsilon-greedy", "UCB", "InfoBatch", "SeTa")
+STATIC = {
+    "measured dyn_unc": "full{seed}_dyn_unc",
+    "kNN dyn_unc": "knn{seed}_dyn_unc",
+    "GNN dyn_unc": "gnn{seed}_dyn_unc",
+    "fused dyn_unc": "fused{seed}_dyn_unc",
+    "measured el2n": "full{seed}_el2n",
+    "kNN el2n": "knn{seed}_el2n",
+    "fused el2n": "fused{seed}_el2n",
+}
 
 
 def main() -> None:
     options = parsed()
-    config = TrainConfig(epochs=options.epochs, batch_size=32, augment=options.augment)
+    config = TrainConfig(
+        epochs=options.epochs, batch_size=options.batch, augment=options.augment, channels_last=True
+    )
     train, test = stores(options)
     rows: dict[str, list[dict[str, Any]]] = {}
     for seed in range(options.seeds):
-        scored(train, replace(config, seed=seed), options.out, seed)
-        for method, removed in todo():
+        scored(train, config, options.out, seed)
+        for method, removed in todo(options.removed):
             name = method if method == "full" else f"{method}, {round(100 * removed)} % removed"
             folder = options.out / "runs" / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
-            keep = chosen(train, method, 1 - removed, options.epochs, seed)
-            by = f"full{seed}_dyn_unc" if method == "static measured scores" else None
+            by = STATIC[method].format(seed=seed) if method in STATIC else None
             result = train_subset(
                 train,
-                keep,
+                chosen(train, method, by, 1 - removed, options.epochs, seed),
                 replace(config, seed=seed),
                 folder=folder,
                 accelerator=make_accelerator(),
@@ -70,11 +77,14 @@ def main() -> None:
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--name", required=True, help="of the record")
     parser.add_argument("--data", default="fashion-mnist", help="fashion-mnist or a folder")
     parser.add_argument("--samples", type=int, default=3_000, help="of the training split")
     parser.add_argument("--tests", type=int, default=4_000, help="of the test split")
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--removed", type=float, nargs="+", default=[0.5, 0.3, 0.7])
     parser.add_argument("--augment", default="crop")
     return parser.parse_args()
 
@@ -83,7 +93,9 @@ def stores(options: argparse.Namespace) -> tuple[ss.Store, ss.Store]:
     """Pack and index once; the training store holds the first shards, which were shuffled."""
     per_shard = 1000
     if not (options.out / "shards" / "classes.json").is_file():
-        pack(options.data, options.out / "shards", samples_per_shard=per_shard, overwrite=True)
+        pack_source(
+            options.data, options.out / "shards", samples_per_shard=per_shard, overwrite=True
+        )
     shards = sorted(map(str, (options.out / "shards").glob("train-*.tar")))
     train = ss.index(shards[: options.samples // per_shard], options.out / "train.zarr")
     tests = sorted(map(str, (options.out / "shards").glob("test-*.tar")))
@@ -91,25 +103,36 @@ def stores(options: argparse.Namespace) -> tuple[ss.Store, ss.Store]:
 
 
 def scored(store: ss.Store, config: TrainConfig, out: Path, seed: int) -> None:
-    """Measure every sample's Dynamic Uncertainty by a full run of another seed."""
+    """Measure every sample by a full run of another seed; predict the same from a fifth."""
+    how: dict[str, Any] = {"window": WINDOW, "accelerator": make_accelerator()}
+    everything = replace(config, seed=1000 + seed)
+    folder = out / "scoring"
     score_seeds(
-        store,
-        store.ids(),
-        replace(config, seed=1000 + seed),
-        folder=out / "scoring" / str(seed),
-        name=f"full{seed}",
-        window=WINDOW,
-        accelerator=make_accelerator(),
+        store, store.ids(), everything, folder=folder / f"full{seed}", name=f"full{seed}", **how
     )
+    name, path = f"seeds{seed}", out / "train.zarr"
+    trained, held = hold_out(draw_seeds(store, SEEDS, seed=seed), HELD_OUT)
+    fifth = replace(config, seed=2000 + seed)
+    how |= {"held_out": held, "snapshots": SNAPSHOTS}
+    score_seeds(store, trained, fifth, folder=folder / name, name=name, **how)
+    embed_store(path, model=str(folder / name), name=name)
+    for target in STATIC.values():
+        method, score = target.split("{seed}_")
+        target = target.format(seed=seed)
+        if method != "full" and target not in ss.open_store(path, mode="r").scores:
+            k = 20 if method == "gnn" else 50
+            extrapolate_score(path, f"{name}_{score}", target, name, method=method, k=k)
 
 
-def todo() -> list[tuple[str, float]]:
-    """Return (method, removed), half removed first: a short run shows that much."""
-    order = sorted(REMOVED, key=lambda removed: abs(removed - 0.5))
-    return [("full", 0.0), *((m, removed) for removed in order for m in METHODS[1:])]
+def todo(removed: list[float]) -> list[tuple[str, float]]:
+    """Return (method, removed), in the order asked for: a short run shows the first share."""
+    methods = ("static random", *STATIC, *MOVING)
+    return [("full", 0.0), *((method, share) for share in removed for method in methods)]
 
 
-def chosen(store: ss.Store, method: str, keep: float, epochs: int, seed: int) -> Any:
+def chosen(
+    store: ss.Store, method: str, by: str | None, keep: float, epochs: int, seed: int
+) -> Any:
     """Return the keep set or policy that sees, over the run, about this share of the samples."""
     period = max(epochs // 6, 1)
     moving: dict[str, Callable[[], Any]] = {
@@ -121,23 +144,23 @@ def chosen(store: ss.Store, method: str, keep: float, epochs: int, seed: int) ->
     }
     if method in moving:
         return moving[method]()
-    if method == "static measured scores":
-        return ss.select(store, score=f"full{seed}_dyn_unc", keep_fraction=keep)
+    if by is not None:
+        return ss.select(ss.open_store(store.path, mode="r"), score=by, keep_fraction=keep)
     return ss.select(store, rule="random", keep_fraction=keep, seed=seed)
 
 
 def infobatch(keep: float, epochs: int, seed: int) -> Any:
-    """Drop with the probability that would reach the share if 3 in 4 losses are below the mean.
+    """Drop up to 3 in 4 of the lowest losses, as many of them as the share asks for.
 
-    The first and the last (1 - delta) of the epochs are full, so large shares are out of reach:
-    what was really seen stands in the record.
+    Those that stay weigh up to 4. The first and the last (1 - delta) of the epochs are full, so
+    large shares are out of reach: what was really seen stands in the record.
     """
     delta = 0.875
     pruned = sum(0 < epoch < min(epochs * delta, epochs - 1) for epoch in range(epochs))
-    wanted = (1 - keep) * epochs / max(pruned, 1) / 0.75
-    return make_policy(
-        "infobatch", epochs=epochs, seed=seed, prune_probability=min(wanted, 0.95), delta=delta
-    )
+    wanted = min((1 - keep) * epochs / max(pruned, 1), 0.75)
+    quantile, drop = (wanted / 0.5, 0.5) if wanted < 0.45 else (min(wanted / 0.75, 0.99), 0.75)
+    how = {"prune_probability": drop, "quantile": quantile, "delta": delta}
+    return make_policy("infobatch", epochs=epochs, seed=seed, **how)
 
 
 def seta(keep: float, epochs: int, seed: int) -> Any:
@@ -150,8 +173,10 @@ def record(rows: dict[str, list[dict[str, Any]]], options: argparse.Namespace, s
     table = [row(name, runs, everything) for name, runs in rows.items()]
     about = {"data": Path(str(options.data)).name, "samples": len(store), "tests": options.tests}
     about |= {"epochs": options.epochs, "measured scores": f"dyn_unc, window {WINDOW}"}
-    about |= {"augment": options.augment, "network": "light", "batch": 32, "cores": os.cpu_count()}
-    RECORD.write_text(json.dumps({"about": about, "rows": table}, indent=1) + "\n")
+    about |= {"augment": options.augment, "network": "light", "batch": options.batch}
+    about |= {"seed share": SEEDS, "cores": os.cpu_count()}
+    path = RECORDS / f"accuracy_by_share_{options.name}.json"
+    path.write_text(json.dumps({"about": about, "rows": table}, indent=1) + "\n")
     print(json.dumps(table[-1]), flush=True)
 
 
