@@ -114,3 +114,23 @@ def test_shards_of_another_packing_are_not_mixed_in(images, tmp_path):
         pack(images, tmp_path / "out", samples_per_shard=20)
     (split,) = pack(images, tmp_path / "out", samples_per_shard=20, overwrite=True)
     assert len(list((tmp_path / "out").glob("*.tar"))) == len(split.shards) == 2
+
+
+def test_a_flat_split_is_labelled_by_its_annotations(images, tmp_path):
+    """Tiny-ImageNet's layout."""
+    root = tmp_path / "tiny"
+    (root / "val" / "images").mkdir(parents=True)
+    images.rename(root / "train")
+    for i in range(3):
+        Image.fromarray(np.full((4, 4), i, np.uint8)).save(root / "val" / "images" / f"v{i}.JPEG")
+    table = root / "val" / "val_annotations.txt"
+    table.write_text(
+        "v0.JPEG\tdog\t0\t0\t3\t3\nv1.JPEG\teel\t0\t0\t3\t3\nv2.JPEG\tcat\t0\t0\t3\t3\n"
+    )
+    val = next(split for split in pack(root, tmp_path / "out") if split.name == "val")
+    assert sorted(sample["cls"] for sample in read(val)) == [b"0", b"1", b"2"]
+    by_label = {sample["cls"]: sample["jpeg"] for sample in read(val)}
+    assert by_label[b"1"] == (root / "val" / "images" / "v0.JPEG").read_bytes()
+    table.write_text("v0.JPEG\tcow\t0\t0\t3\t3\n")
+    with pytest.raises(ss.ShardsieveError, match="val_annotations.txt must list images"):
+        pack(root, tmp_path / "again")

@@ -42,7 +42,8 @@ def find_splits(source: str | Path, *, test_fraction: float = 0.0, seed: int = 0
 
     Args:
         source: `digits`, `fashion-mnist`, a folder with the four IDX files (gzipped or not), or an
-            image folder `CLASS/...` or `{train,test,val}/CLASS/...`.
+            image folder `CLASS/...` or `{train,test,val}/CLASS/...`; a split may lie flat in
+            `images/` beside a `NAME_annotations.txt`, as in Tiny-ImageNet.
         test_fraction: Share of every class held out for `test` where the source has no split of
             its own, in `[0, 1)`. Digits default to 0.2.
         seed: Of that draw.
@@ -100,6 +101,23 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 
 
 def _image_folder(folder: Path, name: str, classes: tuple[str, ...]) -> Split:
+    find = _annotated if _annotations(folder).is_file() else _by_class
+    files, labels = find(folder, classes)
+
+    def read(row: int) -> tuple[str, bytes]:
+        data = files[row].read_bytes()
+        if not data:
+            raise ShardsieveError(f"image {files[row]} is empty (0 bytes); remove or replace it")
+        return files[row].suffix[1:].lower(), data
+
+    return Split(name, np.array(labels, dtype=np.int64), classes, read)
+
+
+def _annotations(folder: Path) -> Path:
+    return folder / f"{folder.name}_annotations.txt"
+
+
+def _by_class(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], list[int]]:
     files: list[Path] = []
     labels: list[int] = []
     for label, class_name in enumerate(classes):
@@ -109,14 +127,24 @@ def _image_folder(folder: Path, name: str, classes: tuple[str, ...]) -> Split:
             raise ShardsieveError(f"class folder {folder / class_name} has no images; remove it")
         files += found
         labels += [label] * len(found)
+    return files, labels
 
-    def read(row: int) -> tuple[str, bytes]:
-        data = files[row].read_bytes()
-        if not data:
-            raise ShardsieveError(f"image {files[row]} is empty (0 bytes); remove or replace it")
-        return files[row].suffix[1:].lower(), data
 
-    return Split(name, np.array(labels, dtype=np.int64), classes, read)
+def _annotated(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], list[int]]:
+    """Return what Tiny-ImageNet's annotations list: lines of file name, class and a box."""
+    table = _annotations(folder)
+    files, labels = [], []
+    for line in table.read_text().splitlines():
+        name, class_name, *_ = [*line.split("\t"), "", ""]
+        path = folder / "images" / name
+        if class_name not in classes or not path.is_file():
+            raise ShardsieveError(
+                f"{table} must list images of {folder / 'images'} and their classes, got "
+                f"{line[:80]!r}; download it again"
+            )
+        files.append(path)
+        labels.append(classes.index(class_name))
+    return files, labels
 
 
 def _digits() -> Split:

@@ -112,7 +112,7 @@ def score_seeds(
         adversary: Train on attacked images and record its kind of predictions.
         checkpoint_steps: Steps between checkpoints inside an epoch; 0 makes one per epoch.
         accelerator: From `make_accelerator`.
-        progress: Called with (steps done, steps in all).
+        progress: Called with steps done, steps in all, and what was read.
 
     Returns:
         The result: steps, samples, seconds, bytes, and seeds trained on.

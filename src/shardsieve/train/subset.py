@@ -52,7 +52,7 @@ def train_subset(
         policy_score: Name of a score to store: what the policy learned.
         overhead: What the scores took, for the ledger.
         full: What training on everything took; None estimates it.
-        progress: Called with (steps done, steps in all).
+        progress: Called with steps done, steps in all, and what was read.
 
     Returns:
         The result: accuracy in `[0, 1]`, steps, samples, seconds and bytes per phase, and `cost`,
