@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
 from shardsieve.train.encoder import load_encoder
 from shardsieve.train.images import augment
+from shardsieve.train.launch import make_accelerator
 from shardsieve.train.loading import make_loader
 from shardsieve.train.loop import Trainer
 from shardsieve.train.nets import light, load_model, resnet18
@@ -161,6 +163,47 @@ def test_a_killed_embedding_resumes_with_the_shards_that_are_left(stores):
     left = embed(store, model, name="cut", accelerator=Accelerator())
     assert left == len(store) - 400
     np.testing.assert_array_equal(store.embedding("cut"), store.embedding("whole"))
+
+
+def test_workers_embed_the_same_and_all_bytes_are_counted(stores):
+    torch.manual_seed(0)
+    store, model = stores[0], light(10, 1)
+    how = {"batch_size": 150, "accelerator": Accelerator()}
+    embed(store, model, name="alone", **how)
+    embed(store, model, name="workers", workers=2, **how)
+    np.testing.assert_array_equal(store.embedding("alone"), store.embedding("workers"))
+    nbytes = int(store.ranges[..., 1][store.ranges[..., 0] >= 0].sum())
+    for name in ("alone", "workers"):
+        cost = store.embedding_array(name).attrs["cost"]
+        assert (cost["forward"], cost["bytes"]) == (len(store), nbytes)
+
+
+def test_a_batch_that_cannot_be_read_leaves_its_rows_and_no_others_without_embedding(
+    packed, tmp_path
+):
+    torch.manual_seed(0)
+    url = shutil.copy(packed[0].shards[0], tmp_path / "cut.tar")
+    store, model = ss.index([str(url)], tmp_path / "cut.zarr"), light(10, 1)
+    embed(store, model, name="whole", accelerator=Accelerator())
+    begin, end = int(store.ranges[0, 200, 0]), int(store.ranges[0, 399].sum())
+    with Path(url).open("r+b") as file:  # the last two batches
+        file.seek(begin)
+        file.write(b"\1" * (end - begin))
+    how = {"batch_size": 100, "max_unreadable": 300, "accelerator": Accelerator()}
+    embed(store, model, name="cut", workers=1, **how)
+    found, whole = store.embedding("cut"), store.embedding("whole")
+    np.testing.assert_array_equal(found[:200], whole[:200])
+    assert np.isnan(found[200:]).all()
+
+
+def test_an_embedding_is_made_in_the_precision_asked_for(stores):
+    torch.manual_seed(0)
+    store, model = stores[1], light(10, 1)
+    embed(store, model, name="float", accelerator=make_accelerator())
+    embed(store, model, name="short", accelerator=make_accelerator(precision="bf16"))
+    exact, short = (store.embedding(name).astype("f4") for name in ("float", "short"))
+    make_accelerator()  # the state is the process's
+    assert 0 < np.abs(exact - short).max() < 0.1 * np.abs(exact).max()
 
 
 def test_seeds_are_drawn_by_class_when_asked(stores):

@@ -62,7 +62,12 @@ def build_store(
         path, config, **draw, window=window, clean_pass=clean_pass, folder=None, **how
     )
     result["embed"] = embed_store(
-        path, model=None, name="seed", max_unreadable=config.max_unreadable
+        path,
+        model=None,
+        name="seed",
+        max_unreadable=config.max_unreadable,
+        precision=config.precision,
+        workers=config.workers,
     )
     result["extrapolate"] = {
         name: extrapolate_score(path, f"seed_{name}", name, "seed", method=method, k=k)

@@ -122,6 +122,7 @@ def embed_store(
     batch_size: int = 256,
     max_unreadable: int = 0,
     precision: str = "no",
+    workers: int = 0,
 ) -> dict[str, Any]:
     """Embed every sample with the seed run's network, or with another one."""
     store = open_store(path)
@@ -140,6 +141,7 @@ def embed_store(
             normalise=encoder.normalise,
             batch_size=batch_size,
             max_unreadable=max_unreadable,
+            workers=workers,
             accelerator=accelerator,
             progress=progress,
         )

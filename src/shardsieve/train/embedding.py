@@ -2,7 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from shardsieve._errors import StoreMismatchError, UnreadableSampleError
 from shardsieve.cost import NO_COST, Cost
@@ -58,6 +60,7 @@ def embed(
     normalise: str = "half",
     batch_size: int = 256,
     max_unreadable: int = 0,
+    workers: int = 0,
     accelerator: Accelerator,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
@@ -79,7 +82,8 @@ def embed(
         normalise: As in `normalised`.
         max_unreadable: Images to skip when they cannot be read; their rows stay NaN.
         batch_size: Images per forward pass.
-        accelerator: From `make_accelerator`.
+        workers: Processes per rank that read and decode; 0 does so between the forward passes.
+        accelerator: From `make_accelerator`; its precision is that of the forward passes.
         progress: Called with (shards done, shards in all) of this rank.
 
     Returns:
@@ -92,56 +96,79 @@ def embed(
     guessed = fixed_size(store)
     size, channels = size or guessed[0], channels or guessed[1]
     data = readable(store, ImageDecoder(size, channels), max_unreadable)
-    pass_ = _Pass(data, network, classifiers, batch_size, accelerator.device, normalise)
+    pass_ = _Pass(network, classifiers, accelerator, normalise)
     if accelerator.is_main_process:
         _make_arrays(store, name, pass_, size, channels)
     accelerator.wait_for_everyone()
     arrays = _checked_arrays(store, name, pass_, size)
     begin = time.perf_counter()
     mine = range(accelerator.process_index, store.num_shards, accelerator.num_processes)
-    embedded = 0
-    for done, shard in enumerate(mine, start=1):
-        rows = int(store.samples[shard])
-        # A chunk is written at once or not at all: any number in it says that it is done.
-        if any(np.isnan(np.asarray(array[shard, :rows])).all() for array in arrays):
-            block = pass_.rows(shard * store.rows_per_shard + np.arange(rows))
-            with told_about_disk(store.path):
-                for array, values in zip(arrays, block, strict=False):
-                    array[shard, :rows] = values
-            embedded += rows
+    rows = {shard: int(store.samples[shard]) for shard in mine}
+    # A chunk is written at once or not at all: any number in it says that it is done.
+    todo = [
+        shard
+        for shard in mine
+        if any(np.isnan(np.asarray(array[shard, : rows[shard]])).all() for array in arrays)
+    ]
+    ids = {shard: _ids(store, shard) for shard in todo}
+    batches = iter(_batches(data, ids.values(), batch_size, workers, accelerator.device))
+    for done, shard in enumerate(todo, start=1 + len(mine) - len(todo)):
+        block = pass_.rows(ids[shard], islice(batches, -(-rows[shard] // batch_size)))
+        with told_about_disk(store.path):
+            for array, values in zip(arrays, block, strict=False):
+                array[shard, : rows[shard]] = values
         if progress:
             progress(done, len(mine))
-    _add_cost(arrays[0], embedded * pass_.networks, begin, accelerator)
+    embedded = sum(rows[shard] for shard in todo)
+    spent = Cost(forward=embedded * pass_.networks, nbytes=data.ledger.total.kept)
+    _add_cost(arrays[0], spent, begin, accelerator)
     accelerator.wait_for_everyone()
     return embedded
 
 
-def _add_cost(array: Any, forward: int, begin: float, accelerator: Accelerator) -> None:
+def _ids(store: Store, shard: int) -> range:
+    first = shard * store.rows_per_shard
+    return range(first, first + int(store.samples[shard]))
+
+
+def _batches(
+    data: ShardDataset, shards: Iterable[range], batch_size: int, workers: int, device: torch.device
+) -> DataLoader[Any]:
+    """Return the loader of the shards' batches, in order; none holds samples of two shards."""
+    cut = [ids[at : at + batch_size] for ids in shards for at in range(0, len(ids), batch_size)]
+    return DataLoader(
+        data,
+        batch_sampler=cut,  # type: ignore[arg-type]
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def _add_cost(array: Any, mine: Cost, begin: float, accelerator: Accelerator) -> None:
     """Add what this start of a pass took to the array's `cost`; every rank must call it."""
-    everywhere = sum(gather_object([forward]))
-    if accelerator.is_main_process and everywhere:
+    everywhere = sum(map(Cost.from_dict, gather_object([mine.to_dict()])), NO_COST)
+    if accelerator.is_main_process and everywhere.forward:
         spent = Cost.timed(time.perf_counter() - begin, accelerator.num_processes)
         before = array.attrs.get("cost")
         spent += Cost.from_dict(before) if before else NO_COST
-        array.attrs["cost"] = (spent + Cost(forward=everywhere)).to_dict()
+        array.attrs["cost"] = (spent + everywhere).to_dict()
 
 
 class _Pass:
-    """The forward pass over samples by id."""
+    """The forward pass over batches of samples."""
 
     def __init__(
         self,
-        data: ShardDataset,
         network: nn.Module,
         classifiers: Sequence[nn.Module],
-        batch_size: int,
-        device: torch.device,
+        accelerator: Accelerator,
         normalise: str,
     ) -> None:
-        self.data, self.batch_size, self.device = data, batch_size, device
+        self.device, self.autocast = accelerator.device, accelerator.autocast
         self.normalise = normalise
-        self.network = network.to(device).eval()
-        self.classifiers = [classifier.to(device).eval() for classifier in classifiers]
+        self.network = network.to(self.device).eval()
+        self.classifiers = [classifier.to(self.device).eval() for classifier in classifiers]
 
     @property
     def networks(self) -> int:
@@ -155,38 +182,46 @@ class _Pass:
         return int(embed_batch(self.network, blank).shape[1])
 
     @torch.inference_mode()
-    def rows(self, ids: NDArray[np.int64]) -> Block:
-        """Return what there is to write of these ascending ids, NaN where unreadable."""
+    def rows(self, ids: range, batches: Iterable[Batch]) -> Block:
+        """Return what there is to write of a shard's ids, NaN where unreadable."""
         table: Block | None = None
-        for start in range(0, len(ids), self.batch_size):
-            samples = self.data.__getitems__(ids[start : start + self.batch_size].tolist())
-            if not samples:
+        for batch in batches:
+            at = batch.ids.numpy() - ids.start
+            # What stands in for a batch that cannot be read may come from another shard.
+            real = (at >= 0) & (at < len(ids))
+            if not real.any():
                 continue
-            batch = collate(samples)
             block = self._block(batch)
             if table is None:
                 shapes = [(len(ids), *part.shape[1:]) for part in block]
                 table = Block(*(np.full(shape, np.nan, "f4") for shape in shapes))
-            at = np.searchsorted(ids, batch.ids.numpy())
-            table.points[at], table.signals[at] = block
+            table.points[at[real]] = block.points[real]
+            table.signals[at[real]] = block.signals[real]
         if table is None:
             raise UnreadableSampleError(
-                f"no image of the shard with sample id {ids[0]} can be read; check the shards"
+                f"no image of the shard with sample id {ids.start} can be read; check the shards"
             )
         return table._replace(points=table.points.astype(np.float16))
 
     def _block(self, batch: Batch) -> Block:
-        images, points, said = normalised(batch.images.to(self.device), self.normalise), None, []
+        images = normalised(batch.images.to(self.device, non_blocking=True), self.normalise)
+        with self.autocast():
+            points, said = self._outputs(images)
+        labels = batch.labels.to(self.device)
+        marks = [_labelled_signals(logits, labels) for logits in said]
+        signals = np.stack(marks, axis=1) if marks else np.zeros((len(labels), 0, 0), np.float32)
+        return Block(points.half().cpu().numpy(), signals)
+
+    def _outputs(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the embeddings, and the logits of every classifier, float32."""
+        points, said = None, []
         for classifier in self.classifiers:
             if classifier is self.network:
                 points, logits = embed_and_classify(self.network, images)
             else:
                 logits = classifier(images).float()
-            said.append(_labelled_signals(logits, batch.labels.to(self.device)))
-        if points is None:
-            points = embed_batch(self.network, images)
-        signals = np.stack(said, axis=1) if said else np.zeros((len(batch.ids), 0, 0), np.float32)
-        return Block(points.half().cpu().numpy(), signals)
+            said.append(logits)
+        return embed_batch(self.network, images) if points is None else points, said
 
 
 def _labelled_signals(logits: Tensor, labels: Tensor) -> NDArray[np.float32]:
