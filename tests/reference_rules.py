@@ -51,3 +51,30 @@ def quotas(sizes, total, floor=0):
         if not short:
             return [fixed.get(c, share.get(c)) for c in range(len(sizes))]
         fixed |= {c: min(floor, sizes[c]) for c in short}
+
+
+def beta_weights(scores, confidence, fraction, exponent=4):
+    """DUAL's weights as its code has them, by scipy's density."""
+    from scipy.stats import beta
+
+    highest = sorted(range(len(scores)), key=lambda row: -scores[row])[:10]
+    mean = sum(confidence[row] for row in highest) / len(highest)
+    removed = 1 - round(fraction * len(scores)) / len(scores)
+    b = 15 * (1 - mean) * (1 - removed**exponent)
+    weights = [beta.pdf(q, 16 - b, b) * s for q, s in zip(confidence, scores, strict=True)]
+    return [weight / sum(weights) for weight in weights]
+
+
+def drawn_shares(weights, count):
+    """How often each is among `count` successive weighted draws, by all their orders."""
+    from itertools import permutations
+
+    shares = [0.0] * len(weights)
+    for order in permutations(range(len(weights)), count):
+        chance, left = 1.0, 1.0
+        for row in order:
+            chance *= weights[row] / left
+            left -= weights[row]
+        for row in order:
+            shares[row] += chance
+    return shares

@@ -9,12 +9,13 @@ import shardsieve
 
 ROOT = pathlib.Path(__file__).parents[1] / "src" / "shardsieve"
 
-CORE = {"_errors", "order", "scores", "selection", "strata"}
+CORE = {"_errors", "order", "scores", "selection", "strata", "betadraw"}
 DATA = CORE | {"shards", "io", "store"}
 MAY_IMPORT = {
     "_errors": set(),
     "order": set(),
     "selection": {"_errors", "order", "scores"},
+    "betadraw": {"order", "selection"},
     "strata": {"_errors", "order", "selection"},
     "plan": {"order"},
     "epoch": {"order"},

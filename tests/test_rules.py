@@ -133,6 +133,40 @@ def test_a_threshold_keeps_equals_together(scores, threshold):
     assert ss.keep_threshold(scores, threshold).tolist() == want
 
 
+# Beta --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.4, 0.8])
+def test_beta_draws_as_successive_weighted_draws_do(fraction):
+    rng = np.random.default_rng(5)
+    scores, sure = rng.random(5), rng.random(5)
+    weights = reference.beta_weights(scores, sure, fraction)
+    count, times = ss.num_kept(5, fraction), np.zeros(5)
+    for seed in range(1500):
+        times[ss.keep_beta(scores, sure, fraction, seed=seed)] += 1
+    want = reference.drawn_shares(weights, count)
+    np.testing.assert_allclose(times / 1500, want, atol=4 * 0.5 / np.sqrt(1500))
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e300), st.floats(0, 1)), min_size=1, max_size=40), shares)
+def test_beta_keeps_the_exact_number_whatever_the_values(pairs, fraction):
+    scores, sure = map(np.array, zip(*pairs, strict=True))
+    kept = ss.keep_beta(scores, sure, fraction)
+    assert len(set(kept.tolist())) == ss.num_kept(len(pairs), fraction)
+    assert kept.tolist() == sorted(kept.tolist())
+
+
+def test_beta_refuses_what_is_no_dual_score_and_no_confidence():
+    with pytest.raises(ValueError, match=r"scores must lie in \[0, inf\], got -1"):
+        ss.keep_beta([-1.0, 1], [0.5, 0.5], 0.5)
+    with pytest.raises(ValueError, match=r"confidence must lie in \[0, 1\], got 2"):
+        ss.keep_beta([1.0, 1], [0.5, 2], 0.5)
+    with pytest.raises(ValueError, match="exponent must be above 0"):
+        ss.keep_beta([1.0, 1], [0.5, 0.5], 0.5, exponent=0)
+    with pytest.raises(ValueError, match="shape of scores"):
+        ss.keep_beta([1.0, 1], [0.5], 0.5)
+
+
 # A store -----------------------------------------------------------------------------------
 
 
@@ -169,6 +203,14 @@ def test_select_is_each_rules_own_function(store):
     assert rows_of(store, rule="stratified", class_floor=4, **few) == want
     want = ss.keep_threshold(scores, -5).tolist()
     assert rows_of(store, rule="threshold", score="score", threshold=-5) == want
+    sure = np.linspace(0.1, 0.9, 40)
+    store.put_score("unsure", -sure)
+    store.put_score("dual", np.exp(scores))
+    want = ss.keep_beta(store.score("dual"), -store.score("unsure"), 0.3, seed=4).tolist()
+    how = {"score": "dual", "difficulty": "unsure", "keep_fraction": 0.3, "seed": 4}
+    assert rows_of(store, rule="beta", **how) == want
+    with pytest.raises(ss.MissingScoreError, match="difficulty must name the stored confidence"):
+        ss.select(store, rule="beta", score="dual", keep_fraction=0.3)
     want = ss.keep_moderate(store.embedding("mine"), labels, 0.3).tolist()
     assert rows_of(store, rule="moderate", keep_fraction=0.3) == want
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         StoreMismatchError,
         UnreadableSampleError,
     )
+    from shardsieve.betadraw import keep_beta
     from shardsieve.io.source import measure_storage
     from shardsieve.io.spans import Storage
     from shardsieve.keepset import KeepSet, select
@@ -50,6 +51,7 @@ _HOMES = {
         "CorruptShardError MissingScoreError ShardsieveError StoreFormatError StoreMismatchError "
         "UnreadableSampleError"
     ),
+    "betadraw": "keep_beta",
     "io.source": "measure_storage",
     "io.spans": "Storage",
     "keepset": "KeepSet select",
@@ -90,6 +92,7 @@ __all__ = [
     "append_shards",
     "extrapolate",
     "index",
+    "keep_beta",
     "keep_ccs",
     "keep_class_balanced",
     "keep_moderate",

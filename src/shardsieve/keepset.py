@@ -94,9 +94,10 @@ def select(
             `drop_missing` asks which samples have one.
         rule: `top`; `random`; `class_balanced` (the top of every class); `ccs` (a draw from every
             range of the score); `stratified`: one of these two, by classes unless `hard_cutoff`
-            asks for strata of the score; `moderate` (Moderate-DS, needs embeddings and labels);
+            asks for strata of the score; `beta` (DUAL's draw, which moves to easy samples as less
+            is kept: `keep_beta`); `moderate` (Moderate-DS, needs embeddings and labels);
             `threshold` (scores at or above `threshold`).
-        seed: For `random` and `ccs`.
+        seed: For `random`, `ccs` and `beta`.
         threshold: For `threshold`.
         embedding: For `moderate`; may be left out when the store has just one.
         drop_missing: Leave samples without a score (or embedding) out instead of refusing; none
@@ -105,7 +106,7 @@ def select(
         hard_cutoff: For strata of scores: share of the samples, in `[0, 1)`, to drop first as too
             hard; 0 by default.
         difficulty: For strata of scores: name of the stored score that the cut goes by, high is
-            hard; `score` itself by default.
+            hard; `score` itself by default. For `beta` the stored confidence.
         bins: For strata of scores: 50 by default.
 
     Raises:

@@ -46,12 +46,12 @@ Seed = Annotated[int, typer.Option(help="Seed of every draw.")]
 Unreadable = Annotated[int, typer.Option(help="Samples to skip if they cannot be read.")]
 Rule = Annotated[
     str,
-    typer.Option(help="top, random, stratified, class_balanced, ccs, moderate or threshold"),
+    typer.Option(help="top, random, stratified, class_balanced, ccs, beta, moderate, threshold"),
 ]
 Threshold = Annotated[float | None, typer.Option(help="threshold: the lowest score kept.")]
 ClassFloor = Annotated[int, typer.Option(help="class_balanced: the fewest of every class.")]
 HardCutoff = Annotated[float | None, typer.Option(help="ccs: share to drop as too hard.")]
-Difficulty = Annotated[str | None, typer.Option(help="ccs: the score that says how hard.")]
+Difficulty = Annotated[str | None, typer.Option(help="ccs, beta: the score that says how hard.")]
 Bins = Annotated[int | None, typer.Option(help="ccs: ranges of the score, 50 by default.")]
 RuleEmbedding = Annotated[str | None, typer.Option(help="moderate: which, if there are several.")]
 DropMissing = Annotated[bool, typer.Option(help="Never keep samples without a score.")]

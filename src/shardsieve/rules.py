@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardsieve._errors import MissingScoreError
+from shardsieve.betadraw import beta_rows
 from shardsieve.scores.embedded import moderate_distance
 from shardsieve.selection import (
     known_labels,
@@ -28,7 +29,7 @@ _OPTIONS = {
     "threshold": ("threshold",),
     "class_floor": ("stratified", "class_balanced"),
     "hard_cutoff": ("stratified", "ccs"),
-    "difficulty": ("stratified", "ccs"),
+    "difficulty": ("stratified", "ccs", "beta"),
     "bins": ("stratified", "ccs"),
     "embedding": ("moderate",),
 }
@@ -125,6 +126,28 @@ def _ccs(store: Store, asked: Asked, count: int) -> Rows:
     return present[ccs_rows(values, hardness, count, **how)]
 
 
+def _beta(store: Store, asked: Asked, count: int) -> Rows:
+    values, present = _scored(store, asked.score, asked.drop_missing, count)
+    if asked.difficulty is None:
+        raise MissingScoreError(
+            "difficulty must name the stored confidence for rule 'beta', got None; "
+            "`shardsieve score` stores it as seed_confidence"
+        )
+    # A stored score is oriented: the less confident, the higher.
+    confidence = np.full(len(store), np.nan)
+    known, rows = _scored(store, asked.difficulty, asked.drop_missing)
+    confidence[rows] = -known
+    both = np.isfinite(confidence[present])
+    if count > both.sum():
+        raise MissingScoreError(
+            f"keep_fraction must not ask for more than the {both.sum()} samples with scores "
+            f"{asked.score!r} and {asked.difficulty!r}, got {count}; keep less"
+        )
+    values, present = values[both], present[both]
+    kept: Rows = present[beta_rows(values, confidence[present], count, seed=asked.seed)]
+    return kept
+
+
 def _moderate(store: Store, asked: Asked, count: int) -> Rows:
     points, present = _embedded(store, asked.embedding, asked.drop_missing, count)
     distances = moderate_distance(points, _labels(store, present))
@@ -137,9 +160,10 @@ _BY_FRACTION: Mapping[str, Callable[[Store, Asked, int], Rows]] = {
     "random": _random,
     "class_balanced": _class_balanced,
     "ccs": _ccs,
+    "beta": _beta,
     "moderate": _moderate,
 }
-RULES = ("top", "random", "stratified", "class_balanced", "ccs", "moderate", "threshold")
+RULES = ("top", "random", "stratified", "class_balanced", "ccs", "beta", "moderate", "threshold")
 
 
 def _scored(
