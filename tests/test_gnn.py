@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shardsieve.extrapolate import GNN, measure
 from shardsieve.extrapolate.graph import coefficients, drawn, knn_graph
 from shardsieve.extrapolate.inference import apart, forward, forward_and_tables
 from shardsieve.extrapolate.layers import KINDS
+from shardsieve.extrapolate.ranks import Ranks
 from shardsieve.extrapolate.sampling import Sampler
 
 
@@ -80,6 +83,40 @@ def test_mini_batches_of_all_neighbours_equal_torch_geometrics_outputs_and_gradi
     if sampler.first is not None:
         whole = forward(layers, points, *graph, first=sampler.first)
         torch.testing.assert_close(whole, forward(layers, points, *graph), rtol=1e-4, atol=1e-5)
+
+
+@given(count=st.integers(0, 50), size=st.integers(1, 60))
+def test_ranks_share_all_rows_evenly_and_each_once(count, size):
+    shares = [Ranks(rank, size).share(count) for rank in range(size)]
+    assert [row for share in shares for row in range(count)[share]] == list(range(count))
+    assert {len(range(count)[share]) for share in shares} <= {count // size, -(-count // size)}
+    assert shares == [Ranks(0, size).share(count, rank) for rank in range(size)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_shares_of_a_batch_make_its_outputs_and_gradients_together(kind, size):
+    points, ids, weights, layers = setup(kind)
+    graph, roots = (ids, *coefficients(ids, weights)), torch.tensor([3, 41, 7, 22, 8])
+    sampler = Sampler(layers, points, graph, fan_out=(3, 2), draw=torch.Generator())
+
+    def made(ranks):
+        sampler.draw.manual_seed(1)
+        sampler.ranks = ranks
+        torch.manual_seed(2)
+        around = sampler.around(roots)
+        outputs = sampler.outputs(around, lambda h: torch.dropout(h.relu(), 0.5, True))
+        layers.zero_grad()
+        outputs.square().sum().backward()
+        gradients = [parameter.grad.clone() for parameter in layers.parameters()]
+        return outputs.detach(), gradients, len(around.hops[-1].nodes)
+
+    want, right, nodes = made(Ranks())
+    parts = [made(Ranks(rank, size)) for rank in range(size)]
+    torch.testing.assert_close(torch.cat([part[0] for part in parts]), want)
+    for whole, *shared in zip(right, *(part[1] for part in parts), strict=True):
+        torch.testing.assert_close(sum(shared), whole, rtol=1e-4, atol=1e-5)
+    assert max(part[2] for part in parts) < nodes
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -185,6 +222,10 @@ def test_in_a_graph_of_seeds_a_prediction_depends_on_its_row_alone():
 
 def test_bad_input_is_refused():
     points, values = clouds(20)
+    with pytest.raises(ValueError, match=r"rank must lie in \[0, 2\) for 2 ranks, got 2"):
+        Ranks(2, 2)
+    with pytest.raises(ValueError, match="graph must be 'seeds' and fitted to choose a search"):
+        GNN().choose(points)
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         GNN(k=0)
     with pytest.raises(ValueError, match="layer must be one of gcn, sage, gat, got 'gin'"):

@@ -1,7 +1,7 @@
 """The `extrapolate` command: alone and under `accelerate launch`."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardsieve._errors import MissingScoreError
-from shardsieve.commands.filling import blocks_of, fill, readable_rows, sample_of
+from shardsieve.commands.filling import blocks_of, fill, ranks_of, readable_rows, sample_of
 from shardsieve.commands.memorised import by_unseen_neighbours, checked_seed_scores, memorised
-from shardsieve.commands.methods import ON_SIGNALS, Mask, Task, Values, make_task
+from shardsieve.commands.methods import ON_SIGNALS, SEARCHING, Mask, Task, Values, make_task
 from shardsieve.commands.progress import bar
 from shardsieve.commands.trust import judged, told
 from shardsieve.cost import Cost
@@ -43,7 +43,8 @@ def extrapolate_score(
 ) -> dict[str, Any]:
     """Predict the score of the rest; seeds keep their own. Stores quality with the score.
 
-    Embeddings are read and predictions written shard by shard; ranks share the shards.
+    Embeddings are read and predictions written shard by shard; ranks share the shards, and of a
+    GNN neighbour search, training and inference.
 
     Args:
         path: Of the store.
@@ -78,7 +79,7 @@ def extrapolate_score(
         number, tried = on_main(
             accelerator, lambda: _best_k(task, rows, weights, how, folds=folds, seed=seed)
         )
-    task = make_task(store, method, k=number, **about)
+    task = make_task(store, method, k=number, ranks=ranks_of(accelerator), **about)
     match = method in ON_SIGNALS if match is None else match
     values = store.score(score)
     is_seed, rest = np.isfinite(values) & readable, ~np.isfinite(values) & readable
@@ -88,12 +89,14 @@ def extrapolate_score(
     made |= {"method": method, "seed_scores": seed_scores}
     made |= {"k": number, "weights": weights, "matched_quantiles": match, **how, **tried}
     made |= {"embedding": embedding, "seed": seed, "seeds": counts["seeds"]}
+    # Of what ranks do not make together the main process alone sees the folds.
+    folded = task.out_of_fold(rows, folds=folds, seed=seed) if task.together else None
     trust = on_main(
         accelerator,
         lambda: judged(
             store,
             task,
-            task.out_of_fold(rows, folds=folds, seed=seed),
+            task.out_of_fold(rows, folds=folds, seed=seed) if folded is None else folded,
             match=match,
             keep_fraction=keep_fraction,
         ),
@@ -184,15 +187,13 @@ def _predict(
         # Quantiles are matched over all predictions: half a filling is no use then.
         store.begin_score(name, made, afresh=match or made["seed_scores"] == "neighbours")
     accelerator.wait_for_everyone()
-    shards: Sequence[int] = range(accelerator.process_index, store.num_shards, world)
+    shards = range(accelerator.process_index, store.num_shards, world)
     searched: dict[str, Any] = {}
     if task.joint:
-        # Predictions of one graph depend on one another: one process makes them at once.
-        shards = range(store.num_shards) if main else ()
-        block = _at_once(task, rows, values, rest, store.samples) if main else _nothing
+        block = _at_once(task, rows, values, rest, store.samples)
     else:
         model = task.fitted(rows)
-        if isinstance(model, KNN) and rest.any():
+        if made["method"] in SEARCHING and rest.any():
             searched = {"found_by": model.choose(sample_of(rows, rest), int(rest.sum())).to_dict()}
         block = blocks_of(task, model, rows, values, rest, store.samples)
     array = store.score_array(name)
@@ -209,14 +210,11 @@ def _predict(
 def _at_once(
     task: Task, rows: StoredRows, values: Values, rest: Mask, samples: NDArray[np.int64]
 ) -> Callable[[int], Values]:
+    # Predictions of one graph depend on one another.
     known = values.copy()
     if rest.any():
         known[rest] = task.predict(rows, rest)
     return blocks_of(task, None, rows, known, np.zeros_like(rest), samples)
-
-
-def _nothing(shard: int) -> Values:
-    raise AssertionError(shard)
 
 
 def _match(store: Store, name: str, values: Values, rest: Mask) -> None:
