@@ -200,6 +200,21 @@ def test_labels_are_features():
     assert abs(measure(values[200:], untold.predict(points[200:])).pearson) < 0.2
 
 
+@pytest.mark.parametrize("graph", ["all", "seeds"])
+def test_a_class_without_a_seed_is_unknown(graph):
+    points, values = clouds(40)
+    seeds, rest = slice(0, 25), points[25:]
+    labels = np.arange(25) % 3 * 2  # 0, 2 and 4
+    model = GNN(k=3, epochs=1, graph=graph).fit(points[seeds], values[seeds], labels=labels)
+    want = model.predict(rest, np.full(15, -1))
+    for unseen in (1, 3, 5, 2**40):
+        np.testing.assert_array_equal(model.predict(rest, np.full(15, unseen)), want)
+    assert np.abs(model.predict(rest, np.full(15, 2)) - want).max() > 1e-4
+    none = GNN(k=3, epochs=1, graph=graph).fit(points[seeds], values[seeds], labels=[-1] * 25)
+    bare = GNN(k=3, epochs=1, graph=graph).fit(points[seeds], values[seeds])
+    np.testing.assert_array_equal(none.predict(rest, [0] * 15), bare.predict(rest))
+
+
 def test_training_stops_when_the_held_out_seeds_stop_gaining(monkeypatch):
     points, values = clouds(100)
     epochs, permute = [], torch.randperm
@@ -237,5 +252,3 @@ def test_bad_input_is_refused():
     model = GNN(k=2, epochs=1).fit(points, values, labels=np.zeros(20, dtype=np.int64))
     with pytest.raises(ValueError, match="labels must be given for all nodes or for none"):
         model.predict(points)
-    with pytest.raises(ValueError, match="labels must lie below 1"):
-        model.predict(points[:1], [3])

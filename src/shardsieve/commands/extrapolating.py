@@ -62,7 +62,8 @@ def extrapolate_score(
             mean of unseen `neighbours`' predictions, where long training has memorised the seeds.
         seed: Of what is drawn.
         **how: Further arguments of the method: `search` and `min_recall` of `KNN`, `layer` and
-            `graph` of `GNN`; those of the other are passed over.
+            `graph` of `GNN` and whether `labels` are features of its nodes, for seeds and rest;
+            those of the other are passed over.
     """
     checked_seed_scores(seed_scores, method in ON_SIGNALS)
     begin, accelerator, store = time.perf_counter(), make_accelerator(), open_store(path)
@@ -273,5 +274,5 @@ def _taken(method: str, how: dict[str, Any]) -> dict[str, Any]:
     if method == "knn":
         usual = {"search": "auto", "min_recall": 0.99}
     if method == "gnn":
-        usual = {"layer": "gcn", "graph": "all"}
+        usual = {"layer": "gcn", "graph": "all", "labels": False}
     return {name: how.get(name, value) for name, value in usual.items()}

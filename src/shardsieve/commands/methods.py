@@ -87,7 +87,8 @@ class Task:
         places = np.flatnonzero(wanted)
         if not self.joint:
             return self.predict_at(rows, places, self.fitted(rows))
-        found: Values = self.fitted(rows, rest=TakenRows(rows, places)).predict_rest()
+        beside = {f"rest_{name}": a for name, a in cut(self.predict_beside, places).items()}
+        found: Values = self.fitted(rows, rest=TakenRows(rows, places), **beside).predict_rest()
         return found
 
     def predict_at(self, rows: StoredRows, places: NDArray[np.int64], fitted: Any) -> Values:
@@ -122,10 +123,10 @@ def make_task(
         weights: Of kNN.
         seed: Of what is drawn.
         ranks: Those that fit a GNN together.
-        **how: Further arguments of `KNN` or `GNN`.
+        **how: Further arguments of `KNN` or `GNN`; `labels`: whether they are features of a GNN.
 
     Raises:
-        ValueError: If the method is unknown.
+        ValueError: If the method is unknown, or labels are asked for and no seed has one.
         MissingScoreError: If there are no scored seeds, held-out seeds or signals.
     """
     if method not in METHODS:
@@ -141,15 +142,28 @@ def make_task(
             lambda: KNN(k=k, weights=weights, **how), score, measured, tried, _SPEAKS_OF[False]
         )
     gnn: Any = extrapolators.GNN
+    beside = _labels_of(store, tried) if how.pop("labels", False) else {}
     return Task(
         lambda: gnn(k=k, seed=seed, ranks=ranks, **how),
         score,
         measured,
         tried,
         _SPEAKS_OF[False],
+        beside,
+        beside,
         joint=how.get("graph", "all") == "all",
         together=True,
     )
+
+
+def _labels_of(store: Store, seeds: Mask) -> dict[str, NDArray[Any]]:
+    labels = store.labels()
+    if (labels[seeds] < 0).all():
+        raise ValueError(
+            f"labels must be known for seeds to be features, got none of {int(seeds.sum())} seeds; "
+            "use --no-labels, or index again with the --label-member that holds them"
+        )
+    return {"labels": labels}
 
 
 def held_out_score(store: Store, score: str, method: str) -> str:
