@@ -6,7 +6,8 @@ from tars import write_shards
 
 import shardsieve as ss
 from shardsieve.commands import extrapolating, filling
-from shardsieve.commands.extrapolating import append_score, extrapolate_score
+from shardsieve.commands.appending import append_score
+from shardsieve.commands.extrapolating import extrapolate_score
 from shardsieve.extrapolate import GNN, KNN, choose_k, cross_validate, far_share
 
 SIZES = [60, 64, 40, 50]
@@ -151,6 +152,6 @@ def test_the_graph_network_predicts_a_store(store, graph):
     assert (how["layer"], how["graph"]) == ("sage", graph)
 
 
-def test_only_a_prediction_of_neighbours_is_appended_to(store):
-    with pytest.raises(ss.MissingScoreError, match=r"must be a prediction of kNN.*got 'sum'"):
+def test_only_a_prediction_is_appended_to(store):
+    with pytest.raises(ss.MissingScoreError, match=r"must be a prediction by knn.*got 'sum'"):
         append_score(store.path, "seed")

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 
+from shardsieve.commands.appending import append_score
 from shardsieve.commands.extrapolating import extrapolate_score
 from shardsieve.commands.filling import ranks_of
 from shardsieve.extrapolate import GNN
@@ -50,6 +51,11 @@ def main(store, out):
         made = extrapolate_score(pathlib.Path(store), "seed", graph, "e", **how)
         found[f"{graph}, stored"] = open_store(store, mode="r").score(graph)
         found[f"{graph}, pearson"] = np.array(made["pearson"])
+    if rank == 0:
+        open_store(store).score_array("seeds")[1, 2:4] = np.nan  # two of the rest
+    accelerator.wait_for_everyone()
+    assert append_score(pathlib.Path(store), "seeds")["predicted"] == 2
+    found["seeds, appended"] = open_store(store, mode="r").score("seeds")
     np.savez(f"{out}/{accelerator.num_processes}_{rank}.npz", **found)
     end_processes()
 

@@ -12,6 +12,7 @@ import yaml
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.commands import (
+    appending,
     building,
     exporting,
     extrapolating,
@@ -452,7 +453,7 @@ def extrapolate(
 ) -> None:
     """Predict the score of every sample that has none, and say how well that works."""
     if append:
-        _show(extrapolating.append_score(store, name), as_json)
+        _show(appending.append_score(store, name), as_json)
         return
     if score is None:
         raise ValueError("--score must name a stored seed score, got none; see `shardsieve info`")

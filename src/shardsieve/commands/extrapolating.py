@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardsieve._errors import MissingScoreError
 from shardsieve.commands.filling import blocks_of, fill, ranks_of, readable_rows, sample_of
 from shardsieve.commands.memorised import by_unseen_neighbours, checked_seed_scores, memorised
 from shardsieve.commands.methods import ON_SIGNALS, SEARCHING, Mask, Task, Values, make_task
@@ -17,9 +16,7 @@ from shardsieve.commands.trust import judged, told
 from shardsieve.cost import Cost
 from shardsieve.extrapolate.calibration import match_quantiles
 from shardsieve.extrapolate.choosing import choose_k
-from shardsieve.extrapolate.distance import far_share, warn_of_far
 from shardsieve.extrapolate.knn import KNN
-from shardsieve.store.layout import told_about_disk
 from shardsieve.store.rows import StoredRows
 from shardsieve.store.store import Store, open_store
 from shardsieve.train.launch import make_accelerator, on_main
@@ -70,7 +67,7 @@ def extrapolate_score(
     embedding = store.embedding_name(embedding)
     rows = store.embedding_rows(embedding)
     readable = readable_rows(rows, store.num_shards)
-    how = _taken(method, how)
+    how = taken(method, how)
     about: dict[str, Any] = {"score": score, "embedding": embedding, "readable": readable}
     about |= {"weights": weights, "seed": seed, **how}
     number = _number(k, method)
@@ -110,63 +107,6 @@ def extrapolate_score(
     accelerator.wait_for_everyone()
     counts["without_embedding"] = int((~readable).sum())
     return {"score": name, "method": method, **tried, **counts, **told(trust), **searched}
-
-
-def append_score(path: Path, name: str) -> dict[str, Any]:
-    """Predict what a predicted score lacks, as its other rows were made; those stay to the bit.
-
-    Nothing is trained: the seeds and their scores are those of before. The samples without one
-    are mostly those of shards that were appended.
-
-    Raises:
-        MissingScoreError: If there is no such score, or kNN did not make it.
-    """
-    accelerator, store = make_accelerator(), open_store(path)
-    values, made = store.score(name), store.provenance(name)
-    if made.get("method") != "knn":
-        raise MissingScoreError(
-            f"score {name!r} must be a prediction of kNN to be appended to, got "
-            f"{made['definition']!r}; extrapolate again under a new name"
-        )
-    rows = store.embedding_rows(made["embedding"])
-    readable = readable_rows(rows, store.num_shards)
-    about = {key: made[key] for key in ("k", "weights", "seed", "search", "min_recall")}
-    task = make_task(
-        store,
-        "knn",
-        score=made["source"],
-        embedding=made["embedding"],
-        readable=readable,
-        **about,
-    )
-    wanted = ~np.isfinite(values) & readable
-    result: dict[str, Any] = {"score": name, "predicted": int(wanted.sum())}
-    result["without_embedding"] = int((~readable).sum())
-    if not wanted.any():
-        return result
-    model = task.fitted(rows)
-    sample = sample_of(rows, wanted)
-    share = far_share(rows.take(np.flatnonzero(np.isfinite(task.values))), sample)
-    result["far"] = round(share, 4)
-    chosen = model.choose(sample, int(wanted.sum())).to_dict()
-    mine = range(accelerator.process_index, store.num_shards, accelerator.num_processes)
-    block, array = (
-        blocks_of(task, model, rows, values, wanted, store.samples),
-        store.score_array(name),
-    )
-    for shard in mine:
-        here = slice(rows.first(shard), rows.first(shard) + int(store.samples[shard]))
-        if wanted[here].any():
-            found = block(shard)
-            with told_about_disk(store.path):
-                array[shard, : len(found)] = found
-    accelerator.wait_for_everyone()
-    added = {"samples": result["predicted"], "far": result["far"], "found_by": chosen}
-    if accelerator.is_main_process:
-        store.finish_score(name, appended=[*made.get("appended", []), added])
-    accelerator.wait_for_everyone()
-    warning = warn_of_far(share)
-    return result | {"found_by": chosen} | ({"warning": warning} if warning else {})
 
 
 def _predict(
@@ -268,7 +208,7 @@ def _number(k: int | str, method: str) -> int | None:
     return int(k)
 
 
-def _taken(method: str, how: dict[str, Any]) -> dict[str, Any]:
+def taken(method: str, how: dict[str, Any]) -> dict[str, Any]:
     """Return the further arguments that a method takes."""
     usual: dict[str, Any] = {}
     if method == "knn":
