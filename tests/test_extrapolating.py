@@ -69,6 +69,31 @@ def test_every_method_keeps_what_was_measured_and_fills_the_rest(store, method):
     assert sorted(row["class"] for row in made["classes"]) == [0, 1]
 
 
+@pytest.mark.parametrize("graph", ["all", "seeds"])
+def test_labels_tell_the_graph_network_what_embeddings_do_not(store, graph):
+    store, _, trained = store
+    labels = store.labels()
+    assert set(labels) == {0, 1}
+    noisy = labels + 0.05 * np.random.default_rng(0).normal(size=N)
+    store.put_score("seed_y", np.where(trained, noisy, np.nan))
+    how = {"method": "gnn", "k": 3, "graph": graph, "layer": "sage", "folds": 2}
+    agreed = {}
+    for told in (True, False):
+        extrapolate_score(store.path, "seed_y", f"{told}", "seed", **how, labels=told)
+        assert store.provenance(f"{told}")["labels"] is told
+        agreed[told] = rest_quality(store, labels, f"{told}")
+    assert agreed[True] > 0.8
+    assert abs(agreed[False]) < 0.4
+
+
+def test_labels_that_no_seed_has_are_refused_before_work(store):
+    store = store[0]
+    store.group["sample/label"][:] = -1
+    with pytest.raises(ValueError, match=r"got none of 150 seeds; use --no-labels, or index again"):
+        extrapolate_score(store.path, "seed_x", "new", "seed", method="gnn", labels=True)
+    assert "new" not in store.scores
+
+
 def test_fused_beats_both_of_its_parts_and_takes_the_unit_of_the_measured_seeds(store):
     store, truth, trained = store
     for method in ("knn", "direct", "fused"):

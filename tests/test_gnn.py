@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shardsieve.extrapolate import GNN, measure
 from shardsieve.extrapolate.graph import coefficients, drawn, knn_graph
 from shardsieve.extrapolate.inference import apart, forward, forward_and_tables
 from shardsieve.extrapolate.layers import KINDS
+from shardsieve.extrapolate.ranks import Ranks
 from shardsieve.extrapolate.sampling import Sampler
 
 
@@ -80,6 +83,40 @@ def test_mini_batches_of_all_neighbours_equal_torch_geometrics_outputs_and_gradi
     if sampler.first is not None:
         whole = forward(layers, points, *graph, first=sampler.first)
         torch.testing.assert_close(whole, forward(layers, points, *graph), rtol=1e-4, atol=1e-5)
+
+
+@given(count=st.integers(0, 50), size=st.integers(1, 60))
+def test_ranks_share_all_rows_evenly_and_each_once(count, size):
+    shares = [Ranks(rank, size).share(count) for rank in range(size)]
+    assert [row for share in shares for row in range(count)[share]] == list(range(count))
+    assert {len(range(count)[share]) for share in shares} <= {count // size, -(-count // size)}
+    assert shares == [Ranks(0, size).share(count, rank) for rank in range(size)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_shares_of_a_batch_make_its_outputs_and_gradients_together(kind, size):
+    points, ids, weights, layers = setup(kind)
+    graph, roots = (ids, *coefficients(ids, weights)), torch.tensor([3, 41, 7, 22, 8])
+    sampler = Sampler(layers, points, graph, fan_out=(3, 2), draw=torch.Generator())
+
+    def made(ranks):
+        sampler.draw.manual_seed(1)
+        sampler.ranks = ranks
+        torch.manual_seed(2)
+        around = sampler.around(roots)
+        outputs = sampler.outputs(around, lambda h: torch.dropout(h.relu(), 0.5, True))
+        layers.zero_grad()
+        outputs.square().sum().backward()
+        gradients = [parameter.grad.clone() for parameter in layers.parameters()]
+        return outputs.detach(), gradients, len(around.hops[-1].nodes)
+
+    want, right, nodes = made(Ranks())
+    parts = [made(Ranks(rank, size)) for rank in range(size)]
+    torch.testing.assert_close(torch.cat([part[0] for part in parts]), want)
+    for whole, *shared in zip(right, *(part[1] for part in parts), strict=True):
+        torch.testing.assert_close(sum(shared), whole, rtol=1e-4, atol=1e-5)
+    assert max(part[2] for part in parts) < nodes
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -163,6 +200,21 @@ def test_labels_are_features():
     assert abs(measure(values[200:], untold.predict(points[200:])).pearson) < 0.2
 
 
+@pytest.mark.parametrize("graph", ["all", "seeds"])
+def test_a_class_without_a_seed_is_unknown(graph):
+    points, values = clouds(40)
+    seeds, rest = slice(0, 25), points[25:]
+    labels = np.arange(25) % 3 * 2  # 0, 2 and 4
+    model = GNN(k=3, epochs=1, graph=graph).fit(points[seeds], values[seeds], labels=labels)
+    want = model.predict(rest, np.full(15, -1))
+    for unseen in (1, 3, 5, 2**40):
+        np.testing.assert_array_equal(model.predict(rest, np.full(15, unseen)), want)
+    assert np.abs(model.predict(rest, np.full(15, 2)) - want).max() > 1e-4
+    none = GNN(k=3, epochs=1, graph=graph).fit(points[seeds], values[seeds], labels=[-1] * 25)
+    bare = GNN(k=3, epochs=1, graph=graph).fit(points[seeds], values[seeds])
+    np.testing.assert_array_equal(none.predict(rest, [0] * 15), bare.predict(rest))
+
+
 def test_training_stops_when_the_held_out_seeds_stop_gaining(monkeypatch):
     points, values = clouds(100)
     epochs, permute = [], torch.randperm
@@ -185,6 +237,10 @@ def test_in_a_graph_of_seeds_a_prediction_depends_on_its_row_alone():
 
 def test_bad_input_is_refused():
     points, values = clouds(20)
+    with pytest.raises(ValueError, match=r"rank must lie in \[0, 2\) for 2 ranks, got 2"):
+        Ranks(2, 2)
+    with pytest.raises(ValueError, match="graph must be 'seeds' and fitted to choose a search"):
+        GNN().choose(points)
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         GNN(k=0)
     with pytest.raises(ValueError, match="layer must be one of gcn, sage, gat, got 'gin'"):
@@ -196,5 +252,3 @@ def test_bad_input_is_refused():
     model = GNN(k=2, epochs=1).fit(points, values, labels=np.zeros(20, dtype=np.int64))
     with pytest.raises(ValueError, match="labels must be given for all nodes or for none"):
         model.predict(points)
-    with pytest.raises(ValueError, match="labels must lie below 1"):
-        model.predict(points[:1], [3])

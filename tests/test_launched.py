@@ -8,7 +8,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from launching import ROOT, TWO_CPUS, killed_after, on_two_ranks
+from launching import ROOT, TWO_CPUS, killed_after, on_ranks, on_two_ranks
+from tars import write_shards
+from two_ranks_gnn import clouds
 
 import shardsieve as ss
 from shardsieve.pack import pack
@@ -56,6 +58,27 @@ def test_a_build_on_two_ranks_scores_and_embeds_everything(packed, built, tmp_pa
         np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(theirs))
     assert np.isfinite(two.embedding("seed")).all()
     assert np.isfinite(two.signals("seed")).all()
+
+
+@pytest.mark.slow
+def test_graph_networks_on_two_ranks_predict_what_one_does(tmp_path):
+    points, values = clouds()
+    for ranks in (1, 2):
+        store = ss.index(
+            write_shards(tmp_path / str(ranks), [50, 64, 46]), tmp_path / f"{ranks}.zarr"
+        )
+        array = store.embedding_array("e", 4)
+        for shard, part in enumerate(np.split(points, [50, 114])):
+            array[shard, : len(part)] = part
+        store.put_score("seed", np.where(np.arange(160) % 3, np.nan, values))
+        on_ranks(ranks, "tests/two_ranks_gnn.py", store.path, tmp_path)
+    alone, first, second = (np.load(tmp_path / f"{name}.npz") for name in ("1_0", "2_0", "2_1"))
+    assert len(alone.files) == 11
+    np.testing.assert_allclose(first["seeds, appended"], first["seeds, stored"], rtol=1e-4)
+    for name in alone.files:
+        np.testing.assert_array_equal(first[name], second[name])
+        np.testing.assert_allclose(first[name], alone[name], rtol=1e-3, atol=1e-4, err_msg=name)
+    assert any((first[name] != alone[name]).any() for name in alone.files)
 
 
 MOMENTS = {

@@ -6,7 +6,8 @@ from tars import write_shards
 
 import shardsieve as ss
 from shardsieve.commands import extrapolating, filling
-from shardsieve.commands.extrapolating import append_score, extrapolate_score
+from shardsieve.commands.appending import append_score
+from shardsieve.commands.extrapolating import extrapolate_score
 from shardsieve.extrapolate import GNN, KNN, choose_k, cross_validate, far_share
 
 SIZES = [60, 64, 40, 50]
@@ -142,13 +143,15 @@ def test_the_graph_network_predicts_a_store(store, graph):
     assert made["predicted"] == 164
     full, seeds = store.score("full"), store.score("seed")
     known = np.isfinite(seeds)
-    model = GNN(4, layer="sage", graph=graph).fit(points[known], seeds[known])
-    np.testing.assert_allclose(full[~known], model.predict(points[~known]), rtol=1e-4, atol=1e-5)
+    model, rest = GNN(4, layer="sage", graph=graph), points[~known]
+    model.fit(points[known], seeds[known], rest=rest if graph == "all" else None)
+    want = model.predict_rest() if graph == "all" else model.predict(rest)
+    np.testing.assert_allclose(full[~known], want, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(full[known], seeds[known])
     how = store.provenance("full")
     assert (how["layer"], how["graph"]) == ("sage", graph)
 
 
-def test_only_a_prediction_of_neighbours_is_appended_to(store):
-    with pytest.raises(ss.MissingScoreError, match=r"must be a prediction of kNN.*got 'sum'"):
+def test_only_a_prediction_is_appended_to(store):
+    with pytest.raises(ss.MissingScoreError, match=r"must be a prediction by knn.*got 'sum'"):
         append_score(store.path, "seed")

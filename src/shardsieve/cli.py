@@ -12,6 +12,7 @@ import yaml
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.commands import (
+    appending,
     building,
     exporting,
     extrapolating,
@@ -432,6 +433,9 @@ def extrapolate(
     min_recall: Annotated[float, typer.Option(help="Of a search that is not exact.")] = 0.99,
     layer: Annotated[str, typer.Option(help="Of the GNN: gcn, sage or gat")] = "gcn",
     graph: Annotated[str, typer.Option(help="Of the GNN: edges from seeds, or all")] = "all",
+    labels: Annotated[
+        bool, typer.Option("--labels/--no-labels", help="Of the GNN: labels are features too.")
+    ] = False,
     append: Annotated[bool, typer.Option(help="Only what score NAME lacks, as it was made.")] = (
         False
     ),
@@ -449,13 +453,13 @@ def extrapolate(
 ) -> None:
     """Predict the score of every sample that has none, and say how well that works."""
     if append:
-        _show(extrapolating.append_score(store, name), as_json)
+        _show(appending.append_score(store, name), as_json)
         return
     if score is None:
         raise ValueError("--score must name a stored seed score, got none; see `shardsieve info`")
     how: dict[str, Any] = {"method": method, "k": k, "weights": weights, "folds": folds}
     how |= {"search": search, "min_recall": min_recall, "seed": seed}
-    how |= {"layer": layer, "graph": graph}
+    how |= {"layer": layer, "graph": graph, "labels": labels}
     how |= {"match": match_quantiles, "keep_fraction": keep_fraction}
     how |= {"seed_scores": seed_scores}
     _show(extrapolating.extrapolate_score(store, score, name, embedding, **how), as_json)

@@ -1,25 +1,22 @@
 """The `extrapolate` command: alone and under `accelerate launch`."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardsieve._errors import MissingScoreError
-from shardsieve.commands.filling import blocks_of, fill, readable_rows, sample_of
+from shardsieve.commands.filling import blocks_of, fill, ranks_of, readable_rows, sample_of
 from shardsieve.commands.memorised import by_unseen_neighbours, checked_seed_scores, memorised
-from shardsieve.commands.methods import ON_SIGNALS, Mask, Task, Values, make_task
+from shardsieve.commands.methods import ON_SIGNALS, SEARCHING, Mask, Task, Values, make_task
 from shardsieve.commands.progress import bar
 from shardsieve.commands.trust import judged, told
 from shardsieve.cost import Cost
 from shardsieve.extrapolate.calibration import match_quantiles
 from shardsieve.extrapolate.choosing import choose_k
-from shardsieve.extrapolate.distance import far_share, warn_of_far
 from shardsieve.extrapolate.knn import KNN
-from shardsieve.store.layout import told_about_disk
 from shardsieve.store.rows import StoredRows
 from shardsieve.store.store import Store, open_store
 from shardsieve.train.launch import make_accelerator, on_main
@@ -43,7 +40,8 @@ def extrapolate_score(
 ) -> dict[str, Any]:
     """Predict the score of the rest; seeds keep their own. Stores quality with the score.
 
-    Embeddings are read and predictions written shard by shard; ranks share the shards.
+    Embeddings are read and predictions written shard by shard; ranks share the shards, and of a
+    GNN neighbour search, training and inference.
 
     Args:
         path: Of the store.
@@ -61,14 +59,15 @@ def extrapolate_score(
             mean of unseen `neighbours`' predictions, where long training has memorised the seeds.
         seed: Of what is drawn.
         **how: Further arguments of the method: `search` and `min_recall` of `KNN`, `layer` and
-            `graph` of `GNN`; those of the other are passed over.
+            `graph` of `GNN` and whether `labels` are features of its nodes, for seeds and rest;
+            those of the other are passed over.
     """
     checked_seed_scores(seed_scores, method in ON_SIGNALS)
     begin, accelerator, store = time.perf_counter(), make_accelerator(), open_store(path)
     embedding = store.embedding_name(embedding)
     rows = store.embedding_rows(embedding)
     readable = readable_rows(rows, store.num_shards)
-    how = _taken(method, how)
+    how = taken(method, how)
     about: dict[str, Any] = {"score": score, "embedding": embedding, "readable": readable}
     about |= {"weights": weights, "seed": seed, **how}
     number = _number(k, method)
@@ -78,7 +77,7 @@ def extrapolate_score(
         number, tried = on_main(
             accelerator, lambda: _best_k(task, rows, weights, how, folds=folds, seed=seed)
         )
-    task = make_task(store, method, k=number, **about)
+    task = make_task(store, method, k=number, ranks=ranks_of(accelerator), **about)
     match = method in ON_SIGNALS if match is None else match
     values = store.score(score)
     is_seed, rest = np.isfinite(values) & readable, ~np.isfinite(values) & readable
@@ -88,12 +87,14 @@ def extrapolate_score(
     made |= {"method": method, "seed_scores": seed_scores}
     made |= {"k": number, "weights": weights, "matched_quantiles": match, **how, **tried}
     made |= {"embedding": embedding, "seed": seed, "seeds": counts["seeds"]}
+    # Of what ranks do not make together the main process alone sees the folds.
+    folded = task.out_of_fold(rows, folds=folds, seed=seed) if task.together else None
     trust = on_main(
         accelerator,
         lambda: judged(
             store,
             task,
-            task.out_of_fold(rows, folds=folds, seed=seed),
+            task.out_of_fold(rows, folds=folds, seed=seed) if folded is None else folded,
             match=match,
             keep_fraction=keep_fraction,
         ),
@@ -106,63 +107,6 @@ def extrapolate_score(
     accelerator.wait_for_everyone()
     counts["without_embedding"] = int((~readable).sum())
     return {"score": name, "method": method, **tried, **counts, **told(trust), **searched}
-
-
-def append_score(path: Path, name: str) -> dict[str, Any]:
-    """Predict what a predicted score lacks, as its other rows were made; those stay to the bit.
-
-    Nothing is trained: the seeds and their scores are those of before. The samples without one
-    are mostly those of shards that were appended.
-
-    Raises:
-        MissingScoreError: If there is no such score, or kNN did not make it.
-    """
-    accelerator, store = make_accelerator(), open_store(path)
-    values, made = store.score(name), store.provenance(name)
-    if made.get("method") != "knn":
-        raise MissingScoreError(
-            f"score {name!r} must be a prediction of kNN to be appended to, got "
-            f"{made['definition']!r}; extrapolate again under a new name"
-        )
-    rows = store.embedding_rows(made["embedding"])
-    readable = readable_rows(rows, store.num_shards)
-    about = {key: made[key] for key in ("k", "weights", "seed", "search", "min_recall")}
-    task = make_task(
-        store,
-        "knn",
-        score=made["source"],
-        embedding=made["embedding"],
-        readable=readable,
-        **about,
-    )
-    wanted = ~np.isfinite(values) & readable
-    result: dict[str, Any] = {"score": name, "predicted": int(wanted.sum())}
-    result["without_embedding"] = int((~readable).sum())
-    if not wanted.any():
-        return result
-    model = task.fitted(rows)
-    sample = sample_of(rows, wanted)
-    share = far_share(rows.take(np.flatnonzero(np.isfinite(task.values))), sample)
-    result["far"] = round(share, 4)
-    chosen = model.choose(sample, int(wanted.sum())).to_dict()
-    mine = range(accelerator.process_index, store.num_shards, accelerator.num_processes)
-    block, array = (
-        blocks_of(task, model, rows, values, wanted, store.samples),
-        store.score_array(name),
-    )
-    for shard in mine:
-        here = slice(rows.first(shard), rows.first(shard) + int(store.samples[shard]))
-        if wanted[here].any():
-            found = block(shard)
-            with told_about_disk(store.path):
-                array[shard, : len(found)] = found
-    accelerator.wait_for_everyone()
-    added = {"samples": result["predicted"], "far": result["far"], "found_by": chosen}
-    if accelerator.is_main_process:
-        store.finish_score(name, appended=[*made.get("appended", []), added])
-    accelerator.wait_for_everyone()
-    warning = warn_of_far(share)
-    return result | {"found_by": chosen} | ({"warning": warning} if warning else {})
 
 
 def _predict(
@@ -184,15 +128,13 @@ def _predict(
         # Quantiles are matched over all predictions: half a filling is no use then.
         store.begin_score(name, made, afresh=match or made["seed_scores"] == "neighbours")
     accelerator.wait_for_everyone()
-    shards: Sequence[int] = range(accelerator.process_index, store.num_shards, world)
+    shards = range(accelerator.process_index, store.num_shards, world)
     searched: dict[str, Any] = {}
     if task.joint:
-        # Predictions of one graph depend on one another: one process makes them at once.
-        shards = range(store.num_shards) if main else ()
-        block = _at_once(task, rows, values, rest, store.samples) if main else _nothing
+        block = _at_once(task, rows, values, rest, store.samples)
     else:
         model = task.fitted(rows)
-        if isinstance(model, KNN) and rest.any():
+        if made["method"] in SEARCHING and rest.any():
             searched = {"found_by": model.choose(sample_of(rows, rest), int(rest.sum())).to_dict()}
         block = blocks_of(task, model, rows, values, rest, store.samples)
     array = store.score_array(name)
@@ -209,14 +151,11 @@ def _predict(
 def _at_once(
     task: Task, rows: StoredRows, values: Values, rest: Mask, samples: NDArray[np.int64]
 ) -> Callable[[int], Values]:
+    # Predictions of one graph depend on one another.
     known = values.copy()
     if rest.any():
         known[rest] = task.predict(rows, rest)
     return blocks_of(task, None, rows, known, np.zeros_like(rest), samples)
-
-
-def _nothing(shard: int) -> Values:
-    raise AssertionError(shard)
 
 
 def _match(store: Store, name: str, values: Values, rest: Mask) -> None:
@@ -269,11 +208,11 @@ def _number(k: int | str, method: str) -> int | None:
     return int(k)
 
 
-def _taken(method: str, how: dict[str, Any]) -> dict[str, Any]:
+def taken(method: str, how: dict[str, Any]) -> dict[str, Any]:
     """Return the further arguments that a method takes."""
     usual: dict[str, Any] = {}
     if method == "knn":
         usual = {"search": "auto", "min_recall": 0.99}
     if method == "gnn":
-        usual = {"layer": "gcn", "graph": "all"}
+        usual = {"layer": "gcn", "graph": "all", "labels": False}
     return {name: how.get(name, value) for name, value in usual.items()}

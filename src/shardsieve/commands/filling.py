@@ -8,11 +8,18 @@ from numpy.typing import NDArray
 
 from shardsieve.commands.methods import Mask, Task, Values
 from shardsieve.extrapolate.approximate import SAMPLE
+from shardsieve.extrapolate.ranks import Ranks
 from shardsieve.store.layout import told_about_disk
 from shardsieve.store.rows import StoredRows
 from shardsieve.store.store import Store
 
 Counts = NDArray[np.int64]
+
+
+def ranks_of(accelerator: Any) -> Ranks:
+    """Return this process' place among those of an `Accelerator`."""
+    place, size = accelerator.process_index, accelerator.num_processes
+    return Ranks(place, size, str(accelerator.device))
 
 
 def readable_rows(rows: StoredRows, num_shards: int) -> Mask:

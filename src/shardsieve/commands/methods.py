@@ -14,11 +14,14 @@ from shardsieve.extrapolate.fused import Fused
 from shardsieve.extrapolate.knn import KNN
 from shardsieve.extrapolate.protocol import Extrapolator
 from shardsieve.extrapolate.quality import out_of_fold
+from shardsieve.extrapolate.ranks import ALONE, Ranks
 from shardsieve.store.rows import StoredRows, TakenRows
 from shardsieve.store.store import Store
 
 METHODS = ("knn", "gnn", "direct", "fused")
 ON_SIGNALS = ("direct", "fused")
+# Whose search for the neighbours of the rest is chosen once, for all shards.
+SEARCHING = ("knn", "gnn")
 
 _SPEAKS_OF = {
     False: "scores of the seed run, of seeds left out of the fit; not of a full run's scores",
@@ -43,6 +46,7 @@ class Task:
         fit_beside: (n, ...) by name, what `fit` takes besides.
         predict_beside: Likewise for `predict`.
         joint: Whether the wanted samples are given to `fit` besides, and predicted all at once.
+        together: Whether all ranks fit it together, so that each of them must; `joint` is.
     """
 
     make: Callable[[], Extrapolator]
@@ -53,6 +57,7 @@ class Task:
     fit_beside: dict[str, NDArray[Any]] = field(default_factory=dict)
     predict_beside: dict[str, NDArray[Any]] = field(default_factory=dict)
     joint: bool = False
+    together: bool = False
 
     def out_of_fold(self, rows: StoredRows, *, folds: int, seed: int) -> Values:
         """Return predictions of the tried samples, each from other folds; NaN elsewhere: (n,)."""
@@ -82,7 +87,8 @@ class Task:
         places = np.flatnonzero(wanted)
         if not self.joint:
             return self.predict_at(rows, places, self.fitted(rows))
-        found: Values = self.fitted(rows, rest=TakenRows(rows, places)).predict_rest()
+        beside = {f"rest_{name}": a for name, a in cut(self.predict_beside, places).items()}
+        found: Values = self.fitted(rows, rest=TakenRows(rows, places), **beside).predict_rest()
         return found
 
     def predict_at(self, rows: StoredRows, places: NDArray[np.int64], fitted: Any) -> Values:
@@ -102,6 +108,7 @@ def make_task(
     k: int,
     weights: str,
     seed: int,
+    ranks: Ranks = ALONE,
     **how: Any,
 ) -> Task:
     """Return what a method does with a store.
@@ -115,10 +122,11 @@ def make_task(
         k: Neighbours.
         weights: Of kNN.
         seed: Of what is drawn.
-        **how: Further arguments of `KNN` or `GNN`.
+        ranks: Those that fit a GNN together.
+        **how: Further arguments of `KNN` or `GNN`; `labels`: whether they are features of a GNN.
 
     Raises:
-        ValueError: If the method is unknown.
+        ValueError: If the method is unknown, or labels are asked for and no seed has one.
         MissingScoreError: If there are no scored seeds, held-out seeds or signals.
     """
     if method not in METHODS:
@@ -134,10 +142,28 @@ def make_task(
             lambda: KNN(k=k, weights=weights, **how), score, measured, tried, _SPEAKS_OF[False]
         )
     gnn: Any = extrapolators.GNN
-    joint = how.get("graph", "all") == "all"
+    beside = _labels_of(store, tried) if how.pop("labels", False) else {}
     return Task(
-        lambda: gnn(k=k, seed=seed, **how), score, measured, tried, _SPEAKS_OF[False], joint=joint
+        lambda: gnn(k=k, seed=seed, ranks=ranks, **how),
+        score,
+        measured,
+        tried,
+        _SPEAKS_OF[False],
+        beside,
+        beside,
+        joint=how.get("graph", "all") == "all",
+        together=True,
     )
+
+
+def _labels_of(store: Store, seeds: Mask) -> dict[str, NDArray[Any]]:
+    labels = store.labels()
+    if (labels[seeds] < 0).all():
+        raise ValueError(
+            f"labels must be known for seeds to be features, got none of {int(seeds.sum())} seeds; "
+            "use --no-labels, or index again with the --label-member that holds them"
+        )
+    return {"labels": labels}
 
 
 def held_out_score(store: Store, score: str, method: str) -> str:

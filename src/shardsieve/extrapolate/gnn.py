@@ -9,11 +9,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from shardsieve.extrapolate.approximate import Chosen, kind_for
 from shardsieve.extrapolate.correlations import pearson
 from shardsieve.extrapolate.graph import coefficients, edges_from, knn_graph, node_scale
 from shardsieve.extrapolate.inference import apart, forward, forward_and_tables
+from shardsieve.extrapolate.knn import Finder, chosen_of, finder_for
 from shardsieve.extrapolate.layers import KINDS
 from shardsieve.extrapolate.protocol import Floats, Rows, as_rows, blocks, checked_seeds
+from shardsieve.extrapolate.ranks import ALONE, Ranks
 from shardsieve.extrapolate.sampling import Sampler
 from shardsieve.order import permutation
 
@@ -37,7 +40,8 @@ class GNN:
     `seed` alone; torch's global generator is left as it was.
 
     Of all nodes memory holds the features, the neighbours and, per layer, a table or two, in half
-    precision once they are large: by arithmetic 3.5 GB for 1.28 M nodes of 512 numbers.
+    precision once they are large: by arithmetic 3.5 GB for 1.28 M nodes of 512 numbers, and 6 GB
+    with the labels of 1,000 classes.
 
     Attributes:
         k: Neighbours, at least 1; 20 is this project's choice, the paper's code has 10 and 20.
@@ -54,6 +58,10 @@ class GNN:
         dropout: Share of activations dropped after the first two layers, in `[0, 1)`.
         seed: Decides the split, the first parameters, dropout and the drawn neighbours.
         device: A torch device.
+        ranks: Those that fit it together: each finds its share of the neighbours, trains on its
+            share of every batch and makes its share of every layer, and each holds all nodes. All
+            call `fit`, and in a graph of all nodes `predict`, with the same arguments. Results
+            differ by rounding from those of one rank.
     """
 
     def __init__(
@@ -70,6 +78,7 @@ class GNN:
         dropout: float = 0.5,
         seed: int = 0,
         device: str = "cpu",
+        ranks: Ranks = ALONE,
     ) -> None:
         counts = {"k": k, "epochs": epochs, "patience": patience, "fan_out": min(fan_out)}
         for name, count in {**counts, "batch_size": batch_size}.items():
@@ -83,8 +92,9 @@ class GNN:
         self.k, self.layer, self.graph, self.patience = k, layer, graph, patience
         self.epochs, self.fan_out, self.batch_size = epochs, fan_out, batch_size
         self.learning_rate, self.dropout, self.seed = learning_rate, dropout, seed
-        self.device = torch.device(device)
+        self.device, self.ranks = torch.device(device), ranks
         self._layers: Any = None
+        self._finder: Finder | None = None
         self._of_rest: Floats | None = None
 
     def fit(
@@ -101,7 +111,8 @@ class GNN:
         Args:
             embeddings: (m, d), finite, m at least 3.
             scores: (m,), finite.
-            labels: (m,), integers; a negative one is unknown and has no one-hot feature.
+            labels: (m,), integers; a negative one is unknown and has no one-hot feature, and so,
+                among other nodes, has a class that no seed is of.
             rest: (r, d), finite: further nodes without scores, for `graph="all"`. As in the paper
                 they are then in the graph while it trains; `predict_rest` tells their scores.
             rest_labels: (r,), needed when both `labels` and `rest` are given.
@@ -115,10 +126,10 @@ class GNN:
             raise ValueError(f"embeddings must hold at least 3 seeds, got {len(values)}; use KNN")
         if rest is not None and self.graph == "seeds":
             raise ValueError("rest must be left out of a graph of seeds, got some; use graph='all'")
-        self._seeds, self._num_classes = points, 0
+        self._seeds, self._finder = points, None
         self._labels = None if labels is None else _checked_labels(labels, len(values))
-        if self._labels is not None:
-            self._num_classes = max(int(self._labels.max()) + 1, 0)
+        classes = np.zeros(0, np.int64) if self._labels is None else self._labels
+        self._seen = np.bincount(classes[classes >= 0]) > 0
         x, ids, weights = self._nodes(rest, rest_labels)
         edges, own = coefficients(ids, weights)
         # Unlike a bare manual_seed, this hands the caller's generator back as it was.
@@ -126,12 +137,13 @@ class GNN:
             torch.manual_seed(self.seed)
             self._train(x, (ids, edges, own), torch.from_numpy(values).to(self.device))
         if self.graph == "seeds":
-            self._tables = forward_and_tables(self._layers, x, ids, edges, own)[0]
+            found = forward_and_tables(self._layers, x, ids, edges, own, ranks=self.ranks)
+            self._tables = found[0]
             self._scale = node_scale(weights)
         self._of_rest = None
         if rest is not None:
-            found = forward(self._layers, x, ids, edges, own)
-            self._of_rest = found[len(values) :].cpu().numpy()
+            outputs = forward(self._layers, x, ids, edges, own, ranks=self.ranks)
+            self._of_rest = outputs[len(values) :].cpu().numpy()
         return self
 
     def predict_rest(self) -> Floats:
@@ -162,13 +174,36 @@ class GNN:
         if self.graph == "seeds":
             return self._predict_apart(embeddings, labels)
         x, ids, weights = self._nodes(embeddings, labels)
-        found = forward(self._layers, x, ids, *coefficients(ids, weights))
+        found = forward(self._layers, x, ids, *coefficients(ids, weights), ranks=self.ranks)
         return found[len(self._seeds) :].cpu().numpy()
+
+    def choose(self, queries: Rows | ArrayLike, num_queries: int | None = None) -> Chosen:
+        """Choose the search of a graph of seeds once for all later predictions, as `KNN` does.
+
+        Args:
+            queries: (q, d), finite: such as will be predicted.
+            num_queries: How many will be predicted; q if left out.
+
+        Raises:
+            ValueError: If nothing was fitted, or the graph is not one of seeds.
+        """
+        if self._layers is None or self.graph != "seeds":
+            raise ValueError(
+                f"graph must be 'seeds' and fitted to choose a search, got {self.graph!r}; fit"
+            )
+        rows = as_rows(queries, self._seeds.shape[1])
+        self._finder = self._searching(rows, num_queries or rows.shape[0])
+        return chosen_of(self._finder)
+
+    def _searching(self, rows: Rows, num_queries: int) -> Finder:
+        kind = kind_for("auto", len(self._seeds), num_queries, self._seeds.shape[1])
+        return finder_for(self._seeds, rows, self.k, kind=kind)
 
     def _predict_apart(self, embeddings: Rows | ArrayLike, labels: ArrayLike | None) -> Floats:
         rows = as_rows(embeddings, self._seeds.shape[1])
         classes = self._checked(rows, labels)
-        found, predicted = edges_from(self._seeds, rows, self.k), np.empty(rows.shape[0], "f4")
+        finder = self._finder or self._searching(rows, rows.shape[0])
+        found, predicted = edges_from(finder, rows, self.k), np.empty(rows.shape[0], "f4")
         for start, block in blocks(rows, 16_384):
             part = slice(start, start + len(block))
             x = self._features(block, None if classes is None else classes[part])
@@ -194,7 +229,9 @@ class GNN:
         points[: len(self._seeds)] = self._seeds
         for start, block in blocks(rows, 65_536):
             points[len(self._seeds) + start :][: len(block)] = block
-        ids, weights = (torch.from_numpy(a).to(self.device) for a in knn_graph(points, self.k))
+        ids, weights = (
+            torch.from_numpy(a).to(self.device) for a in knn_graph(points, self.k, ranks=self.ranks)
+        )
         return self._features(points, classes), ids, weights
 
     def _checked(self, rows: Rows, labels: ArrayLike | None) -> NDArray[np.int64] | None:
@@ -208,15 +245,16 @@ class GNN:
 
     def _features(self, points: NDArray[Any], classes: NDArray[np.int64] | None) -> Tensor:
         x = torch.from_numpy(points).to(self.device)
-        if classes is None:
+        if classes is None or not len(self._seen):
             return x
-        if classes.max(initial=-1) >= self._num_classes:
-            raise ValueError(
-                f"labels must lie below {self._num_classes}, the classes of the seeds, got "
-                f"{classes.max()}; choose seeds of every class"
-            )
-        known = torch.from_numpy(np.arange(self._num_classes) == classes[:, None])
-        return torch.cat([known.to(self.device, x.dtype), x], dim=1)
+        count = len(self._seen)
+        both = torch.zeros((len(x), count + x.shape[1]), dtype=x.dtype, device=self.device)
+        both[:, count:] = x
+        # A number that no seed trained would say something at random.
+        known = np.flatnonzero(self._seen[np.clip(classes, 0, count - 1)] & (classes < count))
+        known = known[classes[known] >= 0]
+        both[known, classes[known]] = 1
+        return both
 
     def _train(self, x: Tensor, graph: tuple[Tensor, Tensor, Tensor], scores: Tensor) -> None:
         split = torch.from_numpy(permutation(len(scores), self.seed, _SPLIT)).to(self.device)
@@ -225,18 +263,21 @@ class GNN:
         layers = torch.nn.ModuleList(map(KINDS[self.layer], sizes, sizes[1:])).to(self.device)
         optimizer = torch.optim.Adam(layers.parameters(), lr=self.learning_rate)
         draw = torch.Generator(self.device).manual_seed(self.seed)
-        sampler = Sampler(layers, x, graph, fan_out=self.fan_out, draw=draw)
+        sampler = Sampler(layers, x, graph, fan_out=self.fan_out, draw=draw, ranks=self.ranks)
         best, kept, waited = -np.inf, layers.state_dict(), 0
         for _ in range(self.epochs):
             order = torch.randperm(len(roots), generator=draw, device=self.device)
             for batch in torch.split(roots[order], self.batch_size):
                 predicted = sampler.outputs(sampler.around(batch), self._active)
                 optimizer.zero_grad()
-                loss = functional.mse_loss(predicted, scores[batch])
+                wanted = scores[batch[self.ranks.share(len(batch))]]
+                loss = functional.mse_loss(predicted, wanted, reduction="sum") / len(batch)
                 loss.backward()  # type: ignore[no-untyped-call]
+                self.ranks.add_gradients(layers.parameters())
                 optimizer.step()
-            found = forward(layers, x, *graph, first=sampler.first)[held_out]
+            found = forward(layers, x, *graph, first=sampler.first, ranks=self.ranks)[held_out]
             quality = pearson(scores[held_out].cpu().numpy(), found.cpu().numpy())
+            quality = self.ranks.agree(quality)
             waited += 1
             if quality > best:
                 best, kept, waited = quality, copy.deepcopy(layers.state_dict()), 0

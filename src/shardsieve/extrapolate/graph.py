@@ -7,12 +7,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shardsieve.extrapolate.knn import neighbours
+from shardsieve.extrapolate.knn import Finder, looked_up, neighbours
 from shardsieve.extrapolate.protocol import Floats, Rows
+from shardsieve.extrapolate.ranks import ALONE, Ranks
 
 
 def knn_graph(
-    points: NDArray[Any], k: int, *, search: str = "auto"
+    points: NDArray[Any], k: int, *, search: str = "auto", ranks: Ranks = ALONE
 ) -> tuple[NDArray[np.int64], Floats]:
     """Return every node's nearest others and the edges' weights sqrt(exp(-d)), in `[0, 1]`.
 
@@ -20,21 +21,28 @@ def knn_graph(
         points: (n, d), finite, n at least 2.
         k: At least 1; with fewer other nodes than that, all of them.
         search: As in `KNN`.
+        ranks: Each looks for the neighbours of its share, and has them all in the end.
 
     Returns:
         Ids, int64, and weights, float32, both (n, min(k, n - 1)); no node is its own neighbour.
     """
-    ids, distances = neighbours(points, points, k + 1, search=search)
-    itself = ids == np.arange(len(points))[:, None]
+    part = ranks.share(len(points))
+    ids, distances = neighbours(points, points, k + 1, search=search, part=part)
+    itself = ids == np.arange(part.start, part.stop)[:, None]
     # Among more than k equal points a node may not find itself: drop the last instead.
     itself[~itself.any(axis=1), -1] = True
-    shape = (len(points), ids.shape[1] - 1)
-    return ids[~itself].reshape(shape), edge_weights(distances[~itself].reshape(shape))
+    shape = (len(points), min(k, len(points) - 1))
+    found, weights = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.float32)
+    found[part] = ids[~itself].reshape(-1, shape[1])
+    weights[part] = edge_weights(distances[~itself].reshape(-1, shape[1]))
+    for array in (found, weights):
+        ranks.complete(torch.from_numpy(array))
+    return found, weights
 
 
-def edges_from(seeds: Floats, points: Rows, k: int) -> tuple[NDArray[np.int64], Floats]:
+def edges_from(finder: Finder, points: Rows, k: int) -> tuple[NDArray[np.int64], Floats]:
     """Return the nearest seeds (n, k) of nodes that are no seeds, and the edges' weights."""
-    ids, distances = neighbours(seeds, points, k, search="auto")
+    ids, distances = looked_up(finder, points, k)
     return ids, edge_weights(distances)
 
 

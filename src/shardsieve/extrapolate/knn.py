@@ -19,6 +19,7 @@ from shardsieve.extrapolate.search import Doubles, ExactSearch, Ids
 
 WEIGHTS = ("exp", "mean", "inverse")
 METRICS = ("euclidean", "cosine")
+Finder = ExactSearch | CodedSearch
 # Normalising to float32 moves a vector by 1e-7: parallel vectors count as one below this.
 _SAME_DIRECTION = 1e-6
 
@@ -82,7 +83,7 @@ class KNN:
         seeds, values = checked_seeds(embeddings, scores)
         self._seeds, self._scores, self.chosen = self._scaled(seeds, 0), values, None
         self._exact: ExactSearch | None = None
-        self._settled: ExactSearch | CodedSearch | None = None
+        self._settled: Finder | None = None
         return self
 
     def choose(self, queries: Rows | ArrayLike, num_queries: int | None = None) -> Chosen:
@@ -126,7 +127,7 @@ class KNN:
             raise ValueError("KNN must be fitted before it predicts, got no seeds; call fit")
         return as_rows(embeddings, self._seeds.shape[1])
 
-    def _searching(self, rows: Rows, k: int, num_queries: int) -> ExactSearch | CodedSearch:
+    def _searching(self, rows: Rows, k: int, num_queries: int) -> Finder:
         assert self._seeds is not None
         kind = kind_for(self.search, len(self._seeds), num_queries, self._seeds.shape[1])
         if kind != "exact" and rows.shape[0] > 1:
@@ -135,8 +136,8 @@ class KNN:
             if found is not None:
                 self.chosen, self._settled = found.chosen, found
                 return found
-        self.chosen = Chosen("exact", 1.0, self.min_recall, 0, {})
         self._exact = self._exact or ExactSearch(self._seeds)
+        self.chosen = chosen_of(self._exact, self.min_recall)
         return self._exact
 
     def _scaled(self, block: Floats, start: int) -> Floats:
@@ -182,6 +183,7 @@ def neighbours(
     *,
     search: str = "exact",
     min_recall: float = 0.99,
+    part: slice = slice(None),
 ) -> tuple[Ids, Doubles]:
     """Return the nearest seeds of every query and their Euclidean distances, nearest first.
 
@@ -193,9 +195,10 @@ def neighbours(
         k: At least 1; fewer seeds than that are all returned.
         search: As in `KNN`.
         min_recall: Likewise.
+        part: The queries to look up, in steps of 1; the search is chosen for all of them.
 
     Returns:
-        Ids in `[0, m)`, int64, and distances, float64, both (n, min(k, m)).
+        Ids in `[0, m)`, int64, and distances, float64, both (n, min(k, m)), n those looked up.
 
     Raises:
         ValueError: If shapes disagree, a number is not finite, or k is below 1.
@@ -206,16 +209,44 @@ def neighbours(
     rows = as_rows(query_embeddings, given.shape[1])
     kind = kind_for(search, given.shape[0], rows.shape[0], given.shape[1])
     seeds = _seeds(given, whole=kind == "exact")
-    shape = (rows.shape[0], min(k, len(seeds)))
-    found, distances = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.float64)
+    return looked_up(finder_for(seeds, rows, k, kind=kind, recall=min_recall), rows, k, part)
+
+
+def finder_for(
+    seeds: NDArray[Any], queries: Rows, k: int, *, kind: str, recall: float = 0.99
+) -> Finder:
+    """Return a search of a kind, chosen on some of the queries; exact where none of it is enough.
+
+    Args:
+        seeds: (m, d), finite, float32, or float16 where the kind is not `exact`.
+        queries: (n, d), finite.
+        k: At least 1.
+        kind: `exact`, `scan`, `ivf` or `hnsw`.
+        recall: In `(0, 1]`.
+    """
     coded = None
-    if kind != "exact" and len(found) > 1:
-        coded = choose_search(seeds, spread_rows(rows), k, kind=kind, recall=min_recall)
-    finder = coded or ExactSearch(seeds)
-    for start, block in blocks(rows, 4096):
+    if kind != "exact" and queries.shape[0] > 1:
+        coded = choose_search(seeds, spread_rows(queries), k, kind=kind, recall=recall)
+    return coded or ExactSearch(seeds)
+
+
+def chosen_of(finder: Finder, recall: float = 0.99) -> Chosen:
+    """Return how a search was chosen."""
+    chosen = finder.chosen if isinstance(finder, CodedSearch) else None
+    return chosen or Chosen("exact", 1.0, recall, 0, {})
+
+
+def looked_up(
+    finder: Finder, queries: Rows, k: int, part: slice = slice(None)
+) -> tuple[Ids, Doubles]:
+    """Return what `neighbours` does, by a search that was chosen before."""
+    first, stop, _ = part.indices(queries.shape[0])
+    shape = (stop - first, min(k, len(finder.seeds)))
+    found, distances = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.float64)
+    for start, block in blocks(queries, 4096, part):
         for places, ids, exact in finder(block, k):
-            found[start + places] = ids[:, : shape[1]]
-            distances[start + places] = exact[:, : shape[1]]
+            found[start - first + places] = ids[:, : shape[1]]
+            distances[start - first + places] = exact[:, : shape[1]]
     return found, distances
 
 

@@ -44,16 +44,21 @@ def beside(layer: Any, x: Tensor) -> Tensor | None:
     return layer.lin_r(x) if kind_of(layer) == "sage" else None
 
 
+def voices(layer: Any, near: Tensor) -> Tensor | None:
+    """Return what attention hears of each row of a table, (n, 1); None but for GAT."""
+    return near.float() @ layer.att_src[0, 0][:, None] if kind_of(layer) == "gat" else None
+
+
 def mix(
-    layer: Any, near: Tensor, here: Tensor, ids: Tensor, edges: Tensor, own: Tensor
+    layer: Any, loud: Tensor | None, here: Tensor, ids: Tensor, edges: Tensor, own: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the factors of the nodes' own rows (b,) and of their neighbours' (b, k).
 
     Args:
         layer: Of `KINDS`.
-        near: (n, c), from `table`.
-        here: (b, c), the nodes' own rows.
-        ids: (b, k), neighbours' rows in `near`.
+        loud: (n, 1), from `voices`.
+        here: (b, c), the nodes' own rows in the table.
+        ids: (b, k), neighbours' rows in the table.
         edges: (b, k), GCN's factors of the edges.
         own: (b,), GCN's factors of the self loops.
     """
@@ -62,9 +67,10 @@ def mix(
         return own, edges
     if kind == "sage":
         return torch.zeros_like(own), torch.full_like(edges, 1 / ids.shape[1])
+    assert loud is not None
     source, target = layer.att_src[0, 0], layer.att_dst[0, 0]
     to = (here * target).sum(dim=1, keepdim=True)
-    heard = functional.embedding(ids, (near @ source.to(near.dtype))[:, None])[:, :, 0].float()
+    heard = functional.embedding(ids, loud)[:, :, 0]
     itself = (here * source).sum(dim=1, keepdim=True)
     scores = functional.leaky_relu(torch.cat([itself, heard], dim=1) + to, layer.negative_slope)
     shares = scores.softmax(dim=1)

@@ -58,16 +58,19 @@ def as_rows(embeddings: Rows | ArrayLike, dim: int | None = None) -> Rows:
     return rows  # type: ignore[no-any-return]
 
 
-def blocks(rows: Rows, size: int) -> Iterator[tuple[int, Floats]]:
+def blocks(rows: Rows, size: int, part: slice = slice(None)) -> Iterator[tuple[int, Floats]]:
     """Yield (first row, block) with finite float32 blocks of at most `size` rows, in order.
+
+    Only a part of the rows is read where one is given.
 
     Raises:
         ValueError: If a row holds NaN or an infinity, naming the first such row.
     """
-    for start in range(0, rows.shape[0], size):
+    first, stop, _ = part.indices(rows.shape[0])
+    for start in range(first, stop, size):
         # A float64 beyond float32 becomes infinite, and the check below says so.
         with np.errstate(over="ignore"):
-            block = np.ascontiguousarray(rows[start : start + size], dtype=np.float32)
+            block = np.ascontiguousarray(rows[start : min(start + size, stop)], dtype=np.float32)
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
         if len(bad):
             row = block[bad[0]]

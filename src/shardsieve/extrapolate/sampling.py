@@ -8,7 +8,8 @@ from torch import Tensor
 
 from shardsieve.extrapolate.graph import drawn
 from shardsieve.extrapolate.inference import Features, buffered
-from shardsieve.extrapolate.layers import beside, finish, kind_of, mix, summed, table
+from shardsieve.extrapolate.layers import beside, finish, kind_of, mix, summed, table, voices
+from shardsieve.extrapolate.ranks import ALONE, Ranks
 
 
 class Hop(NamedTuple):
@@ -20,6 +21,8 @@ class Hop(NamedTuple):
         ids: (b, c), places of their neighbours.
         edges: (b, c), factors of the edges, scaled for what was not drawn.
         own: (b,), factors of the self loops.
+        places: (u,), places of the nodes among those of the whole batch; None where it is whole.
+        whole: How many the whole batch has.
     """
 
     nodes: Tensor
@@ -27,6 +30,8 @@ class Hop(NamedTuple):
     ids: Tensor
     edges: Tensor
     own: Tensor
+    places: Tensor | None = None
+    whole: int = 0
 
 
 class Around(NamedTuple):
@@ -47,7 +52,8 @@ class Sampler:
     """Draws the neighbourhoods of roots and computes their outputs.
 
     The first sum of GCN and SAGE has no parameters in it and is made here once, of all neighbours.
-    GAT's attention needs a hop more.
+    GAT's attention needs a hop more. Several ranks draw alike, for the whole batch, and each
+    gathers and computes what its share of the roots needs.
     """
 
     def __init__(
@@ -58,38 +64,45 @@ class Sampler:
         *,
         fan_out: tuple[int, int],
         draw: torch.Generator,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.layers, self.x, self.graph = layers, x, graph
         self.kind, self.fan_out, self.draw = kind_of(layers[0]), fan_out, draw
-        self.sums = None if self.kind == "gat" else buffered(self._summed, len(x))
+        self.ranks = ranks
+        self.sums = None if self.kind == "gat" else buffered(self._summed, len(x), ranks)
 
     def around(self, roots: Tensor) -> Around:
-        """Return what a step needs of the nodes around its roots (b,)."""
+        """Return what a step needs of the nodes around this rank's share of its roots (b,)."""
         upper = self._hop(roots, self.fan_out[0])
         lower = self._hop(upper.nodes, self.fan_out[1])
         hops = [upper, lower]
         if self.kind == "gat":
             hops.append(self._hop(lower.nodes, self.fan_out[1]))
+        if self.ranks.size > 1:
+            hops = needed_by(self.ranks.share(len(roots)), hops)
         nodes = hops[-1].nodes
         x = None if self.kind == "gcn" else self.x[nodes].float()
         return Around(hops, x, None if self.sums is None else self.sums[nodes].float())
 
     def outputs(self, around: Around, active: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the roots' outputs (b,).
+        """Return the outputs of this rank's share of the roots, (b,).
 
         Args:
             around: Of the roots.
-            active: Applied after every layer but the last.
+            active: Applied after every layer but the last, to the whole batch's rows at once: what
+                it draws is the same for any number of ranks. Others' rows are 0.
         """
+        hops = around.hops
         if self.sums is None:
             assert around.x is not None
-            hidden, hops, layers = around.x, around.hops, list(self.layers)
+            hidden, layers = around.x, list(self.layers)
         else:
-            hidden = active(self._first(around.sums, around.x))
-            hops, layers = around.hops, list(self.layers[1:])
-        for layer, hop in zip(layers, reversed(hops), strict=True):
+            hidden = _as_whole(active, self._first(around.sums, around.x), hops[-1])
+            layers = list(self.layers[1:])
+        above = [*reversed(hops[:-1]), None]
+        for layer, hop, upper in zip(layers, reversed(hops), above, strict=True):
             hidden = heard(layer, hidden, hop)
-            hidden = hidden if hop is hops[0] else active(hidden)
+            hidden = hidden if upper is None else _as_whole(active, hidden, upper)
         return hidden[:, 0]
 
     @property
@@ -111,7 +124,7 @@ class Sampler:
     def _summed(self, start: int, stop: int) -> Tensor:
         ids, edges, own = (part[start:stop] for part in self.graph)
         here = self.x[start:stop].float()
-        return summed(self.x, here, ids, mix(self.layers[0], self.x, here, ids, edges, own))
+        return summed(self.x, here, ids, mix(self.layers[0], None, here, ids, edges, own))
 
     def _hop(self, nodes: Tensor, count: int) -> Hop:
         ids, edges, own = self.graph
@@ -121,11 +134,31 @@ class Sampler:
         return Hop(needed, places[:, 0], places[:, 1:], factors, own[nodes])
 
 
+def needed_by(roots: slice, hops: list[Hop]) -> list[Hop]:
+    """Return the parts of the hops that some of their roots need."""
+    found, hearing = [], torch.arange(len(hops[0].here), device=hops[0].here.device)[roots]
+    for hop in hops:
+        both = torch.cat([hop.here[hearing, None], hop.ids[hearing]], 1)
+        needed, places = torch.unique(both, return_inverse=True)
+        factors = hop.edges[hearing], hop.own[hearing]
+        nodes, whole = hop.nodes[needed], len(hop.nodes)
+        found.append(Hop(nodes, places[:, 0], places[:, 1:], *factors, needed, whole))
+        hearing = needed
+    return found
+
+
+def _as_whole(active: Callable[[Tensor], Tensor], hidden: Tensor, hop: Hop) -> Tensor:
+    if hop.places is None:
+        return active(hidden)
+    rows = hidden.new_zeros((hop.whole, hidden.shape[1])).index_copy(0, hop.places, hidden)
+    return active(rows)[hop.places]
+
+
 def heard(layer: Any, hidden: Tensor, hop: Hop) -> Tensor:
     """Return a layer's outputs (b, out) for the hearing nodes of a hop, from rows (u, in)."""
     near = table(layer, hidden)
     here = torch.nn.functional.embedding(hop.here, near)
-    factors = mix(layer, near, here, hop.ids, hop.edges, hop.own)
+    factors = mix(layer, voices(layer, near), here, hop.ids, hop.edges, hop.own)
     own = torch.nn.functional.embedding(hop.here, hidden) if kind_of(layer) == "sage" else None
     more = None if own is None else beside(layer, own)
     return finish(layer, summed(near, here, hop.ids, factors), more)

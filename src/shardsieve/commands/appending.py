@@ -1,0 +1,127 @@
+"""`extrapolate --append`: what a predicted score lacks, predicted as its other rows were."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardsieve._errors import MissingScoreError, StoreMismatchError
+from shardsieve.commands.extrapolating import taken
+from shardsieve.commands.filling import blocks_of, ranks_of, readable_rows, sample_of
+from shardsieve.commands.methods import METHODS, SEARCHING, Mask, Task, Values, make_task
+from shardsieve.extrapolate.calibration import match_quantiles
+from shardsieve.extrapolate.correlations import spearman
+from shardsieve.extrapolate.distance import far_share, warn_of_far
+from shardsieve.order import permutation
+from shardsieve.store.layout import told_about_disk
+from shardsieve.store.rows import StoredRows
+from shardsieve.store.store import Store, open_store
+from shardsieve.train.launch import make_accelerator
+
+# Old predictions that are made again, to see that they come out as they did and how they were
+# matched.
+_AGAIN, _SAME = 65_536, 0.99
+
+
+def append_score(path: Path, name: str) -> dict[str, Any]:
+    """Predict what a predicted score lacks, as its other rows were made; those stay to the bit.
+
+    The seed run is not repeated: the seeds and their scores are those of before. The extrapolator
+    was not kept and is fitted again on them, which gives the same one up to rounding; for the GNN
+    that is a training. Where predictions were matched to the measured scores' distribution, new
+    ones are moved as old ones were. The samples without a score are mostly those of shards that
+    were appended.
+
+    Raises:
+        MissingScoreError: If there is no such score, or none whose predictions each depend on
+            their own row alone: a GNN over a graph of all samples does not make such.
+        StoreMismatchError: If, fitted again, the extrapolator predicts otherwise than it did.
+    """
+    accelerator, store = make_accelerator(), open_store(path)
+    values, made = store.score(name), store.provenance(name)
+    method = checked_method(name, made)
+    rows = store.embedding_rows(made["embedding"])
+    readable = readable_rows(rows, store.num_shards)
+    about = {key: made[key] for key in ("k", "weights", "seed")} | taken(method, made)
+    about |= {"score": made["source"], "embedding": made["embedding"]}
+    task = make_task(store, method, readable=readable, ranks=ranks_of(accelerator), **about)
+    # A fast rank must not write what a slow one has yet to read.
+    accelerator.wait_for_everyone()
+    wanted = ~np.isfinite(values) & readable
+    result: dict[str, Any] = {"score": name, "predicted": int(wanted.sum())}
+    result["without_embedding"] = int((~readable).sum())
+    if not wanted.any():
+        return result
+    model = task.fitted(rows)
+    sample = sample_of(rows, wanted)
+    share = far_share(rows.take(np.flatnonzero(np.isfinite(task.values))), sample)
+    added: dict[str, Any] = {"far": round(share, 4)}
+    if method in SEARCHING:
+        added["found_by"] = model.choose(sample, int(wanted.sum())).to_dict()
+    moved = _moving(store, task, model, rows, values, readable, made=made)
+    block = blocks_of(task, model, rows, values, wanted, store.samples)
+    array = store.score_array(name)
+    for shard in range(accelerator.process_index, store.num_shards, accelerator.num_processes):
+        here = slice(rows.first(shard), rows.first(shard) + int(store.samples[shard]))
+        if wanted[here].any():
+            found = block(shard)
+            found[wanted[here]] = moved(found[wanted[here]])
+            with told_about_disk(store.path):
+                array[shard, : len(found)] = found
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        entry = {"samples": result["predicted"], **added}
+        store.finish_score(name, appended=[*made.get("appended", []), entry])
+    accelerator.wait_for_everyone()
+    warning = warn_of_far(share)
+    return result | added | ({"warning": warning} if warning else {})
+
+
+def checked_method(name: str, made: dict[str, Any]) -> str:
+    """Return the method that made a score; MissingScoreError if it cannot go on."""
+    method = str(made.get("method"))
+    if method not in METHODS or taken(method, made).get("graph") == "all":
+        raise MissingScoreError(
+            f"score {name!r} must be a prediction by knn, direct, fused or gnn over a graph of "
+            f"seeds to be appended to, got {made['definition']!r}; extrapolate again under a new "
+            "name"
+        )
+    return method
+
+
+def _moving(
+    store: Store,
+    task: Task,
+    model: Any,
+    rows: StoredRows,
+    values: Values,
+    readable: Mask,
+    *,
+    made: dict[str, Any],
+) -> Callable[[Values], Values]:
+    """Return what was done to predictions before they were stored, once the fit is seen to agree.
+
+    Neighbours' means are not fitted: without matching there is nothing to see.
+    """
+    matched = bool(made.get("matched_quantiles"))
+    if made["method"] == "knn" and not matched:
+        return lambda found: found
+    measured = np.isfinite(store.score(made["source"]))
+    places = np.flatnonzero(np.isfinite(values) & ~measured & readable)
+    if not len(places):
+        known = values[np.isfinite(values)]
+        return lambda found: match_quantiles(found, known) if matched else found
+    places = np.sort(places[permutation(len(places), made["seed"])[:_AGAIN]])
+    now, then = task.predict_at(rows, places, model), values[places]
+    if np.ptp(then) and (agreed := spearman(now, then)) < _SAME:
+        raise StoreMismatchError(
+            f"predictions must come out as they did, got a Spearman correlation of {agreed:.3f} "
+            "with the stored ones: scores, embeddings or signals of the seeds have changed since; "
+            "extrapolate again under a new name"
+        )
+    if not matched:
+        return lambda found: found
+    order = np.lexsort((then, now))
+    before, after = now[order].astype(np.float64), then[order].astype(np.float64)
+    return lambda found: np.interp(found, before, after).astype(np.float32)

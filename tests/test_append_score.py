@@ -1,0 +1,92 @@
+"""`extrapolate --append` by every method that can: new samples are scored as old ones were."""
+
+import numpy as np
+import pytest
+from tars import write_shards
+
+import shardsieve as ss
+from shardsieve.commands.appending import append_score
+from shardsieve.commands.extrapolating import extrapolate_score
+
+SIZES = [60, 64, 40, 50]
+OLD = sum(SIZES[:3])
+# The samples of the new shard are those of the third once more, and then its first ten.
+COPIED = np.concatenate([np.arange(124, 164), np.arange(124, 134)])
+
+
+def fill(store, first_shard):
+    """Embeddings and signals of the shards from this one on."""
+    rng = np.random.default_rng(0)
+    points, said = rng.normal(size=(OLD, 2)), rng.normal(size=(OLD, 2, 1))
+    points, said = (np.concatenate([a, a[COPIED]]) for a in (points, said))
+    embedding, signals = store.embedding_array("e", 2), store.signal_array("e", 2, ("loss",))
+    for shard in range(first_shard, store.num_shards):
+        first, count = sum(SIZES[:shard]), SIZES[shard]
+        embedding[shard, :count] = points[first : first + count]
+        signals[shard, :count] = said[first : first + count]
+    return points[:OLD], said[:OLD]
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Of the first three shards; of every four of the first 100 samples one was held out."""
+    store = ss.index(write_shards(tmp_path / "d", SIZES)[:3], tmp_path / "s.zarr")
+    points, said = fill(store, 0)
+    truth, role = points[:, 0] + said[:, -1, 0], np.arange(OLD) % 4
+    for name, rows in (("seed_x", role < 2), ("seed_held_out_x", role == 2)):
+        store.put_score(name, np.where(rows & (np.arange(OLD) < 100), truth, np.nan))
+    return store
+
+
+def grown(store):
+    shards = sorted((store.path.parent / "d").glob("*.tar"))
+    store = ss.append_shards(shards, store.path)
+    fill(store, 3)
+    return store
+
+
+@pytest.mark.parametrize("match", [True, False])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"method": "knn"},
+        {"method": "gnn", "graph": "seeds"},
+        {"method": "gnn", "graph": "seeds", "layer": "gat", "labels": True},
+        {"method": "direct"},
+        {"method": "fused"},
+        {"method": "fused", "seed_scores": "neighbours"},
+    ],
+    ids=str,
+)
+def test_a_new_sample_gets_the_score_of_an_old_one_like_it(store, how, match):
+    extrapolate_score(store.path, "seed_x", "full", "e", k=5, folds=2, match=match, **how)
+    before = store.score("full")
+    assert len(np.unique(before[124:])) > 20
+    store = grown(store)
+    labels = store.group["sample/label"]
+    labels[3, :50] = np.concatenate([labels[2, :40], labels[2, :10]])
+    made = append_score(store.path, "full")
+    assert (made["predicted"], made["without_embedding"]) == (50, 0)
+    after = ss.open_store(store.path).score("full")
+    np.testing.assert_array_equal(after[:OLD], before)
+    np.testing.assert_allclose(after[OLD:], before[COPIED], rtol=1e-4, atol=1e-5)
+    assert store.provenance("full")["appended"][0]["samples"] == 50
+    assert append_score(store.path, "full")["predicted"] == 0
+
+
+def test_predictions_that_depend_on_more_than_their_row_are_refused(store):
+    extrapolate_score(store.path, "seed_x", "full", "e", method="gnn", k=5, folds=2)
+    store = grown(store)
+    with pytest.raises(ss.MissingScoreError, match=r"over a graph of seeds.*got 'gnn\(seed_x\)'"):
+        append_score(store.path, "full")
+    assert np.isnan(store.score("full")[OLD:]).all()
+
+
+@pytest.mark.parametrize("match", [True, False])
+def test_an_extrapolator_that_comes_out_otherwise_is_refused(store, match):
+    extrapolate_score(store.path, "seed_x", "full", "e", method="direct", folds=2, match=match)
+    store.put_score("seed_held_out_x", -store.score("seed_held_out_x"))
+    store = grown(store)
+    with pytest.raises(ss.StoreMismatchError, match="changed since; extrapolate again under a new"):
+        append_score(store.path, "full")
+    assert np.isnan(store.score("full")[OLD:]).all()
