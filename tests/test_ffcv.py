@@ -295,6 +295,8 @@ def test_what_does_not_belong_together_is_refused(store, loaders, tmp_path, monk
         prune_loader(loaders(), other)
     with pytest.raises(ss.StoreMismatchError, match="another shard index"):
         prune_loader(loaders(), store, keep_set=ss.select(other, keep_fraction=1.0))
+    nothing = ss.KeepSet.from_ids(store, np.zeros(0, dtype=np.int64))
+    assert list(prune_loader(loaders(), store, keep_set=nothing)) == []
     with pytest.raises(TypeError, match="must be an ffcv"):
         prune_loader([1], store)
     with pytest.raises(ValueError, match="order must be one of"):

@@ -1,5 +1,6 @@
 """Stratified rules (by class and by score), thresholds, missing scores, and `select`'s options."""
 
+import functools
 from collections import Counter
 
 import numpy as np
@@ -334,5 +335,27 @@ def test_a_sampler_that_selects_nothing_takes_no_options_of_select(store):
     keep = ss.select(store, keep_fraction=1.0)
     with pytest.raises(TypeError, match="threshold must come without keep_set"):
         ss.PrunedShardSampler(store, keep_set=keep, threshold=1.0)
+    with pytest.raises(TypeError, match="keep_set must come without policy"):
+        ss.PrunedShardSampler(store, keep_set=keep, policy=ss.RandomDynamic(0.5))
+    pipeline = wds.WebDataset(store.urls, shardshuffle=False)
+    with pytest.raises(TypeError, match="keep_fraction must come without keep_set"):
+        ss.prune(pipeline, store, keep_set=keep, keep_fraction=0.5)
     with pytest.raises(TypeError, match="thresold"):
         ss.PrunedShardSampler(store, rule="random", thresold=1.0)
+
+
+def test_an_empty_keep_set_keeps_nothing(store):
+    nothing = ss.KeepSet.from_ids(store, np.zeros(0, dtype=np.int64))
+    sampler = ss.PrunedShardSampler(store, keep_set=nothing)
+    assert (list(sampler), len(sampler)) == ([], 0)
+    pipeline = wds.WebDataset(store.urls, shardshuffle=False)
+    assert list(ss.prune(pipeline, store, keep_set=nothing)) == []
+
+
+def test_a_keep_set_of_another_store_of_the_same_shape_is_refused(store, tmp_path):
+    other = ss.index(write_shards(tmp_path / "other", [19, 20]), tmp_path / "other.zarr")
+    keep = ss.select(other, keep_fraction=1.0)
+    pipeline = wds.WebDataset(store.urls, shardshuffle=False)
+    for use in (ss.PrunedShardSampler, functools.partial(ss.prune, pipeline)):
+        with pytest.raises(ss.StoreMismatchError, match="another shard index"):
+            use(store, keep_set=keep)

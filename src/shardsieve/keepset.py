@@ -3,10 +3,12 @@
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shardsieve._errors import StoreMismatchError
 from shardsieve.rules import Asked, chosen_rows
 from shardsieve.store.store import Store
 
@@ -68,6 +70,28 @@ class KeepSet:
         mask = np.zeros((store.num_shards, store.rows_per_shard), dtype=bool)
         mask[np.divmod(np.asarray(ids, dtype=np.int64), store.rows_per_shard)] = True
         return cls(np.packbits(mask, axis=1), store.rows_per_shard, store.fingerprint)
+
+
+def keep_set_of(store: Store, keep_set: KeepSet | None, **selection: Any) -> KeepSet:
+    """Return a keep set that was made before, also an empty one, or select one.
+
+    Args:
+        store: An open store.
+        keep_set: Of that store, or None.
+        **selection: The arguments of `select`, for None.
+
+    Raises:
+        StoreMismatchError: If the keep set is another store's.
+    """
+    if keep_set is None:
+        return select(store, **selection)
+    if keep_set.fingerprint != store.fingerprint:
+        raise StoreMismatchError(
+            "the keep set was made from another shard index\n"
+            f"  keep set: {keep_set.fingerprint}\n  store:    {store.fingerprint}\n"
+            "select again from this store"
+        )
+    return keep_set
 
 
 def select(

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import MissingDependencyError, StoreMismatchError
 from shardsieve.io.source import cheap_fingerprint
-from shardsieve.keepset import KeepSet, select
+from shardsieve.keepset import KeepSet, keep_set_of
 from shardsieve.loaders.ffcv_order import LoaderOrder
 from shardsieve.loaders.pages import ordered_rows
 from shardsieve.plan import TAILS, Steps, World
@@ -100,9 +100,8 @@ def prune_loader(
     from shardsieve.loaders.ffcv_lean import release_tables
 
     release_tables(loader)
-    kept = keep_set or select(
-        store, keep_fraction=keep_fraction, score=score, rule=rule, seed=seed or 0, **selection
-    )
+    how = {"keep_fraction": keep_fraction, "score": score, "rule": rule, "seed": seed or 0}
+    kept = keep_set_of(store, keep_set, **how, **selection)
     return PrunedLoader(
         loader,
         store,
@@ -160,11 +159,7 @@ class PrunedLoader:
         Raises:
             StoreMismatchError: If the keep set is another store's.
         """
-        if keep_set.fingerprint != self.store.fingerprint:
-            raise StoreMismatchError(
-                "the keep set was made from another shard index\n"
-                f"  keep set: {keep_set.fingerprint}\n  store:    {self.store.fingerprint}"
-            )
+        keep_set = keep_set_of(self.store, keep_set)
         values = None if weights is None else np.asarray(weights, dtype=np.float32)
         if values is not None and values.shape != (len(self.store),):
             raise ValueError(f"weights must have shape ({len(self.store)},), got {values.shape}")

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Sampler
 
-from shardsieve._errors import ShardsieveError, StoreMismatchError
-from shardsieve.keepset import KeepSet, select
+from shardsieve._errors import ShardsieveError
+from shardsieve.keepset import KeepSet, keep_set_of
 from shardsieve.loaders.asking import Asking, HandedOut, called_by_torchdata, who_asks
 from shardsieve.loaders.moving import StepCount, put_choice
 from shardsieve.loaders.planned import OrderSettings, PlannedId, ids_of_epoch, refuse_another_plan
@@ -85,9 +85,10 @@ class PrunedShardSampler(Sampler[int]):
         Raises:
             TypeError: If `selection` holds what `select` does not take, or nothing is selected.
         """
-        if selection and (policy or keep_set):
-            chosen = "policy" if policy else "keep_set"
-            raise TypeError(f"{', '.join(selection)} must come without {chosen}, got both")
+        chosen = {"policy": policy, "keep_set": keep_set}
+        given = [name for name, one in chosen.items() if one is not None] + list(selection)
+        if len(given) > 1 and given[0] in chosen:
+            raise TypeError(f"{', '.join(given[1:])} must come without {given[0]}, got both")
         if tail not in TAILS:
             raise ValueError(f"tail must be one of {', '.join(TAILS)}, got {tail!r}")
         self.policy = policy
@@ -95,14 +96,8 @@ class PrunedShardSampler(Sampler[int]):
             policy.bind(store)
             self.keep_set = put_choice(store, policy.choose(0))
         else:
-            self.keep_set = keep_set or select(
-                store, keep_fraction=keep_fraction, score=score, rule=rule, seed=seed, **selection
-            )
-        if self.keep_set.fingerprint != store.fingerprint:
-            raise StoreMismatchError(
-                "the keep set was made from another shard index\n"
-                f"  keep set: {self.keep_set.fingerprint}\n  store:    {store.fingerprint}"
-            )
+            how = {"keep_fraction": keep_fraction, "score": score, "rule": rule, "seed": seed}
+            self.keep_set = keep_set_of(store, keep_set, **how, **selection)
         self.order = OrderSettings(seed, shuffle, window, groups)
         self.store, self.tail = store, tail
         self.batch_size, self.world = batch_size, world

@@ -13,7 +13,7 @@ from accelerate.data_loader import DataLoaderDispatcher, IterableDatasetShard
 
 from shardsieve._errors import ShardsieveError, StoreMismatchError
 from shardsieve.io.spans import Storage
-from shardsieve.keepset import KeepSet, select
+from shardsieve.keepset import KeepSet, keep_set_of
 from shardsieve.loaders.accelerated import RegisteredIterator
 from shardsieve.loaders.asking import HandedOut, caller_of
 from shardsieve.loaders.dataset import ShardDataset
@@ -82,10 +82,10 @@ def prune_pipeline(
     if tail not in TAILS:
         raise ValueError(f"tail must be one of {', '.join(TAILS)}, got {tail!r}")
     source = source_of(pipeline.pipeline)
-    if keep_set is None:
-        chosen = {"keep_fraction": 1.0, "score": score, "seed": seed, **selection}
-        keep_set = select(store, **chosen)
-    keep, urls = _only_shards_of(source.urls, store, keep_set)
+    if selection and keep_set is not None:
+        raise TypeError(f"{', '.join(selection)} must come without keep_set, got both")
+    chosen = {"keep_fraction": 1.0, "score": score, "seed": seed, **selection}
+    keep, urls = _only_shards_of(source.urls, store, keep_set_of(store, keep_set, **chosen))
     shuffled = source.shuffled or window is not None
     order = OrderSettings(seed, shuffle or ("window" if shuffled else "none"), window, groups)
     data = ShardDataset(
