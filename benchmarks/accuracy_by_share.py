@@ -55,23 +55,23 @@ def main() -> None:
     )
     train, test = stores(options)
     rows: dict[str, list[dict[str, Any]]] = {}
-    for seed in range(options.seeds):
-        scored(train, config, options.out, seed)
-        for method, removed in todo(options.removed):
-            name = method if method == "full" else f"{method}, {round(100 * removed)} % removed"
-            folder = options.out / "runs" / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
-            by = STATIC[method].format(seed=seed) if method in STATIC else None
-            result = train_subset(
-                train,
-                chosen(train, method, by, 1 - removed, options.epochs, seed),
-                replace(config, seed=seed),
-                folder=folder,
-                accelerator=make_accelerator(),
-                test=test,
-                overhead=overhead_of(train, by),
-            )
-            rows.setdefault(name, []).append(result)
-            record(rows, options, train)
+    for method, removed, seed in todo(options.removed, options.seeds):
+        if method == "full":
+            scored(train, config, options.out, seed)
+        name = method if method == "full" else f"{method}, {round(100 * removed)} % removed"
+        folder = options.out / "runs" / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+        by = STATIC[method].format(seed=seed) if method in STATIC else None
+        result = train_subset(
+            train,
+            chosen(train, method, by, 1 - removed, options.epochs, seed),
+            replace(config, seed=seed),
+            folder=folder,
+            accelerator=make_accelerator(),
+            test=test,
+            overhead=overhead_of(train, by),
+        )
+        rows.setdefault(name, []).append(result)
+        record(rows, options, train)
 
 
 def parsed() -> argparse.Namespace:
@@ -124,10 +124,11 @@ def scored(store: ss.Store, config: TrainConfig, out: Path, seed: int) -> None:
             extrapolate_score(path, f"{name}_{score}", target, name, method=method, k=k)
 
 
-def todo(removed: list[float]) -> list[tuple[str, float]]:
-    """Return (method, removed), in the order asked for: a short run shows the first share."""
-    methods = ("static random", *STATIC, *MOVING)
-    return [("full", 0.0), *((method, share) for share in removed for method in methods)]
+def todo(removed: list[float], seeds: int) -> list[tuple[str, float, int]]:
+    """Return (method, removed, seed), share by share: the first is soon complete."""
+    methods, draws = ("static random", *STATIC, *MOVING), range(seeds)
+    full = [("full", 0.0, seed) for seed in draws]
+    return full + [(name, share, seed) for share in removed for seed in draws for name in methods]
 
 
 def chosen(
