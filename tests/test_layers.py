@@ -34,7 +34,8 @@ MAY_IMPORT = {
     "report": DATA | CORE | {"keepset", "loaders", "extrapolate", "train"},
     "commands": DATA
     | {"train", "report"}
-    | {"cost", "keepset", "plan", "epoch", "policy", "scores", "extrapolate", "pack", "loaders"},
+    | {"cost", "keepset", "plan", "epoch", "policy", "rules", "scores", "extrapolate", "pack"}
+    | {"loaders"},
     "cli": {"_errors", "commands", "cost", "options", "policy", "train"},
     "options": {"_errors"},
     "__main__": {"cli"},

@@ -144,13 +144,33 @@ class Policy(ABC):
 
     def to_score(self, name: str) -> None:
         """Store `learned()` as a static score; every rank must call it, and rank 0 writes."""
-        values, settings = self.learned(), self.settings()
+        values = self.learned()
         if world_size() == 1 or dist.get_rank() == 0:
-            how = ", ".join(f"{key}={value}" for key, value in settings.items() if key != "policy")
-            made = {"definition": f"{settings['policy']}({how})", "settings": settings}
-            self.store.put_score(name, values, provenance=made)
+            self.put_learned(self.store, name, values)
         if world_size() > 1:
             dist.barrier()
+
+    def check_score(self, store: Store, name: str) -> None:
+        """Refuse before a training what `to_score` would refuse after it.
+
+        Raises:
+            ValueError: If the policy does not go by losses, or the name has other characters.
+            StoreMismatchError: If the name stands for another definition.
+        """
+        if type(self)._learned is Policy._learned:
+            self._learned()
+        store.check_score(name, self.definition())
+
+    def put_learned(self, store: Store, name: str, values: Floats) -> None:
+        """Store values that `learned` returned, here or in an earlier process."""
+        made = {"definition": self.definition(), "settings": self.settings()}
+        store.put_score(name, values, provenance=made)
+
+    def definition(self) -> str:
+        """Return what a score that the policy learned is called by: name and settings."""
+        settings = self.settings()
+        how = ", ".join(f"{key}={value}" for key, value in settings.items() if key != "policy")
+        return f"{settings['policy']}({how})"
 
     @property
     def store(self) -> Store:
