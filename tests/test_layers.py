@@ -36,8 +36,7 @@ MAY_IMPORT = {
     | {"train", "report"}
     | {"cost", "keepset", "plan", "epoch", "policy", "rules", "scores", "extrapolate", "pack"}
     | {"loaders"},
-    "cli": {"_errors", "commands", "cost", "options", "policy", "train"},
-    "options": {"_errors"},
+    "cli": {"_errors", "commands", "cost", "policy", "train"},
     "__main__": {"cli"},
 }
 
@@ -57,7 +56,6 @@ HOMES = {
     "jinja2": "report",
 }
 ALSO = {
-    ("options", "typer"),
     ("pack", "sklearn"),
     ("extrapolate", "torch"),
     ("policy", "torch"),
