@@ -11,7 +11,7 @@ import typer
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.cli import kept, scores, shards, trainings
-from shardsieve.train.launch import end_processes
+from shardsieve.train.launch import end_processes, first_to_say
 from shardsieve.train.stopping import Stopped
 
 app = typer.Typer(
@@ -32,13 +32,20 @@ def run(call: Callable[[], Any]) -> int:
         end_processes()
         raise
     except (ShardsieveError, ValueError) as error:
-        sys.stderr.write(f"shardsieve: {str(error).strip()}\n")
+        _say(f"shardsieve: {str(error).strip()}\n")
         return 2
     except Stopped as stopped:
         end_processes()
-        sys.stderr.write(f"shardsieve: {stopped}; the same command goes on from there\n")
+        _say(f"shardsieve: {stopped}; the same command goes on from there\n")
         return 143
     return 0
+
+
+def _say(line: str) -> None:
+    # What all processes of a launch have to say is said once.
+    if first_to_say(line):
+        sys.stderr.write(line)
+        sys.stderr.flush()
 
 
 def main() -> None:

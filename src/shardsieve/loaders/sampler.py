@@ -17,6 +17,7 @@ from shardsieve.loaders.moving import StepCount, put_choice
 from shardsieve.loaders.planned import OrderSettings, PlannedId, ids_of_epoch, refuse_another_plan
 from shardsieve.plan import PADDING, TAILS, Steps, World
 from shardsieve.policy.base import Choice, Policy
+from shardsieve.policy.inbox import together
 from shardsieve.store.store import Store
 
 
@@ -184,11 +185,17 @@ class PrunedShardSampler(Sampler[int]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` stands, on any world size or batch size.
 
+        With a policy every rank must call it, and all of them raise what one refuses.
+
         Raises:
             StoreMismatchError: If the state belongs to another store, keep set, seed, shuffle,
                 window or number of groups.
         """
-        refuse_another_plan(state["plan"], self._plan_name(), "sampler")
+        own = self._plan_name()
+        if self.policy is None:
+            refuse_another_plan(state["plan"], own, "sampler")
+        else:
+            together(lambda: refuse_another_plan(state["plan"], own, "sampler"))
         self.epoch = int(state["epoch"])
         self._begin(int(state["samples_done"]), state.get("block"))
         if self.policy is not None:

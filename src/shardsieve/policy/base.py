@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import MissingScoreError, StoreMismatchError
 from shardsieve.order import random_bits
-from shardsieve.policy.inbox import Floats, Inbox, Rows, world_size
+from shardsieve.policy.inbox import Floats, Inbox, Rows, together, world_size
 from shardsieve.store.store import Store
 
 
@@ -113,20 +113,29 @@ class Policy(ABC):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state.
+        """Go on from a state; every rank must call it.
 
         Raises:
-            StoreMismatchError: If it belongs to another store or another policy, showing both.
+            StoreMismatchError: On every rank, if one was given a state of another store or another
+                policy, showing both.
+        """
+        together(lambda: self.refuse_another(state))
+        for name, array in self._arrays().items():
+            array[:] = np.asarray(state["arrays"][name])
+        self._inbox.load(state["waiting"])
+        self.not_finite = int(state["not_finite"]) + self._inbox.not_finite
+
+    def refuse_another(self, state: Mapping[str, Any]) -> None:
+        """Check that a state belongs to this policy and its store.
+
+        Raises:
+            StoreMismatchError: If it does not, showing both.
         """
         for name, own in (("store", self.store.fingerprint), ("policy", self.settings())):
             if state[name] != own:
                 raise StoreMismatchError(
                     f"the state belongs to another {name}\n  state: {state[name]}\n  here:  {own}"
                 )
-        for name, array in self._arrays().items():
-            array[:] = np.asarray(state["arrays"][name])
-        self._inbox.load(state["waiting"])
-        self.not_finite = int(state["not_finite"]) + self._inbox.not_finite
 
     def learned(self) -> Floats:
         """Return what the policy learned, for `store.put_score`: after the last epoch, every rank.
