@@ -25,6 +25,7 @@ from shardsieve.train.loading import make_loader, set_epoch
 from shardsieve.train.nets import resnet50
 from shardsieve.train.runfolder import RunFolder
 from shardsieve.train.stepping import Stepper
+from shardsieve.train.subset import tracked_as
 
 
 @pytest.fixture(scope="module")
@@ -257,9 +258,24 @@ def test_resnet50_has_the_usual_size_and_embeds_2048():
         assert net.features(torch.zeros(1, 3, 64, 64)).shape == (1, 2048)
 
 
-def test_a_tracker_that_is_not_there_is_one_line(tmp_path):
+def test_a_tracker_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="track must be among tensorboard, wandb, got 'mlflow'"):
         make_accelerator(tmp_path, track=("mlflow",))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ss.ShardsieveError, match="tracking with wandb needs it: pip install wandb"):
+        make_accelerator(tmp_path, track=("wandb",))
+
+
+def test_a_tracker_keeps_its_files_with_the_run_and_goes_on_with_it(tmp_path):
+    first, again = (tracked_as(RunFolder(tmp_path / "run"), {"seed": 0}) for _ in range(2))
+    assert first == again
+    assert first["wandb"]["dir"] == str(tmp_path / "run/logs")
+    assert (tmp_path / "run/logs").is_dir()
+    others = [
+        tracked_as(RunFolder(tmp_path / "run"), {"seed": 1}),
+        tracked_as(RunFolder(tmp_path / "other"), {"seed": 0}),
+    ]
+    assert len({one["wandb"]["id"] for one in (first, *others)}) == 3
 
 
 @pytest.mark.parametrize(

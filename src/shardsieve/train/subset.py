@@ -1,5 +1,8 @@
 """Train on a keep set, from a fresh network to a result that says what it took."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +88,9 @@ def train_subset(
     )
     if accelerator.is_main_process:
         run.claim(identity)
-    if accelerator.log_with:
-        accelerator.init_trackers("shardsieve", config=_plain(config))
+    if accelerator.log_with and accelerator.is_main_process:  # the others' trackers do nothing
+        how = tracked_as(run, identity)
+        accelerator.init_trackers("shardsieve", config=_plain(config), init_kwargs=how)
     everything = select(test, keep_fraction=1.0) if test else None
     for epoch in trainer.epochs(progress=progress):
         row, last = trainer.done.history[-1], epoch + 1 == config.epochs
@@ -109,6 +113,15 @@ def train_subset(
     for tracker in accelerator.trackers:  # the process group stays: steps may follow
         tracker.finish()
     return result
+
+
+def tracked_as(run: RunFolder, identity: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the settings of trackers: W&B keeps its files with the run, and goes on with it."""
+    logs = run.path / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    which = json.dumps([str(run.path.resolve()), identity], sort_keys=True)
+    name = hashlib.blake2b(which.encode(), digest_size=8).hexdigest()
+    return {"wandb": {"dir": str(logs), "name": run.path.name, "id": name, "resume": "allow"}}
 
 
 def _check_score(store: Store, keep: KeepSet | Policy, name: str | None) -> None:
