@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from launching import killed_after, launch, on_ranks, on_two_ranks
 from tars import write_shards
+from torch.utils.data import DataLoader
 
 import shardsieve as ss
 
@@ -97,3 +98,32 @@ def test_two_ranks_prune_by_the_losses_of_both(tmp_path):
         assert first["keep"] == second["keep"] == keep
         assert sorted(first["seen"] + second["seen"]) == keep
     assert len(a["epochs"][2]["keep"]) < len(store) == len(a["epochs"][5]["keep"])
+
+
+@pytest.mark.slow
+def test_the_steps_that_schedules_are_told_are_the_steps_made(tmp_path):
+    store = ss.index(write_shards(tmp_path / "d", [25, 40, 14, 6, 17]), tmp_path / "s.zarr")
+    on_two_ranks("tests/two_ranks_steps.py", store.path, tmp_path)
+    a, b = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert a == b
+    assert len(a) == 30
+    for tail, kind, _, steps, (low, expected, high) in a:
+        assert low <= steps <= high
+        if kind in ("static", "random", "ucb"):
+            kept = ss.num_kept(len(store), 0.4)  # 41 in batches of 8
+            assert steps == low == expected == high
+            exact = {"uneven": 6, "pad": 6, "drop": 5}[tail]
+            assert kept == 41
+            assert steps == 4 * exact or kind == "ucb"
+        else:
+            assert low < expected < high
+
+
+def test_steps_are_not_guessed_without_a_batch_size(tmp_path):
+    store = ss.index(write_shards(tmp_path / "d", [25, 40]), tmp_path / "s.zarr")
+    sampler = ss.PrunedShardSampler(store, keep_fraction=0.5, rule="random")
+    with pytest.raises(ValueError, match="batch_size must be known to count steps, got None"):
+        sampler.steps(3)
+    loader = DataLoader(ss.ShardDataset(store), 4, sampler=sampler, collate_fn=list)
+    assert len(loader) == 9
+    assert sampler.steps(3) == 27

@@ -1,12 +1,15 @@
 import json
+import shlex
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from tars import write_shards
+from typer.main import get_command
 
 import shardsieve as ss
+from shardsieve.cli import app
 from shardsieve.commands.extrapolating import extrapolate_score
 
 
@@ -63,3 +66,22 @@ def test_extrapolation_keeps_seeds_and_fills_the_rest(store):
     assert np.corrcoef(full, points.sum(axis=1))[0, 1] > 0.8
     with pytest.raises(ss.MissingScoreError, match=r"\(mine\), got 'other'"):
         extrapolate_score(store.path, "seed", "x", "other")
+
+
+COMMANDS = get_command(app).commands
+
+
+def test_commands_stand_in_the_order_of_the_work():
+    assert list(COMMANDS)[:3] == ["pack", "realign", "index"]
+    assert list(COMMANDS)[-2:] == ["train", "run"]
+    assert len(COMMANDS) == 15
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_an_example_that_it_understands(name):
+    command = COMMANDS[name]
+    program, given, *arguments = shlex.split(command.epilog.removeprefix("Example: "))
+    assert (program, given) == ("shardsieve", name)
+    context = command.make_context(name, arguments)
+    assert context.params
+    assert len(command.epilog) <= 90

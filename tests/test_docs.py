@@ -2,6 +2,7 @@ import pathlib
 import re
 
 import pytest
+from launching import on_two_ranks
 
 ROOT = pathlib.Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -21,3 +22,11 @@ def test_block_runs(code):
     names = {}
     exec(compile(code, "<docs>", "exec"), names)
     assert names
+
+
+@pytest.mark.slow
+def test_the_loop_for_accelerate_runs_on_two_processes_as_it_stands(tmp_path):
+    codes = [block.values[0] for block in BLOCKS if "accelerator.prepare(" in block.values[0]]
+    assert len(codes) == 1
+    (tmp_path / "loop.py").write_text(codes[0])
+    on_two_ranks(tmp_path / "loop.py")

@@ -34,9 +34,9 @@ MAY_IMPORT = {
     "report": DATA | CORE | {"keepset", "loaders", "extrapolate", "train"},
     "commands": DATA
     | {"train", "report"}
-    | {"cost", "keepset", "plan", "epoch", "policy", "scores", "extrapolate", "pack", "loaders"},
-    "cli": {"_errors", "commands", "cost", "options", "policy", "train"},
-    "options": {"_errors"},
+    | {"cost", "keepset", "plan", "epoch", "policy", "rules", "scores", "extrapolate", "pack"}
+    | {"loaders"},
+    "cli": {"_errors", "commands", "cost", "policy", "train"},
     "__main__": {"cli"},
 }
 
@@ -56,7 +56,6 @@ HOMES = {
     "jinja2": "report",
 }
 ALSO = {
-    ("options", "typer"),
     ("pack", "sklearn"),
     ("extrapolate", "torch"),
     ("policy", "torch"),

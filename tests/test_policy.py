@@ -170,6 +170,18 @@ def test_seta_slides_its_window_from_easy_to_hard(store):
         assert kept == (expected if epoch < 17.5 else [0.0, 1.0, 2.0, 3.0, 4.0])
 
 
+@pytest.mark.parametrize("hard", [0, 1, 20])
+def test_seta_never_trains_on_nothing(store, hard):
+    """A network that has learned all but a few samples has a loss of 0 for the others."""
+    policy = ss.SeTa(0.0, groups=5, alpha=0.6, num_epochs=20)
+    losses = np.zeros((20, 100))
+    losses[:, :hard] = 3.0
+    choices = fed(policy, store, 16, losses)
+    sizes = [len(choice.rows) for choice in choices]
+    assert min(sizes) >= 1
+    assert all(policy.expect(e).low <= size for e, size in enumerate(sizes))
+
+
 def test_seta_rounds_as_paper_or_code():
     assert [ss.SeTa(alpha=0.9, rounding=r).width for r in ("ceil", "round")] == [5, 4]
     assert ss.SeTa(alpha=0.6).width == 3

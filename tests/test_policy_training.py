@@ -106,7 +106,7 @@ def test_weights_of_the_policy_reach_the_gradient(store):
     assert set(batch.weights.tolist()) == {1.0, 2.0}
     rows = store.rows(batch.ids.numpy())
     assert torch.equal(batch.weights, store.epoch_weights[torch.from_numpy(rows)])
-    how = {"epoch": 1, "place": 0, "of_step": 1, "last": True}
+    how = {"epoch": 1, "place": 0, "share": 1.0, "last": True}
     logits, losses = trainer.stepper.batch(batch, **how)
     ours = [p.grad.clone() for p in trainer.stepper.bare.parameters()]
     trainer.stepper.optimizer.zero_grad()

@@ -4,6 +4,7 @@ import json
 import logging
 import signal
 import subprocess
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from shardsieve.train.loading import make_loader, set_epoch
 from shardsieve.train.nets import resnet50
 from shardsieve.train.runfolder import RunFolder
 from shardsieve.train.stepping import Stepper
+from shardsieve.train.subset import tracked_as
 
 
 @pytest.fixture(scope="module")
@@ -134,16 +136,20 @@ def plain_net():
 def stepped(config, batches):
     stepper = Stepper(plain_net(), config, Accelerator(cpu=True))
     for number, batch in enumerate(batches):
-        how = {"epoch": 0, "place": number, "of_step": len(batches)}
+        how = {
+            "epoch": 0,
+            "place": number,
+            "share": len(batch.ids) / sum(len(one.ids) for one in batches),
+        }
         stepper.batch(batch, **how, last=number + 1 == len(batches))
     stepper.update(0.5)
     return stepper
 
 
-@given(st.integers(1, 4), st.integers(1, 5))
-def test_accumulated_batches_make_the_step_of_one_large_batch(parts, size):
-    whole = batch_of(parts * size)
-    cut = [Batch(*(x[i * size : (i + 1) * size] for x in whole)) for i in range(parts)]
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+def test_accumulated_batches_of_any_sizes_make_the_step_of_one_large_batch(sizes):
+    whole, ends = batch_of(sum(sizes)), np.cumsum([0, *sizes])
+    cut = [Batch(*(x[a:b] for x in whole)) for a, b in pairwise(ends.tolist())]
     config = TrainConfig(weight_decay=0.01)
     one, many = stepped(config, [whole]), stepped(config, cut)
     for a, b in zip(one.bare.parameters(), many.bare.parameters(), strict=True):
@@ -155,7 +161,7 @@ def test_the_average_of_weights_is_the_slow_one_and_is_what_is_evaluated():
     stepper = Stepper(plain_net(), config, Accelerator(cpu=True))
     slow = None
     for number in range(6):
-        stepper.batch(batch_of(4, seed=number), epoch=0, place=0, of_step=1, last=True)
+        stepper.batch(batch_of(4, seed=number), epoch=0, place=0, share=1.0, last=True)
         stepper.update(number / 6)
         now = [p.detach().double() for p in stepper.bare.parameters()]
         slow = now if slow is None else [0.8 * a + 0.2 * b for a, b in zip(slow, now, strict=True)]
@@ -175,7 +181,7 @@ def test_images_are_scaled_normalised_and_laid_out_before_the_network():
     stepper.bare.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     batch = batch_of(2)
     for epoch in (0, 1):
-        stepper.batch(batch, epoch=epoch, place=0, of_step=1, last=True)
+        stepper.batch(batch, epoch=epoch, place=0, share=1.0, last=True)
     assert [tuple(images.shape[2:]) for images in seen] == [(6, 6), (4, 4)]
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(seen[0], normalised(batch.images, "imagenet"))
@@ -257,9 +263,24 @@ def test_resnet50_has_the_usual_size_and_embeds_2048():
         assert net.features(torch.zeros(1, 3, 64, 64)).shape == (1, 2048)
 
 
-def test_a_tracker_that_is_not_there_is_one_line(tmp_path):
+def test_a_tracker_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="track must be among tensorboard, wandb, got 'mlflow'"):
         make_accelerator(tmp_path, track=("mlflow",))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ss.ShardsieveError, match="tracking with wandb needs it: pip install wandb"):
+        make_accelerator(tmp_path, track=("wandb",))
+
+
+def test_a_tracker_keeps_its_files_with_the_run_and_goes_on_with_it(tmp_path):
+    first, again = (tracked_as(RunFolder(tmp_path / "run"), {"seed": 0}) for _ in range(2))
+    assert first == again
+    assert first["wandb"]["dir"] == str(tmp_path / "run/logs")
+    assert (tmp_path / "run/logs").is_dir()
+    others = [
+        tracked_as(RunFolder(tmp_path / "run"), {"seed": 1}),
+        tracked_as(RunFolder(tmp_path / "other"), {"seed": 0}),
+    ]
+    assert len({one["wandb"]["id"] for one in (first, *others)}) == 3
 
 
 @pytest.mark.parametrize(

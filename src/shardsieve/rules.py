@@ -53,7 +53,7 @@ class Asked:
 
 def chosen_rows(store: Store, rule: str, asked: Asked) -> Rows:
     """Return the kept rows, ascending; see `select`."""
-    rule = _checked_rule(rule, asked)
+    rule = checked_rule(rule, asked)
     if rule == "threshold":
         return _above(store, asked)
     if asked.keep_fraction is None:
@@ -64,8 +64,12 @@ def chosen_rows(store: Store, rule: str, asked: Asked) -> Rows:
     return _BY_FRACTION[rule](store, asked, count)
 
 
-def _checked_rule(rule: str, asked: Asked) -> str:
-    """Return the rule, `stratified` replaced by the one it stands for."""
+def checked_rule(rule: str, asked: Asked) -> str:
+    """Return the rule, `stratified` replaced by the one it stands for.
+
+    Raises:
+        ValueError: If there is no such rule, or an option belongs to another one.
+    """
     if rule not in RULES:
         raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
     # A class floor of 0 asks for nothing; a hard cut-off of 0 asks for strata of the score.

@@ -8,9 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import shardsieve.extrapolate as extrapolators
 from shardsieve.commands.filling import blocks_of, fill, ranks_of, readable_rows, sample_of
 from shardsieve.commands.memorised import by_unseen_neighbours, checked_seed_scores, memorised
-from shardsieve.commands.methods import ON_SIGNALS, SEARCHING, Mask, Task, Values, make_task
+from shardsieve.commands.methods import (
+    METHODS,
+    ON_SIGNALS,
+    SEARCHING,
+    Mask,
+    Task,
+    Values,
+    make_task,
+)
 from shardsieve.commands.progress import bar
 from shardsieve.commands.trust import judged, told
 from shardsieve.cost import Cost
@@ -107,6 +116,27 @@ def extrapolate_score(
     accelerator.wait_for_everyone()
     counts["without_embedding"] = int((~readable).sum())
     return {"score": name, "method": method, **tried, **counts, **told(trust), **searched}
+
+
+def check_extrapolation(
+    method: str, *, k: int | str, weights: str, folds: int, seed_scores: str, **how: Any
+) -> None:
+    """Refuse settings of `extrapolate_score` that are wrong for any store.
+
+    Raises:
+        ValueError: With what is wrong.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    checked_seed_scores(seed_scores, method in ON_SIGNALS)
+    number = _number(k, method) or 1
+    if folds < 2:
+        raise ValueError(f"folds must be at least 2, got {folds}; 5 is usual")
+    if method == "knn":
+        KNN(number, weights, **taken(method, how))
+    if method == "gnn":
+        gnn: Any = extrapolators.GNN  # imported only where it is used
+        gnn(number, **{n: v for n, v in taken(method, how).items() if n != "labels"})
 
 
 def _predict(

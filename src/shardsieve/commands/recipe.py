@@ -3,17 +3,21 @@
 import difflib
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.commands.methods import METHODS
+from shardsieve.commands.extrapolating import check_extrapolation
 from shardsieve.policy.base import Policy
 from shardsieve.policy.named import make_policy
+from shardsieve.rules import Asked, checked_rule
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.launch import DEFAULT_TRACKERS
+
+DECIDE_NOTHING = {"workers", "track", "max_unreadable", "checkpoint_steps"}
+"""Settings that decide how a step runs, not what it makes."""
 
 
 class Section(BaseModel):
@@ -55,7 +59,11 @@ class Embed(Section):
 
     model: str | None = None
     weights: Path | None = None
+    size: int | None = None
+    channels: int | None = None
     batch_size: int = 256
+    max_unreadable: int = 0
+    workers: int = 0
     precision: str = "no"
 
 
@@ -64,10 +72,17 @@ class Extrapolate(Section):
 
     score: str = "dyn_unc"
     method: str = "knn"
-    k: int = 50
+    k: int | Literal["auto"] = 50
     weights: str = "exp"
+    search: str = "auto"
+    min_recall: float = 0.99
+    layer: str = "gcn"
+    graph: str = "all"
+    labels: bool = False
     folds: int = 5
     match: bool | None = None
+    seed_scores: str = "measured"
+    seed: int = 0
 
 
 class Select(Section):
@@ -153,6 +168,11 @@ def settings(section: Section) -> TrainConfig:
     return TrainConfig(**{f.name: getattr(section, f.name) for f in fields(TrainConfig)})
 
 
+def deciding(section: Section) -> dict[str, Any]:
+    """Return the settings of a section that decide what its step makes, JSON-ready."""
+    return section.model_dump(mode="json", exclude=DECIDE_NOTHING)
+
+
 def policy_of(recipe: Recipe) -> Policy | None:
     """Return the policy that the training section names."""
     train: Any = recipe.train
@@ -174,14 +194,27 @@ def _check(recipe: Recipe) -> None:
                 policy_of(recipe)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-    if recipe.extrapolate is not None and recipe.extrapolate.method not in METHODS:
-        raise ValueError(
-            f"extrapolate.method must be one of {', '.join(METHODS)}, "
-            f"got {recipe.extrapolate.method!r}"
-        )
+    if recipe.extrapolate is not None:
+        try:
+            check_extrapolation(**recipe.extrapolate.model_dump(exclude={"score", "match", "seed"}))
+        except ValueError as error:
+            raise ValueError(f"extrapolate: {error}") from error
+    if recipe.embed is not None and recipe.embed.model is None and recipe.score is None:
+        raise ValueError("embed must name a model, or come with score; add one")
     if recipe.extrapolate is not None and (recipe.score is None or recipe.embed is None):
         raise ValueError("extrapolate must come with score and embed; add them")
+    _check_kept(recipe)
+
+
+def _check_kept(recipe: Recipe) -> None:
     select, train = recipe.select, recipe.train
+    if train is not None and train.policy is None:
+        try:
+            checked_rule(select.rule, Asked(**select.model_dump(exclude={"rule"})))
+        except ValueError as error:
+            raise ValueError(f"select: {error}") from error
+        if train.policy_score is not None:
+            raise ValueError("train: policy_score must come with a policy; add one")
     scored = select.score is not None or recipe.extrapolate is not None
     by_score = select.rule not in ("random", "moderate") and select.keep_fraction < 1
     if train is not None and policy_of(recipe) is None and by_score and not scored:

@@ -18,9 +18,14 @@ def report_score(
     return {"report": str(out)}
 
 
+def names_beside(url: str) -> Path:
+    """Return where the names of the classes lie, if they do."""
+    return Path(url).with_name("classes.json")
+
+
 def class_names(url: str) -> list[str] | None:
     """Return the names that `shardsieve pack` wrote beside the shards, None without them."""
-    names = Path(url).with_name("classes.json")
+    names = names_beside(url)
     if not names.is_file():
         return None
     found: list[str] = json.loads(names.read_text())

@@ -17,6 +17,7 @@ from shardsieve.loaders.moving import StepCount, put_choice
 from shardsieve.loaders.planned import OrderSettings, PlannedId, ids_of_epoch, refuse_another_plan
 from shardsieve.plan import PADDING, TAILS, Steps, World
 from shardsieve.policy.base import Choice, Policy
+from shardsieve.policy.inbox import together
 from shardsieve.store.store import Store
 
 
@@ -101,6 +102,7 @@ class PrunedShardSampler(Sampler[int]):
         self.order = OrderSettings(seed, shuffle, window, groups)
         self.store, self.tail = store, tail
         self.batch_size, self.world = batch_size, world
+        self._seen_size: int | None = None
         self.epoch = 0
         self._begin(0)
         store.epoch_samples = 0 if tail == "uneven" else len(self.keep_set)
@@ -123,7 +125,7 @@ class PrunedShardSampler(Sampler[int]):
             self.policy.update(ids, losses)
 
     def steps(self, epochs: int | None = None) -> StepCount:
-        """Return the steps on every rank, when batch size and world are known.
+        """Return the steps on every rank.
 
         Args:
             epochs: From epoch 0 on; None counts the epoch under way.
@@ -131,19 +133,27 @@ class PrunedShardSampler(Sampler[int]):
         Returns:
             An int with `low` and `high`: the three are equal where the count is known before
             training; with a policy that goes by losses the int is the expected count.
+
+        Raises:
+            ValueError: If the batch size is not known: it was not given, and no loader has asked.
         """
-        asking = self._asking(Asking())
+        asking = self._asking(Asking(self._seen_size))
+        if asking.batch_size is None:
+            raise ValueError(
+                "batch_size must be known to count steps, got None; give it to PrunedShardSampler"
+            )
         if epochs is None:
             return StepCount.exactly(len(self._steps(asking, 0)))
         if self.policy is None:
             return StepCount.exactly(epochs * len(self._steps(asking, 0)))
         world = self._own_world(asking)
-        size = asking.batch_size or 1
+        size = asking.batch_size
         expected = [self.policy.expect(epoch) for epoch in range(epochs)]
         return StepCount.over(expected, lambda n: len(Steps(n, size, world.size, self.tail)))
 
     def __len__(self) -> int:
         asking = self._asking(who_asks(self))
+        self._seen_size = asking.batch_size
         if asking.batch_size is None:
             return len(self.keep_set)
         steps = self._steps(asking, 0)
@@ -154,6 +164,7 @@ class PrunedShardSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         asking = self._asking(who_asks(self))
+        self._seen_size = asking.batch_size
         world = self._own_world(asking)
         if self._pass is not None and self._pass.whole:
             self._start = 0  # a pass after a whole one begins at the beginning
@@ -184,11 +195,17 @@ class PrunedShardSampler(Sampler[int]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` stands, on any world size or batch size.
 
+        With a policy every rank must call it, and all of them raise what one refuses.
+
         Raises:
             StoreMismatchError: If the state belongs to another store, keep set, seed, shuffle,
                 window or number of groups.
         """
-        refuse_another_plan(state["plan"], self._plan_name(), "sampler")
+        own = self._plan_name()
+        if self.policy is None:
+            refuse_another_plan(state["plan"], own, "sampler")
+        else:
+            together(lambda: refuse_another_plan(state["plan"], own, "sampler"))
         self.epoch = int(state["epoch"])
         self._begin(int(state["samples_done"]), state.get("block"))
         if self.policy is not None:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import MissingScoreError, StoreMismatchError
 from shardsieve.order import random_bits
-from shardsieve.policy.inbox import Floats, Inbox, Rows, world_size
+from shardsieve.policy.inbox import Floats, Inbox, Rows, together, world_size
 from shardsieve.store.store import Store
 
 
@@ -113,20 +113,29 @@ class Policy(ABC):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state.
+        """Go on from a state; every rank must call it.
 
         Raises:
-            StoreMismatchError: If it belongs to another store or another policy, showing both.
+            StoreMismatchError: On every rank, if one was given a state of another store or another
+                policy, showing both.
+        """
+        together(lambda: self.refuse_another(state))
+        for name, array in self._arrays().items():
+            array[:] = np.asarray(state["arrays"][name])
+        self._inbox.load(state["waiting"])
+        self.not_finite = int(state["not_finite"]) + self._inbox.not_finite
+
+    def refuse_another(self, state: Mapping[str, Any]) -> None:
+        """Check that a state belongs to this policy and its store.
+
+        Raises:
+            StoreMismatchError: If it does not, showing both.
         """
         for name, own in (("store", self.store.fingerprint), ("policy", self.settings())):
             if state[name] != own:
                 raise StoreMismatchError(
                     f"the state belongs to another {name}\n  state: {state[name]}\n  here:  {own}"
                 )
-        for name, array in self._arrays().items():
-            array[:] = np.asarray(state["arrays"][name])
-        self._inbox.load(state["waiting"])
-        self.not_finite = int(state["not_finite"]) + self._inbox.not_finite
 
     def learned(self) -> Floats:
         """Return what the policy learned, for `store.put_score`: after the last epoch, every rank.
@@ -144,13 +153,33 @@ class Policy(ABC):
 
     def to_score(self, name: str) -> None:
         """Store `learned()` as a static score; every rank must call it, and rank 0 writes."""
-        values, settings = self.learned(), self.settings()
+        values = self.learned()
         if world_size() == 1 or dist.get_rank() == 0:
-            how = ", ".join(f"{key}={value}" for key, value in settings.items() if key != "policy")
-            made = {"definition": f"{settings['policy']}({how})", "settings": settings}
-            self.store.put_score(name, values, provenance=made)
+            self.put_learned(self.store, name, values)
         if world_size() > 1:
             dist.barrier()
+
+    def check_score(self, store: Store, name: str) -> None:
+        """Refuse before a training what `to_score` would refuse after it.
+
+        Raises:
+            ValueError: If the policy does not go by losses, or the name has other characters.
+            StoreMismatchError: If the name stands for another definition.
+        """
+        if type(self)._learned is Policy._learned:
+            self._learned()
+        store.check_score(name, self.definition())
+
+    def put_learned(self, store: Store, name: str, values: Floats) -> None:
+        """Store values that `learned` returned, here or in an earlier process."""
+        made = {"definition": self.definition(), "settings": self.settings()}
+        store.put_score(name, values, provenance=made)
+
+    def definition(self) -> str:
+        """Return what a score that the policy learned is called by: name and settings."""
+        settings = self.settings()
+        how = ", ".join(f"{key}={value}" for key, value in settings.items() if key != "policy")
+        return f"{settings['policy']}({how})"
 
     @property
     def store(self) -> Store:

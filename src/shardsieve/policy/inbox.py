@@ -1,7 +1,7 @@
 """Losses on their way to a policy: they wait where they were seen and are joined over all ranks."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 
+from shardsieve._errors import ShardsieveError
 from shardsieve.store.store import Store
 
 Floats = NDArray[np.float64]
@@ -28,7 +29,7 @@ class Inbox:
         self._on_device: list[tuple[Any, Any]] = []
         self._waiting: list[Losses] = []
         self._joined: list[Losses] = []
-        self._trouble: str | None = None
+        self._trouble: Exception | None = None
 
     @property
     def not_finite(self) -> int:
@@ -46,7 +47,7 @@ class Inbox:
             # One rank that stops alone would leave the others waiting for it.
             if world_size() == 1:
                 raise
-            self._trouble = self._trouble or f"rank {dist.get_rank()}: {error}"
+            self._trouble = self._trouble or _of_this_rank(error)
 
     def join(self, store: Store | None) -> int:
         """Join what all ranks took in; return how many of it is not finite. A collective call."""
@@ -54,11 +55,8 @@ class Inbox:
         rows, losses = _concatenated(self._waiting)
         self._waiting = []
         if world_size() > 1:
-            parts: list[Any] = [None] * world_size()
-            dist.all_gather_object(parts, (self._trouble, rows, losses))
-            troubles = [part[0] for part in parts if part[0]]
-            if troubles:
-                raise ValueError(troubles[0])
+            parts = _gathered((self._trouble, rows, losses))
+            raise_first([part[0] for part in parts])
             rows, losses = _concatenated([part[1:] for part in parts])
         if len(rows):
             self._joined.append((rows, losses))
@@ -93,6 +91,42 @@ class Inbox:
 def world_size() -> int:
     """Return the number of ranks."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def together(check: Callable[[], None]) -> None:
+    """Check something on every rank; where one refuses, all raise what it says.
+
+    A collective call: a rank that stops alone would leave the others waiting for it.
+
+    Raises:
+        ShardsieveError: As `check` does, or ValueError.
+    """
+    trouble = None
+    try:
+        check()
+    except (ShardsieveError, ValueError) as error:
+        if world_size() == 1:
+            raise
+        trouble = _of_this_rank(error)
+    if world_size() > 1:
+        raise_first(_gathered(trouble))
+
+
+def raise_first(troubles: Sequence[Exception | None]) -> None:
+    """Raise the first of what ranks have to say, if there is any."""
+    for trouble in troubles:
+        if trouble is not None:
+            raise trouble
+
+
+def _of_this_rank(error: Exception) -> Exception:
+    return type(error)(f"rank {dist.get_rank()}: {error}")
+
+
+def _gathered(mine: Any) -> list[Any]:
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, mine)
+    return parts
 
 
 def _checked(ids: ArrayLike, losses: ArrayLike, store: Store) -> Losses:

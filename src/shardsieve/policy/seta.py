@@ -92,7 +92,9 @@ class SeTa(LossPolicy):
         start = epoch % (self.groups - self.width + 1)
         group = np.full(len(drawn), start)
         group[known] = groups_of(losses[known], self.groups)
-        return Choice(np.sort(drawn[(group >= start) & (group < start + self.width)]))
+        inside = (group >= start) & (group < start + self.width)
+        # Many equal losses, as of a network that has learned all, leave groups empty.
+        return Choice(np.sort(drawn[inside] if inside.any() else drawn))
 
 
 def groups_of(values: Floats, groups: int, rounds: int = 100) -> NDArray[np.int64]:

@@ -34,13 +34,14 @@ from shardsieve.store.layout import (
 from shardsieve.store.store import Store, open_store
 
 Progress = Callable[[int, int], None]
+LABEL_MEMBER = "cls"
 
 
 def index(
     urls: str | Path | Iterable[str | Path],
     store: str | Path,
     *,
-    label_member: str = "cls",
+    label_member: str = LABEL_MEMBER,
     progress: Progress | None = None,
 ) -> Store:
     """Index shards into a new store, or return the store that already holds just these shards.
@@ -62,16 +63,16 @@ def index(
     shards = expand_urls(urls)
     target: Path | str = str(store) if is_remote(store) else Path(store)
     if holds_store(target) or (isinstance(target, Path) and target.exists()):
-        return _existing(target, shards)
+        return _existing(target, shards, label_member)
     if is_beton(shards):
         blocks, attributes = beton_blocks(shards[0], label_member)
         with _made(target) as folder:
-            _write(folder, shards * len(blocks), blocks, attributes)
+            _write(folder, shards * len(blocks), blocks, label_member, attributes)
         return open_store(target)
     partial = beside(target)
     done = walked(shards, partial, label_member, progress)
     with _made(target) as folder:
-        _write(folder, shards, done)
+        _write(folder, shards, done, label_member)
     shutil.rmtree(partial, ignore_errors=True)
     return open_store(target)
 
@@ -103,7 +104,7 @@ def walked(
 
 
 def _entry(partial: Path, number: int, url: str, label_member: str) -> IndexedShard:
-    return _resumed(partial, number, url) or _save(partial, number, url, label_member)
+    return _resumed(partial, number, url, label_member) or _save(partial, number, url, label_member)
 
 
 def beside(target: Path | str) -> Path:
@@ -119,7 +120,7 @@ def _made(target: Path | str) -> AbstractContextManager[Path | str]:
     return replaced_folder(target) if isinstance(target, Path) else nullcontext(target)
 
 
-def index_shard(url: str, *, label_member: str = "cls") -> IndexedShard:
+def index_shard(url: str, *, label_member: str = LABEL_MEMBER) -> IndexedShard:
     """Walk one tar and return its index entry."""
     fingerprint = cheap_fingerprint(url)
     with walkable(url) as (read, total):
@@ -146,7 +147,8 @@ def _label(read: Callable[[int, int], bytes], table: SampleTable, row: int) -> i
 
 def _save(partial: Path, number: int, url: str, label_member: str) -> IndexedShard:
     shard = index_shard(url, label_member=label_member)
-    note = json.dumps([url, shard.fingerprint, shard.nbytes, shard.suffixes, shard.keys])
+    whence = [url, shard.fingerprint, label_member]
+    note = json.dumps([*whence, shard.nbytes, shard.suffixes, shard.keys])
     path = partial / f"{number:08d}.npz"
     with told_about_disk(partial):
         temporary = path.with_suffix(".tmp.npz")
@@ -155,13 +157,13 @@ def _save(partial: Path, number: int, url: str, label_member: str) -> IndexedSha
     return shard
 
 
-def _resumed(partial: Path, number: int, url: str) -> IndexedShard | None:
+def _resumed(partial: Path, number: int, url: str, label_member: str) -> IndexedShard | None:
     path = partial / f"{number:08d}.npz"
     if not path.exists():
         return None
     with np.load(path) as saved:
-        name, fingerprint, nbytes, suffixes, keys = json.loads(str(saved["note"]))
-        if name != url or fingerprint != cheap_fingerprint(url):
+        *whence, nbytes, suffixes, keys = json.loads(str(saved["note"]))
+        if whence != [url, fingerprint := cheap_fingerprint(url), label_member]:
             return None
         arrays = {k: saved[k] for k in ("offset", "length", "label")}
     return IndexedShard(
@@ -173,6 +175,7 @@ def _write(
     where: Path | str,
     urls: list[str],
     shards: list[IndexedShard],
+    label_member: str,
     attributes: dict[str, Any] | None = None,
 ) -> None:
     group = opened_group(where, "w")
@@ -200,6 +203,7 @@ def _write(
             "rows_per_shard": shape[1],
             "members": sorted({name for shard in shards for name in shard.suffixes}),
             "fingerprint": index_fingerprint(tables),
+            "label_member": label_member,
             **(attributes or {}),
             # Last, so that a group with a version is a whole store.
             "format_version": FORMAT_VERSION,
@@ -214,8 +218,10 @@ def _write_strings(group: zarr.Group, name: str, values: NDArray[np.object_]) ->
     array[:] = values
 
 
-def _existing(target: Path | str, shards: list[str]) -> Store:
+def _existing(target: Path | str, shards: list[str], label_member: str) -> Store:
     store = open_store(target)
+    if label_member != LABEL_MEMBER:
+        check_labels(store, label_member)
     wanted = [absolute(url) for url in shards]
     if store.kind == "ffcv":
         wanted *= store.num_shards
@@ -226,6 +232,20 @@ def _existing(target: Path | str, shards: list[str]) -> Store:
             f"got {len(wanted)} with {other}; choose another --store"
         )
     return store
+
+
+def check_labels(store: Store, label_member: str) -> None:
+    """Check that a store has its labels from these members.
+
+    Raises:
+        StoreMismatchError: If it has them from others.
+    """
+    held = store.group.attrs.get("label_member", label_member)
+    if held != label_member:
+        raise StoreMismatchError(
+            f"{store.path} has its labels from {held}, got label_member {label_member}; "
+            "give it that one, or index into another store"
+        )
 
 
 def check(store: Store, *, progress: Progress | None = None) -> None:

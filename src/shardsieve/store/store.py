@@ -116,6 +116,10 @@ class Store:
         """Names of the stored scores; one whose writing was cut short is not among them."""
         return [name for name in self._names("score") if "date" in self.provenance(name)]
 
+    def has_score(self, name: str) -> bool:
+        """Return whether a score is stored; see `scores`."""
+        return self._has(f"score/{name}") and "date" in self.provenance(name)
+
     def put_score(
         self, name: str, values: ArrayLike, *, provenance: Mapping[str, Any] | None = None
     ) -> None:
@@ -138,6 +142,23 @@ class Store:
         self.write_score(name, scores)
         self.finish_score(name)
 
+    def check_score(self, name: str, definition: str) -> None:
+        """Refuse a name that `put_score` would refuse; writes nothing.
+
+        Raises:
+            ValueError: If it has other characters.
+            StoreMismatchError: If it stands for another definition.
+        """
+        if not name or not all(c.isalnum() or c in "_-." for c in name) or name[0] in "_.":
+            raise ValueError(f"name must be made of letters, digits, '_', '-', '.', got {name!r}")
+        if self.has_score(name):
+            old = self.provenance(name).get("definition")
+            if old not in (None, definition):
+                raise StoreMismatchError(
+                    f"score {name!r} holds the definition {old!r}, got {definition!r}; "
+                    "give the new score its own name"
+                )
+
     def begin_score(
         self, name: str, provenance: Mapping[str, Any] | None = None, *, afresh: bool = False
     ) -> None:
@@ -147,8 +168,8 @@ class Store:
         score is not listed before `finish_score`.
         """
         made = {"definition": "user", **json.loads(json.dumps(dict(provenance or {})))}
-        self._check_name(name, made)
-        if not afresh and name in self._names("score") and self.provenance(name) == made:
+        self.check_score(name, made["definition"])
+        if not afresh and self._has(f"score/{name}") and self.provenance(name) == made:
             return
         with told_about_disk(self.path):
             shape = (self.num_shards, self.rows_per_shard)
@@ -178,13 +199,20 @@ class Store:
             self._array(f"score/{name}").attrs.update({**more, "date": date})
             write_contents(self.group)
 
+    def forget_score(self, name: str) -> None:
+        """Delete a score, if it is there."""
+        if self._has(f"score/{name}"):
+            # No longer listed first: half of it would read as NaN.
+            self._array(f"score/{name}").attrs.pop("date", None)
+        self._delete(f"score/{name}")
+
     def score(self, name: str) -> NDArray[np.float32]:
         """Return a stored score in id order: float32 (n,), NaN where not scored.
 
         Raises:
             MissingScoreError: If there is none of that name, listing those there are.
         """
-        if name not in self.scores:
+        if not self.has_score(name):
             known = ", ".join(self.scores) or "none"
             raise MissingScoreError(
                 f"score must be one of those in {self.path} ({known}), got {name!r}; "
@@ -233,6 +261,11 @@ class Store:
         """Return the embeddings as rows in id order, float16 (n, d), of which no copy is held."""
         return StoredRows(self.embedding_array(name), self.samples)
 
+    def forget_embedding(self, name: str) -> None:
+        """Delete an embedding and its signals, if they are there."""
+        self._delete(f"signal/{name}")
+        self._delete(f"embedding/{name}")
+
     # Signals --------------------------------------------------------------------------------
 
     @property
@@ -266,6 +299,10 @@ class Store:
         """Return the exact fingerprint of every shard's sample table."""
         return [str(table) for table in self._read("shard/table")]
 
+    def shard_fingerprints(self) -> list[str]:
+        """Return the cheap fingerprint of every shard when it was indexed."""
+        return [str(found) for found in self._read("shard/fingerprint")]
+
     def check_shards(self) -> None:
         """Compare every shard with its cheap fingerprint (size and time of change).
 
@@ -273,25 +310,14 @@ class Store:
             StoreMismatchError: If a shard is not the one that was indexed, saying how it differs.
         """
         found = cheap_fingerprints(self.urls)
-        for url, want, got in zip(self.urls, self._read("shard/fingerprint"), found, strict=True):
-            if got != str(want):
+        for url, want, got in zip(self.urls, self.shard_fingerprints(), found, strict=True):
+            if got != want:
                 raise StoreMismatchError(
                     f"shard {url} is not the one that {self.path} was made from "
                     f"({want} then, {got} now); run `shardsieve check`, or index again"
                 )
 
     # Inside ---------------------------------------------------------------------------------
-
-    def _check_name(self, name: str, made: Mapping[str, Any]) -> None:
-        if not name or not all(c.isalnum() or c in "_-." for c in name) or name[0] in "_.":
-            raise ValueError(f"name must be made of letters, digits, '_', '-', '.', got {name!r}")
-        if name in self.scores:
-            old = self.provenance(name).get("definition")
-            if old not in (None, made["definition"]):
-                raise StoreMismatchError(
-                    f"score {name!r} holds the definition {old!r}, got {made['definition']!r}; "
-                    "give the new score its own name"
-                )
 
     def _need_chunks(self, name: str, whole: NDArray[np.bool_], *, first: int = 0) -> None:
         """Refuse an array that has lost a chunk: Zarr reads its fill value there."""
@@ -307,6 +333,14 @@ class Store:
             array = make_array(self.group, name, shape, dtype, np.nan)
             write_contents(self.group)
             return array
+
+    def _delete(self, name: str) -> None:
+        with told_about_disk(self.path):
+            del self.group[name]
+            write_contents(self.group)
+
+    def _has(self, name: str) -> bool:
+        return isinstance(self.group.get(name), zarr.Array)
 
     def _names(self, kind: str) -> list[str]:
         group = self.group.get(kind)

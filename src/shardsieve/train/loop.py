@@ -146,12 +146,13 @@ class Trainer:
         begin, means = time.perf_counter(), list[Tensor]()
         for batches, place_after in self._steps():
             before = self._progress()
+            samples = sum(len(batch.ids) for _, batch in batches)
             for number, (place, batch) in enumerate(batches, start=1):
                 logits, losses = self.stepper.batch(
                     batch,
                     epoch=epoch,
                     place=place,
-                    of_step=len(batches),
+                    share=len(batch.ids) / samples,
                     last=number == len(batches),
                 )
                 means.append(losses.mean())

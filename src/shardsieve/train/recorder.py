@@ -148,6 +148,12 @@ class Recorder:
             return []
         return sorted(name for name, run in group.groups() if "signals" in run.attrs)
 
+    @staticmethod
+    def forget(store: Store, run: str) -> None:
+        """Delete a run's dynamics from a store, if they are there."""
+        with told_about_disk(store.path):
+            del store.group[f"dynamics/{run}"]
+
     @classmethod
     def load(cls, store: Store, run: str) -> "Recorder":
         """Return a saved table; it is for reading, as the last epoch's outputs are not saved.

@@ -93,6 +93,19 @@ def put_seed_scores(
     return names
 
 
+def forget_run(store: Store, run: str) -> None:
+    """Delete what a seed run left in a store, with its second run for the ceiling, if it is there.
+
+    These are its dynamics and scores, also those of held-out seeds and those computed later.
+    """
+    runs = [f"{run}{again}{held}" for again in ("", "_again") for held in ("", "_held_out")]
+    for name in store.scores:
+        if store.provenance(name).get("dynamics") in runs:
+            store.forget_score(name)
+    for one in runs:
+        Recorder.forget(store, one)
+
+
 def scores_from_dynamics(
     store: Store, run: str, specs: Iterable[str] | None = None, *, window: int = 10
 ) -> list[str]:

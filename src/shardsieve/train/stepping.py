@@ -71,7 +71,7 @@ class Stepper:
         return self._ema.module
 
     def batch(
-        self, batch: Batch, *, epoch: int, place: int, of_step: int, last: bool
+        self, batch: Batch, *, epoch: int, place: int, share: float, last: bool
     ) -> tuple[Tensor, Tensor]:
         """Send a batch forward and backward; return its logits and its losses, one per sample.
 
@@ -79,7 +79,8 @@ class Stepper:
             batch: On the device.
             epoch: From 0.
             place: Samples of the epoch done before it, over all ranks.
-            of_step: Batches of this optimiser step.
+            share: Of the samples of this rank's optimiser step, in `(0, 1]`: batches of unlike
+                sizes make the step of all their samples at once.
             last: Whether it is the last of them: only then are gradients joined over ranks.
         """
         draw = hash_key(self.config.seed, epoch, place, self.accelerator.process_index) % 2**63
@@ -87,7 +88,7 @@ class Stepper:
         images = self._prepared(batch.images, epoch, draw)
         with nullcontext() if last else self.accelerator.no_sync(self.model):
             logits, losses = self._forward(images, batch.labels)
-            self.accelerator.backward(weighted(losses, batch) / of_step)
+            self.accelerator.backward(weighted(losses, batch) * share)
         return logits, losses.detach()
 
     def update(self, progress: float) -> None:

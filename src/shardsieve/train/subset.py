@@ -1,11 +1,16 @@
 """Train on a keep set, from a fresh network to a result that says what it took."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from shardsieve._errors import ShardsieveError
 from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet, select
 from shardsieve.policy.base import Policy
@@ -18,6 +23,8 @@ from shardsieve.train.nets import load_model
 from shardsieve.train.progress import Progress
 from shardsieve.train.runfolder import RESULT, RunFolder
 from shardsieve.train.seeding import count_classes, with_known_images
+
+LEARNED = "learned.pt"
 
 
 def train_subset(
@@ -64,14 +71,14 @@ def train_subset(
         Stopped: After SIGTERM, when the state is saved.
     """
     num_classes, config = count_classes(store), with_known_images(store, config)
-    if policy_score is not None and not isinstance(keep, Policy):
-        raise ValueError("policy_score must come with a policy; a keep set learns nothing")
+    _check_score(store, keep, policy_score)
     run = RunFolder(folder)
     identity: dict[str, Any] = {"kind": "train", "store": store.fingerprint, **_of(keep)}
     identity |= {"test": test.fingerprint if test else None, **config.to_dict()}
     run.refuse_another(identity)
     finished = run.result()
     if finished is not None:
+        _hand_over(run, store, keep, policy_score, accelerator)
         return finished
     accelerator.wait_for_everyone()
     set_seed(config.seed)
@@ -81,8 +88,9 @@ def train_subset(
     )
     if accelerator.is_main_process:
         run.claim(identity)
-    if accelerator.log_with:
-        accelerator.init_trackers("shardsieve", config=_plain(config))
+    if accelerator.log_with and accelerator.is_main_process:  # the others' trackers do nothing
+        how = tracked_as(run, identity)
+        accelerator.init_trackers("shardsieve", config=_plain(config), init_kwargs=how)
     everything = select(test, keep_fraction=1.0) if test else None
     for epoch in trainer.epochs(progress=progress):
         row, last = trainer.done.history[-1], epoch + 1 == config.epochs
@@ -91,7 +99,11 @@ def train_subset(
             row["accuracy"] = round(trainer.evaluate(test, everything), 6)
         accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=trainer.done.steps)
     if policy_score is not None and isinstance(keep, Policy):
-        keep.to_score(policy_score)
+        learned = torch.from_numpy(keep.learned())  # every rank takes part
+        if accelerator.is_main_process:
+            run.save(LEARNED, {"learned": learned})
+        accelerator.wait_for_everyone()
+    _hand_over(run, store, keep, policy_score, accelerator)
     result = _result(trainer, overhead, full)
     if accelerator.is_main_process:
         save_network(run, trainer.network, config, num_classes)
@@ -101,6 +113,44 @@ def train_subset(
     for tracker in accelerator.trackers:  # the process group stays: steps may follow
         tracker.finish()
     return result
+
+
+def tracked_as(run: RunFolder, identity: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the settings of trackers: W&B keeps its files with the run, and goes on with it."""
+    logs = run.path / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    which = json.dumps([str(run.path.resolve()), identity], sort_keys=True)
+    name = hashlib.blake2b(which.encode(), digest_size=8).hexdigest()
+    return {"wandb": {"dir": str(logs), "name": run.path.name, "id": name, "resume": "allow"}}
+
+
+def _check_score(store: Store, keep: KeepSet | Policy, name: str | None) -> None:
+    if name is None:
+        return
+    if not isinstance(keep, Policy):
+        raise ValueError("policy_score must come with a policy; a keep set learns nothing")
+    keep.check_score(store, name)
+
+
+def _hand_over(
+    run: RunFolder,
+    store: Store,
+    keep: KeepSet | Policy,
+    name: str | None,
+    accelerator: Accelerator,
+) -> None:
+    """Store what the policy of a run learned, from its folder."""
+    if name is None or not isinstance(keep, Policy):
+        return
+    held = run.load(LEARNED)
+    if held is None:
+        raise ShardsieveError(
+            f"run {run.path} was finished without policy_score and its policy is gone; "
+            "leave policy_score out or train in another folder"
+        )
+    if accelerator.is_main_process:
+        keep.put_learned(store, name, held["learned"].numpy())
+    accelerator.wait_for_everyone()
 
 
 def _of(keep: KeepSet | Policy) -> dict[str, Any]:

@@ -1,0 +1,56 @@
+"""The command line: arguments in, one command each, errors as one line.
+
+Groups of commands are `shards`, `scores`, `kept` and `trainings`; `options` has what they share.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from shardsieve._errors import ShardsieveError
+from shardsieve.cli import kept, scores, shards, trainings
+from shardsieve.train.launch import end_processes, first_to_say
+from shardsieve.train.stopping import Stopped
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Score a little, extrapolate the rest, and skip samples while streaming.",
+)
+for group in (shards, scores, kept, trainings):
+    app.add_typer(group.app)
+
+
+def run(call: Callable[[], Any]) -> int:
+    """Return the exit status of a call: 2 with one line for a user's error, 143 after SIGTERM."""
+    try:
+        call()
+    except SystemExit:  # typer's way to return
+        end_processes()
+        raise
+    except (ShardsieveError, ValueError) as error:
+        _say(f"shardsieve: {str(error).strip()}\n")
+        return 2
+    except Stopped as stopped:
+        end_processes()
+        _say(f"shardsieve: {stopped}; the same command goes on from there\n")
+        return 143
+    return 0
+
+
+def _say(line: str) -> None:
+    # What all processes of a launch have to say is said once.
+    if first_to_say(line):
+        sys.stderr.write(line)
+        sys.stderr.flush()
+
+
+def main() -> None:
+    """Run the program: exit 0 when done, 2 for a user's error, 143 after SIGTERM.
+
+    A fault keeps its traceback.
+    """
+    sys.exit(run(app))

@@ -1,0 +1,114 @@
+"""What would be kept, and what it would save: select, export, report, plan."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shardsieve.cli.base import example, show
+from shardsieve.cli.options import (
+    Bins,
+    ClassFloor,
+    Difficulty,
+    DropMissing,
+    HardCutoff,
+    Json,
+    Rule,
+    RuleEmbedding,
+    Seed,
+    StorePath,
+    Threshold,
+)
+from shardsieve.commands import exporting, planning, reporting, showing
+from shardsieve.cost import Plan
+
+app = typer.Typer()
+
+
+@app.command("select", epilog=example("select --store train.zarr --score dyn_unc"))
+def select_command(
+    store: StorePath,
+    keep_fraction: float = 0.5,
+    score: Annotated[str | None, typer.Option()] = None,
+    rule: Rule = "top",
+    seed: Seed = 0,
+    threshold: Threshold = None,
+    class_floor: ClassFloor = 0,
+    hard_cutoff: HardCutoff = None,
+    difficulty: Difficulty = None,
+    bins: Bins = None,
+    embedding: RuleEmbedding = None,
+    drop_missing: DropMissing = False,
+    out: Annotated[Path | None, typer.Option(help="Write the kept ids, one a line.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Say how many classes meet in such a batch.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a rule keeps of every class, before anything is trained."""
+    kept: dict[str, Any] = {"keep_fraction": keep_fraction, "score": score, "rule": rule}
+    kept |= {"threshold": threshold, "class_floor": class_floor, "hard_cutoff": hard_cutoff}
+    kept |= {"difficulty": difficulty, "bins": bins, "embedding": embedding, "seed": seed}
+    kept |= {"drop_missing": drop_missing}
+    show(showing.kept_per_class(store, kept, out, batch_size), as_json)
+
+
+@app.command(
+    "export", epilog=example("export --store train.zarr drop.txt --layout energon --score mine")
+)
+def export_command(
+    store: StorePath,
+    out: Annotated[Path, typer.Argument(help="The file to write.")],
+    layout: Annotated[
+        str,
+        typer.Option(
+            help="ids, keys (SHARD/KEY), energon (its exclude list), ffcv (.npy for indices=), csv"
+        ),
+    ] = "ids",
+    keep_fraction: float = 0.5,
+    score: Annotated[str | None, typer.Option()] = None,
+    rule: Rule = "top",
+    threshold: Threshold = None,
+    class_floor: ClassFloor = 0,
+    drop_missing: DropMissing = False,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Write a keep set for other loaders."""
+    kept: dict[str, Any] = {"keep_fraction": keep_fraction, "score": score, "rule": rule}
+    kept |= {"threshold": threshold, "class_floor": class_floor, "seed": seed}
+    kept |= {"drop_missing": drop_missing}
+    show(exporting.export_keep_set(store, out, layout, kept), as_json)
+
+
+@app.command(epilog=example("report --store train.zarr --score dyn_unc --out report.html"))
+def report(
+    store: StorePath,
+    score: Annotated[str, typer.Option(help="Stored score of every sample.")],
+    out: Annotated[Path, typer.Option(help="The HTML page.")] = Path("report.html"),
+    keep_fraction: float = 0.5,
+    reference: Annotated[str | None, typer.Option(help="Measured score to compare.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one HTML page: histogram, kept share per class, lowest and highest images."""
+    how: dict[str, Any] = {"score": score, "keep_fraction": keep_fraction, "reference": reference}
+    show(reporting.report_score(store, out, **how), as_json)
+
+
+@app.command(epilog=example("plan --seeds 0.2 --keep 0.5 --epochs 90"))
+def plan(
+    seeds: Annotated[float, typer.Option(help="Seed fraction; 0 scores nothing.")] = 0.2,
+    keep: Annotated[float, typer.Option(help="Keep fraction, in (0, 1].")] = 0.5,
+    epochs: Annotated[int, typer.Option(help="Epochs of the final training.")] = 90,
+    score_epochs: Annotated[
+        int | None, typer.Option(help="Of the seed run; as many if none")
+    ] = None,
+    extrapolation: Annotated[float, typer.Option(help="Neighbour search, in epochs.")] = 0.0,
+    runs: Annotated[int, typer.Option(help="Trainings that share the scores.")] = 1,
+    store: Annotated[Path | None, typer.Option(help="Adds its sample counts.")] = None,
+    seconds_per_epoch: Annotated[float | None, typer.Option(help="Adds hours.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a pruned training would cost and save, before anything is started."""
+    planned = Plan(seeds, keep, epochs, score_epochs, extrapolation, runs)
+    show(planning.plan_store(planned, store, seconds_per_epoch), as_json)

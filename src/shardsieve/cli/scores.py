@@ -1,0 +1,234 @@
+"""Scores of every sample: score, embed, extrapolate, build."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shardsieve.cli.base import example, show
+from shardsieve.cli.options import (
+    Augment,
+    BatchSize,
+    Channels,
+    HeldOut,
+    Json,
+    MatchSteps,
+    Method,
+    Model,
+    Precision,
+    Rate,
+    Seed,
+    Size,
+    Snapshots,
+    StorePath,
+    Unreadable,
+    Workers,
+)
+from shardsieve.commands import appending, building, extrapolating, scoring, training
+from shardsieve.train.adversary import Adversary
+from shardsieve.train.config import TrainConfig
+
+app = typer.Typer()
+
+
+@app.command(epilog=example("score --store train.zarr --seeds 0.2 --epochs 30"))
+def score(
+    store: StorePath,
+    seeds: Annotated[float, typer.Option(help="Seed fraction, in (0, 1].")] = 0.2,
+    per_class: Annotated[bool, typer.Option(help="The same share of every class.")] = False,
+    paradigm: Annotated[
+        str, typer.Option(help="supervised, adversarial (PGD, TRADES) or unsupervised (TURTLE)")
+    ] = "supervised",
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs of the seed run: 20, unsupervised 400.")
+    ] = None,
+    window: Annotated[int, typer.Option(help="Epochs per window of the scores.")] = 10,
+    scores: Annotated[
+        str | None,
+        typer.Option(help="Which, as in 'aum,dyn_unc:variant=official'; all that can be if none."),
+    ] = None,
+    from_dynamics: Annotated[
+        str | None, typer.Option(help="Train nothing: more scores of this recorded run.")
+    ] = None,
+    from_embedding: Annotated[
+        bool, typer.Option(help="Train nothing: prototypicality, moderate, semdedup, d2:score=NAME")
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option(help="Of the run, before its scores' names: seed by default.")
+    ] = None,
+    clean_pass: Annotated[bool, typer.Option(help="Record a second, clean pass.")] = False,
+    held_out: HeldOut = 0.0,
+    snapshots: Snapshots = 1,
+    match_steps_of: MatchSteps = None,
+    ceiling: Annotated[bool, typer.Option(help="Train again and compare both runs.")] = False,
+    attack: Annotated[str, typer.Option(help="adversarial: trades or pgd")] = "trades",
+    epsilon: Annotated[float, typer.Option(help="adversarial: largest change of a pixel.")] = (
+        8 / 255
+    ),
+    attack_step: Annotated[float, typer.Option(help="adversarial: change per step.")] = 2 / 255,
+    attack_steps: Annotated[int, typer.Option(help="adversarial: steps per image.")] = 10,
+    beta: Annotated[float, typer.Option(help="adversarial: TRADES' weight.")] = 5.0,
+    predictions: Annotated[
+        str, typer.Option(help="adversarial: record adversarial or clean ones")
+    ] = "adversarial",
+    embedding: Annotated[str | None, typer.Option(help="unsupervised, from-embedding.")] = None,
+    classes: Annotated[
+        int | None, typer.Option(help="unsupervised: pseudo-classes; as many as labels if none.")
+    ] = None,
+    model: Model = "light",
+    batch_size: BatchSize = 64,
+    learning_rate: Rate = 0.1,
+    augment: Augment = "none",
+    size: Size = None,
+    channels: Channels = None,
+    precision: Precision = "no",
+    max_unreadable: Unreadable = 0,
+    workers: Workers = 0,
+    seed: Seed = 0,
+    checkpoint_steps: Annotated[int, typer.Option(help="0: after epochs only")] = 0,
+    run_folder: Annotated[Path | None, typer.Option(help="STORE.runs/NAME by default")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train on a seed subset and store its scores; goes on where it was stopped."""
+    specs = [spec for spec in scores.split(",") if spec] if scores is not None else None
+    if from_dynamics is not None:
+        show(scoring.score_from_dynamics(store, from_dynamics, specs, window=window), as_json)
+        return
+    if from_embedding:
+        show(scoring.score_from_embedding(store, embedding, specs, prefix=name), as_json)
+        return
+    draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class, "window": window}
+    draw |= {"name": name or scoring.default_name(paradigm), "scores": specs}
+    if paradigm == "unsupervised":
+        turtle: dict[str, Any] = {"embedding": embedding, "classes": classes, "seed": seed}
+        show(
+            scoring.score_unsupervised_store(store, epochs=epochs or 400, **turtle, **draw), as_json
+        )
+        return
+    how: dict[str, Any] = {"model": model, "epochs": epochs or 20, "batch_size": batch_size}
+    how |= {"learning_rate": learning_rate, "augment": augment, "size": size, "channels": channels}
+    how |= {"precision": precision, "max_unreadable": max_unreadable, "workers": workers}
+    attacked: dict[str, Any] = {"epsilon": epsilon, "step": attack_step, "steps": attack_steps}
+    attacked |= {"method": attack, "beta": beta, "predictions": predictions}
+    draw |= {"adversary": Adversary(**attacked) if paradigm == "adversarial" else None}
+    draw |= {"clean_pass": clean_pass, "held_out": held_out, "snapshots": snapshots}
+    draw |= {"match_steps_of": match_steps_of, "ceiling": ceiling}
+    draw |= {"checkpoint_steps": checkpoint_steps, "folder": run_folder}
+    show(training.score_store(store, TrainConfig(**how, seed=seed), **draw), as_json)
+
+
+@app.command(epilog=example("embed --store train.zarr"))
+def embed(
+    store: StorePath,
+    model: Annotated[
+        str | None, typer.Option(help="Run folder, package.module:factory; the seed run's if none.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Checkpoint for the factory.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the embedding.")] = "seed",
+    size: Size = None,
+    channels: Channels = None,
+    batch_size: BatchSize = 256,
+    max_unreadable: Unreadable = 0,
+    precision: Precision = "no",
+    as_json: Json = False,
+) -> None:
+    """Write the embedding of every sample; goes on where it was stopped."""
+    how: dict[str, Any] = {"size": size, "channels": channels, "batch_size": batch_size}
+    show(
+        training.embed_store(
+            store,
+            model=model,
+            weights=weights,
+            name=name,
+            max_unreadable=max_unreadable,
+            precision=precision,
+            **how,
+        ),
+        as_json,
+    )
+
+
+@app.command(epilog=example("extrapolate --store train.zarr --score seed_dyn_unc --name dyn_unc"))
+def extrapolate(
+    store: StorePath,
+    name: Annotated[str, typer.Option(help="Name of the score to make.")],
+    score: Annotated[str | None, typer.Option(help="Stored seed score.")] = None,
+    embedding: Annotated[str | None, typer.Option()] = None,
+    method: Method = "knn",
+    k: Annotated[str, typer.Option(help="Neighbours, or `auto`: by cross-validation.")] = "50",
+    weights: str = "exp",
+    search: Annotated[str, typer.Option(help="auto, exact, scan, ivf or hnsw")] = "auto",
+    min_recall: Annotated[float, typer.Option(help="Of a search that is not exact.")] = 0.99,
+    layer: Annotated[str, typer.Option(help="Of the GNN: gcn, sage or gat")] = "gcn",
+    graph: Annotated[str, typer.Option(help="Of the GNN: edges from seeds, or all")] = "all",
+    labels: Annotated[
+        bool, typer.Option("--labels/--no-labels", help="Of the GNN: labels are features too.")
+    ] = False,
+    append: Annotated[bool, typer.Option(help="Only what score NAME lacks, as it was made.")] = (
+        False
+    ),
+    folds: int = 5,
+    match_quantiles: Annotated[
+        bool | None,
+        typer.Option(help="Distribute predictions as measured scores are; direct and fused do."),
+    ] = None,
+    keep_fraction: Annotated[float, typer.Option(help="Warn if no better than chance.")] = 0.5,
+    seed_scores: Annotated[
+        str, typer.Option(help="measured; or neighbours, where the seed run has memorised seeds")
+    ] = "measured",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Predict the score of every sample that has none, and say how well that works."""
+    if append:
+        show(appending.append_score(store, name), as_json)
+        return
+    if score is None:
+        raise ValueError("--score must name a stored seed score, got none; see `shardsieve info`")
+    how: dict[str, Any] = {"method": method, "k": k, "weights": weights, "folds": folds}
+    how |= {"search": search, "min_recall": min_recall, "seed": seed}
+    how |= {"layer": layer, "graph": graph, "labels": labels}
+    how |= {"match": match_quantiles, "keep_fraction": keep_fraction}
+    how |= {"seed_scores": seed_scores}
+    show(extrapolating.extrapolate_score(store, score, name, embedding, **how), as_json)
+
+
+@app.command(epilog=example("build 'shards/train-*.tar' --store train.zarr --seeds 0.2"))
+def build(
+    urls: Annotated[list[str], typer.Argument(help="Brace pattern, glob, or .txt list.")],
+    store: StorePath,
+    seeds: Annotated[float, typer.Option(help="Seed fraction, in (0, 1].")] = 0.2,
+    per_class: Annotated[bool, typer.Option(help="The same share of every class.")] = False,
+    epochs: Annotated[int, typer.Option(help="Epochs of the seed run.")] = 20,
+    window: Annotated[int, typer.Option(help="Epochs per window of the scores.")] = 10,
+    clean_pass: Annotated[bool, typer.Option(help="Record a second, clean pass.")] = False,
+    label_member: str = "cls",
+    method: Method = "knn",
+    held_out: Annotated[
+        float | None, typer.Option(help="As of score; direct and fused: 0.1.")
+    ] = None,
+    snapshots: Annotated[int | None, typer.Option(help="As of score; direct, fused: 4.")] = None,
+    match_steps_of: MatchSteps = None,
+    k: Annotated[int, typer.Option(help="Neighbours.")] = 50,
+    model: Model = "light",
+    batch_size: BatchSize = 64,
+    learning_rate: Rate = 0.1,
+    augment: Augment = "none",
+    size: Size = None,
+    channels: Channels = None,
+    precision: Precision = "no",
+    max_unreadable: Unreadable = 0,
+    workers: Workers = 0,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Index, score, embed and extrapolate in one go; goes on where it was stopped."""
+    how: dict[str, Any] = {"model": model, "epochs": epochs, "batch_size": batch_size}
+    how |= {"learning_rate": learning_rate, "augment": augment, "size": size, "channels": channels}
+    how |= {"precision": precision, "max_unreadable": max_unreadable, "workers": workers}
+    config = TrainConfig(**how, seed=seed)
+    draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class, "window": window}
+    draw |= {"clean_pass": clean_pass, "held_out": held_out, "snapshots": snapshots}
+    draw |= {"match_steps_of": match_steps_of, "method": method, "k": k}
+    result = building.build_store(urls, store, config, **draw, label_member=label_member)
+    show(result, as_json)

@@ -1,0 +1,90 @@
+"""Shards and their store: pack, realign, index, info, check."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shardsieve.cli.base import example, show
+from shardsieve.cli.options import Json, Seed, StorePath
+from shardsieve.commands import making, packing, showing
+
+app = typer.Typer()
+
+
+@app.command(epilog=example("pack images/ shards/ --test-fraction 0.1"))
+def pack(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Image folder, IDX folder, digits, fashion-mnist, tars or a .beton.",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder to fill; from tars the .beton to make.")],
+    to: Annotated[str, typer.Option(help="tar or beton")] = "tar",
+    samples_per_shard: int = 1000,
+    bytes_per_shard: Annotated[int | None, typer.Option()] = None,
+    page_size: Annotated[int, typer.Option(help="Of a .beton: a power of two.")] = 8 << 20,
+    test_fraction: float = 0.0,
+    keep: Annotated[
+        str | None,
+        typer.Option(help="Write these only: a score of --store, highest first; a file of ids."),
+    ] = None,
+    keep_fraction: Annotated[float, typer.Option(help="Of --keep SCORE.")] = 1.0,
+    store: Annotated[Path | None, typer.Option(help="Of the tars or the .beton.")] = None,
+    label_member: str = "cls",
+    seed: Seed = 0,
+    overwrite: bool = False,
+    as_json: Json = False,
+) -> None:
+    """Write tar shards or an FFCV file: images shuffled once, tars and .beton in their order."""
+    how: dict[str, Any] = {"to": to, "samples_per_shard": samples_per_shard, "seed": seed}
+    how |= {"bytes_per_shard": bytes_per_shard, "page_size": page_size, "overwrite": overwrite}
+    wanted = packing.Wanted(store, keep, keep_fraction, label_member)
+    result = packing.pack_source(source, out, **how, test_fraction=test_fraction, wanted=wanted)
+    show(result, as_json)
+
+
+@app.command(epilog=example("realign tars.zarr beton.zarr --score dyn_unc"))
+def realign(
+    source: Annotated[Path, typer.Argument(help="Store that has the scores.")],
+    target: Annotated[Path, typer.Argument(help="Store of other shards of the same samples.")],
+    score: Annotated[list[str] | None, typer.Option(help="Names; all if none.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Carry scores to another layout of the same samples, by key."""
+    show(packing.realign_scores(source, target, score or []), as_json)
+
+
+@app.command("index", epilog=example("index 'shards/train-*.tar' --store train.zarr"))
+def index_command(
+    urls: Annotated[list[str], typer.Argument(help="Brace pattern, glob, or .txt list.")],
+    store: StorePath,
+    label_member: str = "cls",
+    append: Annotated[bool, typer.Option(help="Add new shards to the store.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Walk the shards once and make the store."""
+    show(making.make_index(urls, store, label_member, append=append), as_json)
+
+
+@app.command(epilog=example("info --store train.zarr --keep 0.3 --score dyn_unc"))
+def info(
+    store: StorePath,
+    keep: Annotated[
+        float | None, typer.Option(help="Estimate what an epoch at this keep fraction reads.")
+    ] = None,
+    score: Annotated[str | None, typer.Option(help="Keep by it; at random if none.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a store holds, and what pruning it would read."""
+    found = showing.describe(store)
+    if keep is not None:
+        found["reads"] = showing.estimated_reads(store, keep, score)
+    show(found, as_json)
+
+
+@app.command(epilog=example("check --store train.zarr"))
+def check(store: StorePath, as_json: Json = False) -> None:
+    """Walk the shards again and compare them with the index exactly."""
+    show(making.check_store(store), as_json)

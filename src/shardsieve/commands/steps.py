@@ -1,0 +1,75 @@
+"""What is known about the steps of a chain, on disk: which are finished, from what, with what."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+
+
+class Steps:
+    """The file of a chain's steps, replaced in one rename at every change.
+
+    A step is *finished* when its entry holds the digest of its inputs, the mark of its output and
+    its result. While it is made, its entry says from which inputs it was `begun`, and at all times
+    what it `made`, or may have made before it was killed.
+
+    Attributes:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._steps: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def result(self, name: str, inputs: str, output: Callable[[Result], Any]) -> Result | None:
+        """Return the result of a step that was finished from these inputs; None of any other.
+
+        Args:
+            name: Of the step.
+            inputs: Digest.
+            output: Returns the mark of what a result speaks of, as it is now.
+        """
+        held = self._steps.get(name, {})
+        if held.get("inputs") != inputs or held.get("output") is None:
+            return None
+        result: Result = held["result"]
+        return result if output(result) == held["output"] else None
+
+    def begin(
+        self, name: str, inputs: str, made: Iterable[str], store: str, remove: Callable[[str], None]
+    ) -> None:
+        """Say that a step is being made, after all that it made before is removed.
+
+        A step that was begun from these inputs and killed keeps what it has made so far.
+
+        Args:
+            name: Of the step.
+            inputs: Digest.
+            made: Names of what it is going to make in the store.
+            store: Where that is; nothing is removed from another one.
+            remove: Called with every name to remove, whether it is there or not.
+        """
+        held, made = self._steps.get(name, {}), list(made)
+        if held.get("begun") == inputs:
+            return
+        old = held.get("made", []) if held.get("store") == store else []
+        # Killed in between, it is neither begun nor finished, and all is removed again.
+        self._put(name, {"made": sorted({*old, *made}), "store": store})
+        for one in old:
+            remove(one)
+        self._put(name, {"begun": inputs, "made": made, "store": store})
+
+    def finish(self, name: str, inputs: str, output: Any, result: Result) -> None:
+        """Say that a step is finished."""
+        held = self._steps[name]
+        about = {"inputs": inputs, "output": output, "result": result}
+        self._put(name, {**about, "made": held["made"], "store": held["store"]})
+
+    def _put(self, name: str, entry: dict[str, Any]) -> None:
+        self._steps[name] = entry
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = self.path.with_name(f".{self.path.name}.partial")
+        new.write_text(json.dumps(self._steps, indent=1) + "\n")
+        new.replace(self.path)

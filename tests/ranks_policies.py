@@ -1,0 +1,78 @@
+"""One of several real processes: train under policies, stop in mid-epoch and save, or go on."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+import shardsieve as ss
+
+EPOCHS, BATCH = 7, 4
+STOP = 4, 2  # epoch, steps
+POLICIES = {
+    "infobatch": lambda: ss.InfoBatch(0.5, num_epochs=EPOCHS, seed=2),
+    "ucb": lambda: ss.UCB(0.4, period=2, seed=2),
+    "epsilon-greedy": lambda: ss.EpsilonGreedy(0.4, period=2, seed=2),
+    "seta": lambda: ss.SeTa(0.1, alpha=0.6, num_epochs=EPOCHS, seed=2),
+}
+
+
+def loss_of(epoch, ids):
+    """Losses as a network would give them: of the sample and the epoch, not of the batch."""
+    return np.random.default_rng(epoch).gamma(2, 1, 10**4)[ids]
+
+
+def trained(store, policy, state_path, *, stop):
+    """Train; return what this process was given by epoch."""
+    sampler = ss.PrunedShardSampler(store, policy=policy, batch_size=BATCH)
+    if state_path.exists():
+        sampler.load_state_dict(torch.load(state_path, weights_only=True))
+    loader = DataLoader(ss.ShardDataset(store), BATCH, sampler=sampler, collate_fn=list)
+    epochs = {}
+    for epoch in range(sampler.epoch, EPOCHS):
+        sampler.set_epoch(epoch)
+        kept = sampler.keep_set.ids()
+        weights = None if store.epoch_weights is None else np.asarray(store.epoch_weights)
+        here = {"keep": kept.tolist(), "seen": []}
+        if weights is not None:
+            here["weights"] = weights[store.rows(kept)].tolist()
+        epochs[str(epoch)] = here
+        for number, batch in enumerate(loader, start=1):
+            ids = np.array([sample["__id__"] for sample in batch if sample["__weight__"]])
+            sampler.update(ids, loss_of(epoch, ids))
+            here["seen"] += ids.tolist()
+            if stop and (epoch, number) == STOP:
+                policy.sync()
+                torch.save(sampler.state_dict(), f"{state_path}.{sampler_rank()}")
+                return epochs
+    return epochs
+
+
+def sampler_rank():
+    return Accelerator(cpu=True).process_index
+
+
+def main(store_path, out, stop):
+    accelerator = Accelerator(cpu=True)
+    store = ss.open_store(store_path, mode="r")
+    given = {}
+    for name, make in POLICIES.items():
+        state = Path(out, f"{name}.pt")
+        given[name] = trained(store, make(), state, stop=stop == "stop")
+        store.epoch_weights = None
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process and stop == "stop":
+            # The same on every rank: any of them may be kept.
+            last = accelerator.num_processes - 1
+            Path(f"{state}.{last}").rename(state)
+    path = Path(out, f"{stop}-{accelerator.process_index}.json")
+    path.write_text(json.dumps({"world": accelerator.num_processes, "given": given}))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,51 @@
+"""Bad input of one rank among several real processes: all stop together, and one line says why."""
+
+import json
+import subprocess
+
+import pytest
+from launching import launch
+from tars import write_shards
+
+import shardsieve as ss
+
+BAD = {
+    "length": "rank 1: losses must have one value per id, got (3,) for (4,); use reduction='none'",
+    "outside": "rank 1: ids must name samples of",
+    "twice": "rank 1: ids must come once per batch",
+    "state": "rank 1: the state belongs to another store",
+    "schedule": "epoch must be below num_epochs=4, got 4; plan longer",
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bad")
+    return ss.index(write_shards(folder / "d", [25, 40, 14, 6]), folder / "s.zarr")
+
+
+def launched(store, out, kind):
+    command = launch(2, "tests/two_ranks_bad.py", store.path, out, kind)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BAD)
+def test_all_ranks_stop_with_one_message(store, tmp_path, kind):
+    done = launched(store, tmp_path, kind)
+    said = [line for line in done.stderr.splitlines() if line.startswith("shardsieve: ")]
+    assert done.returncode != 0
+    assert len(said) == 1
+    assert BAD[kind] in said[0]
+    assert 'two_ranks_bad.py", line' not in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0.stopped", "1.stopped"]
+
+
+@pytest.mark.slow
+def test_a_nan_of_one_rank_is_named_counted_and_kept_on_all(store, tmp_path):
+    done = launched(store, tmp_path, "nan")
+    assert done.returncode == 0, done.stderr
+    a, b = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert a == b
+    assert a["not_finite"] == 1
+    assert "the loss of sample id" in done.stderr

@@ -1,0 +1,64 @@
+"""One of several real processes: a loop in which one rank is given something bad."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+
+import shardsieve as ss
+from shardsieve.cli import run
+
+BATCH, EPOCHS = 4, 4
+
+
+def together(out, work):
+    """Work; a rank that stops waits for the others to stop too, which only all of them end."""
+    try:
+        work()
+    except (ValueError, ss.ShardsieveError):
+        Path(out, f"{dist.get_rank()}.stopped").touch()
+        dist.barrier()
+        raise
+
+
+def main(store_path, out, kind):
+    accelerator = Accelerator(cpu=True)
+    rank, last = accelerator.process_index, accelerator.num_processes - 1
+    store = ss.open_store(store_path, mode="r")
+    policy = ss.InfoBatch(num_epochs=EPOCHS, seed=2)
+    sampler = ss.PrunedShardSampler(store, policy=policy, batch_size=BATCH)
+    if kind == "state":
+        state = sampler.state_dict()
+        state["policy"]["store"] = store.fingerprint if rank < last else "another"
+        sampler.load_state_dict(state)
+    for epoch in range(EPOCHS + (kind == "schedule")):
+        sampler.set_epoch(epoch)
+        ids = np.fromiter(sampler, np.int64)
+        for number, part in enumerate(np.array_split(ids, range(BATCH, len(ids), BATCH))):
+            # All ranks meet in every step, as in training.
+            accelerator.reduce(torch.ones(1), "sum")
+            bad = kind if (rank, epoch, number) == (last, 1, 1) else ""
+            sampler.update(*spoilt(bad, part.copy(), 1.0 + part % 7, store))
+    policy.sync()
+    said = {"not_finite": policy.not_finite, "kept": policy.choose(EPOCHS - 1).rows.tolist()}
+    Path(out, f"{rank}.json").write_text(json.dumps(said))
+
+
+def spoilt(kind, ids, losses, store):
+    if kind == "length":
+        return ids, losses[:-1]
+    if kind == "outside":
+        ids[0] = store.num_shards * store.rows_per_shard
+    if kind == "twice":
+        ids[0] = ids[1]
+    if kind == "nan":
+        losses[0] = np.nan
+    return ids, losses
+
+
+if __name__ == "__main__":
+    sys.exit(run(lambda: together(sys.argv[2], lambda: main(*sys.argv[1:]))))
