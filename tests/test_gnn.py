@@ -235,6 +235,19 @@ def test_in_a_graph_of_seeds_a_prediction_depends_on_its_row_alone():
         model.fit(points, values, rest=points)
 
 
+def test_a_search_chosen_once_serves_all_predictions(monkeypatch):
+    points, values = clouds(1900)
+    points = np.concatenate([points, np.roll(points, 1, axis=0), points**2], axis=1)
+    model = GNN(k=5, epochs=1, graph="seeds").fit(points[:1500], values[:1500])
+    exact = model.predict(points[1500:])
+    assert model.choose(points[1500:]).search == "exact"
+    monkeypatch.setattr("shardsieve.extrapolate.approximate._EXACT_PAIRS", 1)
+    chosen = model.choose(points[1500:], 10_000)
+    assert (chosen.search, chosen.recall > 0.98) == ("scan", True)
+    monkeypatch.setattr("shardsieve.extrapolate.gnn.finder_for", None)
+    np.testing.assert_allclose(model.predict(points[1500:]), exact, atol=0.1)
+
+
 def test_bad_input_is_refused():
     points, values = clouds(20)
     with pytest.raises(ValueError, match=r"rank must lie in \[0, 2\) for 2 ranks, got 2"):
