@@ -9,7 +9,7 @@ from shardsieve.extrapolate.graph import coefficients, drawn, knn_graph
 from shardsieve.extrapolate.inference import apart, forward, forward_and_tables
 from shardsieve.extrapolate.layers import KINDS
 from shardsieve.extrapolate.ranks import Ranks
-from shardsieve.extrapolate.sampling import Sampler
+from shardsieve.extrapolate.sampling import Hop, Sampler, _active
 
 
 def clouds(count, seed=0):
@@ -73,7 +73,7 @@ def test_mini_batches_of_all_neighbours_equal_torch_geometrics_outputs_and_gradi
     roots = torch.tensor([3, 41, 7])
     graph = (ids, *coefficients(ids, weights))
     sampler = Sampler(layers, points, graph, fan_out=(6, 6), draw=torch.Generator())
-    ours = sampler.outputs(sampler.around(roots), torch.relu)
+    ours = sampler.outputs(sampler.around(roots))
     want = by_torch_geometric(kind, layers, points, ids, weights)[roots]
     torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-5)
     parameters = list(layers.parameters())
@@ -105,7 +105,7 @@ def test_shares_of_a_batch_make_its_outputs_and_gradients_together(kind, size):
         sampler.ranks = ranks
         torch.manual_seed(2)
         around = sampler.around(roots)
-        outputs = sampler.outputs(around, lambda h: torch.dropout(h.relu(), 0.5, True))
+        outputs = sampler.outputs(around, 0.5)
         layers.zero_grad()
         outputs.square().sum().backward()
         gradients = [parameter.grad.clone() for parameter in layers.parameters()]
@@ -144,6 +144,19 @@ def test_half_precision_tables_lose_little(kind, monkeypatch):
     half = forward(layers, points.half(), *graph)
     assert not torch.equal(half, exact)
     torch.testing.assert_close(half, exact, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5, 0.9])
+def test_dropout_drops_its_share_everywhere_and_keeps_the_mean(dropout):
+    torch.manual_seed(0)
+    hop = Hop(*5 * [torch.zeros(0)])
+    dropped = _active(torch.ones(4000, 34), hop, dropout)
+    assert set(dropped.unique().tolist()) == {0, float(torch.ones(1) / (1 - dropout))}
+    np.testing.assert_allclose(dropped.mean(dim=0), 1, atol=0.25)
+    assert dropped.mean() == pytest.approx(1, abs=0.03)
+    columns = np.corrcoef(dropped.T.numpy()) - np.eye(34)
+    assert np.abs(columns).max() < 0.08
+    assert torch.equal(_active(-torch.ones(5, 3), hop, dropout), torch.zeros(5, 3))
 
 
 def test_drawn_neighbours_sum_right_on_average():
@@ -233,6 +246,19 @@ def test_in_a_graph_of_seeds_a_prediction_depends_on_its_row_alone():
     np.testing.assert_allclose(whole[::7], alone, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="rest must be left out of a graph of seeds"):
         model.fit(points, values, rest=points)
+
+
+def test_a_search_chosen_once_serves_all_predictions(monkeypatch):
+    points, values = clouds(1900)
+    points = np.concatenate([points, np.roll(points, 1, axis=0), points**2], axis=1)
+    model = GNN(k=5, epochs=1, graph="seeds").fit(points[:1500], values[:1500])
+    exact = model.predict(points[1500:])
+    assert model.choose(points[1500:]).search == "exact"
+    monkeypatch.setattr("shardsieve.extrapolate.approximate._EXACT_PAIRS", 1)
+    chosen = model.choose(points[1500:], 10_000)
+    assert (chosen.search, chosen.recall > 0.98) == ("scan", True)
+    monkeypatch.setattr("shardsieve.extrapolate.gnn.finder_for", None)
+    np.testing.assert_allclose(model.predict(points[1500:]), exact, atol=0.1)
 
 
 def test_bad_input_is_refused():

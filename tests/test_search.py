@@ -100,6 +100,18 @@ def test_a_chosen_search_stays_and_blocks_do_not_matter(cloud):
     assert KNN(10, search="scan").fit(seeds, scores).chosen is None
 
 
+@pytest.mark.parametrize("kind", ["exact", "scan"])
+def test_parts_of_the_queries_are_looked_up_as_all_at_once(cloud, kind):
+    seeds, _, points = cloud
+    whole = neighbours(seeds, points, 10, search=kind)
+    ends = [0, 1, 1, 400, 600]
+    parts = [
+        neighbours(seeds, points, 10, search=kind, part=slice(*ends[i : i + 2])) for i in range(4)
+    ]
+    for one, together in enumerate(whole):
+        np.testing.assert_array_equal(np.concatenate([part[one] for part in parts]), together)
+
+
 def test_lists_that_hold_too_few_are_made_up_for(cloud):
     seeds, _, points = cloud
     search = CodedSearch(seeds, "ivf", 32)  # looks into one list of about forty seeds

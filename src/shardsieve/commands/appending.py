@@ -81,11 +81,13 @@ def append_score(path: Path, name: str) -> dict[str, Any]:
 def checked_method(name: str, made: dict[str, Any]) -> str:
     """Return the method that made a score; MissingScoreError if it cannot go on."""
     method = str(made.get("method"))
-    if method not in METHODS or taken(method, made).get("graph") == "all":
+    joint = method in METHODS and taken(method, made).get("graph") == "all"
+    if method not in METHODS or joint:
+        over, seeds = (" over a graph of all samples", " with --graph seeds") if joint else ("", "")
         raise MissingScoreError(
             f"score {name!r} must be a prediction by knn, direct, fused or gnn over a graph of "
-            f"seeds to be appended to, got {made['definition']!r}; extrapolate again under a new "
-            "name"
+            f"seeds to be appended to, got {made['definition']!r}{over}; extrapolate again under "
+            f"a new name{seeds}"
         )
     return method
 

@@ -268,7 +268,7 @@ class GNN:
         for _ in range(self.epochs):
             order = torch.randperm(len(roots), generator=draw, device=self.device)
             for batch in torch.split(roots[order], self.batch_size):
-                predicted = sampler.outputs(sampler.around(batch), self._active)
+                predicted = sampler.outputs(sampler.around(batch), self.dropout)
                 optimizer.zero_grad()
                 wanted = scores[batch[self.ranks.share(len(batch))]]
                 loss = functional.mse_loss(predicted, wanted, reduction="sum") / len(batch)
@@ -285,9 +285,6 @@ class GNN:
                 break
         layers.load_state_dict(kept)
         self._layers = layers
-
-    def _active(self, hidden: Tensor) -> Tensor:
-        return functional.dropout(functional.relu(hidden), self.dropout)
 
 
 def _checked_labels(labels: ArrayLike, num_nodes: int) -> NDArray[np.int64]:

@@ -1,10 +1,10 @@
 """Mini-batches of a graph: a fixed fan-out gathered from the neighbour table."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from shardsieve.extrapolate.graph import drawn
 from shardsieve.extrapolate.inference import Features, buffered
@@ -84,25 +84,25 @@ class Sampler:
         x = None if self.kind == "gcn" else self.x[nodes].float()
         return Around(hops, x, None if self.sums is None else self.sums[nodes].float())
 
-    def outputs(self, around: Around, active: Callable[[Tensor], Tensor]) -> Tensor:
+    def outputs(self, around: Around, dropout: float = 0.0) -> Tensor:
         """Return the outputs of this rank's share of the roots, (b,).
 
         Args:
             around: Of the roots.
-            active: Applied after every layer but the last, to the whole batch's rows at once: what
-                it draws is the same for any number of ranks. Others' rows are 0.
+            dropout: Share of activations dropped after every layer but the last, in `[0, 1)`; drawn
+                for the whole batch from torch's global generator, as for any number of ranks.
         """
         hops = around.hops
         if self.sums is None:
             assert around.x is not None
             hidden, layers = around.x, list(self.layers)
         else:
-            hidden = _as_whole(active, self._first(around.sums, around.x), hops[-1])
+            hidden = _active(self._first(around.sums, around.x), hops[-1], dropout)
             layers = list(self.layers[1:])
         above = [*reversed(hops[:-1]), None]
         for layer, hop, upper in zip(layers, reversed(hops), above, strict=True):
             hidden = heard(layer, hidden, hop)
-            hidden = hidden if upper is None else _as_whole(active, hidden, upper)
+            hidden = hidden if upper is None else _active(hidden, upper, dropout)
         return hidden[:, 0]
 
     @property
@@ -147,18 +147,25 @@ def needed_by(roots: slice, hops: list[Hop]) -> list[Hop]:
     return found
 
 
-def _as_whole(active: Callable[[Tensor], Tensor], hidden: Tensor, hop: Hop) -> Tensor:
-    if hop.places is None:
-        return active(hidden)
-    rows = hidden.new_zeros((hop.whole, hidden.shape[1])).index_copy(0, hop.places, hidden)
-    return active(rows)[hop.places]
+def _active(hidden: Tensor, hop: Hop, dropout: float) -> Tensor:
+    """Return the rows of a hop's nodes after ReLU and dropout."""
+    hidden = functional.relu(hidden)
+    if dropout == 0:
+        return hidden
+    whole, width = len(hidden) if hop.places is None else hop.whole, hidden.shape[1]
+    # Every rank draws for the whole batch, so that draws must be cheap: 16 bits each, four at once.
+    draws = torch.empty((whole, -(-width // 4)), dtype=torch.int64, device=hidden.device)
+    draws.random_(-(2**63), None)
+    draws = draws if hop.places is None else draws[hop.places]
+    kept = draws.view(torch.int16)[:, :width] >= round(dropout * 2**16) - 2**15
+    return hidden * kept.to(hidden.dtype).div_(1 - dropout)
 
 
 def heard(layer: Any, hidden: Tensor, hop: Hop) -> Tensor:
     """Return a layer's outputs (b, out) for the hearing nodes of a hop, from rows (u, in)."""
     near = table(layer, hidden)
-    here = torch.nn.functional.embedding(hop.here, near)
+    here = functional.embedding(hop.here, near)
     factors = mix(layer, voices(layer, near), here, hop.ids, hop.edges, hop.own)
-    own = torch.nn.functional.embedding(hop.here, hidden) if kind_of(layer) == "sage" else None
+    own = functional.embedding(hop.here, hidden) if kind_of(layer) == "sage" else None
     more = None if own is None else beside(layer, own)
     return finish(layer, summed(near, here, hop.ids, factors), more)
