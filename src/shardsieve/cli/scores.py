@@ -129,6 +129,7 @@ def embed(
     channels: Channels = None,
     batch_size: BatchSize = 256,
     max_unreadable: Unreadable = 0,
+    workers: Workers = 0,
     precision: Precision = "no",
     as_json: Json = False,
 ) -> None:
@@ -141,6 +142,7 @@ def embed(
             weights=weights,
             name=name,
             max_unreadable=max_unreadable,
+            workers=workers,
             precision=precision,
             **how,
         ),
