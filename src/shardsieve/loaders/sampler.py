@@ -114,10 +114,10 @@ class PrunedShardSampler(Sampler[int]):
         """
         if epoch == self.epoch:
             return
-        self.epoch = epoch
+        self.epoch = int(epoch)
         self._begin(0)
         if self.policy is not None:
-            self._take(self.policy.choose(epoch))
+            self._take(self.policy.choose(self.epoch))
 
     def update(self, ids: ArrayLike, losses: ArrayLike) -> None:
         """Give the policy a batch's losses: integer ids (b,) and unweighted losses (b,)."""
