@@ -56,6 +56,8 @@ def _expand_one(pattern: str) -> list[str]:
 
 
 def _expand_glob(pattern: str) -> list[str]:
+    if pattern.startswith("file:"):
+        pattern = re.sub("^/{2,}", "/", pattern.removeprefix("file:"))
     if "://" in pattern:
         return [pattern]
     path = Path(pattern)
