@@ -17,6 +17,7 @@ from shardsieve.io.source import cheap_fingerprints
 from shardsieve.store.layout import (
     FORMAT_VERSION,
     holds_store,
+    key_of,
     make_array,
     opened_group,
     told_about_disk,
@@ -101,7 +102,7 @@ class Store:
     def keys(self, shard: int) -> list[str]:
         """Return the keys of one shard's samples, in position order."""
         row = self._array("sample/key")[shard, : int(self.samples[shard])]
-        names = [str(key) for key in np.asarray(row)]
+        names = [key_of(str(key)) for key in np.asarray(row)]
         self._need_chunks("sample/key", np.array([all(names)]), first=shard)
         return names
 
