@@ -108,3 +108,32 @@ def test_epochs_pass_through_accelerate(store):
     assert sorted(epochs[0]) == sorted(epochs[1]) == sampler.keep_set.ids().tolist()
     assert epochs[0] != epochs[1]
     assert sampler.epoch == 1
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+def test_gathered_metrics_count_what_the_loaders_own_sampler_gives(store, stateful):
+    how = DataLoaderConfiguration(use_stateful_dataloader=stateful)
+    accelerator = Accelerator(cpu=True, dataloader_config=how)
+
+    def prepared(tail, batch_size=8):
+        sampler = ss.PrunedShardSampler(store, tail=tail, seed=1)
+        data = ss.ShardDataset(store)
+        loader = DataLoader(data, batch_size, sampler=sampler, collate_fn=list)
+        return sampler, accelerator.prepare(loader)
+
+    def gathered(loader):
+        parts = [accelerator.gather_for_metrics(b, use_gather_object=True) for b in loader]
+        return [sample["__id__"] for part in parts for sample in part]
+
+    total = len(store)
+    padded = prepared("pad")[1]
+    dropped = prepared("drop")[1]
+    prepared("uneven")  # on the same store, made later
+    assert sorted(gathered(padded)) == store.ids().tolist()
+    assert len(gathered(dropped)) == total // 8 * 8
+    sampler, padded = prepared("pad")
+    next(iter(padded))
+    again, rest = prepared("pad", batch_size=5)
+    again.load_state_dict(sampler.state_dict())
+    assert len(gathered(rest)) == total - 8
+    assert len(gathered(rest)) == total

@@ -63,6 +63,18 @@ def caller_of() -> Any:
     return sys._getframe(2).f_locals.get("self")
 
 
+def planned_samples(loader: Any) -> int | None:
+    """Return how many samples the sampler inside a loader will give, if it says so."""
+    inside: Any = loader
+    while inside is not None:
+        planned = getattr(inside, "planned_samples", None)
+        if planned is not None:
+            return int(planned)
+        outer, inside = inside, getattr(inside, "batch_sampler", None)
+        inside = getattr(outer, "sampler", None) if inside is None else inside
+    return None
+
+
 def called_by_torchdata() -> bool:
     """Return whether torchdata's loader called the caller; it counts what it hands out itself."""
     return str(sys._getframe(2).f_globals.get("__name__")).startswith("torchdata.")

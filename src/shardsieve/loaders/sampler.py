@@ -105,7 +105,6 @@ class PrunedShardSampler(Sampler[int]):
         self._seen_size: int | None = None
         self.epoch = 0
         self._begin(0)
-        store.epoch_samples = 0 if tail == "uneven" else len(self.keep_set)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; going to another one starts at its beginning.
@@ -151,6 +150,11 @@ class PrunedShardSampler(Sampler[int]):
         expected = [self.policy.expect(epoch) for epoch in range(epochs)]
         return StepCount.over(expected, lambda n: len(Steps(n, size, world.size, self.tail)))
 
+    @property
+    def planned_samples(self) -> int:
+        """Samples of the next pass over all ranks where it is padded, else 0: nothing to trim."""
+        return len(self.keep_set) - self._next_start() if self.tail == "pad" else 0
+
     def __len__(self) -> int:
         asking = self._asking(who_asks(self))
         self._seen_size = asking.batch_size
@@ -166,8 +170,7 @@ class PrunedShardSampler(Sampler[int]):
         asking = self._asking(who_asks(self))
         self._seen_size = asking.batch_size
         world = self._own_world(asking)
-        if self._pass is not None and self._pass.whole:
-            self._start = 0  # a pass after a whole one begins at the beginning
+        self._start = self._next_start()
         if self._block is None:
             self._block = self._steps(asking, 0).global_batch
         self._pass = _Pass(self._steps(asking, self._start), asking.handed_out)
@@ -218,6 +221,10 @@ class PrunedShardSampler(Sampler[int]):
         """Let the next pass start at a place; the epoch began with global batches of `block`."""
         self._start, self._block, self._pass = start, block, None
 
+    def _next_start(self) -> int:
+        """Return where the next pass begins: one after a whole one at the beginning."""
+        return 0 if self._pass is not None and self._pass.whole else self._start
+
     def _places_done(self, steps_done: int | None, *, asked: bool) -> int:
         """Return the places done in this pass, over all ranks."""
         under_way = self._pass
@@ -231,7 +238,6 @@ class PrunedShardSampler(Sampler[int]):
 
     def _take(self, choice: Choice) -> None:
         self.keep_set = put_choice(self.store, choice)
-        self.store.epoch_samples = 0 if self.tail == "uneven" else len(self.keep_set)
 
     def _asking(self, asking: Asking) -> Asking:
         size = self.batch_size or asking.batch_size

@@ -43,7 +43,6 @@ class Store:
         members: Suffixes that samples have, such as `jpg` and `cls`.
         epoch_weights: Loss weights of this epoch by row, float32 (n,), set by a sampler; None
             means ones.
-        epoch_samples: What `ShardDataset.total_dataset_length` reports, set by a sampler.
     """
 
     def __init__(self, path: str | Path, group: zarr.Group) -> None:
@@ -59,7 +58,6 @@ class Store:
         self._num_shards = len(self.urls)
         self.samples: NDArray[np.int64] = self._read("shard/samples")
         self._need_chunks("shard/samples", self.samples > 0)
-        self.epoch_samples: int | None = None
         self.epoch_weights: Any = None
 
     def __len__(self) -> int:
