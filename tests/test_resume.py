@@ -110,6 +110,37 @@ def test_epochs_pass_through_accelerate(store):
     assert sampler.epoch == 1
 
 
+@pytest.mark.parametrize("chosen", ["by sampler", "by loader", "by nobody"])
+@pytest.mark.parametrize("stateful", [False, True])
+def test_a_later_epoch_goes_on_under_accelerate(store, stateful, chosen):
+    how = DataLoaderConfiguration(use_stateful_dataloader=stateful)
+    accelerator = Accelerator(cpu=True, dataloader_config=how)
+    plain = sampler_of(store)
+    whole = {}
+    for epoch in (5, 6, 9):
+        plain.set_epoch(epoch)
+        whole[epoch] = [one for batch in loader_of(store, plain) for one in batch]
+
+    def prepared():
+        sampler = sampler_of(store)
+        return sampler, accelerator.prepare(loader_of(store, sampler))
+
+    first, loader = prepared()
+    first.set_epoch(5)
+    seen = [one for batch in taken(loader, 2) for one in batch]
+    again, rest = prepared()
+    again.load_state_dict(first.state_dict())
+    choose = {"by sampler": again.set_epoch, "by loader": rest.set_epoch}.get(chosen)
+    for epoch in (5, 6):
+        if choose:
+            choose(epoch)
+        seen += [one for batch in rest for one in batch]
+        assert seen == whole[epoch]
+        seen = []
+    again.set_epoch(9)
+    assert [one for batch in rest for one in batch] == whole[9]
+
+
 @pytest.mark.parametrize("stateful", [False, True])
 def test_gathered_metrics_count_what_the_loaders_own_sampler_gives(store, stateful):
     how = DataLoaderConfiguration(use_stateful_dataloader=stateful)

@@ -12,7 +12,13 @@ from torch.utils.data import Sampler
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.keepset import KeepSet, keep_set_of
-from shardsieve.loaders.asking import Asking, HandedOut, called_by_torchdata, who_asks
+from shardsieve.loaders.asking import (
+    Asking,
+    HandedOut,
+    called_by_torchdata,
+    numbered_by_accelerate,
+    who_asks,
+)
 from shardsieve.loaders.moving import StepCount, put_choice
 from shardsieve.loaders.planned import OrderSettings, PlannedId, ids_of_epoch, refuse_another_plan
 from shardsieve.plan import PADDING, TAILS, Steps, World
@@ -104,13 +110,21 @@ class PrunedShardSampler(Sampler[int]):
         self.batch_size, self.world = batch_size, world
         self._seen_size: int | None = None
         self.epoch = 0
+        # How far it is ahead of Accelerate's own count of passes, and whether that is to be seen.
+        self._ahead, self._told = 0, False
         self._begin(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; going to another one starts at its beginning.
 
-        With a policy every rank must call it: losses are joined here, once per epoch.
+        With a policy every rank must call it: losses are joined here, once per epoch. Accelerate's
+        loader calls it for every pass, and counts on from the epoch that was chosen or loaded.
         """
+        if numbered_by_accelerate():
+            self._ahead = self.epoch - epoch if self._told else self._ahead
+            epoch, self._told = epoch + self._ahead, False
+        else:
+            self._told = True
         if epoch == self.epoch:
             return
         self.epoch = int(epoch)
@@ -209,7 +223,7 @@ class PrunedShardSampler(Sampler[int]):
             refuse_another_plan(state["plan"], own, "sampler")
         else:
             together(lambda: refuse_another_plan(state["plan"], own, "sampler"))
-        self.epoch = int(state["epoch"])
+        self.epoch, self._told = int(state["epoch"]), True
         self._begin(int(state["samples_done"]), state.get("block"))
         if self.policy is not None:
             self.policy.load_state_dict(state["policy"])
