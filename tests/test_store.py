@@ -137,6 +137,8 @@ def test_patterns_name_shards_in_order(shards, tmp_path):
             expand_urls(pattern)
     with pytest.raises(ss.ShardsieveError, match="twice"):
         expand_urls([want[0], want[0]])
+    with pytest.raises(ss.ShardsieveError, match=r"s-000\.tar twice as .*\.\./"):
+        expand_urls([want[0], f"{folder}/../{folder.name}/s-000.tar"])
 
 
 @settings(deadline=None, max_examples=20)
