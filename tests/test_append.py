@@ -143,3 +143,15 @@ def test_a_number_that_is_no_class_is_no_label(tmp_path):
     labels = [("a.cls", b"2147483647"), ("b.cls", b"2147483648"), ("c.cls", b"-1")]
     store = ss.index(write_tar(tmp_path / "n.tar", labels), tmp_path / "s.zarr")
     assert store.labels().tolist() == [2**31 - 1, -1, -1]
+
+
+def test_what_an_older_handle_stores_fits_the_grown_store(tmp_path):
+    shards = write_shards(tmp_path / "d", [5, 3])
+    old = ss.index(shards[:1], tmp_path / "s.zarr")
+    new = ss.append_shards(shards[1:], tmp_path / "s.zarr")
+    old.put_score("mine", range(5))
+    old.embedding_array("e", 2)[0, :5] = 1
+    np.testing.assert_equal(new.score("mine"), [*range(5), *[np.nan] * 3])
+    assert np.isfinite(new.embedding("e")).all(axis=1).tolist() == [True] * 5 + [False] * 3
+    assert old.score("mine").tolist() == list(range(5))
+    assert old.embedding("e").shape == (5, 2)

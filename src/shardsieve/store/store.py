@@ -171,7 +171,7 @@ class Store:
         if not afresh and self._has(f"score/{name}") and self.provenance(name) == made:
             return
         with told_about_disk(self.path):
-            shape = (self.num_shards, self.rows_per_shard)
+            shape = (self._stored_shards(), self.rows_per_shard)
             array = make_array(self.group, f"score/{name}", shape, "float32", np.nan)
             array.attrs.update(made)
 
@@ -189,7 +189,7 @@ class Store:
         shard, position = np.divmod(self.ids(), self.rows_per_shard)
         table[shard, position] = values
         with told_about_disk(self.path):
-            self.score_array(name)[:] = table
+            self.score_array(name)[: self.num_shards] = table
 
     def finish_score(self, name: str, **more: Any) -> None:
         """List a score that is filled, with its date and what else is to be kept with it."""
@@ -327,7 +327,7 @@ class Store:
             )
 
     def _new_array(self, name: str, sizes: tuple[int, ...], dtype: str) -> zarr.Array[Any]:
-        shape = (self.num_shards, self.rows_per_shard, *sizes)
+        shape = (self._stored_shards(), self.rows_per_shard, *sizes)
         with told_about_disk(self.path):
             array = make_array(self.group, name, shape, dtype, np.nan)
             write_contents(self.group)
@@ -340,6 +340,10 @@ class Store:
 
     def _has(self, name: str) -> bool:
         return isinstance(self.group.get(name), zarr.Array)
+
+    def _stored_shards(self) -> int:
+        """Return the rows of stored arrays: shards may have been appended since it was opened."""
+        return int(self._array("shard/samples").shape[0])
 
     def _names(self, kind: str) -> list[str]:
         group = self.group.get(kind)
