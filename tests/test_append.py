@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tars import write_shards
+from tars import write_shards, write_tar
 from test_store import contents
 
 import shardsieve as ss
@@ -128,3 +128,30 @@ def test_what_cannot_be_appended_is_refused_before_anything_changes(tmp_path):
         ss.append_shards(shards, tmp_path / "none.zarr")
     assert contents(ss.open_store(store.path)) == before
     assert json.loads((store.path / "zarr.json").read_text())["attributes"] == before[1]
+
+
+def test_names_that_are_not_utf8_are_keys_too(tmp_path):
+    name = b"gr\xfcn".decode("utf-8", "surrogateescape")
+    shards = [write_tar(tmp_path / f"{i}.tar", [(f"{name}{i}.cls", b"1")]) for i in range(2)]
+    ss.index(shards[:1], tmp_path / "s.zarr")
+    store = ss.append_shards(shards[1:], tmp_path / "s.zarr")
+    assert [store.keys(shard) for shard in range(2)] == [[f"{name}0"], [f"{name}1"]]
+    check(store)
+
+
+def test_a_number_that_is_no_class_is_no_label(tmp_path):
+    labels = [("a.cls", b"2147483647"), ("b.cls", b"2147483648"), ("c.cls", b"-1")]
+    store = ss.index(write_tar(tmp_path / "n.tar", labels), tmp_path / "s.zarr")
+    assert store.labels().tolist() == [2**31 - 1, -1, -1]
+
+
+def test_what_an_older_handle_stores_fits_the_grown_store(tmp_path):
+    shards = write_shards(tmp_path / "d", [5, 3])
+    old = ss.index(shards[:1], tmp_path / "s.zarr")
+    new = ss.append_shards(shards[1:], tmp_path / "s.zarr")
+    old.put_score("mine", range(5))
+    old.embedding_array("e", 2)[0, :5] = 1
+    np.testing.assert_equal(new.score("mine"), [*range(5), *[np.nan] * 3])
+    assert np.isfinite(new.embedding("e")).all(axis=1).tolist() == [True] * 5 + [False] * 3
+    assert old.score("mine").tolist() == list(range(5))
+    assert old.embedding("e").shape == (5, 2)

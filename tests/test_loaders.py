@@ -2,6 +2,7 @@ import json
 import os
 import resource
 
+import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
@@ -250,3 +251,17 @@ def test_the_memory_of_a_batch_is_used_again(tmp_path):
 
     # Every one of the 2,400 pages would be met anew.
     assert min(faults() for _ in range(5)) < 200
+
+
+def test_numbers_of_numpy_are_numbers(store):
+    big = np.int64(2**40)
+    ours, theirs = (
+        ss.PrunedShardSampler(store, policy=ss.RandomDynamic(0.5, seed=seed), seed=seed)
+        for seed in (2**40, big)
+    )
+    ours.set_epoch(3)
+    theirs.set_epoch(np.int64(3))
+    assert list(theirs) == list(ours)
+    state = theirs.state_dict(steps_done=0)
+    assert json.loads(json.dumps(state["epoch"])) == 3
+    ours.load_state_dict(state)

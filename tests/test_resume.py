@@ -108,3 +108,63 @@ def test_epochs_pass_through_accelerate(store):
     assert sorted(epochs[0]) == sorted(epochs[1]) == sampler.keep_set.ids().tolist()
     assert epochs[0] != epochs[1]
     assert sampler.epoch == 1
+
+
+@pytest.mark.parametrize("chosen", ["by sampler", "by loader", "by nobody"])
+@pytest.mark.parametrize("stateful", [False, True])
+def test_a_later_epoch_goes_on_under_accelerate(store, stateful, chosen):
+    how = DataLoaderConfiguration(use_stateful_dataloader=stateful)
+    accelerator = Accelerator(cpu=True, dataloader_config=how)
+    plain = sampler_of(store)
+    whole = {}
+    for epoch in (5, 6, 9):
+        plain.set_epoch(epoch)
+        whole[epoch] = [one for batch in loader_of(store, plain) for one in batch]
+
+    def prepared():
+        sampler = sampler_of(store)
+        return sampler, accelerator.prepare(loader_of(store, sampler))
+
+    first, loader = prepared()
+    first.set_epoch(5)
+    seen = [one for batch in taken(loader, 2) for one in batch]
+    again, rest = prepared()
+    again.load_state_dict(first.state_dict())
+    choose = {"by sampler": again.set_epoch, "by loader": rest.set_epoch}.get(chosen)
+    for epoch in (5, 6):
+        if choose:
+            choose(epoch)
+        seen += [one for batch in rest for one in batch]
+        assert seen == whole[epoch]
+        seen = []
+    again.set_epoch(9)
+    assert [one for batch in rest for one in batch] == whole[9]
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+def test_gathered_metrics_count_what_the_loaders_own_sampler_gives(store, stateful):
+    how = DataLoaderConfiguration(use_stateful_dataloader=stateful)
+    accelerator = Accelerator(cpu=True, dataloader_config=how)
+
+    def prepared(tail, batch_size=8):
+        sampler = ss.PrunedShardSampler(store, tail=tail, seed=1)
+        data = ss.ShardDataset(store)
+        loader = DataLoader(data, batch_size, sampler=sampler, collate_fn=list)
+        return sampler, accelerator.prepare(loader)
+
+    def gathered(loader):
+        parts = [accelerator.gather_for_metrics(b, use_gather_object=True) for b in loader]
+        return [sample["__id__"] for part in parts for sample in part]
+
+    total = len(store)
+    padded = prepared("pad")[1]
+    dropped = prepared("drop")[1]
+    prepared("uneven")  # on the same store, made later
+    assert sorted(gathered(padded)) == store.ids().tolist()
+    assert len(gathered(dropped)) == total // 8 * 8
+    sampler, padded = prepared("pad")
+    next(iter(padded))
+    again, rest = prepared("pad", batch_size=5)
+    again.load_state_dict(sampler.state_dict())
+    assert len(gathered(rest)) == total - 8
+    assert len(gathered(rest)) == total

@@ -128,6 +128,8 @@ def test_patterns_name_shards_in_order(shards, tmp_path):
     want = list(map(str, shards))
     assert expand_urls(f"{folder}/s-{{000..002}}.tar") == want
     assert expand_urls(f"{folder}/s-*.tar") == want
+    for scheme in ("file:", "file://"):  # as webdataset takes them
+        assert expand_urls(f"{scheme}{folder}/s-*.tar") == want
     (tmp_path / "list.txt").write_text("# mine\n" + "\n".join(want))
     assert expand_urls(tmp_path / "list.txt") == want
     for pattern in (f"{folder}/t-*.tar", f"{folder}/t-{{0..1}}.tar"):
@@ -135,6 +137,8 @@ def test_patterns_name_shards_in_order(shards, tmp_path):
             expand_urls(pattern)
     with pytest.raises(ss.ShardsieveError, match="twice"):
         expand_urls([want[0], want[0]])
+    with pytest.raises(ss.ShardsieveError, match=r"s-000\.tar twice as .*\.\./"):
+        expand_urls([want[0], f"{folder}/../{folder.name}/s-000.tar"])
 
 
 @settings(deadline=None, max_examples=20)

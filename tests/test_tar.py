@@ -86,6 +86,16 @@ def test_a_repeated_member_is_refused(tmp_path):
         table_of(path)
 
 
+@pytest.mark.parametrize("records", [("major", "name"), ("size",), ("map", "name")])
+def test_a_sparse_member_is_refused(tmp_path, records):
+    info = tarfile.TarInfo("a.bin")
+    info.pax_headers = {f"GNU.sparse.{record}": "a.bin" for record in records}
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.addfile(info)
+    with pytest.raises(CorruptShardError, match=r"holds the sparse file a\.bin; pack it plainly"):
+        table_of(tmp_path / "x.tar")
+
+
 def test_samples_with_missing_members_are_counted(tmp_path):
     path = write_tar(tmp_path / "x.tar", [("a.jpg", b"1"), ("a.cls", b"2"), ("b.jpg", b"3")])
     table = table_of(path)

@@ -51,6 +51,7 @@ def write_dialect(path, dialect):
     files += [(f"{long}.cls", b"4"), (f"{long}.txt", b""), ("__meta__.txt", b"no")]
     files += [("nodot", b"no"), ("x/__skip__/y.cls", b"5"), ("__top__/z.cls", b"no")]
     files += [("last.jpg", bytes(range(256)) * 9), ("last.json", b"{}"), ("ümlaut.cls", b"6")]
+    files += [(b"gr\xfcn.cls".decode("utf-8", "surrogateescape"), b"7")]  # a name of 1998
     with tarfile.open(path, "w", format=dialect) as tar:
         folder = tarfile.TarInfo("a")
         folder.type = tarfile.DIRTYPE
@@ -71,7 +72,7 @@ def test_at_keep_fraction_one_samples_are_webdatasets_own(tmp_path, dialect):
     store = ss.index(urls, tmp_path / "s.zarr")
     theirs = list(pipeline_of(urls))
     ours = list(ss.prune(pipeline_of(urls), store))
-    assert len(theirs) == 14
+    assert len(theirs) == 16
     assert [without_ours(sample) for sample in ours] == theirs
     assert [sample["__id__"] for sample in ours] == store.ids().tolist()
 
@@ -276,6 +277,46 @@ def test_a_loaders_state_counts_what_the_loop_was_given(urls, store, workers, ma
         again = loader()
         again.load_state_dict(state)
         assert seen + [[s["__id__"] for s in batch] for batch in again] == whole
+
+
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
+def test_passes_in_a_row_are_epochs_in_a_row(urls, store, workers, persistent):
+    def loader():
+        pipeline = wds.WebDataset(urls, shardshuffle=2).batched(4, collation_fn=None)
+        how = {"num_workers": workers, "persistent_workers": persistent}
+        return ss.prune(torch.utils.data.DataLoader(pipeline, None, **how), store, seed=1)
+
+    first, other, ends = loader(), loader(), []
+    whole = [ids_of(first) for _ in range(2)]
+    for epoch, ids in enumerate(whole):
+        other.set_epoch(epoch)
+        assert ids_of(other) == ids
+    other.set_epoch(1)  # again
+    assert ids_of(other) == whole[1]
+    other.set_epoch(2)
+    third, seen = ids_of(other), []
+    for batch in first:
+        seen += [sample["__id__"] for sample in batch]
+        ends.append(first.end_of_dataloader)
+        if len(ends) == 3:
+            break
+    state = first.state_dict()
+    assert (state["epoch"], state["samples_done"]) == (2, 12)
+    again = loader()
+    again.load_state_dict(state)
+    again.set_epoch(2)  # as a loop over epochs does: it stays where the state stands
+    assert seen + ids_of(again) == third
+    assert ends + [first.end_of_dataloader for _ in first] == [False] * 10 + [True]
+
+
+def test_a_pipelines_state_knows_the_pass_under_way(urls, store):
+    first, again = (ss.prune(pipeline_of(urls), store, seed=1, window=4) for _ in range(2))
+    list(first)
+    samples = iter(first)
+    seen = [next(samples)["__id__"] for _ in range(7)]
+    again.load_state_dict(first.state_dict())
+    seen += [sample["__id__"] for sample in again]
+    assert sorted(seen) == store.ids().tolist()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -27,7 +27,7 @@ def hash_key(*key: int) -> int:
     """
     state = np.zeros(1, dtype=np.uint64)
     for part in key:
-        state = _mix((state + _GOLDEN) ^ np.uint64(part & _MASK))
+        state = _mix((state + _GOLDEN) ^ np.uint64(int(part) & _MASK))
     return int(state[0])
 
 

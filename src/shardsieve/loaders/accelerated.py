@@ -1,5 +1,6 @@
 """Loaders that are split already, yet tell Accelerate where a pass of theirs ends."""
 
+from collections.abc import Callable
 from typing import Any
 
 from accelerate.state import GradientState
@@ -13,22 +14,20 @@ class RegisteredIterator:
     it; ours is not one of them, as that would split it again.
     """
 
-    def __init__(self, loader: Any, iterator: Any, total: int, remainder: int) -> None:
+    def __init__(
+        self, loader: Any, make: Callable[[], Any], begin: Callable[[], tuple[int, int]]
+    ) -> None:
         """Begin a pass.
 
         Args:
             loader: What Accelerate asks.
-            iterator: Of the loader.
-            total: Batches in the pass.
-            remainder: Samples over all ranks in its last step, 0 for a full one.
+            make: Returns the loader's own iterator.
+            begin: Called at the beginning of each pass; returns the batches in it, and the samples
+                over all ranks in its last step, 0 for a full one.
         """
-        self._loader, self._iterator = loader, iterator
-        self._left, self._given = total, 0
-        loader.__dict__.update(end_of_dataloader=False, remainder=remainder)
-        # Nobody has made an Accelerator: nobody asks.
-        self._state = GradientState() if GradientState._shared_state else None
-        if self._state is not None:
-            self._state._add_dataloader(loader)
+        self._loader, self._begin, self._state = loader, begin, None
+        self._register()
+        self._iterator = make()
 
     def __iter__(self) -> "RegisteredIterator":
         return self
@@ -42,6 +41,20 @@ class RegisteredIterator:
         self._left -= 1
         self._loader.__dict__["end_of_dataloader"] = self._left == 0
         return batch
+
+    def _reset(self, *args: Any) -> None:
+        """Begin another pass; torch's loader asks for it where workers stay."""
+        self._end()
+        self._register()
+        self._iterator._reset(*args)
+
+    def _register(self) -> None:
+        self._left, remainder = self._begin()
+        self._loader.__dict__.update(end_of_dataloader=False, remainder=remainder)
+        # Nobody has made an Accelerator: nobody asks.
+        self._state = GradientState() if GradientState._shared_state else None
+        if self._state is not None:
+            self._state._add_dataloader(self._loader)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_iterator"], name)

@@ -63,6 +63,30 @@ def caller_of() -> Any:
     return sys._getframe(2).f_locals.get("self")
 
 
+def numbered_by_accelerate() -> bool:
+    """Return whether Accelerate's loader called the caller for a pass that it begins.
+
+    It numbers the passes since it was made; a user's own call of its `set_epoch` is another thing.
+    """
+    called = sys._getframe(2)
+    loader, above = called.f_locals.get("self"), called.f_back
+    if not isinstance(loader, DataLoaderShard) or above is None:
+        return False
+    return above.f_code.co_name == "__iter__" and above.f_locals.get("self") is loader
+
+
+def planned_samples(loader: Any) -> int | None:
+    """Return how many samples the sampler inside a loader will give, if it says so."""
+    inside: Any = loader
+    while inside is not None:
+        planned = getattr(inside, "planned_samples", None)
+        if planned is not None:
+            return int(planned)
+        outer, inside = inside, getattr(inside, "batch_sampler", None)
+        inside = getattr(outer, "sampler", None) if inside is None else inside
+    return None
+
+
 def called_by_torchdata() -> bool:
     """Return whether torchdata's loader called the caller; it counts what it hands out itself."""
     return str(sys._getframe(2).f_globals.get("__name__")).startswith("torchdata.")

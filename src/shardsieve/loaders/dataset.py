@@ -12,6 +12,7 @@ from shardsieve._errors import CorruptShardError, ShardsieveError, UnreadableSam
 from shardsieve.io.local import too_short
 from shardsieve.io.source import reader_of
 from shardsieve.io.spans import Storage
+from shardsieve.loaders.asking import caller_of, planned_samples
 from shardsieve.loaders.batches import BatchPlan, plan_batch
 from shardsieve.loaders.ledger import Ledger
 from shardsieve.loaders.planned import PlannedId
@@ -84,8 +85,8 @@ class ShardDataset(Dataset[Any]):
 
     @property
     def total_dataset_length(self) -> int:
-        """What Accelerate's `gather_for_metrics` trims by: the samples that the sampler gives."""
-        planned = self.store.epoch_samples
+        """What `gather_for_metrics` trims by: what the asking loader's sampler gives."""
+        planned = planned_samples(caller_of())
         return len(self) if planned is None else planned
 
     def __getitem__(self, sample_id: int) -> Any:

@@ -61,7 +61,7 @@ class PrunedSource(IterableDataset[Sample]):
         # Epoch, place in it, its block, and how often they were set; shared with running workers.
         self._told = torch.zeros(4, dtype=torch.int64)
         self._told.share_memory_()  # type: ignore[no-untyped-call]
-        self._heard, self._passes, self._taken, self._skip = -1, 0, 0, 0
+        self._heard, self._passes, self._taken, self._skip, self._begun = -1, 0, 0, 0, -1
         self._spare: Sample | None = None
         self._ended = False
 
@@ -71,9 +71,25 @@ class PrunedSource(IterableDataset[Sample]):
         return self.data.ledger
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin at an epoch's start, or where a loaded state stands in that epoch."""
-        if epoch != int(self._told[0]):
+        """Begin at an epoch's start, or where a state that was just loaded stands in it."""
+        told = int(self._told[3])
+        begun = self._begun == told or (self._heard == told and self._passes > 0)
+        if begun or epoch != int(self._told[0]):
             self._tell(epoch, 0, 0)
+
+    def begin_pass(self, *, batches: bool) -> tuple[int, int]:
+        """Begin a pass that workers may make: passes in a row are epochs in a row.
+
+        Args:
+            batches: Whether the items of the pass are batches, or samples.
+
+        Returns:
+            The items of this rank in it, and the remainder of its end.
+        """
+        if self._begun == int(self._told[3]):
+            self._tell(int(self._told[0]) + 1, 0, 0)
+        self._begun = int(self._told[3])
+        return self.pass_size(batches=batches)
 
     def state_dict(self, samples_done: int | None = None) -> dict[str, Any]:
         """Return epoch, place and the plan they belong to.
@@ -82,7 +98,7 @@ class PrunedSource(IterableDataset[Sample]):
             samples_done: Over all ranks, in this pass. Left out: what was taken from this object;
                 inside a worker then the state is that worker's own.
         """
-        epoch, place, block = self._told[:3].tolist()
+        epoch, place, block = self._under_way()
         state = {"plan": self._plan_name(), "epoch": epoch, "block": block or self._block()}
         if samples_done is None and get_worker_info() is not None:
             return {**state, "samples_done": place, "taken": self._given()}
@@ -117,7 +133,7 @@ class PrunedSource(IterableDataset[Sample]):
         Args:
             batches: Whether the items are batches, or samples.
         """
-        start = int(self._told[1])
+        start = self._under_way()[1]
         if self.batch_size is None:
             return self.rank_samples(start), 0
         steps = self._steps(start)
@@ -126,7 +142,7 @@ class PrunedSource(IterableDataset[Sample]):
 
     def places_done(self, steps_done: int) -> int:
         """Return the samples over all ranks in so many steps of this pass."""
-        start = int(self._told[1])
+        start = self._under_way()[1]
         if self.batch_size is None:  # a sample is a step
             return min(steps_done * self.own_world().size, len(self.keep) - start)
         return self._steps(start).places_done(steps_done)
@@ -135,7 +151,7 @@ class PrunedSource(IterableDataset[Sample]):
         """Return the samples over all ranks once this rank has taken so many in this pass."""
         if self.batch_size is None:
             return self.places_done(taken)
-        steps = self._steps(int(self._told[1]))
+        steps = self._steps(self._under_way()[1])
         step = min(taken // self.batch_size, max(len(steps) - 2, 0))  # whole ones, but for the last
         taken -= step * self.batch_size
         while step < len(steps) and taken >= self._size(steps, step):
@@ -162,14 +178,23 @@ class PrunedSource(IterableDataset[Sample]):
         self._taken = self._skip = 0
 
     def _now(self) -> tuple[int, int, int]:
-        """Return epoch, place and block of this pass; passes in a row are epochs in a row."""
-        epoch, place, block, told = self._told.tolist()
+        """Return epoch, place and block of the pass that begins."""
+        told = int(self._told[3])
         if told != self._heard:
             self._heard, self._passes = told, 0
         self._passes += 1
-        if self._passes > 1:
-            return epoch + self._passes - 1, 0, self._block()
+        epoch, place, block = self._under_way()
         return epoch, place, block or self._block()
+
+    def _under_way(self) -> tuple[int, int, int]:
+        """Return epoch, place and block of this process' pass; passes in a row are epochs in a row.
+
+        The block is 0 where nobody has told it.
+        """
+        epoch, place, block, told = self._told.tolist()
+        if told == self._heard and self._passes > 1:
+            return epoch + self._passes - 1, 0, 0
+        return epoch, place, block
 
     def _block(self) -> int:
         return (self.batch_size or 1) * self.own_world().size

@@ -12,7 +12,13 @@ from torch.utils.data import Sampler
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.keepset import KeepSet, keep_set_of
-from shardsieve.loaders.asking import Asking, HandedOut, called_by_torchdata, who_asks
+from shardsieve.loaders.asking import (
+    Asking,
+    HandedOut,
+    called_by_torchdata,
+    numbered_by_accelerate,
+    who_asks,
+)
 from shardsieve.loaders.moving import StepCount, put_choice
 from shardsieve.loaders.planned import OrderSettings, PlannedId, ids_of_epoch, refuse_another_plan
 from shardsieve.plan import PADDING, TAILS, Steps, World
@@ -104,20 +110,27 @@ class PrunedShardSampler(Sampler[int]):
         self.batch_size, self.world = batch_size, world
         self._seen_size: int | None = None
         self.epoch = 0
+        # How far it is ahead of Accelerate's own count of passes, and whether that is to be seen.
+        self._ahead, self._told = 0, False
         self._begin(0)
-        store.epoch_samples = 0 if tail == "uneven" else len(self.keep_set)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; going to another one starts at its beginning.
 
-        With a policy every rank must call it: losses are joined here, once per epoch.
+        With a policy every rank must call it: losses are joined here, once per epoch. Accelerate's
+        loader calls it for every pass, and counts on from the epoch that was chosen or loaded.
         """
+        if numbered_by_accelerate():
+            self._ahead = self.epoch - epoch if self._told else self._ahead
+            epoch, self._told = epoch + self._ahead, False
+        else:
+            self._told = True
         if epoch == self.epoch:
             return
-        self.epoch = epoch
+        self.epoch = int(epoch)
         self._begin(0)
         if self.policy is not None:
-            self._take(self.policy.choose(epoch))
+            self._take(self.policy.choose(self.epoch))
 
     def update(self, ids: ArrayLike, losses: ArrayLike) -> None:
         """Give the policy a batch's losses: integer ids (b,) and unweighted losses (b,)."""
@@ -151,6 +164,11 @@ class PrunedShardSampler(Sampler[int]):
         expected = [self.policy.expect(epoch) for epoch in range(epochs)]
         return StepCount.over(expected, lambda n: len(Steps(n, size, world.size, self.tail)))
 
+    @property
+    def planned_samples(self) -> int:
+        """Samples of the next pass over all ranks where it is padded, else 0: nothing to trim."""
+        return len(self.keep_set) - self._next_start() if self.tail == "pad" else 0
+
     def __len__(self) -> int:
         asking = self._asking(who_asks(self))
         self._seen_size = asking.batch_size
@@ -166,8 +184,7 @@ class PrunedShardSampler(Sampler[int]):
         asking = self._asking(who_asks(self))
         self._seen_size = asking.batch_size
         world = self._own_world(asking)
-        if self._pass is not None and self._pass.whole:
-            self._start = 0  # a pass after a whole one begins at the beginning
+        self._start = self._next_start()
         if self._block is None:
             self._block = self._steps(asking, 0).global_batch
         self._pass = _Pass(self._steps(asking, self._start), asking.handed_out)
@@ -206,7 +223,7 @@ class PrunedShardSampler(Sampler[int]):
             refuse_another_plan(state["plan"], own, "sampler")
         else:
             together(lambda: refuse_another_plan(state["plan"], own, "sampler"))
-        self.epoch = int(state["epoch"])
+        self.epoch, self._told = int(state["epoch"]), True
         self._begin(int(state["samples_done"]), state.get("block"))
         if self.policy is not None:
             self.policy.load_state_dict(state["policy"])
@@ -217,6 +234,10 @@ class PrunedShardSampler(Sampler[int]):
     def _begin(self, start: int, block: int | None = None) -> None:
         """Let the next pass start at a place; the epoch began with global batches of `block`."""
         self._start, self._block, self._pass = start, block, None
+
+    def _next_start(self) -> int:
+        """Return where the next pass begins: one after a whole one at the beginning."""
+        return 0 if self._pass is not None and self._pass.whole else self._start
 
     def _places_done(self, steps_done: int | None, *, asked: bool) -> int:
         """Return the places done in this pass, over all ranks."""
@@ -231,7 +252,6 @@ class PrunedShardSampler(Sampler[int]):
 
     def _take(self, choice: Choice) -> None:
         self.keep_set = put_choice(self.store, choice)
-        self.store.epoch_samples = 0 if self.tail == "uneven" else len(self.keep_set)
 
     def _asking(self, asking: Asking) -> Asking:
         size = self.batch_size or asking.batch_size

@@ -143,10 +143,13 @@ def prune_loader(loader: Any, store: Store, **options: Any) -> Any:
 
 
 def _counted_iterator(loader: Any) -> Any:
-    iterator = type(loader)._get_iterator(loader)
-    loader.__dict__["_handed_out"] = HandedOut(iterator)
-    total, remainder = loader.dataset.source.pass_size(batches=_hands_out_batches(loader))
-    return RegisteredIterator(loader, iterator, total, remainder)
+    def made() -> Any:
+        iterator = type(loader)._get_iterator(loader)
+        loader.__dict__["_handed_out"] = HandedOut(iterator)
+        return iterator
+
+    begin, batches = loader.dataset.source.begin_pass, _hands_out_batches(loader)
+    return RegisteredIterator(loader, made, functools.partial(begin, batches=batches))
 
 
 def _hands_out_batches(loader: Any) -> bool:

@@ -53,7 +53,7 @@ class Policy(ABC):
     """
 
     def __init__(self, *, seed: int = 0) -> None:
-        self.seed = seed
+        self.seed = int(seed)
         self.not_finite = 0
         self._store: Store | None = None
         self._inbox = Inbox()

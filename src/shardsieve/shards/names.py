@@ -42,9 +42,11 @@ def expand_urls(urls: str | Path | Iterable[str | Path]) -> list[str]:
     found = [url for item in given for url in _expand_one(str(item))]
     if not found:
         raise ShardsieveError(f"no shards match {', '.join(map(str, given)) or 'an empty list'}")
-    repeated = [url for url, count in Counter(found).items() if count > 1]
-    if repeated:
-        raise ShardsieveError(f"shards must be named once, got {repeated[0]} twice")
+    files = [url if "://" in url else str(Path(url).resolve()) for url in found]
+    repeated = {file for file, count in Counter(files).items() if count > 1}
+    twice = [url for url, file in zip(found, files, strict=True) if file in repeated]
+    if twice:
+        raise ShardsieveError(f"shards must be named once, got {twice[0]} twice as {twice[1]}")
     return found
 
 
@@ -56,6 +58,8 @@ def _expand_one(pattern: str) -> list[str]:
 
 
 def _expand_glob(pattern: str) -> list[str]:
+    if pattern.startswith("file:"):
+        pattern = re.sub("^/{2,}", "/", pattern.removeprefix("file:"))
     if "://" in pattern:
         return [pattern]
     path = Path(pattern)

@@ -16,6 +16,8 @@ BLOCK = 512
 _ZERO = bytes(BLOCK)
 _REGULAR = frozenset(b"0\x007")
 _OTHERS = frozenset(b"123456")
+# GNU tar's three ways to say in pax records that a member is a map of holes and what lies between.
+_SPARSE = {"GNU.sparse.major", "GNU.sparse.size", "GNU.sparse.map"}
 # Of a header: the digits of the size, the kind, and the first byte of the name's prefix.
 _HEADER = struct.Struct("124x11s21xB188xB").unpack_from
 ReadAt = Callable[[int, int], bytes]
@@ -74,9 +76,10 @@ def walk(read: ReadAt, total: int, url: str) -> Iterator[Member]:
             offset = data + _padded(size)
             continue
         name, size = _name_and_size(head, size, {**common, **pax} if common or pax else pax)
+        name = pax.get("GNU.sparse.name", name)
         if data + size > total:
             raise _truncated(url, total, data + size)
-        if kind == ord("S"):
+        if kind == ord("S") or _SPARSE & pax.keys():
             raise CorruptShardError(f"shard {url} holds the sparse file {name}; pack it plainly")
         if kind in _REGULAR and not name.endswith("/"):
             yield Member(name, start, data, size)

@@ -13,7 +13,13 @@ from shardsieve.shards.fingerprint import index_fingerprint
 from shardsieve.shards.names import expand_urls
 from shardsieve.store.create import Progress, beside, walked
 from shardsieve.store.indexed import IndexedShard
-from shardsieve.store.layout import PER_SHARD, SHARD_ARRAYS, told_about_disk, write_contents
+from shardsieve.store.layout import (
+    PER_SHARD,
+    SHARD_ARRAYS,
+    stored_key,
+    told_about_disk,
+    write_contents,
+)
 from shardsieve.store.store import Store, open_store
 
 
@@ -94,7 +100,9 @@ def _grow(store: Store, urls: list[str], entries: list[IndexedShard]) -> None:
         _array(store, f"shard/{name}")[new] = columns[name]
     for number, entry in enumerate(entries, start=before):
         rows = len(entry.keys)
-        _array(store, "sample/key")[number, :rows] = np.array(entry.keys, object)
+        _array(store, "sample/key")[number, :rows] = np.array(
+            list(map(stored_key, entry.keys)), object
+        )
         for name in ("offset", "length", "label"):
             _array(store, f"sample/{name}")[number, :rows] = getattr(entry, name)
     tables = [*store.tables(), *(entry.table for entry in entries)]

@@ -28,6 +28,7 @@ from shardsieve.store.layout import (
     opened_group,
     replaced_folder,
     rows_per_shard,
+    stored_key,
     told_about_disk,
     write_contents,
 )
@@ -35,6 +36,7 @@ from shardsieve.store.store import Store, open_store
 
 Progress = Callable[[int, int], None]
 LABEL_MEMBER = "cls"
+_MOST_LABEL = np.iinfo(np.int32).max
 
 
 def index(
@@ -142,7 +144,8 @@ def _label(read: Callable[[int, int], bytes], table: SampleTable, row: int) -> i
     if at < 0 or size > 20:
         return -1
     text = read(int(at), int(size)).strip()
-    return int(text) if text.isdigit() else -1
+    label = int(text) if text.isdigit() else -1
+    return label if label <= _MOST_LABEL else -1
 
 
 def _save(partial: Path, number: int, url: str, label_member: str) -> IndexedShard:
@@ -195,7 +198,7 @@ def _write(
         make_array(group, f"sample/{name}", shape, dtype, fill)[:] = rows
     keys = np.full(shape, "", dtype=object)
     for number, shard in enumerate(shards):
-        keys[number, : samples[number]] = shard.keys
+        keys[number, : samples[number]] = [stored_key(key) for key in shard.keys]
     _write_strings(group, "sample/key", keys)
     group.attrs.update(
         {

@@ -103,6 +103,28 @@ def told_about_disk(target: Path | str) -> Iterator[None]:
         ) from error
 
 
+def stored_key(key: str) -> str:
+    r"""Return a key as Zarr can hold it: its strings are UTF-8, names in a tar need not be.
+
+    No name in a tar holds a NUL, so it marks one that is stored byte for byte.
+
+    >>> stored_key("dog"), stored_key("gr\udcfcn")
+    ('dog', '\x00grün')
+    """
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return "\0" + key.encode("utf-8", "surrogateescape").decode("latin-1")
+    return key
+
+
+def key_of(stored: str) -> str:
+    """Return the key that the store holds as this."""
+    if not stored.startswith("\0"):
+        return stored
+    return stored[1:].encode("latin-1").decode("utf-8", "surrogateescape")
+
+
 def unpad(table: NDArray[Any], samples: NDArray[np.int64]) -> NDArray[Any]:
     """Return the used slots of an (S, L, ...) table as one array of samples, in id order."""
     used = np.arange(table.shape[1]) < samples[:, None]

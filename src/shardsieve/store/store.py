@@ -17,6 +17,7 @@ from shardsieve.io.source import cheap_fingerprints
 from shardsieve.store.layout import (
     FORMAT_VERSION,
     holds_store,
+    key_of,
     make_array,
     opened_group,
     told_about_disk,
@@ -42,7 +43,6 @@ class Store:
         members: Suffixes that samples have, such as `jpg` and `cls`.
         epoch_weights: Loss weights of this epoch by row, float32 (n,), set by a sampler; None
             means ones.
-        epoch_samples: What `ShardDataset.total_dataset_length` reports, set by a sampler.
     """
 
     def __init__(self, path: str | Path, group: zarr.Group) -> None:
@@ -58,7 +58,6 @@ class Store:
         self._num_shards = len(self.urls)
         self.samples: NDArray[np.int64] = self._read("shard/samples")
         self._need_chunks("shard/samples", self.samples > 0)
-        self.epoch_samples: int | None = None
         self.epoch_weights: Any = None
 
     def __len__(self) -> int:
@@ -101,7 +100,7 @@ class Store:
     def keys(self, shard: int) -> list[str]:
         """Return the keys of one shard's samples, in position order."""
         row = self._array("sample/key")[shard, : int(self.samples[shard])]
-        names = [str(key) for key in np.asarray(row)]
+        names = [key_of(str(key)) for key in np.asarray(row)]
         self._need_chunks("sample/key", np.array([all(names)]), first=shard)
         return names
 
@@ -172,7 +171,7 @@ class Store:
         if not afresh and self._has(f"score/{name}") and self.provenance(name) == made:
             return
         with told_about_disk(self.path):
-            shape = (self.num_shards, self.rows_per_shard)
+            shape = (self._stored_shards(), self.rows_per_shard)
             array = make_array(self.group, f"score/{name}", shape, "float32", np.nan)
             array.attrs.update(made)
 
@@ -190,7 +189,7 @@ class Store:
         shard, position = np.divmod(self.ids(), self.rows_per_shard)
         table[shard, position] = values
         with told_about_disk(self.path):
-            self.score_array(name)[:] = table
+            self.score_array(name)[: self.num_shards] = table
 
     def finish_score(self, name: str, **more: Any) -> None:
         """List a score that is filled, with its date and what else is to be kept with it."""
@@ -328,7 +327,7 @@ class Store:
             )
 
     def _new_array(self, name: str, sizes: tuple[int, ...], dtype: str) -> zarr.Array[Any]:
-        shape = (self.num_shards, self.rows_per_shard, *sizes)
+        shape = (self._stored_shards(), self.rows_per_shard, *sizes)
         with told_about_disk(self.path):
             array = make_array(self.group, name, shape, dtype, np.nan)
             write_contents(self.group)
@@ -341,6 +340,10 @@ class Store:
 
     def _has(self, name: str) -> bool:
         return isinstance(self.group.get(name), zarr.Array)
+
+    def _stored_shards(self) -> int:
+        """Return the rows of stored arrays: shards may have been appended since it was opened."""
+        return int(self._array("shard/samples").shape[0])
 
     def _names(self, kind: str) -> list[str]:
         group = self.group.get(kind)
