@@ -1,10 +1,15 @@
-"""The graph network at size: gathering in a training step, inference, and memory at 1.28 M nodes.
+"""The graph network at size: gathering, inference against torch-geometric, and 1.28 M nodes.
 
-    python benchmarks/gnn_scale.py [--parts step inference memory]
+    python benchmarks/gnn_scale.py [--parts step inference peer]
+    python benchmarks/gnn_scale.py --work FOLDER --parts points search train predict one_graph ranks
 
-Neighbours are drawn at random, which is harder on caches than neighbours of real embeddings, and
-the search for them is not in these figures (see `knn_scale.py`). Each part runs in a process of its
-own; steps and inferences alternate with their peer, medians. Writes `records/gnn_scale.json`.
+`step`, `inference` and `peer` draw neighbours at random, which is harder on caches than neighbours
+of real embeddings. `points` makes 131,072 seeds and 1,150,095 others (as `knn_scale.py` does);
+`search` finds their nearest seeds, goes on where it was stopped and stops itself after `--limit`
+seconds; `train` and `predict` use what was found; `one_graph` draws neighbours among all nodes, and
+`ranks` shares work over processes. Each part runs in a process of its own; seconds are wall time
+and, beside it, processor time, which other work on the machine moves less. Writes
+`records/gnn_scale.json`.
 """
 
 import argparse
@@ -14,10 +19,12 @@ import os
 import resource
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from gnn_whole import WHOLE, peak, shared, timed
 from torch.nn import functional
 
 from shardsieve.extrapolate.graph import coefficients
@@ -26,27 +33,43 @@ from shardsieve.extrapolate.layers import KINDS
 from shardsieve.extrapolate.sampling import Sampler
 
 RECORD = Path(__file__).parent / "records" / "gnn_scale.json"
-DIM, K, NODES = 512, 20, 1_281_167
+DIM, K, MEMORY = 512, 20, 8 << 30
 SIZES = (DIM, 512, 256, 1)
 THREADS = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--parts", nargs="+", default=list(PARTS))
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    for name in parser.parse_args().parts:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            record[name] = pool.apply(PARTS[name])
+    parser.add_argument(
+        "--parts", nargs="+", default=list(PARTS), choices=[*PARTS, *WHOLE, "ranks"]
+    )
+    parser.add_argument("--work", type=Path, default=Path("gnn_scale_work"))
+    parser.add_argument("--limit", type=float, default=600, help="Seconds of a search.")
+    chosen = parser.parse_args()
+    for name in chosen.parts:
+        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+        if name == "peer":  # these start their own processes
+            record[name] = peer()
+        elif name == "ranks":
+            record[name] = shared(chosen.work)
+        elif name in WHOLE:
+            record[name] = apart(WHOLE[name], chosen.work, record.get(name, {}), chosen.limit)
+        else:
+            record[name] = apart(PARTS[name])
         print(name, json.dumps(record[name], indent=1), flush=True)
         record["about"] = {"threads": THREADS, "k": K, "dim": DIM, "layers": SIZES}
         RECORD.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def made(nodes: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, Any]:
+def apart(part: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(part, arguments)
+
+
+def made(nodes: int) -> tuple[torch.Tensor, Any]:
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
-    x = torch.empty((nodes, DIM), dtype=dtype)
+    x = torch.empty((nodes, DIM))
     block = torch.rand(8192, DIM)
     for start in range(0, nodes, 8192):  # the same features again and again cost the same
         x[start : start + 8192] = block[: nodes - start]
@@ -78,7 +101,7 @@ def steps_of(kind: str, x: torch.Tensor, graph: Any) -> dict[str, Any]:
         begin = time.perf_counter()
         around = sampler.around(roots)
         gathering.append(time.perf_counter() - begin)
-        outputs = sampler.outputs(around, lambda h: functional.dropout(h.relu(), 0.5))
+        outputs = sampler.outputs(around, 0.5)
         optimizer.zero_grad()
         functional.mse_loss(outputs, target).backward()
         optimizer.step()
@@ -121,29 +144,38 @@ def inference() -> dict[str, Any]:
     return {"nodes": nodes, "seconds": seconds, "times faster": round(theirs / ours, 2)}
 
 
-def memory() -> dict[str, Any]:
-    """Seconds and peak memory of inference over 1.28 M nodes, whose features are float16."""
-    x, (ids, weights) = made(NODES, torch.float16)
+def peer() -> dict[str, Any]:
+    """The largest full batch that GCNConv does in 8 GB, and layer-wise inference on its graph."""
+    rows: dict[str, Any] = {}
+    for nodes in (32_768, 65_536, 98_304, 131_072):
+        rows[str(nodes)] = apart(both_on, nodes)
+        print(nodes, rows[str(nodes)], flush=True)
+    return rows
+
+
+@torch.no_grad()
+def both_on(nodes: int) -> dict[str, Any]:
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    x, (ids, weights) = made(nodes)
+    layers, row = make_layers("gcn"), {}
     graph = coefficients(ids, weights)
-    before = peak()
-    begin = time.perf_counter()
-    found = forward(make_layers("gcn"), x, ids, *graph)
-    assert bool(found.isfinite().all())
-    return {
-        "nodes": NODES,
-        "seconds": round(time.perf_counter() - begin, 1),
-        "features, MB": x.nbytes >> 20,
-        "neighbours and factors, MB": (ids.nbytes + sum(g.nbytes for g in graph)) >> 20,
-        "peak before, MB": before,
-        "peak, MB": peak(),
-    }
+    with timed(row, "layer-wise"):
+        ours = forward(layers, x, ids, *graph)
+    row["layer-wise, peak MB"] = peak()
+    edges = torch.stack([ids.flatten(), torch.arange(nodes).repeat_interleave(K)])
+    try:
+        with timed(row, "GCNConv, full batch"):
+            hidden = x
+            for layer in layers:
+                hidden = hidden if layer is layers[0] else hidden.relu()
+                hidden = layer(hidden, edges, weights.flatten())
+    except (MemoryError, RuntimeError) as error:
+        return row | {"GCNConv, full batch": f"out of memory at 8 GB: {str(error)[:60]}"}
+    torch.testing.assert_close(ours, hidden[:, 0], rtol=1e-3, atol=1e-4)
+    return row | {"GCNConv, peak MB": peak()}
 
 
-def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-
-PARTS = {"step": step, "inference": inference, "memory": memory}
+PARTS = {"step": step, "inference": inference, "peer": peer}
 
 if __name__ == "__main__":
     main()
