@@ -143,8 +143,9 @@ def make_task(
         )
     gnn: Any = extrapolators.GNN
     beside = _labels_of(store, tried) if how.pop("labels", False) else {}
+    device = ranks.device if ranks.device.startswith("cuda") else "cpu"
     return Task(
-        lambda: gnn(k=k, seed=seed, ranks=ranks, **how),
+        lambda: gnn(k=k, seed=seed, ranks=ranks, device=device, **how),
         score,
         measured,
         tried,
