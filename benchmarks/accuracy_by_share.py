@@ -4,7 +4,8 @@
 
 Every row trains the light network for the same number of epochs. Measured scores come from a full
 run of another seed, extrapolated ones from a run on a fifth of the samples, another fifth for each
-seed, with a tenth of it held out for the fused method. Finished runs are not done again, so it may
+seed, with a tenth of it held out for the fused method; it has as many epochs as the full run, or
+as many steps. Finished runs are not done again, so it may
 be stopped and started at any time; the record holds what has run so far, and is written after
 every run. Writes `records/accuracy_by_share_NAME.json`.
 """
@@ -29,7 +30,7 @@ from shardsieve.train.config import TrainConfig
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.ledger import overhead_of
 from shardsieve.train.seeding import draw_seeds, score_seeds
-from shardsieve.train.splits import hold_out
+from shardsieve.train.splits import hold_out, matched_epochs, matched_window
 from shardsieve.train.subset import train_subset
 
 RECORDS = Path(__file__).parent / "records"
@@ -45,6 +46,8 @@ STATIC = {
     "measured el2n": "full{seed}_el2n",
     "kNN el2n": "knn{seed}_el2n",
     "fused el2n": "fused{seed}_el2n",
+    "kNN dyn_unc, steps matched": "knn-long{seed}_dyn_unc",
+    "fused dyn_unc, steps matched": "fused-long{seed}_dyn_unc",
 }
 
 
@@ -110,18 +113,22 @@ def scored(store: ss.Store, config: TrainConfig, out: Path, seed: int) -> None:
     score_seeds(
         store, store.ids(), everything, folder=folder / f"full{seed}", name=f"full{seed}", **how
     )
-    name, path = f"seeds{seed}", out / "train.zarr"
     trained, held = hold_out(draw_seeds(store, SEEDS, seed=seed), HELD_OUT)
-    fifth = replace(config, seed=2000 + seed)
     how |= {"held_out": held, "snapshots": SNAPSHOTS}
-    score_seeds(store, trained, fifth, folder=folder / name, name=name, **how)
-    embed_store(path, model=str(folder / name), name=name)
-    for target in STATIC.values():
-        method, score = target.split("{seed}_")
-        target = target.format(seed=seed)
-        if method != "full" and target not in ss.open_store(path, mode="r").scores:
-            k = 20 if method == "gnn" else 50
-            extrapolate_score(path, f"{name}_{score}", target, name, method=method, k=k)
+    sizes = {"full": len(store), "seeds": len(trained), "batch": config.batch_size}
+    for kind, epochs in (("", config.epochs), ("-long", matched_epochs(config.epochs, **sizes))):
+        name, path = f"seeds{kind}{seed}", out / "train.zarr"
+        run = replace(config, seed=2000 + seed, epochs=epochs)
+        how["window"] = matched_window(WINDOW, epochs=epochs, full_epochs=config.epochs)
+        score_seeds(store, trained, run, folder=folder / name, name=name, **how)
+        embed_store(path, model=str(folder / name), name=name)
+        for target in STATIC.values():
+            method, score = target.split("{seed}_")
+            target = target.format(seed=seed)
+            mine = method.endswith("-long") == bool(kind) and method != "full"
+            if mine and target not in ss.open_store(path, mode="r").scores:
+                method, k = method.removesuffix("-long"), 20 if method == "gnn" else 50
+                extrapolate_score(path, f"{name}_{score}", target, name, method=method, k=k)
 
 
 def todo(removed: list[float], seeds: int) -> list[tuple[str, float, int]]:
