@@ -175,7 +175,7 @@ def changed(recipe, **settings):
 def recipe_in(folder, data):
     """A recipe of every step, of stores over these shards; `mine` is a score of the user's own."""
     folder.mkdir(exist_ok=True)
-    for name in ("train.zarr", "test.zarr", "other.zarr"):
+    for name in ("train.zarr", "test.zarr"):
         ss.index(data, folder / name)
     store = ss.open_store(folder / "train.zarr")
     store.put_score("mine", np.arange(len(store)))

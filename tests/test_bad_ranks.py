@@ -4,7 +4,7 @@ import json
 import subprocess
 
 import pytest
-from launching import launch
+from launching import TWO_CPUS, launch
 from tars import write_shards
 
 import shardsieve as ss
@@ -49,3 +49,14 @@ def test_a_nan_of_one_rank_is_named_counted_and_kept_on_all(store, tmp_path):
     assert a == b
     assert a["not_finite"] == 1
     assert "the loss of sample id" in done.stderr
+
+
+@pytest.mark.slow
+def test_what_one_process_refuses_for_all_is_said_once(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"work: {tmp_path}/w\ndata: {{store: {tmp_path}/s.zarr, urls: none-*.tar}}\n")
+    command = [*TWO_CPUS, "-m", "shardsieve", "run", str(recipe)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    said = [line for line in done.stderr.splitlines() if line.startswith("shardsieve: ")]
+    assert done.returncode != 0
+    assert said == ["shardsieve: no shards match none-*.tar; check the pattern and the folder"]

@@ -51,6 +51,7 @@ def main(store, out):
         made = extrapolate_score(pathlib.Path(store), "seed", graph, "e", **how)
         found[f"{graph}, stored"] = open_store(store, mode="r").score(graph)
         found[f"{graph}, pearson"] = np.array(made["pearson"])
+    accelerator.wait_for_everyone()  # until all have read what is spoilt now
     if rank == 0:
         open_store(store).score_array("seeds")[1, 2:4] = np.nan  # two of the rest
     accelerator.wait_for_everyone()

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.commands import marks
@@ -37,6 +37,7 @@ STEPS = ("index", "score", "embed", "extrapolate", "train", "report")
 SEED_RUN = "seed"
 
 Inputs = dict[str, Any]
+T = TypeVar("T")
 
 
 def run_recipe(path: Path, *, until: str = STEPS[-1]) -> Result:
@@ -91,7 +92,7 @@ class _Chain:
         """Make the stores, or see that they hold these very shards."""
         for name, shards in (("index", self.recipe.data), ("index_test", self.recipe.test)):
             if shards is not None:
-                self.results[name] = self._alone(partial(_indexed, shards))
+                self.results[name] = self._on_main(partial(_indexed, shards))
 
     def score(self) -> None:
         """Train on the seed subset."""
@@ -218,7 +219,7 @@ class _Chain:
             return {**read, **how, "score": [score, marks.mark_of_score(store, score)]}
 
         def make(_: str) -> Result:
-            return self._alone(partial(report_score, self.path, out, **how))
+            return self._on_main(partial(report_score, self.path, out, **how))
 
         def output(result: Result) -> marks.Mark:
             return "written" if Path(result["report"]).is_file() else None
@@ -245,7 +246,7 @@ class _Chain:
                 self._steps.begin(name, digest, names, str(self.path.resolve()), self._remove)
             return digest, held
 
-        digest, held = on_main(self._accelerator, decided)
+        digest, held = self._on_main(decided)
         if held is not None:
             self.results[name] = held
             self.skipped.append(name)
@@ -307,12 +308,7 @@ class _Chain:
         given, extrapolate = self.recipe.select, self.recipe.extrapolate
         return given.score or (extrapolate.score if extrapolate else None)
 
-    def _on_main(self, call: Callable[[], None]) -> None:
-        if self._accelerator.is_main_process:
-            call()
-        self._accelerator.wait_for_everyone()
-
-    def _alone(self, make: Callable[[], Result]) -> Result:
+    def _on_main(self, make: Callable[[], T]) -> T:
         return on_main(self._accelerator, make)
 
 

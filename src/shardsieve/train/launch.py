@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -64,11 +64,19 @@ def make_accelerator(
 
 
 def on_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
-    """Return what the main process makes, on every process."""
-    made = [make() if accelerator.is_main_process else None]
+    """Return what the main process makes, on every process; what it refuses, all of them raise."""
+    made: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            made[0] = make()
+        except (ShardsieveError, ValueError) as error:
+            made[1] = error
     if accelerator.num_processes > 1:
         broadcast_object_list(made)
-    return made[0]  # type: ignore[return-value]
+    if made[1] is not None:
+        raise made[1]
+    found: T = made[0]
+    return found
 
 
 def end_processes() -> None:
