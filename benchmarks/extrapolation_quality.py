@@ -19,12 +19,12 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from tables import quality
 from torch import nn
 
 import shardsieve as ss
@@ -95,7 +95,7 @@ def main() -> None:
                 if missing:
                     held["rows"] += one(store, config, key, options, missing)
                     record.write_text(json.dumps(held, indent=1) + "\n")
-    show(held["rows"])
+    print("\n".join(quality(held["rows"])))
 
 
 def parsed() -> argparse.Namespace:
@@ -268,25 +268,6 @@ def said(name: str) -> Any:
             print(name, done, total, note, time.strftime("%T"), flush=True)
 
     return progress
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    """Print means and deviations over the trials."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        key = tuple(row[n] for n in ("score", "seeds", "matched", "row"))
-        groups.setdefault(key, []).append(row)
-    print("| score | seeds | matched by | row | Pearson | Spearman | keep 0.3 / 0.5 / 0.7 |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for key, of in groups.items():
-        kept = " / ".join(text([row["agreement"][f] for row in of]) for f in ("0.3", "0.5", "0.7"))
-        figures = [text([row[n] for row in of]) for n in ("pearson", "spearman")]
-        print("| " + " | ".join([*map(str, key), *figures, kept]) + " |")
-
-
-def text(values: list[float]) -> str:
-    spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{mean(values):.3f}{spread}"
 
 
 if __name__ == "__main__":
