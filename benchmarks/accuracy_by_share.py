@@ -48,6 +48,8 @@ STATIC = {
     "fused el2n": "fused{seed}_el2n",
     "kNN dyn_unc, steps matched": "knn-long{seed}_dyn_unc",
     "fused dyn_unc, steps matched": "fused-long{seed}_dyn_unc",
+    "kNN dyn_unc, by class": "knn{seed}_dyn_unc",
+    "kNN dyn_unc, steps matched, by class": "knn-long{seed}_dyn_unc",
 }
 
 
@@ -153,7 +155,10 @@ def chosen(
     if method in moving:
         return moving[method]()
     if by is not None:
-        return ss.select(ss.open_store(store.path, mode="r"), score=by, keep_fraction=keep)
+        rule = "class_balanced" if method.endswith("by class") else "top"
+        return ss.select(
+            ss.open_store(store.path, mode="r"), score=by, keep_fraction=keep, rule=rule
+        )
     return ss.select(store, rule="random", keep_fraction=keep, seed=seed)
 
 
