@@ -25,6 +25,7 @@ import shardsieve as ss
 from shardsieve.commands.extrapolating import extrapolate_score
 from shardsieve.commands.packing import pack_source
 from shardsieve.commands.training import embed_store
+from shardsieve.extrapolate import measure
 from shardsieve.policy.named import make_policy
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.launch import make_accelerator
@@ -77,6 +78,7 @@ def main() -> None:
         )
         rows.setdefault(name, []).append(result)
         record(rows, options, train)
+    record(rows, options, train, {name: about_score(train, name) for name in predicted(train)})
 
 
 def parsed() -> argparse.Namespace:
@@ -181,7 +183,12 @@ def seta(keep: float, epochs: int, seed: int) -> Any:
     return make_policy("seta", epochs=epochs, seed=seed, ratio=1 - min(keep / 0.6, 1), alpha=0.6)
 
 
-def record(rows: dict[str, list[dict[str, Any]]], options: argparse.Namespace, store: Any) -> None:
+def record(
+    rows: dict[str, list[dict[str, Any]]],
+    options: argparse.Namespace,
+    store: Any,
+    scores: dict[str, Any] | None = None,
+) -> None:
     everything = len(store) * options.epochs
     table = [row(name, runs, everything) for name, runs in rows.items()]
     about = {"data": Path(str(options.data)).name, "samples": len(store), "tests": options.tests}
@@ -189,8 +196,29 @@ def record(rows: dict[str, list[dict[str, Any]]], options: argparse.Namespace, s
     about |= {"augment": options.augment, "network": "light", "batch": options.batch}
     about |= {"seed share": SEEDS, "cores": os.cpu_count()}
     path = RECORDS / f"accuracy_by_share_{options.name}.json"
-    path.write_text(json.dumps({"about": about, "rows": table}, indent=1) + "\n")
+    path.write_text(
+        json.dumps({"about": about, "rows": table, "scores": scores or {}}, indent=1) + "\n"
+    )
     print(json.dumps(table[-1]), flush=True)
+
+
+def predicted(store: Any) -> list[str]:
+    """Return the names of the scores that `STATIC` keeps by, as far as they are stored."""
+    starts = {target.split("{seed}")[0] for target in STATIC.values()}
+    stored = ss.open_store(store.path, mode="r").scores
+    names = [n.split("_", 1) for n in stored]
+    used = [(a, b) for a, b in names if b in ("dyn_unc", "el2n")]
+    return ["_".join(pair) for pair in used if pair[0].rstrip("0123456789") in starts]
+
+
+def about_score(store: Any, name: str) -> dict[str, Any]:
+    """Return Spearman against the full run of the same number, and what half keeps per class."""
+    store = ss.open_store(store.path, mode="r")
+    start, score = name.split("_", 1)
+    truth = store.score(f"full{start[len(start.rstrip('0123456789')) :]}_{score}")
+    kept = store.rows(ss.select(store, score=name, keep_fraction=0.5).ids())
+    agreed = measure(truth, store.score(name)).spearman
+    return {"spearman": round(agreed, 3), "half": np.bincount(store.labels()[kept]).tolist()}
 
 
 def row(name: str, runs: list[dict[str, Any]], everything: int) -> dict[str, Any]:

@@ -60,3 +60,17 @@ def test_rows_for_ffcv(store, tmp_path):
     assert not (tmp_path / "no.npy").exists()
     with pytest.raises(ValueError, match="layout must be one of ids, keys"):
         export_keep_set(store.path, tmp_path / "no", "dali", HALF)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"rule": "ccs", "hard_cutoff": 0.2, "bins": 4}, {"rule": "beta", "difficulty": "unsure"}],
+)
+def test_every_rule_can_be_exported_with_its_options(store, tmp_path, options):
+    store.put_score("unsure", -np.linspace(0.1, 0.9, 30))
+    how = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    command = ["export", str(tmp_path / "out"), "--store", str(store.path), "--score", "up", *how]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    want = ss.select(store, score="up", keep_fraction=0.5, **options).ids().tolist()
+    assert list(map(int, (tmp_path / "out").read_text().split())) == want

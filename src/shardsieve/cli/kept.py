@@ -70,13 +70,18 @@ def export_command(
     rule: Rule = "top",
     threshold: Threshold = None,
     class_floor: ClassFloor = 0,
+    hard_cutoff: HardCutoff = None,
+    difficulty: Difficulty = None,
+    bins: Bins = None,
+    embedding: RuleEmbedding = None,
     drop_missing: DropMissing = False,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Write a keep set for other loaders."""
     kept: dict[str, Any] = {"keep_fraction": keep_fraction, "score": score, "rule": rule}
-    kept |= {"threshold": threshold, "class_floor": class_floor, "seed": seed}
+    kept |= {"threshold": threshold, "class_floor": class_floor, "hard_cutoff": hard_cutoff}
+    kept |= {"difficulty": difficulty, "bins": bins, "embedding": embedding, "seed": seed}
     kept |= {"drop_missing": drop_missing}
     show(exporting.export_keep_set(store, out, layout, kept), as_json)
 
