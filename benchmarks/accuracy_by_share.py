@@ -51,7 +51,11 @@ STATIC = {
     "fused dyn_unc, steps matched": "fused-long{seed}_dyn_unc",
     "kNN dyn_unc, by class": "knn{seed}_dyn_unc",
     "kNN dyn_unc, steps matched, by class": "knn-long{seed}_dyn_unc",
+    "measured el2n, CCS": "full{seed}_el2n",
+    "kNN el2n, CCS": "knn{seed}_el2n",
+    "fused el2n, CCS": "fused{seed}_el2n",
 }
+HARD_CUTOFF = {0.7: 0.1}  # CCS on CIFAR-10 (arXiv 2210.15809); none where less is removed
 
 
 def main() -> None:
@@ -157,10 +161,11 @@ def chosen(
     if method in moving:
         return moving[method]()
     if by is not None:
-        rule = "class_balanced" if method.endswith("by class") else "top"
-        return ss.select(
-            ss.open_store(store.path, mode="r"), score=by, keep_fraction=keep, rule=rule
-        )
+        rule: dict[str, Any] = {"rule": "class_balanced" if "by class" in method else "top"}
+        if method.endswith("CCS"):
+            cutoff = HARD_CUTOFF.get(round(1 - keep, 2), 0.0)
+            rule = {"rule": "ccs", "hard_cutoff": cutoff, "seed": seed}
+        return ss.select(ss.open_store(store.path, mode="r"), score=by, keep_fraction=keep, **rule)
     return ss.select(store, rule="random", keep_fraction=keep, seed=seed)
 
 

@@ -4,10 +4,10 @@
 
 IMAGES is a folder with train/CLASS/*.jpg, or fashion-mnist. Every trial has a full run, whose
 scores are the target, and one seed run per seed fraction and matching: as many epochs as the full
-run (`epochs`), or as many steps (`steps`). The full run of the next trial is the ceiling. All
-figures are over the rest: samples that were no seeds, held out or not. `--shards` takes the first
-shards alone, which scales everything down. `dyn_unc_scaled` is Dynamic Uncertainty of the seeds
-with a window as long in steps as the full run's.
+run (`epochs`), as many steps (`steps`), or half of these (`half`). The full run of the next trial
+is the ceiling. All figures are over the rest: samples that were no seeds, held out or not.
+`--shards` takes the first shards alone, which scales everything down. `dyn_unc_scaled` is Dynamic
+Uncertainty of the seeds with a window as long in steps as the full run's.
 
 Killed and started again, it goes on; what the record holds is not made again, so more trials are
 added by the same command. Writes `records/extrapolation_quality_NAME.json`.
@@ -42,6 +42,7 @@ from shardsieve.train.splits import hold_out, matched_epochs, matched_window
 RECORDS = Path(__file__).parent / "records"
 SCORES = ("dyn_unc", "el2n", "confidence")
 HELD_OUT, SNAPSHOTS, WINDOW = 0.1, 12, 10
+MATCHED = {"epochs": 0.0, "steps": 1.0, "half": 0.5}  # share of the full run's steps; 0: its epochs
 METHODS: dict[str, dict[str, Any]] = {
     "mean kNN": {"method": "knn", "weights": "mean"},
     "exp kNN": {"method": "knn", "weights": "exp"},
@@ -107,7 +108,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.2, 0.1])
-    parser.add_argument("--matched", nargs="+", default=["epochs", "steps"])
+    parser.add_argument("--matched", nargs="+", choices=MATCHED, default=["epochs", "steps"])
     parser.add_argument("--without", nargs="*", default=[], help="rows to leave out, by start")
     return parser.parse_args()
 
@@ -122,7 +123,7 @@ def indexed(options: argparse.Namespace) -> ss.Store:
 
 def wanted(key: dict[str, Any], without: list[str]) -> set[tuple[Any, ...]]:
     """Return the names of all rows of a seed run; the GNN, the slowest, has two scores."""
-    scores = (*SCORES, "dyn_unc_scaled") if key["matched"] == "steps" else SCORES
+    scores = (*SCORES, "dyn_unc_scaled") if MATCHED[key["matched"]] else SCORES
     names = [name for name in (*METHODS, *BESIDE) if not name.startswith(tuple(without))]
     rows = {(score, name) for score in scores for name in names}
     rows = {row for row in rows if row[0] in SCORES[:2] or not row[1].startswith("GNN")}
@@ -144,7 +145,7 @@ def one(
     trial = key["trial"]
     full, second = (full_run(store, config, options, number) for number in (trial, trial + 1))
     run, cost = seed_run(store, config, key, options)
-    put_scaled(store, run, config.epochs)
+    put_scaled(store, run, round(config.epochs * (MATCHED[key["matched"]] or 1.0)))
     for name in (full, second, run, f"{run}_held_out"):
         put_confidence(store, name)
     seeds = draw_seeds(store, key["seeds"], seed=trial)
@@ -190,10 +191,10 @@ def seed_run(
     """Train on the seeds and embed everything; return the run's name and what it cost."""
     name = f"seeds{round(100 * key['seeds'])}-{key['matched']}-{key['trial']}"
     trained, held = hold_out(draw_seeds(store, key["seeds"], seed=key["trial"]), HELD_OUT)
-    epochs = config.epochs
-    if key["matched"] == "steps":
+    epochs, share = config.epochs, MATCHED[key["matched"]]
+    if share:
         sizes = {"full": len(store), "seeds": len(trained), "batch": config.batch_size}
-        epochs = matched_epochs(epochs, **sizes)
+        epochs = matched_epochs(round(share * epochs), **sizes)
     made = score_seeds(
         store,
         trained,
@@ -218,7 +219,7 @@ def seed_run(
 
 
 def put_scaled(store: ss.Store, run: str, full_epochs: int) -> None:
-    """Store Dynamic Uncertainty with a window as long, in steps, as the full run's window."""
+    """Store Dynamic Uncertainty with the full run's window, as long in steps."""
     for name in (run, f"{run}_held_out"):
         recorder = Recorder.load(store, name)
         window = matched_window(WINDOW, epochs=recorder.epochs, full_epochs=full_epochs)

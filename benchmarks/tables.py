@@ -19,7 +19,8 @@ SCORES = {
     "dyn_unc": "Dynamic Uncertainty",
     "dyn_unc_scaled": "Dynamic Uncertainty, window as long in steps",
 }
-RUNS = ((0.2, "epochs"), (0.2, "steps"), (0.1, "epochs"), (0.1, "steps"))
+RUNS = tuple((seeds, matched) for seeds in (0.2, 0.1) for matched in ("epochs", "half", "steps"))
+HEADS = {"epochs": "same epochs", "half": "half the steps", "steps": "same steps"}
 MINUS = "\N{MINUS SIGN}"
 ESTIMATES = (
     "ceiling: a second full run",
@@ -43,14 +44,14 @@ def main() -> None:
 
 
 def quality(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield a table per score: Spearman, and in brackets the share of the same half kept."""
+    """Yield a table per score: Pearson, Spearman, and the share of the best half in common."""
     for score, title in SCORES.items():
         mine = [row for row in rows if row["score"] == score]
         runs = [run for run in RUNS if any((r["seeds"], r["matched"]) == run for r in mine)]
         if not mine:
             continue
         yield from ["", f"{title}:", ""]
-        heads = [f"{round(100 * seeds)} % seeds, same {matched}" for seeds, matched in runs]
+        heads = [f"{round(100 * seeds)} % seeds, {HEADS[matched]}" for seeds, matched in runs]
         yield from table(["estimate", *heads], [(e, *cells(mine, e, runs)) for e in ESTIMATES])
 
 
@@ -58,8 +59,12 @@ def cells(rows: list[dict[str, Any]], estimate: str, runs: list[Any]) -> list[st
     found = []
     for run in runs:
         of = [r for r in rows if r["row"] == estimate and (r["seeds"], r["matched"]) == run]
-        kept = f" ({mean(row['agreement']['0.5'] for row in of):.2f})" if of else ""
-        found.append(spread([row["spearman"] for row in of], 2) + kept)
+        if not of:
+            found.append("")
+            continue
+        pearson, half = mean(row["pearson"] for row in of), mean(r["agreement"]["0.5"] for r in of)
+        ranks = spread([row["spearman"] for row in of], 2)
+        found.append(f"{pearson:.2f} / {ranks} / {half:.2f}".replace("-", MINUS))
     return found
 
 
