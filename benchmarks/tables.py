@@ -33,6 +33,7 @@ ESTIMATES = (
     "direct",
     "fused, last network alone",
     "fused",
+    "bound: fused, fitted on the full run's scores",
     "random",
 )
 
