@@ -1,15 +1,16 @@
 """The graph network at size: gathering, inference against torch-geometric, and 1.28 M nodes.
 
     python benchmarks/gnn_scale.py [--parts step inference peer]
-    python benchmarks/gnn_scale.py --work FOLDER --parts points search train predict one_graph ranks
+    python benchmarks/gnn_scale.py --work FOLDER --parts points search train predict
+    python benchmarks/gnn_scale.py --work FOLDER --parts one_graph search_all ranks
 
 `step`, `inference` and `peer` draw neighbours at random, which is harder on caches than neighbours
 of real embeddings. `points` makes 131,072 seeds and 1,150,095 others (as `knn_scale.py` does);
 `search` finds their nearest seeds, goes on where it was stopped and stops itself after `--limit`
-seconds; `train` and `predict` use what was found; `one_graph` draws neighbours among all nodes, and
-`ranks` shares work over processes. Each part runs in a process of its own; seconds are wall time
-and, beside it, processor time, which other work on the machine moves less. Writes
-`records/gnn_scale.json`.
+seconds; `train` and `predict` use what was found; `one_graph` draws neighbours among all nodes;
+`search_all` looks for these, of as many nodes as it can within the limit; `ranks` shares work over
+processes. Each part runs in a process of its own; seconds are wall time and, beside it, processor
+time, which other work on the machine moves less. Writes `records/gnn_scale.json`.
 """
 
 import argparse

@@ -104,12 +104,7 @@ def train(work: Path, old: dict[str, Any], limit: float) -> dict[str, Any]:
             steps(sampler, target, STEPS)
         with timed(row, "validation"):
             forward(layers, x, *graph, first=sampler.first)
-        count = -(-(SEEDS - SEEDS // 10) // BATCH)
-        row["an epoch, scaled"] = {
-            key: round(row[f"{STEPS} steps"][key] / STEPS * count + row["validation"][key])
-            for key in row["validation"]
-        }
-        rows[kind] = row | {"steps in an epoch": count, "peak so far, MB": peak()}
+        rows[kind] = row | epoch_of(row) | {"peak so far, MB": peak()}
         print(kind, rows[kind], round(time.perf_counter() - begin), flush=True)
     return rows
 
@@ -173,25 +168,66 @@ def make_layers(kind: str) -> torch.nn.ModuleList:
     return torch.nn.ModuleList(map(KINDS[kind], SIZES, SIZES[1:]))
 
 
-@torch.no_grad()
 def one_graph(work: Path, old: dict[str, Any], limit: float) -> dict[str, Any]:
-    """GCN over all nodes in one graph, neighbours drawn at random, features in half precision."""
-    total, row = SEEDS + REST, {}
-    x = torch.empty((total, DIM), dtype=torch.float16)
-    x[:SEEDS] = torch.from_numpy(Stored(work / "seeds.f2", SEEDS)[:])
-    for start in range(0, REST, BLOCK):
-        block = Stored(work / "rest.f2", REST)[start : start + BLOCK]
-        x[SEEDS + start :][: len(block)] = torch.from_numpy(block)
+    """GCN in one graph of all nodes, neighbours drawn at random, features in half precision."""
+    total, row, x = SEEDS + REST, {}, torch.from_numpy(all_points(work))
     draw = torch.Generator().manual_seed(0)
     # A node is never its own neighbour.
     ids = torch.randint(1, total, (total, K), generator=draw)
     ids = ids.add_(torch.arange(total)[:, None]).remainder_(total)
     graph = coefficients(ids, torch.rand((total, K), generator=draw))
     held = {"nodes": total, "features and graph, MB": peak()}
-    with timed(row, "inference"):
-        outputs = forward(make_layers("gcn"), x, ids, *graph)
+    layers = make_layers("gcn")
+    with torch.no_grad(), timed(row, "inference"):
+        outputs = forward(layers, x, ids, *graph)
     assert bool(outputs.isfinite().all())
-    return held | row | {"peak, MB": peak()}
+    row["peak of inference, MB"] = peak()
+    with timed(row, "first sums, once"):
+        sampler = Sampler(layers, x, (ids, *graph), fan_out=(10, 10), draw=draw)
+    target = x[:SEEDS, :8].float().sum(dim=1)
+    steps(sampler, target, 2)
+    with timed(row, f"{STEPS} steps"):
+        steps(sampler, target, STEPS)
+    with torch.no_grad(), timed(row, "validation"):
+        forward(layers, x, ids, *graph, first=sampler.first)
+    return held | row | epoch_of(row) | {"peak, MB": peak()}
+
+
+def search_all(work: Path, old: dict[str, Any], limit: float) -> dict[str, Any]:
+    """All 1.28 M nodes' neighbours among all: as many as the limit allows, and scaled up."""
+    begin, points, found = time.perf_counter(), all_points(work), {}
+    total = len(points)
+    with timed(found, "codes of all"):
+        kind = kind_for("auto", total, total, DIM)
+        finder = finder_for(points, points, K + 1, kind=kind)
+    done, draw = 0, np.random.default_rng(0)
+    found["found by"] = chosen_of(finder).to_dict()
+    while done < total and time.perf_counter() - begin < limit:
+        with timed(found, "searched"):
+            edges_from(finder, points[np.sort(draw.integers(total, size=4096))], K + 1)
+        done += 4096
+    scaled = {key: round(s / done * total) for key, s in found["searched"].items()}
+    return found | {"nodes searched": done, "all, scaled": scaled, "peak, MB": peak()}
+
+
+def all_points(work: Path) -> NDArray[np.float16]:
+    """Return seeds and rest as one array, in half precision as the graph network holds them."""
+    points = np.empty((SEEDS + REST, DIM), dtype=np.float16)
+    points[:SEEDS] = Stored(work / "seeds.f2", SEEDS)[:]
+    for start in range(0, REST, BLOCK):
+        block = Stored(work / "rest.f2", REST)[start : start + BLOCK]
+        points[SEEDS + start :][: len(block)] = block
+    return points
+
+
+def epoch_of(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what an epoch over nine tenths of the seeds costs, by the steps and one validation."""
+    count = -(-(SEEDS - SEEDS // 10) // BATCH)
+    spent = {
+        key: round(row[f"{STEPS} steps"][key] / STEPS * count + s)
+        for key, s in row["validation"].items()
+    }
+    return {"an epoch, scaled": spent, "steps in an epoch": count}
 
 
 def shared(work: Path) -> dict[str, Any]:
@@ -233,4 +269,5 @@ WHOLE = {
     "train": train,
     "predict": predict,
     "one_graph": one_graph,
+    "search_all": search_all,
 }
