@@ -1,24 +1,14 @@
 """What would be kept, and what it would save: select, export, report, plan."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from shardsieve.cli.base import example, show
-from shardsieve.cli.options import (
-    Bins,
-    ClassFloor,
-    Difficulty,
-    DropMissing,
-    HardCutoff,
-    Json,
-    Rule,
-    RuleEmbedding,
-    Seed,
-    StorePath,
-    Threshold,
-)
+from shardsieve.cli.groups import KeepOptions, grouped
+from shardsieve.cli.options import Json, Seed, StorePath
 from shardsieve.commands import exporting, planning, reporting, showing
 from shardsieve.cost import Plan
 
@@ -26,19 +16,11 @@ app = typer.Typer()
 
 
 @app.command("select", epilog=example("select --store train.zarr --score dyn_unc"))
+@grouped
 def select_command(
     store: StorePath,
-    keep_fraction: float = 0.5,
-    score: Annotated[str | None, typer.Option()] = None,
-    rule: Rule = "top",
+    keep: KeepOptions,
     seed: Seed = 0,
-    threshold: Threshold = None,
-    class_floor: ClassFloor = 0,
-    hard_cutoff: HardCutoff = None,
-    difficulty: Difficulty = None,
-    bins: Bins = None,
-    embedding: RuleEmbedding = None,
-    drop_missing: DropMissing = False,
     out: Annotated[Path | None, typer.Option(help="Write the kept ids, one a line.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Say how many classes meet in such a batch.")
@@ -46,18 +28,17 @@ def select_command(
     as_json: Json = False,
 ) -> None:
     """Show what a rule keeps of every class, before anything is trained."""
-    kept: dict[str, Any] = {"keep_fraction": keep_fraction, "score": score, "rule": rule}
-    kept |= {"threshold": threshold, "class_floor": class_floor, "hard_cutoff": hard_cutoff}
-    kept |= {"difficulty": difficulty, "bins": bins, "embedding": embedding, "seed": seed}
-    kept |= {"drop_missing": drop_missing}
+    kept = {**asdict(keep), "seed": seed}
     show(showing.kept_per_class(store, kept, out, batch_size), as_json)
 
 
 @app.command(
     "export", epilog=example("export --store train.zarr drop.txt --layout energon --score mine")
 )
+@grouped
 def export_command(
     store: StorePath,
+    keep: KeepOptions,
     out: Annotated[Path, typer.Argument(help="The file to write.")],
     layout: Annotated[
         str,
@@ -65,24 +46,11 @@ def export_command(
             help="ids, keys (SHARD/KEY), energon (its exclude list), ffcv (.npy for indices=), csv"
         ),
     ] = "ids",
-    keep_fraction: float = 0.5,
-    score: Annotated[str | None, typer.Option()] = None,
-    rule: Rule = "top",
-    threshold: Threshold = None,
-    class_floor: ClassFloor = 0,
-    hard_cutoff: HardCutoff = None,
-    difficulty: Difficulty = None,
-    bins: Bins = None,
-    embedding: RuleEmbedding = None,
-    drop_missing: DropMissing = False,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Write a keep set for other loaders."""
-    kept: dict[str, Any] = {"keep_fraction": keep_fraction, "score": score, "rule": rule}
-    kept |= {"threshold": threshold, "class_floor": class_floor, "hard_cutoff": hard_cutoff}
-    kept |= {"difficulty": difficulty, "bins": bins, "embedding": embedding, "seed": seed}
-    kept |= {"drop_missing": drop_missing}
+    kept = {**asdict(keep), "seed": seed}
     show(exporting.export_keep_set(store, out, layout, kept), as_json)
 
 

@@ -1,22 +1,21 @@
 """Scores of every sample: score, embed, extrapolate, build."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from shardsieve.cli.base import example, show
+from shardsieve.cli.groups import NetworkOptions, grouped
 from shardsieve.cli.options import (
-    Augment,
     BatchSize,
     Channels,
     HeldOut,
     Json,
     MatchSteps,
     Method,
-    Model,
     Precision,
-    Rate,
     Seed,
     Size,
     Snapshots,
@@ -32,8 +31,10 @@ app = typer.Typer()
 
 
 @app.command(epilog=example("score --store train.zarr --seeds 0.2 --epochs 30"))
+@grouped
 def score(
     store: StorePath,
+    network: NetworkOptions,
     seeds: Annotated[float, typer.Option(help="Seed fraction, in (0, 1].")] = 0.2,
     per_class: Annotated[bool, typer.Option(help="The same share of every class.")] = False,
     paradigm: Annotated[
@@ -75,16 +76,6 @@ def score(
     classes: Annotated[
         int | None, typer.Option(help="unsupervised: pseudo-classes; as many as labels if none.")
     ] = None,
-    model: Model = "light",
-    batch_size: BatchSize = 64,
-    learning_rate: Rate = 0.1,
-    augment: Augment = "none",
-    size: Size = None,
-    channels: Channels = None,
-    precision: Precision = "no",
-    max_unreadable: Unreadable = 0,
-    workers: Workers = 0,
-    seed: Seed = 0,
     checkpoint_steps: Annotated[int, typer.Option(help="0: after epochs only")] = 0,
     run_folder: Annotated[Path | None, typer.Option(help="STORE.runs/NAME by default")] = None,
     as_json: Json = False,
@@ -100,21 +91,20 @@ def score(
     draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class, "window": window}
     draw |= {"name": name or scoring.default_name(paradigm), "scores": specs}
     if paradigm == "unsupervised":
-        turtle: dict[str, Any] = {"embedding": embedding, "classes": classes, "seed": seed}
+        turtle: dict[str, Any] = {"embedding": embedding, "classes": classes}
+        turtle["seed"] = network.seed
         show(
             scoring.score_unsupervised_store(store, epochs=epochs or 400, **turtle, **draw), as_json
         )
         return
-    how: dict[str, Any] = {"model": model, "epochs": epochs or 20, "batch_size": batch_size}
-    how |= {"learning_rate": learning_rate, "augment": augment, "size": size, "channels": channels}
-    how |= {"precision": precision, "max_unreadable": max_unreadable, "workers": workers}
     attacked: dict[str, Any] = {"epsilon": epsilon, "step": attack_step, "steps": attack_steps}
     attacked |= {"method": attack, "beta": beta, "predictions": predictions}
     draw |= {"adversary": Adversary(**attacked) if paradigm == "adversarial" else None}
     draw |= {"clean_pass": clean_pass, "held_out": held_out, "snapshots": snapshots}
     draw |= {"match_steps_of": match_steps_of, "ceiling": ceiling}
     draw |= {"checkpoint_steps": checkpoint_steps, "folder": run_folder}
-    show(training.score_store(store, TrainConfig(**how, seed=seed), **draw), as_json)
+    config = TrainConfig(**asdict(network), epochs=epochs or 20)
+    show(training.score_store(store, config, **draw), as_json)
 
 
 @app.command(epilog=example("embed --store train.zarr"))
@@ -196,9 +186,11 @@ def extrapolate(
 
 
 @app.command(epilog=example("build 'shards/train-*.tar' --store train.zarr --seeds 0.2"))
+@grouped
 def build(
     urls: Annotated[list[str], typer.Argument(help="Brace pattern, glob, or .txt list.")],
     store: StorePath,
+    network: NetworkOptions,
     seeds: Annotated[float, typer.Option(help="Seed fraction, in (0, 1].")] = 0.2,
     per_class: Annotated[bool, typer.Option(help="The same share of every class.")] = False,
     epochs: Annotated[int, typer.Option(help="Epochs of the seed run.")] = 20,
@@ -212,23 +204,10 @@ def build(
     snapshots: Annotated[int | None, typer.Option(help="As of score; direct, fused: 4.")] = None,
     match_steps_of: MatchSteps = None,
     k: Annotated[int, typer.Option(help="Neighbours.")] = 50,
-    model: Model = "light",
-    batch_size: BatchSize = 64,
-    learning_rate: Rate = 0.1,
-    augment: Augment = "none",
-    size: Size = None,
-    channels: Channels = None,
-    precision: Precision = "no",
-    max_unreadable: Unreadable = 0,
-    workers: Workers = 0,
-    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Index, score, embed and extrapolate in one go; goes on where it was stopped."""
-    how: dict[str, Any] = {"model": model, "epochs": epochs, "batch_size": batch_size}
-    how |= {"learning_rate": learning_rate, "augment": augment, "size": size, "channels": channels}
-    how |= {"precision": precision, "max_unreadable": max_unreadable, "workers": workers}
-    config = TrainConfig(**how, seed=seed)
+    config = TrainConfig(**asdict(network), epochs=epochs)
     draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class, "window": window}
     draw |= {"clean_pass": clean_pass, "held_out": held_out, "snapshots": snapshots}
     draw |= {"match_steps_of": match_steps_of, "method": method, "k": k}

@@ -1,32 +1,14 @@
 """Trainings: train, and run for a whole chain."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from shardsieve.cli.base import example, show
-from shardsieve.cli.options import (
-    Augment,
-    BatchSize,
-    Bins,
-    Channels,
-    ClassFloor,
-    Difficulty,
-    DropMissing,
-    HardCutoff,
-    Json,
-    Model,
-    Precision,
-    Rate,
-    Rule,
-    RuleEmbedding,
-    Seed,
-    Size,
-    Threshold,
-    Unreadable,
-    Workers,
-)
+from shardsieve.cli.groups import KeepOptions, NetworkOptions, grouped
+from shardsieve.cli.options import Json
 from shardsieve.commands import running, sources, training
 from shardsieve.commands.texts import constants, pairs
 from shardsieve.policy.named import POLICIES
@@ -36,31 +18,21 @@ app = typer.Typer()
 
 
 @app.command(epilog=example("train --store train.zarr --score dyn_unc --out runs/half"))
+@grouped
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    keep: KeepOptions,
+    network: NetworkOptions,
     store: Annotated[Path | None, typer.Option(help="Folder of the Zarr store.")] = None,
     data: Annotated[
         str | None, typer.Option(help="Tars or a .beton; indexed into --store unless that is done.")
     ] = None,
-    keep_fraction: float = 0.5,
-    score: Annotated[str | None, typer.Option()] = None,
-    rule: Rule = "top",
-    threshold: Threshold = None,
-    class_floor: ClassFloor = 0,
-    hard_cutoff: HardCutoff = None,
-    difficulty: Difficulty = None,
-    bins: Bins = None,
-    embedding: RuleEmbedding = None,
-    drop_missing: DropMissing = False,
     policy: Annotated[str | None, typer.Option(help=f"{', '.join(POLICIES)}; none: static")] = None,
     policy_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, of the policy")] = None,
     policy_score: Annotated[str | None, typer.Option(help="Store what it learned.")] = None,
     full_run: Annotated[Path | None, typer.Option(help="Run on everything, to compare.")] = None,
     test: Annotated[Path | None, typer.Option(help="Store, or a .beton, to evaluate on.")] = None,
-    model: Model = "light",
     epochs: int = 20,
-    batch_size: BatchSize = 64,
-    learning_rate: Rate = 0.1,
     schedule: Annotated[str, typer.Option(help="onecycle or cosine")] = "onecycle",
     weight_decay: float = 5e-4,
     label_smoothing: float = 0.0,
@@ -71,39 +43,26 @@ def train(
     resolutions: Annotated[str, typer.Option(help="EPOCH:PIXELS,... to train on")] = "",
     channels_last: bool = False,
     compiled: Annotated[bool, typer.Option("--compile", help="torch.compile")] = False,
-    augment: Augment = "none",
-    size: Size = None,
-    channels: Channels = None,
-    precision: Precision = "no",
-    max_unreadable: Unreadable = 0,
-    workers: Workers = 0,
-    seed: Seed = 0,
     evaluate_every: Annotated[int, typer.Option(help="0: at the end only")] = 0,
     checkpoint_steps: Annotated[int, typer.Option(help="0: after epochs only")] = 0,
     track: Annotated[str, typer.Option(help="tensorboard,wandb or nothing")] = "tensorboard",
     as_json: Json = False,
 ) -> None:
     """Train on what a rule keeps; goes on where it was stopped."""
-    how: dict[str, Any] = {"model": model, "epochs": epochs, "batch_size": batch_size}
-    how |= {"learning_rate": learning_rate, "augment": augment, "size": size, "channels": channels}
-    how |= {"schedule": schedule, "weight_decay": weight_decay, "label_smoothing": label_smoothing}
-    how |= {"precision": precision, "max_unreadable": max_unreadable, "workers": workers}
+    how: dict[str, Any] = {**asdict(network), "epochs": epochs, "schedule": schedule}
+    how |= {"weight_decay": weight_decay, "label_smoothing": label_smoothing}
     how |= {"momentum": momentum, "normalise": normalise, "accumulate": accumulate, "ema": ema}
     how |= {"channels_last": channels_last, "compile": compiled}
-    config = TrainConfig(**how, resolutions=pairs("resolutions", resolutions), seed=seed)
-    kept: dict[str, Any] = {"keep_fraction": keep_fraction, "score": score, "rule": rule}
-    kept |= {"threshold": threshold, "class_floor": class_floor, "hard_cutoff": hard_cutoff}
-    kept |= {"difficulty": difficulty, "bins": bins, "embedding": embedding, "seed": seed}
-    kept |= {"drop_missing": drop_missing}
+    config = TrainConfig(**how, resolutions=pairs("resolutions", resolutions))
     moving = {"name": policy, **constants("policy-arg", policy_arg or [])} if policy else None
     result = training.train_store(
-        sources.store_of(data, store, precision=precision),
+        sources.store_of(data, store, precision=network.precision),
         config,
         out=out,
-        rule=kept,
+        rule={**asdict(keep), "seed": network.seed},
         policy=moving,
         policy_score=policy_score,
-        test=sources.store_of(None, test, precision=precision) if test else None,
+        test=sources.store_of(None, test, precision=network.precision) if test else None,
         full_run=full_run,
         evaluate_every=evaluate_every,
         checkpoint_steps=checkpoint_steps,

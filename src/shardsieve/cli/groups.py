@@ -1,0 +1,91 @@
+"""Options that go together, declared once: a dataclass whose fields are a command's options."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from shardsieve.cli.options import (
+    Augment,
+    BatchSize,
+    Bins,
+    Channels,
+    ClassFloor,
+    Difficulty,
+    DropMissing,
+    HardCutoff,
+    Model,
+    Precision,
+    Rate,
+    Rule,
+    RuleEmbedding,
+    Seed,
+    Size,
+    Threshold,
+    Unreadable,
+    Workers,
+)
+
+Command = Callable[..., None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepOptions:
+    """What is kept: the arguments of `select`."""
+
+    keep_fraction: float = 0.5
+    score: Annotated[str | None, typer.Option()] = None
+    rule: Rule = "top"
+    threshold: Threshold = None
+    class_floor: ClassFloor = 0
+    hard_cutoff: HardCutoff = None
+    difficulty: Difficulty = None
+    bins: Bins = None
+    embedding: RuleEmbedding = None
+    drop_missing: DropMissing = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """How a network is trained, whatever it is trained for: settings of `TrainConfig`."""
+
+    model: Model = "light"
+    batch_size: BatchSize = 64
+    learning_rate: Rate = 0.1
+    augment: Augment = "none"
+    size: Size = None
+    channels: Channels = None
+    precision: Precision = "no"
+    max_unreadable: Unreadable = 0
+    workers: Workers = 0
+    seed: Seed = 0
+
+
+def grouped(command: Command) -> Command:
+    """Replace every parameter that is a dataclass by the options that its fields are."""
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: hints[name] for name in hints if hasattr(hints[name], "__dataclass_fields__")}
+    parameters: dict[str, inspect.Parameter] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        own = _options(groups[name]) if name in groups else [parameter]
+        parameters |= {one.name: one.replace(kind=one.KEYWORD_ONLY) for one in own}
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{one.name: given.pop(one.name) for one in fields(group)})
+        command(**given)
+
+    shown: Any = run
+    shown.__signature__ = inspect.Signature(list(parameters.values()))
+    shown.__annotations__ = {
+        name: hints.get(name, one.annotation) for name, one in parameters.items()
+    }
+    return run
+
+
+def _options(group: Any) -> list[inspect.Parameter]:
+    return list(inspect.signature(group).parameters.values())
