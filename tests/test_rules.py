@@ -337,6 +337,11 @@ def test_a_sampler_that_selects_nothing_takes_no_options_of_select(store):
         ss.PrunedShardSampler(store, keep_set=keep, threshold=1.0)
     with pytest.raises(TypeError, match="keep_set must come without policy"):
         ss.PrunedShardSampler(store, keep_set=keep, policy=ss.RandomDynamic(0.5))
+    for how in ({"keep_fraction": 0.5}, {"score": "score"}, {"rule": "random"}):
+        for beside in ({"keep_set": keep}, {"policy": ss.RandomDynamic(0.5)}):
+            (name,), (other,) = how, beside
+            with pytest.raises(TypeError, match=f"{name} must come without {other}"):
+                ss.PrunedShardSampler(store, **beside, **how)
     pipeline = wds.WebDataset(store.urls, shardshuffle=False)
     with pytest.raises(TypeError, match="keep_fraction must come without keep_set"):
         ss.prune(pipeline, store, keep_set=keep, keep_fraction=0.5)

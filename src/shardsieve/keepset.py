@@ -82,9 +82,11 @@ def keep_set_of(store: Store, keep_set: KeepSet | None, **selection: Any) -> Kee
 
     Raises:
         StoreMismatchError: If the keep set is another store's.
+        TypeError: If both are given.
     """
     if keep_set is None:
         return select(store, **selection)
+    refuse_selection("keep_set", selection)
     if keep_set.fingerprint != store.fingerprint:
         raise StoreMismatchError(
             "the keep set was made from another shard index\n"
@@ -92,6 +94,15 @@ def keep_set_of(store: Store, keep_set: KeepSet | None, **selection: Any) -> Kee
             "select again from this store"
         )
     return keep_set
+
+
+def refuse_selection(beside: str, selection: dict[str, Any]) -> None:
+    """Raise TypeError if arguments of `select` stand beside what selects in their place."""
+    usual = {"keep_fraction": 1.0, "score": None, "rule": "top", "keep_set": None}
+    given = [name for name in selection if selection[name] != usual.get(name, ...)]
+    given = [name for name in given if name != "seed"]  # of the order too
+    if given:
+        raise TypeError(f"{', '.join(given)} must come without {beside}, got both")
 
 
 def select(

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Sampler
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.keepset import KeepSet, keep_set_of
+from shardsieve.keepset import KeepSet, keep_set_of, refuse_selection
 from shardsieve.loaders.asking import (
     Asking,
     HandedOut,
@@ -90,21 +90,19 @@ class PrunedShardSampler(Sampler[int]):
             **selection: Further arguments of `select`, such as `threshold` and `hard_cutoff`.
 
         Raises:
-            TypeError: If `selection` holds what `select` does not take, or nothing is selected.
+            TypeError: If `selection` holds what `select` does not take, or something stands beside
+                a keep set or policy that would choose another one.
         """
-        chosen = {"policy": policy, "keep_set": keep_set}
-        given = [name for name, one in chosen.items() if one is not None] + list(selection)
-        if len(given) > 1 and given[0] in chosen:
-            raise TypeError(f"{', '.join(given[1:])} must come without {given[0]}, got both")
         if tail not in TAILS:
             raise ValueError(f"tail must be one of {', '.join(TAILS)}, got {tail!r}")
         self.policy = policy
+        selection |= {"keep_fraction": keep_fraction, "score": score, "rule": rule, "seed": seed}
         if policy is not None:
+            refuse_selection("policy", selection | {"keep_set": keep_set})
             policy.bind(store)
             self.keep_set = put_choice(store, policy.choose(0))
         else:
-            how = {"keep_fraction": keep_fraction, "score": score, "rule": rule, "seed": seed}
-            self.keep_set = keep_set_of(store, keep_set, **how, **selection)
+            self.keep_set = keep_set_of(store, keep_set, **selection)
         self.order = OrderSettings(seed, shuffle, window, groups)
         self.store, self.tail = store, tail
         self.batch_size, self.world = batch_size, world

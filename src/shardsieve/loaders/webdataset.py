@@ -82,9 +82,9 @@ def prune_pipeline(
     if tail not in TAILS:
         raise ValueError(f"tail must be one of {', '.join(TAILS)}, got {tail!r}")
     source = source_of(pipeline.pipeline)
-    if selection and keep_set is not None:
-        raise TypeError(f"{', '.join(selection)} must come without keep_set, got both")
-    chosen = {"keep_fraction": 1.0, "score": score, "seed": seed, **selection}
+    # Beside a keep set the score is what samples carry.
+    by = {"score": score} if keep_set is None else {}
+    chosen = {"keep_fraction": 1.0, "seed": seed, **by, **selection}
     keep, urls = _only_shards_of(source.urls, store, keep_set_of(store, keep_set, **chosen))
     shuffled = source.shuffled or window is not None
     order = OrderSettings(seed, shuffle or ("window" if shuffled else "none"), window, groups)
