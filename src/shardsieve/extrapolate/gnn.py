@@ -40,8 +40,8 @@ class GNN:
     `seed` alone; torch's global generator is left as it was.
 
     Of all nodes memory holds the features, the neighbours and, per layer, a table or two, in half
-    precision once they are large: for 1.28 M nodes of 512 numbers inference was measured at 4.2 GB,
-    and by arithmetic training holds 1.3 GB more, the labels of 1,000 classes 2.6 GB.
+    precision once they are large: for 1.28 M nodes of 512 numbers search, training and inference were
+    measured at 4.2 GB at most; by arithmetic the labels of 1,000 classes take 2.6 GB more.
 
     Attributes:
         k: Neighbours, at least 1; 20 is this project's choice, the paper's code has 10 and 20.
