@@ -84,6 +84,8 @@ class GNN:
         for name, count in {**counts, "batch_size": batch_size}.items():
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}; see GNN for the usual")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {dropout}; 0.5 is usual")
         for name, choice, known in (("layer", layer, tuple(KINDS)), ("graph", graph, GRAPHS)):
             if choice not in known:
                 raise ValueError(
