@@ -297,6 +297,8 @@ def test_what_does_not_belong_together_is_refused(store, loaders, tmp_path, monk
         prune_loader(loaders(), store, keep_set=ss.select(other, keep_fraction=1.0))
     nothing = ss.KeepSet.from_ids(store, np.zeros(0, dtype=np.int64))
     assert list(prune_loader(loaders(), store, keep_set=nothing)) == []
+    with pytest.raises(TypeError, match="keep_fraction must come without keep_set"):
+        prune_loader(loaders(), store, keep_set=nothing, keep_fraction=0.5)
     with pytest.raises(TypeError, match="must be an ffcv"):
         prune_loader([1], store)
     with pytest.raises(ValueError, match="order must be one of"):

@@ -337,6 +337,10 @@ def test_a_sampler_that_selects_nothing_takes_no_options_of_select(store):
         ss.PrunedShardSampler(store, keep_set=keep, threshold=1.0)
     with pytest.raises(TypeError, match="keep_set must come without policy"):
         ss.PrunedShardSampler(store, keep_set=keep, policy=ss.RandomDynamic(0.5))
+    with pytest.raises(TypeError, match="keep_fraction, score must come without keep_set"):
+        ss.PrunedShardSampler(store, keep_set=keep, keep_fraction=0.5, score="mine")
+    with pytest.raises(TypeError, match="keep_fraction, rule must come without policy"):
+        ss.PrunedShardSampler(store, policy=ss.UCB(0.5), keep_fraction=0.5, rule="random")
     pipeline = wds.WebDataset(store.urls, shardshuffle=False)
     with pytest.raises(TypeError, match="keep_fraction must come without keep_set"):
         ss.prune(pipeline, store, keep_set=keep, keep_fraction=0.5)

@@ -94,6 +94,16 @@ def keep_set_of(store: Store, keep_set: KeepSet | None, **selection: Any) -> Kee
     return keep_set
 
 
+def asked_for(**selection: Any) -> list[str]:
+    """Return the arguments of `select` that differ from what a loader takes when none is given.
+
+    >>> asked_for(keep_fraction=1.0, score="dyn_unc", rule="top")
+    ['score']
+    """
+    unasked = {"keep_fraction": 1.0, "score": None, "rule": "top"}
+    return [k for k, value in selection.items() if k not in unasked or value != unasked[k]]
+
+
 def select(
     store: Store,
     *,

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import MissingDependencyError, StoreMismatchError
 from shardsieve.io.source import cheap_fingerprint
-from shardsieve.keepset import KeepSet, keep_set_of
+from shardsieve.keepset import KeepSet, asked_for, keep_set_of
 from shardsieve.loaders.ffcv_order import LoaderOrder
 from shardsieve.loaders.pages import ordered_rows
 from shardsieve.plan import TAILS, Steps, World
@@ -86,7 +86,7 @@ def prune_loader(
     Raises:
         MissingDependencyError: If FFCV is not installed.
         StoreMismatchError: If store, keep set and file do not belong together.
-        TypeError: If `loader` is no FFCV loader.
+        TypeError: If `loader` is no FFCV loader, or a rule is given beside a keep set.
         ValueError: If an argument is out of range.
     """
     _need_ffcv_loader(loader)
@@ -101,6 +101,9 @@ def prune_loader(
 
     release_tables(loader)
     how = {"keep_fraction": keep_fraction, "score": score, "rule": rule, "seed": seed or 0}
+    asked = asked_for(keep_fraction=keep_fraction, score=score, rule=rule, **selection)
+    if asked and keep_set is not None:
+        raise TypeError(f"{', '.join(asked)} must come without keep_set, got both")
     kept = keep_set_of(store, keep_set, **how, **selection)
     return PrunedLoader(
         loader,

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Sampler
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.keepset import KeepSet, keep_set_of
+from shardsieve.keepset import KeepSet, asked_for, keep_set_of
 from shardsieve.loaders.asking import (
     Asking,
     HandedOut,
@@ -90,10 +90,11 @@ class PrunedShardSampler(Sampler[int]):
             **selection: Further arguments of `select`, such as `threshold` and `hard_cutoff`.
 
         Raises:
-            TypeError: If `selection` holds what `select` does not take, or nothing is selected.
+            TypeError: If `selection` holds what `select` does not take, or something else chooses.
         """
         chosen = {"policy": policy, "keep_set": keep_set}
-        given = [name for name, one in chosen.items() if one is not None] + list(selection)
+        asked = asked_for(keep_fraction=keep_fraction, score=score, rule=rule, **selection)
+        given = [name for name, one in chosen.items() if one is not None] + asked
         if len(given) > 1 and given[0] in chosen:
             raise TypeError(f"{', '.join(given[1:])} must come without {given[0]}, got both")
         if tail not in TAILS:
@@ -157,6 +158,8 @@ class PrunedShardSampler(Sampler[int]):
             )
         if epochs is None:
             return StepCount.exactly(len(self._steps(asking, 0)))
+        if epochs < 0:
+            raise ValueError(f"epochs must be at least 0, got {epochs}")
         if self.policy is None:
             return StepCount.exactly(epochs * len(self._steps(asking, 0)))
         world = self._own_world(asking)
@@ -220,9 +223,9 @@ class PrunedShardSampler(Sampler[int]):
         """
         own = self._plan_name()
         if self.policy is None:
-            refuse_another_plan(state["plan"], own, "sampler")
+            refuse_another_plan(state.get("plan"), own, "sampler")
         else:
-            together(lambda: refuse_another_plan(state["plan"], own, "sampler"))
+            together(lambda: refuse_another_plan(state.get("plan"), own, "sampler"))
         self.epoch, self._told = int(state["epoch"]), True
         self._begin(int(state["samples_done"]), state.get("block"))
         if self.policy is not None:
