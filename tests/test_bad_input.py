@@ -91,6 +91,43 @@ def another_run(tmp_path, data):
     return [*arguments, "--keep-fraction", "1", "--size", "8", "--channels", "3"]
 
 
+def no_paradigm(tmp_path, data):
+    return ["score", "--store", str(data.path), "--paradigm", "semi", "--name", "mine"]
+
+
+def no_seeds(tmp_path, data):
+    return ["score", "--store", str(data.path), "--seeds", "0"]
+
+
+def too_few_seeds(tmp_path, data):
+    return ["score", "--store", str(data.path), "--seeds", "0.01", "--size", "8", "--channels", "3"]
+
+
+def training(tmp_path, data, *options):
+    known = ["--out", f"{tmp_path}/run", "--size", "8", "--channels", "3"]
+    return ["train", "--store", str(data.path), *known, *options]
+
+
+def nothing_kept(tmp_path, data):
+    return training(tmp_path, data, "--rule", "random", "--keep-fraction", "0.01")
+
+
+def nothing_kept_by_a_policy(tmp_path, data):
+    return training(tmp_path, data, "--policy", "random-dynamic", "--keep-fraction", "0.01")
+
+
+def constants_of_no_policy(tmp_path, data):
+    return training(tmp_path, data, "--rule", "random", "--policy-arg", "epsilon=1")
+
+
+def a_rule_beside_a_policy(tmp_path, data):
+    return training(tmp_path, data, "--policy", "ucb", "--rule", "ccs", "--bins", "5")
+
+
+def tracked_by_nothing(tmp_path, data):
+    return training(tmp_path, data, "--rule", "random", "--track", "nothing")
+
+
 CASES = [
     (empty, "is empty"),
     (truncated, "truncated"),
@@ -107,6 +144,14 @@ CASES = [
     (replaced, "index again"),
     (newer, "upgrade shardsieve"),
     (another_run, "choose another folder"),
+    (no_paradigm, "paradigm must be one of supervised, adversarial, unsupervised, got 'semi'"),
+    (no_seeds, "seeds must lie in (0, 1], got 0.0"),
+    (too_few_seeds, "seeds must draw a sample, got 0.01 of 9"),
+    (nothing_kept, "the keep set must hold a sample, got none of 9"),
+    (nothing_kept_by_a_policy, "the keep set must hold a sample, got none of 9"),
+    (constants_of_no_policy, "--policy-arg must come with --policy, got 'epsilon=1' alone"),
+    (a_rule_beside_a_policy, "rule, bins must come without --policy"),
+    (tracked_by_nothing, "leave it empty for none"),
 ]
 
 

@@ -104,6 +104,13 @@ def test_unknown_signals_and_other_order_of_names_change_nothing_that_is_known()
     assert pearson(direct.predict(rest, again), rest_signals[:, 0, 0]) > 0.999
 
 
+@pytest.mark.parametrize("make", [Direct, Fused])
+@pytest.mark.parametrize("shape", [(0,), (0, 2), (0, 3, 2)])
+def test_nothing_to_predict_is_nothing(make, shape):
+    model = make().fit(np.zeros((4, 2), "f4"), np.arange(4.0), np.ones((4, *shape[1:])))
+    assert model.predict(np.zeros((0, 2)), np.zeros(shape)).shape == (0,)
+
+
 P, S = np.zeros((4, 2), "f4"), np.arange(4.0)
 
 
@@ -122,6 +129,7 @@ P, S = np.zeros((4, 2), "f4"), np.arange(4.0)
         (lambda: Fused(2).fit(P, S, S).predict(P, S, labels=[0] * 4), "both fit and predict"),
         (lambda: Fused(2).fit(P, S, S, labels=[0.5] * 4), "labels must be integers"),
         (lambda: Fused(2).fit(P[:1], S[:1], S[:1]), "use Direct"),
+        (lambda: Direct().fit(P, S, [1, 2, np.inf, 3]), "got an infinity for sample 2"),
     ],
 )
 def test_bad_input_is_refused(call, message):

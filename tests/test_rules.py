@@ -342,6 +342,10 @@ def test_a_sampler_that_selects_nothing_takes_no_options_of_select(store):
             (name,), (other,) = how, beside
             with pytest.raises(TypeError, match=f"{name} must come without {other}"):
                 ss.PrunedShardSampler(store, **beside, **how)
+    with pytest.raises(TypeError, match="keep_fraction, score must come without keep_set"):
+        ss.PrunedShardSampler(store, keep_set=keep, keep_fraction=0.5, score="mine")
+    with pytest.raises(TypeError, match="keep_fraction, rule must come without policy"):
+        ss.PrunedShardSampler(store, policy=ss.UCB(0.5), keep_fraction=0.5, rule="random")
     pipeline = wds.WebDataset(store.urls, shardshuffle=False)
     with pytest.raises(TypeError, match="keep_fraction must come without keep_set"):
         ss.prune(pipeline, store, keep_set=keep, keep_fraction=0.5)

@@ -1,6 +1,9 @@
+from fractions import Fraction
+from math import floor
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from tars import write_shards
 
@@ -60,6 +63,18 @@ def test_stratified_keeps_the_exact_total_and_fair_shares(rows, fraction):
 def test_moderate_keeps_the_middle_distances():
     points = np.array([[0.0], [1], [2], [3], [10]])
     assert ss.keep_moderate(points, np.zeros(5, int), 0.4).tolist() == [0, 3]
+
+
+@example(60, 55)  # 60 * (0.5 - 0.55 / 2) is 13.499999999999998
+@given(st.integers(1, 80), st.integers(1, 100))
+def test_moderate_keeps_the_published_window_where_that_has_the_exact_count(n, percent):
+    f = Fraction(percent, 100)
+    low, high = (floor(n * (Fraction(1, 2) + side * f / 2) + Fraction(1, 2)) for side in (-1, 1))
+    assume(high - low == ss.num_kept(n, percent / 100))
+    points = np.arange(n, dtype=float)[:, None]
+    distances = np.abs(points[:, 0] - np.median(points))
+    want = np.sort(np.argsort(distances, kind="stable")[low:high])
+    np.testing.assert_array_equal(ss.keep_moderate(points, np.zeros(n, int), percent / 100), want)
 
 
 def test_scores_that_are_not_finite_are_refused():

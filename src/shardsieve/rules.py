@@ -155,8 +155,7 @@ def _beta(store: Store, asked: Asked, count: int) -> Rows:
 def _moderate(store: Store, asked: Asked, count: int) -> Rows:
     points, present = _embedded(store, asked.embedding, asked.drop_missing, count)
     distances = moderate_distance(points, _labels(store, present))
-    share = asked.keep_fraction if len(present) == len(store) else count / len(present)
-    return present[middle_rows(distances, count, share or 0.0)]
+    return present[middle_rows(distances, count)]
 
 
 _BY_FRACTION: Mapping[str, Callable[[Store, Asked, int], Rows]] = {

@@ -130,7 +130,7 @@ def keep_moderate(embeddings: ArrayLike, labels: ArrayLike, keep_fraction: float
     """
     points = np.asarray(embeddings)
     distances = moderate_distance(points, known_labels(labels, len(points)))
-    return middle_rows(distances, num_kept(len(points), keep_fraction), keep_fraction)
+    return middle_rows(distances, num_kept(len(points), keep_fraction))
 
 
 def keep_threshold(scores: ArrayLike, threshold: float) -> Ids:
@@ -157,10 +157,10 @@ def rows_above(values: NDArray[np.float64], threshold: float) -> Ids:
     return np.flatnonzero(values >= threshold).astype(np.int64)
 
 
-def middle_rows(distances: NDArray[np.float64], count: int, keep_fraction: float) -> Ids:
+def middle_rows(distances: NDArray[np.float64], count: int) -> Ids:
     """Return `count` rows around the middle of the ranking, ascending; see `keep_moderate`."""
-    n = len(distances)
-    start = max(min(math.floor(n * (0.5 - keep_fraction / 2) + 0.5), n - count), 0)
+    # Rounds (n - count) / 2 half up: n(0.5 - f/2) as a float can fall a hair short of a half.
+    start = (len(distances) - count + 1) // 2
     return np.sort(np.argsort(distances, kind="stable")[start : start + count]).astype(np.int64)
 
 

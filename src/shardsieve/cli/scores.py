@@ -89,7 +89,8 @@ def score(
         show(scoring.score_from_embedding(store, embedding, specs, prefix=name), as_json)
         return
     draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class, "window": window}
-    draw |= {"name": name or scoring.default_name(paradigm), "scores": specs}
+    usual = scoring.default_name(paradigm)  # refuses an unknown one, whatever the run is called
+    draw |= {"name": name or usual, "scores": specs}
     if paradigm == "unsupervised":
         turtle: dict[str, Any] = {"embedding": embedding, "classes": classes}
         turtle["seed"] = network.seed

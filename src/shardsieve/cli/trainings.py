@@ -45,7 +45,9 @@ def train(
     compiled: Annotated[bool, typer.Option("--compile", help="torch.compile")] = False,
     evaluate_every: Annotated[int, typer.Option(help="0: at the end only")] = 0,
     checkpoint_steps: Annotated[int, typer.Option(help="0: after epochs only")] = 0,
-    track: Annotated[str, typer.Option(help="tensorboard,wandb or nothing")] = "tensorboard",
+    track: Annotated[
+        str, typer.Option(help="tensorboard,wandb; '' tracks nothing")
+    ] = "tensorboard",
     as_json: Json = False,
 ) -> None:
     """Train on what a rule keeps; goes on where it was stopped."""
@@ -54,12 +56,14 @@ def train(
     how |= {"momentum": momentum, "normalise": normalise, "accumulate": accumulate, "ema": ema}
     how |= {"channels_last": channels_last, "compile": compiled}
     config = TrainConfig(**how, resolutions=pairs("resolutions", resolutions))
+    kept: dict[str, Any] = {**asdict(keep), "seed": network.seed}
+    _refuse_unused(policy, policy_arg or [], kept)
     moving = {"name": policy, **constants("policy-arg", policy_arg or [])} if policy else None
     result = training.train_store(
         sources.store_of(data, store, precision=network.precision),
         config,
         out=out,
-        rule={**asdict(keep), "seed": network.seed},
+        rule=kept,
         policy=moving,
         policy_score=policy_score,
         test=sources.store_of(None, test, precision=network.precision) if test else None,
@@ -79,3 +83,15 @@ def run_command(
 ) -> None:
     """Make the whole chain of a configuration; what is done with the same inputs is skipped."""
     show(running.run_recipe(config, until=until), as_json)
+
+
+def _refuse_unused(policy: str | None, policy_args: list[str], rule: dict[str, Any]) -> None:
+    """Refuse what would not be looked at: constants of no policy, a rule beside a policy."""
+    if policy is None and policy_args:
+        raise ValueError(f"--policy-arg must come with --policy, got {policy_args[0]!r} alone")
+    shared = ("keep_fraction", "score", "seed")
+    unused = [k for k, v in rule.items() if k not in shared and v not in (None, 0, False, "top")]
+    if policy is not None and unused:
+        raise ValueError(
+            f"{', '.join(unused)} must come without --policy, got both; a policy chooses by itself"
+        )

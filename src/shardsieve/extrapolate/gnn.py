@@ -40,8 +40,8 @@ class GNN:
     `seed` alone; torch's global generator is left as it was.
 
     Of all nodes memory holds the features, the neighbours and, per layer, a table or two, in half
-    precision once they are large: for 1.28 M nodes of 512 numbers search, training and inference were
-    measured at 4.2 GB at most; by arithmetic the labels of 1,000 classes take 2.6 GB more.
+    precision once they are large: for 1.28 M nodes of 512 numbers search, training and inference
+    were measured at 4.2 GB at most; by arithmetic the labels of 1,000 classes take 2.6 GB more.
 
     Attributes:
         k: Neighbours, at least 1; 20 is this project's choice, the paper's code has 10 and 20.
@@ -84,6 +84,8 @@ class GNN:
         for name, count in {**counts, "batch_size": batch_size}.items():
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}; see GNN for the usual")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {dropout}; 0.5 is usual")
         for name, choice, known in (("layer", layer, tuple(KINDS)), ("graph", graph, GRAPHS)):
             if choice not in known:
                 raise ValueError(

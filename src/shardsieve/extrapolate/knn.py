@@ -55,9 +55,9 @@ class KNN:
         min_recall: float = 0.99,
         block_rows: int = 4096,
     ) -> None:
-        for name, number in (("k", k), ("block_rows", block_rows)):
+        for name, number, usual in (("k", k, 50), ("block_rows", block_rows, 4096)):
             if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}; 50 and 4096 are usual")
+                raise ValueError(f"{name} must be at least 1, got {number}; {usual} is usual")
         choices = (("weights", weights, WEIGHTS), ("metric", metric, METRICS))
         for name, choice, known in (*choices, ("search", search, SEARCHES)):
             if choice not in known:

@@ -1,5 +1,6 @@
 """From what networks say about samples to features, and the regression on features."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -44,7 +45,13 @@ def signal_features(signals: Signals | None, num_samples: int) -> Features:
             f"signals must have one row for each of {num_samples} embeddings, got shape "
             f"{array.shape}; give the signals of the same samples"
         )
-    flat = array.reshape(num_samples, -1)
+    flat = array.reshape(num_samples, math.prod(array.shape[1:]))
+    endless = np.flatnonzero(np.isinf(flat).any(axis=1))
+    if len(endless):
+        raise ValueError(
+            f"signals must be finite, or NaN where missing, got an infinity for sample "
+            f"{endless[0]} ({len(endless)} samples); embed with a network that has not diverged"
+        )
     if array.ndim < 3 or array.shape[1] < 2:
         return flat
     # A sample without signals has no mean either.

@@ -86,7 +86,7 @@ def prune_loader(
     Raises:
         MissingDependencyError: If FFCV is not installed.
         StoreMismatchError: If store, keep set and file do not belong together.
-        TypeError: If `loader` is no FFCV loader.
+        TypeError: If `loader` is no FFCV loader, or a rule is given beside a keep set.
         ValueError: If an argument is out of range.
     """
     _need_ffcv_loader(loader)

@@ -44,8 +44,7 @@ class StepCount(int):
     def over(cls, epochs: Iterable[Expected], steps: Callable[[int], int]) -> Self:
         """Return the count over epochs, each of as many steps as its samples make."""
         rows = [(steps(round(e.kept)), steps(e.low), steps(e.high)) for e in epochs]
-        expected, low, high = (sum(column) for column in zip(*rows, strict=True))
-        return cls._made(expected, low, high)
+        return cls._made(*(sum(row[i] for row in rows) for i in range(3)))
 
     @classmethod
     def _made(cls, expected: int, low: int, high: int) -> Self:

@@ -99,7 +99,7 @@ def ids_of_epoch(
     return ordered_ids(keep, settings.epoch(keep, len(store), epoch, block), start)
 
 
-def refuse_another_plan(state: str, own: str, what: str) -> None:
+def refuse_another_plan(state: str | None, own: str, what: str) -> None:
     """Check that a saved state belongs to this plan.
 
     Raises:

@@ -155,6 +155,8 @@ class PrunedShardSampler(Sampler[int]):
             )
         if epochs is None:
             return StepCount.exactly(len(self._steps(asking, 0)))
+        if epochs < 0:
+            raise ValueError(f"epochs must be at least 0, got {epochs}")
         if self.policy is None:
             return StepCount.exactly(epochs * len(self._steps(asking, 0)))
         world = self._own_world(asking)
@@ -218,9 +220,9 @@ class PrunedShardSampler(Sampler[int]):
         """
         own = self._plan_name()
         if self.policy is None:
-            refuse_another_plan(state["plan"], own, "sampler")
+            refuse_another_plan(state.get("plan"), own, "sampler")
         else:
-            together(lambda: refuse_another_plan(state["plan"], own, "sampler"))
+            together(lambda: refuse_another_plan(state.get("plan"), own, "sampler"))
         self.epoch, self._told = int(state["epoch"]), True
         self._begin(int(state["samples_done"]), state.get("block"))
         if self.policy is not None:

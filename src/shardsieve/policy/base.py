@@ -44,8 +44,8 @@ class Policy(ABC):
     each array in `_arrays`, and 16 bytes per loss that waits. Tensors on a device are left there
     until then: no step waits for them.
 
-    A sample whose loss is not finite is named in a warning, counted in `not_finite`, and kept until
-    its loss is finite again.
+    A sample whose loss is not finite is named in a warning and counted in `not_finite`; policies
+    that go by losses keep it until its loss is finite again.
 
     Attributes:
         seed: Of every draw.
@@ -263,10 +263,21 @@ def is_last_part(epoch: int, num_epochs: int | None, delta: float) -> bool:
 
     >>> [is_last_part(epoch, 6, 0.875) for epoch in (4, 5)]
     [False, True]
+    >>> is_last_part(55, 100, 0.55)
+    True
     """
     if num_epochs is None or delta == 1:
         return False
-    return epoch >= min(num_epochs * delta, num_epochs - 1)
+    # 100 * 0.55 is 55.00000000000001: a hair is no epoch.
+    return epoch >= min(num_epochs * delta - 1e-9, num_epochs - 1)
+
+
+def check_schedule(num_epochs: int | None, delta: float) -> None:
+    """Refuse a length of the run, or a share of it, that is none."""
+    if num_epochs is not None and num_epochs < 1:
+        raise ValueError(f"num_epochs must be at least 1, got {num_epochs}")
+    if not 0 <= delta <= 1:
+        raise ValueError(f"delta must lie in [0, 1], got {delta}")
 
 
 def check_epoch(epoch: int, num_epochs: int | None) -> None:

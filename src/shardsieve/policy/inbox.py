@@ -132,6 +132,8 @@ def _gathered(mine: Any) -> list[Any]:
 def _checked(ids: ArrayLike, losses: ArrayLike, store: Store) -> Losses:
     wanted = np.asarray(_on_cpu(ids))
     values = np.asarray(_on_cpu(losses), dtype=np.float64)
+    if not wanted.size:  # an empty list has no integers to show
+        wanted = wanted.astype(np.int64)
     if wanted.dtype.kind not in "iu":
         raise ValueError(f"ids must be integers, got {wanted.dtype}; a float loses large ids")
     if wanted.shape != values.shape or wanted.ndim != 1:

@@ -10,6 +10,7 @@ from shardsieve.policy.base import (
     Expected,
     LossPolicy,
     check_epoch,
+    check_schedule,
     highest,
     in_unit,
     is_last_part,
@@ -49,8 +50,7 @@ class InfoBatch(LossPolicy):
     ) -> None:
         super().__init__(seed=seed, prior=prior)
         self.prune_probability = in_unit("prune_probability", prune_probability)
-        if not 0 <= delta <= 1:
-            raise ValueError(f"delta must lie in [0, 1], got {delta}")
+        check_schedule(num_epochs, delta)
         if quantile is not None:
             in_unit("quantile", quantile)
         self.num_epochs, self.delta, self.fixed = num_epochs, delta, fixed

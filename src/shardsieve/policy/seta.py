@@ -7,7 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardsieve.order import permutation
-from shardsieve.policy.base import Choice, Expected, LossPolicy, check_epoch, in_unit, is_last_part
+from shardsieve.policy.base import (
+    Choice,
+    Expected,
+    LossPolicy,
+    check_epoch,
+    check_schedule,
+    in_unit,
+    is_last_part,
+)
 from shardsieve.policy.inbox import Floats, Rows
 from shardsieve.selection import num_kept
 from shardsieve.store.store import Store
@@ -20,7 +28,8 @@ class SeTa(LossPolicy):
 
     Draws (1 - ratio) of the samples, groups their last losses by one-dimensional k-means, and keeps
     a window of groups that moves by one per epoch, easy to hard, and begins again. The last
-    (1 - delta) of `num_epochs` keep the whole draw. No weights. Samples without a loss are kept.
+    (1 - delta) of `num_epochs` keep the whole draw. No weights. Samples without a loss are kept,
+    and those whose last loss was not finite are drawn first.
 
     The window spans ceil(alpha·groups) groups as in the paper; `rounding="round"` is the official
     code's, half to even.
@@ -46,6 +55,7 @@ class SeTa(LossPolicy):
             raise ValueError(f"alpha must lie in (0, 1], got {alpha}")
         if rounding not in ("ceil", "round"):
             raise ValueError(f"rounding must be 'ceil' or 'round', got {rounding!r}")
+        check_schedule(num_epochs, delta)
         self.groups, self.alpha, self.rounding = groups, alpha, rounding
         self.num_epochs, self.delta = num_epochs, delta
         # 0.6 * 5 is 3.0000000000000004 in some orders of evaluation: a hair is no group.
@@ -84,7 +94,10 @@ class SeTa(LossPolicy):
 
     def _choose(self, epoch: int) -> Choice:
         n = len(self._loss)
-        drawn = permutation(n, self.seed, _DRAW, epoch)[: num_kept(n, 1 - self.ratio)]
+        order = permutation(n, self.seed, _DRAW, epoch)
+        # A loss that was not finite puts its sample first, so that it is kept.
+        order = order[np.argsort(~np.isinf(self._loss[order]), kind="stable")]
+        drawn = order[: num_kept(n, 1 - self.ratio)]
         losses = self._loss[drawn]
         known = np.isfinite(losses)
         if self._keeps_draw(epoch) or not known.any():

@@ -15,12 +15,18 @@ def weighted(losses: Tensor, batch: Any) -> Tensor:
             object with `weights`, or the weights (b,) themselves.
 
     Raises:
-        ValueError: If there is not one weight per loss.
+        ValueError: If the batch carries no weights, or not one per loss.
 
     >>> weighted(torch.tensor([1.0, 2.0]), {"__weight__": torch.tensor([2.0, 1.0])})
     tensor(2.)
     """
-    weights = torch.as_tensor(_weights(batch), dtype=losses.dtype, device=losses.device)
+    try:
+        weights = torch.as_tensor(_weights(batch), dtype=losses.dtype, device=losses.device)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"batch must carry one weight per sample, got a {type(batch).__name__} without; let "
+            "`collate_fn` hand on `__weight__`, or give the weights themselves"
+        ) from error
     if losses.ndim != 1 or weights.shape != losses.shape:
         raise ValueError(
             f"losses must have one value per weight, got {tuple(losses.shape)} for "

@@ -106,7 +106,9 @@ def _installed(track: tuple[str, ...]) -> list[str]:
     found = []
     for name in track:
         if name not in TRACKERS:
-            raise ValueError(f"track must be among {', '.join(TRACKERS)}, got {name!r}")
+            raise ValueError(
+                f"track must be among {', '.join(TRACKERS)}, got {name!r}; leave it empty for none"
+            )
         if importlib.util.find_spec(name) is not None:
             found.append(name)
         elif name not in DEFAULT_TRACKERS:

@@ -69,6 +69,10 @@ class Trainer:
         # Called on every rank before a checkpoint; what it returns goes into it as `extra`.
         self.remember: Callable[[], dict[str, Any]] | None = None
         plain, self.sampler = make_loader(store, keep, config)
+        if not len(self.keep):
+            raise ValueError(
+                f"the keep set must hold a sample, got none of {len(store)}; keep more"
+            )
         self.planned = self.sampler.steps(config.epochs)
         self.dataset: Any = plain.dataset
         self.stepper = Stepper(model, config, accelerator, adversary)

@@ -37,12 +37,20 @@ from shardsieve.train.splits import snapshot_epochs
 def draw_seeds(
     store: Store, fraction: float, *, seed: int = 0, per_class: bool = False
 ) -> NDArray[np.int64]:
-    """Return the ids of a seed subset, ascending: uniform, or the same share of every class."""
+    """Return the ids of a seed subset, ascending: uniform, or the same share of every class.
+
+    Raises:
+        ValueError: If the fraction lies outside `(0, 1]` or draws nothing.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"seeds must lie in (0, 1], got {fraction}; 0.2 is usual")
     if per_class:
         lots = random_bits(len(store), seed, 0x5EED).astype(np.float64)
         rows = keep_class_balanced(lots, store.labels(), fraction)
     else:
         rows = keep_random(len(store), fraction, seed=seed)
+    if not len(rows):
+        raise ValueError(f"seeds must draw a sample, got {fraction} of {len(store)}; draw more")
     return store.ids()[rows]
 
 

@@ -67,7 +67,7 @@ def train_subset(
 
     Raises:
         ShardsieveError: If labels are missing or the folder holds another run.
-        ValueError: If the policy's schedule is shorter than the run.
+        ValueError: If nothing is kept, or the policy's schedule is shorter than the run.
         Stopped: After SIGTERM, when the state is saved.
     """
     num_classes, config = count_classes(store), with_known_images(store, config)
