@@ -95,6 +95,20 @@ def no_paradigm(tmp_path, data):
     return ["score", "--store", str(data.path), "--paradigm", "semi", "--name", "mine"]
 
 
+def run_on_two_levels(tmp_path, data):
+    return ["score", "--store", str(data.path), "--seeds", "1", "--name", "a/b"]
+
+
+def pseudo_labels_on_two_levels(tmp_path, data):
+    data.embedding_array("mine", 2)[:] = 1
+    how = ["--paradigm", "unsupervised", "--embedding", "mine", "--epochs", "12"]
+    return ["score", "--store", str(data.path), "--seeds", "1", "--name", "a/b", *how]
+
+
+def embedding_on_two_levels(tmp_path, data):
+    return ["embed", "--store", str(data.path), "--model", "light", "--name", "a/b"]
+
+
 def no_seeds(tmp_path, data):
     return ["score", "--store", str(data.path), "--seeds", "0"]
 
@@ -145,6 +159,9 @@ CASES = [
     (newer, "upgrade shardsieve"),
     (another_run, "choose another folder"),
     (no_paradigm, "paradigm must be one of supervised, adversarial, unsupervised, got 'semi'"),
+    (run_on_two_levels, "name must be made of letters"),
+    (pseudo_labels_on_two_levels, "name must be made of letters"),
+    (embedding_on_two_levels, "name must be made of letters"),
     (no_seeds, "seeds must lie in (0, 1], got 0.0"),
     (too_few_seeds, "seeds must draw a sample, got 0.01 of 9"),
     (nothing_kept, "the keep set must hold a sample, got none of 9"),

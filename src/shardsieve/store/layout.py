@@ -32,6 +32,18 @@ def rows_per_shard(largest: int) -> int:
     return -(-largest // ROWS_MULTIPLE) * ROWS_MULTIPLE
 
 
+def checked_name(name: str) -> str:
+    """Return the name of a score, an embedding or a run: one level, of few characters.
+
+    Raises:
+        ValueError: If it has other characters than letters, digits, `_`, `-` and `.`, or begins
+            with `_` or `.`.
+    """
+    if not name or not all(c.isalnum() or c in "_-." for c in name) or name[0] in "_.":
+        raise ValueError(f"name must be made of letters, digits, '_', '-', '.', got {name!r}")
+    return name
+
+
 def make_array(
     group: zarr.Group, name: str, shape: tuple[int, ...], dtype: str, fill: Any
 ) -> zarr.Array[Any]:

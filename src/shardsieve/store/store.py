@@ -16,6 +16,7 @@ from shardsieve.io.objects import is_remote
 from shardsieve.io.source import cheap_fingerprints
 from shardsieve.store.layout import (
     FORMAT_VERSION,
+    checked_name,
     holds_store,
     key_of,
     make_array,
@@ -148,9 +149,7 @@ class Store:
             ValueError: If it has other characters.
             StoreMismatchError: If it stands for another definition.
         """
-        if not name or not all(c.isalnum() or c in "_-." for c in name) or name[0] in "_.":
-            raise ValueError(f"name must be made of letters, digits, '_', '-', '.', got {name!r}")
-        if self.has_score(name):
+        if self.has_score(checked_name(name)):
             old = self.provenance(name).get("definition")
             if old not in (None, definition):
                 raise StoreMismatchError(
@@ -249,7 +248,7 @@ class Store:
     def embedding_array(self, name: str, dim: int | None = None) -> zarr.Array[Any]:
         """Return the (S, L, D) float16 array, created when `dim` is given and it is absent."""
         if dim is not None and name not in self.embeddings:
-            return self._new_array(f"embedding/{name}", (dim,), "float16")
+            return self._new_array(f"embedding/{checked_name(name)}", (dim,), "float16")
         return self._array(f"embedding/{name}")
 
     def embedding(self, name: str) -> NDArray[np.float16]:

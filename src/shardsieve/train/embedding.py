@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from shardsieve._errors import StoreMismatchError, UnreadableSampleError
 from shardsieve.cost import NO_COST, Cost
 from shardsieve.loaders.dataset import ShardDataset
-from shardsieve.store.layout import told_about_disk
+from shardsieve.store.layout import checked_name, told_about_disk
 from shardsieve.store.store import Store
 from shardsieve.train.images import Batch, ImageDecoder, collate, fixed_size, normalised
 from shardsieve.train.loading import readable
@@ -93,6 +93,7 @@ def embed(
         StoreMismatchError: If the name holds embeddings of other weights or another size.
         UnreadableSampleError: If an image cannot be read, naming shard and key.
     """
+    checked_name(name)  # on every rank, before one makes the arrays
     guessed = fixed_size(store)
     size, channels = size or guessed[0], channels or guessed[1]
     data = readable(store, ImageDecoder(size, channels), max_unreadable)

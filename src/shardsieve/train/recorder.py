@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from shardsieve._errors import ShardsieveError, StoreFormatError
 from shardsieve.io.objects import is_remote
-from shardsieve.store.layout import told_about_disk, write_contents
+from shardsieve.store.layout import checked_name, told_about_disk, write_contents
 from shardsieve.store.store import Store
 from shardsieve.train.measures import KNOWN, SIGNALS, measure
 
@@ -130,7 +130,8 @@ class Recorder:
     def save(self, store: Store, run: str) -> None:
         """Write the table to `dynamics/<run>` of the store; one process must do it."""
         with told_about_disk(store.path):
-            group = store.group.require_group("dynamics").create_group(run, overwrite=True)
+            group = store.group.require_group("dynamics")
+            group = group.create_group(checked_name(run), overwrite=True)
             group.create_array("ids", data=self.ids)
             for name in self.signals:
                 group.create_array(name, data=self.signal(name))

@@ -18,6 +18,7 @@ from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet
 from shardsieve.order import random_bits
 from shardsieve.selection import keep_random
+from shardsieve.store.layout import checked_name
 from shardsieve.store.store import Store
 from shardsieve.strata import keep_class_balanced
 from shardsieve.train.adversary import Adversary
@@ -129,6 +130,7 @@ def score_seeds(
         ShardsieveError: If labels are missing or the folder holds another run.
         ValueError: If there are too few epochs for the window, or a score is unknown.
     """
+    checked_name(name)
     _check_scores(config, window, scores, clean_pass, adversary)
     num_classes, config = count_classes(store), with_known_images(store, config)
     kept_epochs = set(snapshot_epochs(config.epochs, snapshots)) - {config.epochs}

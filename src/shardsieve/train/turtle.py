@@ -15,6 +15,7 @@ from shardsieve._errors import MissingScoreError, ShardsieveError
 from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet
 from shardsieve.order import hash_key, permutation
+from shardsieve.store.layout import checked_name
 from shardsieve.store.store import Store
 from shardsieve.train.progress import Progress
 from shardsieve.train.recorder import Recorder
@@ -163,6 +164,7 @@ def score_unsupervised(
         ShardsieveError: If the name holds another run.
         ValueError: If there are too few epochs for the window, or a score is unknown.
     """
+    checked_name(name)
     check_specs(config.epochs, window, scores)
     points, ids = _points(store, seeds, embedding)
     made: dict[str, Any] = {"paradigm": "unsupervised", "model": "turtle", "embedding": embedding}
