@@ -13,8 +13,13 @@ from shardsieve.commands.extrapolating import check_extrapolation
 from shardsieve.policy.base import Policy
 from shardsieve.policy.named import make_policy
 from shardsieve.rules import Asked, checked_rule
+from shardsieve.scores.recorded import computable, name_of
+from shardsieve.selection import num_kept
 from shardsieve.train.config import TrainConfig
-from shardsieve.train.launch import DEFAULT_TRACKERS
+from shardsieve.train.launch import DEFAULT_TRACKERS, installed_trackers
+from shardsieve.train.measures import SIGNALS
+from shardsieve.train.nets import check_model
+from shardsieve.train.seedscores import check_specs
 
 DECIDE_NOTHING = {"workers", "track", "max_unreadable", "checkpoint_steps"}
 """Settings that decide how a step runs, not what it makes."""
@@ -158,7 +163,7 @@ def read_recipe(path: Path) -> Recipe:
         raise ShardsieveError(f"{path}: {_first(error)}") from error
     try:
         _check(recipe)
-    except ValueError as error:
+    except (ValueError, ShardsieveError) as error:
         raise ShardsieveError(f"{path}: {error}") from error
     return recipe
 
@@ -189,10 +194,11 @@ def _check(recipe: Recipe) -> None:
         section = getattr(recipe, name)
         try:
             if section is not None:
-                settings(section)
+                check_model(settings(section).model)
             if name == "train":
                 policy_of(recipe)
-        except ValueError as error:
+                installed_trackers(section.track if section is not None else ())
+        except (ValueError, ShardsieveError) as error:
             raise ValueError(f"{name}: {error}") from error
     if recipe.extrapolate is not None:
         try:
@@ -203,13 +209,32 @@ def _check(recipe: Recipe) -> None:
         raise ValueError("embed must name a model, or come with score; add one")
     if recipe.extrapolate is not None and (recipe.score is None or recipe.embed is None):
         raise ValueError("extrapolate must come with score and embed; add them")
+    _check_scored(recipe)
     _check_kept(recipe)
+
+
+def _check_scored(recipe: Recipe) -> None:
+    score, extrapolate = recipe.score, recipe.extrapolate
+    if score is None:
+        return
+    if score.match_steps_of is None:
+        try:
+            check_specs(score.epochs, score.window, score.scores)
+        except ValueError as error:
+            raise ValueError(f"score: {error}") from error
+    made = computable(SIGNALS) if score.scores is None else [name_of(one) for one in score.scores]
+    if extrapolate is not None and extrapolate.score not in made:
+        raise ValueError(
+            f"extrapolate: score must be one that the seed run makes ({', '.join(made)}), "
+            f"got {extrapolate.score!r}"
+        )
 
 
 def _check_kept(recipe: Recipe) -> None:
     select, train = recipe.select, recipe.train
     if train is not None and train.policy is None:
         try:
+            num_kept(0, select.keep_fraction)
             checked_rule(select.rule, Asked(**select.model_dump(exclude={"rule"})))
         except ValueError as error:
             raise ValueError(f"select: {error}") from error

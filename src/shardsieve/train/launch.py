@@ -42,7 +42,7 @@ def make_accelerator(
         ValueError: If a tracker is unknown.
         MissingDependencyError: If one that was asked for is not installed.
     """
-    tracked = _installed(track) if folder is not None else []
+    tracked = installed_trackers(track) if folder is not None else []
     if AcceleratorState._shared_state:
         # It keeps one precision per process, and a chain of steps may have several.
         AcceleratorState._reset_state()
@@ -102,7 +102,8 @@ def first_to_say(line: str) -> bool:
         return True
 
 
-def _installed(track: tuple[str, ...]) -> list[str]:
+def installed_trackers(track: tuple[str, ...]) -> list[str]:
+    """Return the trackers to use; see `make_accelerator`."""
     found = []
     for name in track:
         if name not in TRACKERS:

@@ -129,6 +129,16 @@ MODELS: dict[str, Callable[[int, int], ImageNet]] = {
 }
 
 
+def check_model(spec: str) -> None:
+    """Refuse a name that `load_model` would refuse, without making a network.
+
+    Raises:
+        ShardsieveError: If there is no such model.
+    """
+    if spec not in MODELS:
+        _factory(spec)
+
+
 def load_model(spec: str, num_classes: int, in_channels: int = 3) -> nn.Module:
     """Return the model that `spec` names.
 
