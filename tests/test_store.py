@@ -47,6 +47,10 @@ def test_a_score_comes_back_as_it_was_put(shards, tmp_path):
     np.testing.assert_array_equal(ss.open_store(store.path).score("mine"), values)
     with pytest.raises(ValueError, match=r"values must have shape \(13,\), got \(3,\)"):
         store.put_score("other", [1, 2, 3])
+    for endless in (np.inf, -np.inf, 1e300):
+        with pytest.raises(ValueError, match="got an infinity for sample id 2 "):
+            store.put_score("mine", [0.0, 1.0, endless, *range(10)])
+    np.testing.assert_array_equal(store.score("mine"), values)
     with pytest.raises(ss.StoreMismatchError, match="holds the definition 'user'"):
         store.put_score("mine", values, provenance={"definition": "el2n"})
     with pytest.raises(ss.MissingScoreError, match=r"\(mine\), got 'none'"):

@@ -132,12 +132,19 @@ class Store:
             provenance: How it was made; stored with version and date.
 
         Raises:
-            ValueError: If the shape differs from (n,).
+            ValueError: If the shape differs from (n,), or a value is infinite as float32.
             StoreMismatchError: If the name stands for another definition.
         """
-        scores = np.asarray(values, dtype=np.float32)
+        with np.errstate(over="ignore"):  # the check below says so
+            scores = np.asarray(values, dtype=np.float32)
         if scores.shape != (len(self),):
             raise ValueError(f"values must have shape ({len(self)},), got {scores.shape}")
+        endless = np.flatnonzero(np.isinf(scores))
+        if len(endless):
+            raise ValueError(
+                f"values must be finite as float32, or NaN where not scored, got an infinity for "
+                f"sample id {self.ids()[endless[0]]} ({len(endless)} of {len(scores)})"
+            )
         self.begin_score(name, provenance, afresh=True)
         self.write_score(name, scores)
         self.finish_score(name)
