@@ -109,6 +109,25 @@ def embedding_on_two_levels(tmp_path, data):
     return ["embed", "--store", str(data.path), "--model", "light", "--name", "a/b"]
 
 
+def a_ceiling_of_pseudo_labels(tmp_path, data):
+    how = ["--paradigm", "unsupervised", "--ceiling", "--held-out", "0.1"]
+    return ["score", "--store", str(data.path), *how]
+
+
+def an_attack_on_nobody(tmp_path, data):
+    return ["score", "--store", str(data.path), "--attack", "pgd"]
+
+
+def a_layer_of_no_network(tmp_path, data):
+    how = ["--score", "mine", "--name", "other", "--layer", "sage", "--labels"]
+    return ["extrapolate", "--store", str(data.path), *how]
+
+
+def weights_of_no_neighbours(tmp_path, data):
+    how = ["--score", "mine", "--name", "other", "--method", "direct", "--weights", "mean"]
+    return ["extrapolate", "--store", str(data.path), *how]
+
+
 def no_seeds(tmp_path, data):
     return ["score", "--store", str(data.path), "--seeds", "0"]
 
@@ -162,6 +181,10 @@ CASES = [
     (run_on_two_levels, "name must be made of letters"),
     (pseudo_labels_on_two_levels, "name must be made of letters"),
     (embedding_on_two_levels, "name must be made of letters"),
+    (a_ceiling_of_pseudo_labels, "--held-out, --ceiling must come without --paradigm unsup"),
+    (an_attack_on_nobody, "must come with --paradigm adversarial"),
+    (a_layer_of_no_network, "--layer, --labels must come with --method gnn"),
+    (weights_of_no_neighbours, "--weights must come with --method knn"),
     (no_seeds, "seeds must lie in (0, 1], got 0.0"),
     (too_few_seeds, "seeds must draw a sample, got 0.01 of 9"),
     (nothing_kept, "the keep set must hold a sample, got none of 9"),

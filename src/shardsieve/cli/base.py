@@ -23,3 +23,18 @@ def show(result: dict[str, Any], as_json: bool) -> None:
         return
     text = json.dumps(result) if as_json else yaml.safe_dump(result, sort_keys=False).rstrip()
     typer.echo(text)
+
+
+def refuse_unused(cure: str, **given: Any) -> None:
+    """Refuse options that a command would not look at.
+
+    Args:
+        cure: With or without what they must come.
+        **given: By option, anything true where it was given.
+
+    Raises:
+        ValueError: Naming those that were given.
+    """
+    names = [f"--{name.replace('_', '-')}" for name, one in given.items() if one]
+    if names:
+        raise ValueError(f"{', '.join(names)} must come {cure}, or would be left unused")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shardsieve.cli.base import example, show
+from shardsieve.cli.base import example, refuse_unused, show
 from shardsieve.cli.groups import NetworkOptions, grouped
 from shardsieve.cli.options import (
     BatchSize,
@@ -91,19 +91,24 @@ def score(
     draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class, "window": window}
     usual = scoring.default_name(paradigm)  # refuses an unknown one, whatever the run is called
     draw |= {"name": name or usual, "scores": specs}
+    attacked: dict[str, Any] = {"epsilon": epsilon, "step": attack_step, "steps": attack_steps}
+    attacked |= {"method": attack, "beta": beta, "predictions": predictions}
+    if paradigm != "adversarial" and attacked != asdict(Adversary()):
+        raise ValueError("options of an attack must come with --paradigm adversarial")
+    networks: dict[str, Any] = {"clean_pass": clean_pass, "held_out": held_out}
+    networks |= {"snapshots": snapshots, "match_steps_of": match_steps_of, "ceiling": ceiling}
+    networks |= {"checkpoint_steps": checkpoint_steps}
     if paradigm == "unsupervised":
+        others = {**networks, "snapshots": snapshots != 1, "run_folder": run_folder}
+        refuse_unused("without --paradigm unsupervised", **others)
         turtle: dict[str, Any] = {"embedding": embedding, "classes": classes}
         turtle["seed"] = network.seed
         show(
             scoring.score_unsupervised_store(store, epochs=epochs or 400, **turtle, **draw), as_json
         )
         return
-    attacked: dict[str, Any] = {"epsilon": epsilon, "step": attack_step, "steps": attack_steps}
-    attacked |= {"method": attack, "beta": beta, "predictions": predictions}
     draw |= {"adversary": Adversary(**attacked) if paradigm == "adversarial" else None}
-    draw |= {"clean_pass": clean_pass, "held_out": held_out, "snapshots": snapshots}
-    draw |= {"match_steps_of": match_steps_of, "ceiling": ceiling}
-    draw |= {"checkpoint_steps": checkpoint_steps, "folder": run_folder}
+    draw |= {**networks, "folder": run_folder}
     config = TrainConfig(**asdict(network), epochs=epochs or 20)
     show(training.score_store(store, config, **draw), as_json)
 
@@ -178,6 +183,11 @@ def extrapolate(
         return
     if score is None:
         raise ValueError("--score must name a stored seed score, got none; see `shardsieve info`")
+    if method != "gnn":
+        of_gnn = {"layer": layer != "gcn", "graph": graph != "all", "labels": labels}
+        refuse_unused("with --method gnn", **of_gnn)
+    if method != "knn":
+        refuse_unused("with --method knn", weights=weights != "exp")
     how: dict[str, Any] = {"method": method, "k": k, "weights": weights, "folds": folds}
     how |= {"search": search, "min_recall": min_recall, "seed": seed}
     how |= {"layer": layer, "graph": graph, "labels": labels}
