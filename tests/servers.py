@@ -134,3 +134,63 @@ def range_server(folder, **how):
     finally:
         stop[0]()
         thread.join(10)
+
+
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+class S3Server:
+    """moto's S3 on loopback, with a bucket of its own.
+
+    Attributes:
+        refuse: Called with a request's WSGI environment; returns the status of a fault, or None.
+        seen: Method and path of every request.
+        bucket: Its bucket's name.
+        client: boto3's.
+    """
+
+    def __init__(self):
+        import boto3
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+        from werkzeug.serving import make_server
+
+        self.refuse, self.seen = lambda environ: None, []
+        self._inner = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        how = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+        self.client = boto3.client("s3", endpoint_url=self.endpoint, region_name="us-east-1", **how)
+        # obstore's clients live as long as the process: each endpoint has its own bucket's name.
+        self.bucket = f"bucket-{self._server.server_port}"
+        self.client.create_bucket(Bucket=self.bucket)
+
+    def _answer(self, environ, start_response):
+        self.seen.append((environ["REQUEST_METHOD"], environ["PATH_INFO"]))
+        status = self.refuse(environ)
+        if status is None:
+            return self._inner(environ, start_response)
+        start_response(status, [("Content-Type", "application/xml")])
+        code = {"403": "AccessDenied", "503": "SlowDown"}.get(status[:3], "InternalError")
+        return [f"<Error><Code>{code}</Code></Error>".encode()]
+
+    def upload(self, paths, prefix=""):
+        """Upload files and return their URLs."""
+        for path in paths:
+            self.client.upload_file(str(path), self.bucket, f"{prefix}{path.name}")
+        return [f"s3://{self.bucket}/{prefix}{path.name}" for path in paths]
+
+    def names(self):
+        """Return the names of all objects."""
+        return {o["Key"] for o in self.client.list_objects_v2(Bucket=self.bucket)["Contents"]}
+
+    def close(self):
+        self._server.shutdown()
+        self._thread.join(10)
+        self._server.server_close()

@@ -6,16 +6,19 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
 
 import obstore
 from obstore import exceptions
-from obstore.store import from_url
+from obstore.store import HTTPStore, from_url
 
 from shardsieve._errors import CorruptShardError, ShardsieveError
 
 ATTEMPTS = 7
 FIRST_WAIT = 0.1
 SCHEMES = ("s3", "gs", "az", "http", "https")
+_PLAIN = ("http", "https")
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _HOPELESS = (
     FileNotFoundError,
     PermissionError,
@@ -48,37 +51,60 @@ def is_remote(url: object) -> bool:
 def client(url: str) -> tuple[Any, str]:
     """Return this process' obstore client of a bucket or host, and the path in it.
 
-    Credentials come the usual ways: environment, web identity, instance metadata.
+    Credentials come the usual ways: environment, web identity, instance metadata. Names in buckets
+    are taken as they are; after a host they may be percent-encoded.
 
     Raises:
         ShardsieveError: If the scheme is unknown or the URL has a query.
     """
+    root, path = _split(url)
+    if not _first_user:
+        _first_user.append(os.getpid())
+    return _client(root, os.getpid()), path
+
+
+def group_client(url: str) -> Any:
+    """Return an obstore client of a folder of objects, with obstore's own retries, for Zarr."""
+    client(url)
+    root, path = _split(url)
+    return _opened(f"{root}/{quote(path)}")
+
+
+def _split(url: str) -> tuple[str, str]:
+    """Return bucket or host, and the path in it."""
     scheme, _, rest = url.partition("://")
     host, _, path = rest.partition("/")
     if scheme not in SCHEMES:
         raise ShardsieveError(f"url must begin with one of {', '.join(SCHEMES)}://, got {url}")
     if "?" in path:
         raise ShardsieveError(f"url must not have a query (a signed URL expires), got {url}")
-    if not _first_user:
-        _first_user.append(os.getpid())
-    return _client(f"{scheme}://{host}", os.getpid()), path
-
-
-def group_client(url: str) -> Any:
-    """Return an obstore client of a folder of objects, with obstore's own retries, for Zarr."""
-    client(url)
-    return from_url(url, client_options=_options(url))
+    return f"{scheme}://{host}", unquote(path) if scheme in _PLAIN else path
 
 
 def object_exists(url: str) -> bool:
-    """Return whether there is such an object."""
-    try:
-        obstore.head(*client(url))
-    except (FileNotFoundError, exceptions.NotFoundError):
-        return False
-    except exceptions.BaseError as error:
-        raise ShardsieveError(f"cannot read {url}: {_cause(error)}") from error
-    return True
+    """Return whether there is such an object.
+
+    Raises:
+        ShardsieveError: If nobody says so.
+    """
+
+    def once() -> bool:
+        try:
+            obstore.head(*client(url))
+        except (FileNotFoundError, exceptions.NotFoundError):
+            return False
+        return True
+
+    return bool(_retried(once, f"read {url}", ShardsieveError)[0])
+
+
+def put(url: str, data: bytes) -> None:
+    """Write an object, in place of one of that name.
+
+    Raises:
+        ShardsieveError: If that fails for good, naming object and cause.
+    """
+    _retried(lambda: obstore.put(*client(url), data), f"write {url}", ShardsieveError)
 
 
 def forked_after_use() -> bool:
@@ -92,13 +118,19 @@ def forked_after_use() -> bool:
 @lru_cache(maxsize=64)
 def _client(root: str, pid: int) -> Any:
     # Retries are ours: they are counted, and a short body is one of their causes.
-    return from_url(root, client_options=_options(root), retry_config={"max_retries": 0})
+    return _opened(root, retry_config={"max_retries": 0})
+
+
+def _opened(url: str, **how: Any) -> Any:
+    # obstore would take a https:// URL of a cloud's host for one of its API, and want a key.
+    make = HTTPStore.from_url if url.startswith(_PLAIN) else from_url
+    return make(url, client_options=_options(url), **how)
 
 
 def _options(url: str) -> Any:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    plain = url.startswith("http://") or endpoint.startswith("http://")
-    return {"timeout": "60s", "connect_timeout": "5s", "allow_http": plain}
+    named = (os.environ.get(name, "") for name in _ENDPOINTS)
+    plain = any(place.startswith("http://") for place in (url, *named))
+    return {"timeout": "60s", "connect_timeout": "5s", **({"allow_http": True} if plain else {})}
 
 
 def fetch(url: str, offset: int, length: int) -> Fetched:
@@ -117,7 +149,7 @@ def fetch(url: str, offset: int, length: int) -> Fetched:
             raise OSError(f"{len(data)} bytes came")
         return data
 
-    what = f"shard {url}, bytes {offset}-{offset + length}"
+    what = f"read shard {url}, bytes {offset}-{offset + length}"
     return Fetched(*_retried(once, what))
 
 
@@ -126,24 +158,24 @@ def size_and_tag(url: str) -> tuple[int, str]:
 
     def once() -> tuple[int, str]:
         found = obstore.head(*client(url))
-        tag = found["e_tag"] or f"{found['last_modified']:%s}"
+        tag = found["e_tag"] or f"{found['last_modified'].timestamp():.0f}"
         return int(found["size"]), tag.strip('"')
 
-    result: tuple[int, str] = _retried(once, f"shard {url}")[0]
+    result: tuple[int, str] = _retried(once, f"read shard {url}")[0]
     return result
 
 
-def _retried(once: Callable[[], Any], what: str) -> tuple[Any, int]:
+def _retried(
+    once: Callable[[], Any], what: str, kind: type[ShardsieveError] = CorruptShardError
+) -> tuple[Any, int]:
     for attempt in range(ATTEMPTS):
         try:
             return once(), attempt
         except _HOPELESS as error:
-            raise CorruptShardError(f"cannot read {what}: {_cause(error)}") from error
+            raise kind(f"cannot {what}: {_cause(error)}") from error
         except (exceptions.BaseError, OSError, ValueError) as error:
             if attempt + 1 == ATTEMPTS:
-                raise CorruptShardError(
-                    f"cannot read {what} in {ATTEMPTS} attempts: {_cause(error)}"
-                ) from error
+                raise kind(f"cannot {what} in {ATTEMPTS} attempts: {_cause(error)}") from error
             time.sleep(FIRST_WAIT * 2**attempt * random.uniform(0.5, 1.5))
     raise AssertionError  # pragma: no cover
 

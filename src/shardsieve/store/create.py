@@ -5,7 +5,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from shardsieve._errors import CorruptShardError, StoreMismatchError
+from shardsieve._errors import CorruptShardError, ShardsieveError, StoreMismatchError
 from shardsieve.io.objects import is_remote
 from shardsieve.io.source import absolute, at_once, cheap_fingerprint, walkable
 from shardsieve.shards.fingerprint import index_fingerprint
@@ -25,11 +25,12 @@ from shardsieve.store.layout import (
     FORMAT_VERSION,
     holds_store,
     make_array,
-    opened_group,
+    place_of,
     replaced_folder,
     rows_per_shard,
     stored_key,
     told_about_disk,
+    uploaded_folder,
     write_contents,
 )
 from shardsieve.store.store import Store, open_store
@@ -63,9 +64,14 @@ def index(
         ShardsieveError: If no shards match, one is damaged, or the store holds other shards.
     """
     shards = expand_urls(urls)
-    target: Path | str = str(store) if is_remote(store) else Path(store)
+    target = place_of(store)
     if holds_store(target) or (isinstance(target, Path) and target.exists()):
         return _existing(target, shards, label_member)
+    if str(target).startswith(("http://", "https://")):
+        raise ShardsieveError(
+            f"store must be a folder or lie in s3://, gs:// or az://, got {target}; "
+            "over http stores are read, not written"
+        )
     if is_beton(shards):
         blocks, attributes = beton_blocks(shards[0], label_member)
         with _made(target) as folder:
@@ -117,9 +123,9 @@ def beside(target: Path | str) -> Path:
     return Path(tempfile.gettempdir()) / f"shardsieve-{name}.indexing"
 
 
-def _made(target: Path | str) -> AbstractContextManager[Path | str]:
-    """Give the place to write to: objects cannot be renamed, but the version comes last."""
-    return replaced_folder(target) if isinstance(target, Path) else nullcontext(target)
+def _made(target: Path | str) -> AbstractContextManager[Path]:
+    """Give the folder to write to, which becomes the store in one step."""
+    return replaced_folder(target) if isinstance(target, Path) else uploaded_folder(target)
 
 
 def index_shard(url: str, *, label_member: str = LABEL_MEMBER) -> IndexedShard:
@@ -175,13 +181,13 @@ def _resumed(partial: Path, number: int, url: str, label_member: str) -> Indexed
 
 
 def _write(
-    where: Path | str,
+    where: Path,
     urls: list[str],
     shards: list[IndexedShard],
     label_member: str,
     attributes: dict[str, Any] | None = None,
 ) -> None:
-    group = opened_group(where, "w")
+    group = zarr.open_group(where, mode="w", zarr_format=3)
     samples = np.array([len(s.keys) for s in shards], dtype=np.int64)
     shape = (len(shards), rows_per_shard(int(samples.max())))
     _write_strings(group, "shard/url", np.array([absolute(u) for u in urls], object))
@@ -208,7 +214,6 @@ def _write(
             "fingerprint": index_fingerprint(tables),
             "label_member": label_member,
             **(attributes or {}),
-            # Last, so that a group with a version is a whole store.
             "format_version": FORMAT_VERSION,
         }
     )

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from zarr.storage import ObjectStore
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.io.objects import group_client, is_remote, object_exists
+from shardsieve.io.objects import group_client, is_remote, object_exists, put
+from shardsieve.io.source import at_once
 
 FORMAT_VERSION = 1
 SHARD_ARRAYS = ("url", "samples", "nbytes", "fingerprint", "table")
@@ -58,6 +60,11 @@ def make_array(
     )
 
 
+def place_of(path: str | Path) -> Path | str:
+    """Return where a store lies: a `Path`, or a URL without a slash at its end."""
+    return str(path).rstrip("/") if is_remote(path) else Path(path)
+
+
 def holds_store(path: str | Path) -> bool:
     """Return whether a Zarr group lies at a path or URL."""
     if is_remote(path):
@@ -66,15 +73,13 @@ def holds_store(path: str | Path) -> bool:
 
 
 def opened_group(path: str | Path, mode: str) -> zarr.Group:
-    """Open (`r`, `r+`) or make (`w`) the Zarr group at a path or URL.
+    """Open (`r`, `r+`) the Zarr group at a path or URL.
 
     Where names cannot be listed (http) the group's own table of contents is read.
     """
     where: Any = str(path)
     if is_remote(path):
         where = ObjectStore(group_client(str(path)), read_only=mode == "r")
-    if mode == "w":
-        return zarr.open_group(where, mode="w", zarr_format=3)
     listed = None if str(path).startswith("http") else False
     return zarr.open_group(where, mode=mode, use_consolidated=listed)  # type: ignore[arg-type]
 
@@ -101,6 +106,26 @@ def replaced_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def uploaded_folder(target: str) -> Iterator[Path]:
+    """Give a temporary folder that is put at the URL `target` when the block ends without an error.
+
+    What lies there already stays unless it has the same name. The root's zarr.json, by which a
+    store is known, is put last: a store that was cut short is none.
+    """
+    with told_about_disk(target), tempfile.TemporaryDirectory(prefix="shardsieve-") as name:
+        folder, root = Path(name), "zarr.json"
+        yield folder
+        files = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]
+
+        def upload(file: str) -> None:
+            put(f"{target}/{file}", (folder / file).read_bytes())
+
+        for _ in at_once(upload, sorted(set(files) - {root}), remote=True):
+            pass
+        upload(root)
 
 
 @contextmanager

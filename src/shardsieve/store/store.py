@@ -12,7 +12,6 @@ import zarr
 from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import MissingScoreError, StoreFormatError, StoreMismatchError
-from shardsieve.io.objects import is_remote
 from shardsieve.io.source import cheap_fingerprints
 from shardsieve.store.layout import (
     FORMAT_VERSION,
@@ -21,6 +20,7 @@ from shardsieve.store.layout import (
     key_of,
     make_array,
     opened_group,
+    place_of,
     told_about_disk,
     unpad,
     write_contents,
@@ -47,7 +47,7 @@ class Store:
     """
 
     def __init__(self, path: str | Path, group: zarr.Group) -> None:
-        self.path: Path | str = str(path) if is_remote(path) else Path(path)
+        self.path = place_of(path)
         self.group = group
         self.kind = str(group.attrs["kind"])
         self.rows_per_shard = int(group.attrs["rows_per_shard"])  # type: ignore[arg-type]
@@ -376,6 +376,7 @@ def open_store(path: str | Path, *, mode: str = "r+") -> Store:
         StoreFormatError: If there is no store, or a newer version wrote it.
         StoreMismatchError: If a shard has changed.
     """
+    path = place_of(path)
     if not holds_store(path):
         raise StoreFormatError(
             f"no store at {path}; make it with `shardsieve index SHARDS --store {path}`"

@@ -1,0 +1,118 @@
+"""What goes wrong with stores and shards that are not on this machine, on loopback."""
+
+import time
+from datetime import UTC, datetime
+
+import pytest
+from obstore.store import HTTPStore
+from servers import CREDENTIALS, S3Server, range_server
+from tars import write_shards
+
+import shardsieve as ss
+from shardsieve.io import objects
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    server = S3Server()
+    for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": server.endpoint}.items():
+        monkeypatch.setenv(name, value)
+    yield server
+    server.close()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(objects, "FIRST_WAIT", 0.002)
+
+
+def test_indexing_into_a_place_that_is_not_empty_deletes_nothing(s3, tmp_path):
+    urls = s3.upload(write_shards(tmp_path / "d", [3, 4]), "train/")
+    before = s3.names()
+    store = ss.index(urls, f"s3://{s3.bucket}/train")
+    assert before < s3.names()
+    assert len(store) == 7
+
+
+def test_a_store_whose_upload_was_cut_short_is_none_and_is_made_again(s3, tmp_path):
+    urls, target = s3.upload(write_shards(tmp_path / "d", [3, 4])), f"s3://{s3.bucket}/s.zarr"
+    puts = []
+
+    def refuse(environ):
+        if environ["REQUEST_METHOD"] == "PUT":
+            puts.append(environ["PATH_INFO"])
+            return "403 Forbidden" if len(puts) > 8 else None
+        return None
+
+    s3.refuse = refuse
+    with pytest.raises(ss.ShardsieveError, match=r"cannot write s3://\S+: .*403"):
+        ss.index(urls, target)
+    assert len(puts) > 8
+    s3.refuse = lambda environ: None
+    with pytest.raises(ss.StoreFormatError, match="no store at"):
+        ss.open_store(target)
+    assert len(ss.index(urls, target)) == 7
+    assert s3.seen[-1][0] != "PUT"
+
+
+def test_no_store_is_made_over_http_and_no_shard_is_read_for_it(tmp_path):
+    paths = write_shards(tmp_path / "d", [3])
+    with range_server(tmp_path / "d") as server:
+        with pytest.raises(ss.ShardsieveError, match="read, not written"):
+            ss.index(f"{server.url}/{paths[0].name}", f"{server.url}/s.zarr")
+        assert server.seen == []
+
+
+def test_opening_bears_a_throttled_request(s3, tmp_path):
+    target = f"s3://{s3.bucket}/s.zarr"
+    ss.index(s3.upload(write_shards(tmp_path / "d", [3])), target)
+    faults = ["503 Slow Down"]
+    s3.refuse = lambda environ: faults.pop() if faults else None
+    assert len(ss.open_store(target)) == 3
+    assert faults == []
+
+
+@pytest.mark.parametrize("name", ["a b/ü%20+.zarr", "slash.zarr/"])
+def test_a_store_lies_where_its_url_says(s3, tmp_path, name):
+    urls, target = s3.upload(write_shards(tmp_path / "d", [3])), f"s3://{s3.bucket}/{name}"
+    ss.index(urls, target).put_score("up", range(3))
+    assert ss.open_store(target).score("up").tolist() == [0, 1, 2]
+    assert f"{name.rstrip('/')}/score/up/zarr.json" in s3.names()
+
+
+def test_names_after_a_host_may_be_percent_encoded(tmp_path):
+    path = write_shards(tmp_path / "d", [3])[0]
+    path.rename(path.with_name("a%20b.tar"))  # as the server hears it
+    with range_server(tmp_path / "d") as server:
+        for name in ("a%20b.tar", "a b.tar"):
+            assert len(ss.index(f"{server.url}/{name}", tmp_path / f"{name}.zarr")) == 3
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["b.s3.us-east-1.amazonaws.com", "s3.us-east-1.amazonaws.com", "a.blob.core.windows.net"],
+)
+def test_a_public_object_of_a_cloud_needs_no_key_over_https(host):
+    client, path = objects.client(f"https://{host}/b/a.tar")
+    assert isinstance(client, HTTPStore)
+    assert path == "b/a.tar"
+
+
+def test_an_object_without_tag_has_one_mark_in_every_time_zone(monkeypatch):
+    found = {"size": 3, "e_tag": None, "last_modified": datetime(2020, 10, 21, tzinfo=UTC)}
+    monkeypatch.setattr(objects.obstore, "head", lambda client, path: found)
+    marks = set()
+    for zone in ("UTC", "America/New_York"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        marks.add(objects.size_and_tag("http://localhost/a.tar"))
+    monkeypatch.undo()
+    time.tzset()
+    assert marks == {(3, "1603238400")}
+
+
+def test_every_name_of_an_endpoint_may_be_plain_http(s3, tmp_path, monkeypatch):
+    (url,) = s3.upload(write_shards(tmp_path / "d", [3]))
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("AWS_ENDPOINT", s3.endpoint)
+    assert objects.size_and_tag(url)[0] == (tmp_path / "d" / "s-000.tar").stat().st_size
