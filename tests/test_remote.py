@@ -1,5 +1,8 @@
 """What goes wrong with stores and shards that are not on this machine, on loopback."""
 
+import multiprocessing
+import os
+import signal
 import time
 from datetime import UTC, datetime
 
@@ -7,9 +10,11 @@ import pytest
 from obstore.store import HTTPStore
 from servers import CREDENTIALS, S3Server, range_server
 from tars import write_shards
+from torch.utils.data import DataLoader
 
 import shardsieve as ss
 from shardsieve.io import objects
+from shardsieve.io.helper import Helper
 
 
 @pytest.fixture
@@ -116,3 +121,84 @@ def test_every_name_of_an_endpoint_may_be_plain_http(s3, tmp_path, monkeypatch):
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     monkeypatch.setenv("AWS_ENDPOINT", s3.endpoint)
     assert objects.size_and_tag(url)[0] == (tmp_path / "d" / "s-000.tar").stat().st_size
+
+
+def fetched(store, **how):
+    data = ss.ShardDataset(store)
+    sampler = ss.PrunedShardSampler(store, keep_fraction=0.5, rule="random")
+    loader = DataLoader(data, 4, sampler=sampler, num_workers=1, collate_fn=list, timeout=60, **how)
+    ids = sorted(sample["__id__"] for batch in loader for sample in batch)
+    assert ids == sampler.keep_set.ids().tolist()
+    return ids
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_read_a_store_in_s3_however_they_are_started(s3, tmp_path, start):
+    store = ss.index(s3.upload(write_shards(tmp_path / "d", [9, 4])), f"s3://{s3.bucket}/s.zarr")
+    assert len(fetched(store, multiprocessing_context=start)) == 7
+
+
+def forking_child(store, answers):
+    answers.put(store.labels().tolist())  # obstore is used here now
+    answers.put(fetched(store, multiprocessing_context="fork"))
+
+
+def test_a_spawned_process_may_fork_workers_for_a_store_it_was_given(s3, tmp_path):
+    store = ss.index(s3.upload(write_shards(tmp_path / "d", [9, 4])), f"s3://{s3.bucket}/s.zarr")
+    spawn = multiprocessing.get_context("spawn")
+    answers = spawn.Queue()
+    child = spawn.Process(target=forking_child, args=(store, answers))
+    child.start()
+    assert answers.get(timeout=60) == store.labels().tolist()
+    assert len(answers.get(timeout=60)) == 7
+    child.join(60)
+
+
+def test_a_forked_process_is_told_that_it_cannot_write(s3, tmp_path):
+    store = ss.index(s3.upload(write_shards(tmp_path / "d", [3])), f"s3://{s3.bucket}/s.zarr")
+    read, write = os.pipe()
+    if os.fork() == 0:
+        try:
+            store.put_score("up", range(3))
+        except ss.ShardsieveError as error:
+            os.write(write, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as told:
+        assert "do it in the parent" in told.read()
+    os.wait()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_one_lost_shard_costs_its_own_samples_alone(tmp_path, workers):
+    paths = write_shards(tmp_path / "d", [5, 5, 5])
+    with range_server(tmp_path / "d") as server:
+        store = ss.index([f"{server.url}/{path.name}" for path in paths], tmp_path / "s.zarr")
+        paths[1].unlink()
+        data = ss.ShardDataset(store, on_error="skip")
+        sampler = ss.PrunedShardSampler(store, keep_fraction=1.0, rule="random")
+        loader = DataLoader(data, 8, sampler=sampler, num_workers=workers, collate_fn=list)
+        ids = sorted(sample["__id__"] for batch in loader for sample in batch)
+    assert ids == [*range(5), *range(128, 133)]
+    assert data.unreadable == [*range(64, 69)]
+
+
+@pytest.mark.parametrize("what", ["write", "read"])
+def test_what_a_store_may_not_do_is_one_line(s3, tmp_path, what):
+    target = f"s3://{s3.bucket}/s.zarr"
+    store = ss.index(s3.upload(write_shards(tmp_path / "d", [3])), target)
+    methods = {"write": ("PUT",), "read": ("GET",)}[what]
+    s3.refuse = lambda environ: "403 Forbidden" if environ["REQUEST_METHOD"] in methods else None
+    with pytest.raises(ss.ShardsieveError, match=rf"^cannot {what} s3://\S+: .*403") as told:
+        store.put_score("up", range(3)) if what == "write" else ss.open_store(target)
+    assert "\n" not in str(told.value)
+
+
+def test_a_helper_outlives_a_ctrl_c():
+    helper = Helper(1)
+    call = (objects.is_remote, ("s3://a/b",))
+    with helper._process as process:
+        assert helper.call_all([call]) == [True]
+        process.send_signal(signal.SIGINT)
+        assert helper.call_all([call, call]) == [True, True]

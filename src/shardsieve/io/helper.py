@@ -4,22 +4,25 @@ A loader's workers are forked by default, and obstore's threads do not survive t
 starts one helper process and asks it for whole lists of reads at once.
 """
 
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import IO, Any
 
 from shardsieve._errors import CorruptShardError, ShardsieveError
-from shardsieve.io.objects import Fetched, fetch
 
-Read = tuple[str, int, int]
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
+_making = threading.Lock()
 
 
 class Helper:
-    """A process that fetches; it ends with the one that started it."""
+    """A process that makes calls for this one; it ends with it."""
 
     def __init__(self, in_flight: int) -> None:
         self._turn = threading.Lock()
@@ -29,54 +32,61 @@ class Helper:
             stdout=subprocess.PIPE,
         )
 
-    def fetch_all(self, reads: Sequence[Read]) -> list[Fetched]:
-        """Return the bytes of every read, in order; several threads may ask, one is answered.
+    def call_all(self, calls: Sequence[Call]) -> list[Any]:
+        """Return what every call returns, in order, or the `ShardsieveError` that it raises.
+
+        Several threads may ask, one is answered.
 
         Raises:
-            CorruptShardError: If one cannot be read.
+            CorruptShardError: If the process is gone.
         """
-        stdin, stdout = self._pipes()
-        try:
-            with self._turn:
-                pickle.dump(list(reads), stdin)
-                stdin.flush()
-                answer = pickle.load(stdout)  # our own process
-        except (EOFError, OSError) as error:
-            raise CorruptShardError("the process that reads objects has ended") from error
-        if isinstance(answer, str):
-            raise CorruptShardError(answer)
-        return [Fetched(*one) for one in answer]
-
-    def close(self) -> None:
-        """End the process."""
-        for pipe in self._pipes():
-            pipe.close()
-        self._process.wait(timeout=60)
-
-    def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:  # pragma: no cover
             raise AssertionError
-        return stdin, stdout
+        try:
+            with self._turn:
+                pickle.dump(list(calls), stdin)
+                stdin.flush()
+                answers: list[Any] = pickle.load(stdout)  # our own process
+        except (EOFError, OSError) as error:
+            raise CorruptShardError("the process that reads objects has ended") from error
+        return answers
+
+
+def helper_here(in_flight: int) -> Helper:
+    """Return this process' helper that makes so many calls at a time."""
+    with _making:
+        return _helper(in_flight, os.getpid())
+
+
+@lru_cache
+def _helper(in_flight: int, pid: int) -> Helper:
+    return Helper(in_flight)
 
 
 def serve(requests: IO[bytes], answers: IO[bytes], in_flight: int) -> None:
-    """Answer lists of reads until the other side is gone."""
+    """Answer lists of calls until the other side is gone."""
     with ThreadPoolExecutor(in_flight) as pool:
         while True:
             try:
-                reads = pickle.load(requests)  # our own parent
+                calls = pickle.load(requests)  # our own parent
             except EOFError:
                 return
-            try:
-                answer: Any = [tuple(f) for f in pool.map(lambda read: fetch(*read), reads)]
-            except ShardsieveError as error:
-                answer = str(error)
-            except Exception as error:  # noqa: BLE001  # said by the other side
-                answer = f"cannot read objects: {type(error).__name__}: {error}"
-            pickle.dump(answer, answers)
+            pickle.dump(list(pool.map(_answer, calls)), answers)
             answers.flush()
 
 
+def _answer(call: Call) -> Any:
+    function, arguments = call
+    try:
+        return function(*arguments)
+    except ShardsieveError as error:
+        return error
+    except Exception as error:  # noqa: BLE001  # raised by the other side
+        return CorruptShardError(f"cannot read objects: {type(error).__name__}: {error}")
+
+
 if __name__ == "__main__":
+    # A Ctrl-C reaches all processes of a terminal; whether to stop is for our parent to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve(sys.stdin.buffer, sys.stdout.buffer, int(sys.argv[1]))

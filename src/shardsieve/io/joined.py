@@ -4,18 +4,19 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from shardsieve.io.counts import Counts
-from shardsieve.io.helper import Helper, Read
+from shardsieve.io.helper import helper_here
 from shardsieve.io.local import LocalReader
 from shardsieve.io.objects import Fetched, fetch, forked_after_use, is_remote
 from shardsieve.io.spans import Spans, Storage, plan_spans
 
 Ranges = Sequence[tuple[int, int]]
 Key = tuple[tuple[int, int], ...]
+Read = tuple[str, int, int]
 Pending = tuple[Spans, "Sequence[Answer]"]
 
 # Lists of ranges of one shard that may wait to be asked for.
@@ -37,14 +38,17 @@ class Answer(Protocol):
 class _OneOf:
     """One read of a list that a helper answers as a whole."""
 
-    def __init__(self, answers: "Future[list[Fetched]]", place: int) -> None:
+    def __init__(self, answers: "Future[list[Any]]", place: int) -> None:
         self._answers, self._place = answers, place
 
     def result(self) -> Fetched:
-        return self._answers.result()[self._place]
+        found = self._answers.result()[self._place]
+        if isinstance(found, Exception):
+            raise found
+        return Fetched(*found)
 
     def cancel(self) -> bool:
-        return self._answers.cancel()
+        return False  # others may want the rest of the list
 
 
 class JoinedReader:
@@ -114,12 +118,9 @@ class JoinedReader:
         return next(self.read_many(url, [(offset, length)]))
 
     def close(self) -> None:
-        """Let threads and helper go."""
-        if self._pid == os.getpid():
-            if self._pool is not None:
-                self._pool.shutdown(wait=False, cancel_futures=True)
-            if self._helper is not None:
-                self._helper.close()
+        """Let the threads go."""
+        if self._pid == os.getpid() and self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
         self._begin()
 
     def __del__(self) -> None:
@@ -134,7 +135,6 @@ class JoinedReader:
         self._pid = os.getpid()
         self._pending: OrderedDict[tuple[str, Key], Pending] = OrderedDict()
         self._pool: ThreadPoolExecutor | None = None
-        self._helper: Helper | None = None
         self._files = LocalReader()
 
     def _own(self) -> None:
@@ -156,9 +156,8 @@ class JoinedReader:
             self._pool = ThreadPoolExecutor(self.storage.in_flight)
         if not forked_after_use() or not any(is_remote(url) for url, _, _ in reads):
             return [self._pool.submit(self._fetch, *read) for read in reads]
-        if self._helper is None:
-            self._helper = Helper(self.storage.in_flight)
-        answers = self._pool.submit(self._helper.fetch_all, reads)
+        helper = helper_here(self.storage.in_flight)
+        answers = self._pool.submit(helper.call_all, [(fetch, read) for read in reads])
         return [_OneOf(answers, place) for place in range(len(reads))]
 
     def _fetch(self, url: str, offset: int, length: int) -> Fetched:

@@ -3,7 +3,8 @@
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
@@ -58,14 +59,12 @@ def client(url: str) -> tuple[Any, str]:
         ShardsieveError: If the scheme is unknown or the URL has a query.
     """
     root, path = _split(url)
-    if not _first_user:
-        _first_user.append(os.getpid())
+    _note_use()
     return _client(root, os.getpid()), path
 
 
 def group_client(url: str) -> Any:
     """Return an obstore client of a folder of objects, with obstore's own retries, for Zarr."""
-    client(url)
     root, path = _split(url)
     return _opened(f"{root}/{quote(path)}")
 
@@ -105,6 +104,33 @@ def put(url: str, data: bytes) -> None:
         ShardsieveError: If that fails for good, naming object and cause.
     """
     _retried(lambda: obstore.put(*client(url), data), f"write {url}", ShardsieveError)
+
+
+@contextmanager
+def told_about_objects(what: str) -> Iterator[None]:
+    """Make one line of obstore's errors, and refuse what would hang.
+
+    Args:
+        what: `read`, `write`, `list` or `delete`, and of what.
+
+    Raises:
+        ShardsieveError: Instead of obstore's errors, or if this process was forked too late.
+    """
+    if forked_after_use():
+        raise ShardsieveError(
+            f"cannot {what} in a process that was forked after its parent had used objects; do it "
+            "in the parent, or start the process with 'spawn'"
+        )
+    _note_use()
+    try:
+        yield
+    except exceptions.BaseError as error:
+        raise ShardsieveError(f"cannot {what}: {_cause(error)}") from error
+
+
+def _note_use() -> None:
+    if not _first_user:
+        _first_user.append(os.getpid())
 
 
 def forked_after_use() -> bool:
@@ -151,6 +177,23 @@ def fetch(url: str, offset: int, length: int) -> Fetched:
 
     what = f"read shard {url}, bytes {offset}-{offset + length}"
     return Fetched(*_retried(once, what))
+
+
+def fetch_whole(url: str) -> bytes | None:
+    """Return an object's bytes, None if there is none of that name.
+
+    Raises:
+        ShardsieveError: If it cannot be read.
+    """
+
+    def once() -> bytes | None:
+        try:
+            return bytes(obstore.get(*client(url)).bytes())
+        except (FileNotFoundError, exceptions.NotFoundError):
+            return None
+
+    result: bytes | None = _retried(once, f"read {url}", ShardsieveError)[0]
+    return result
 
 
 def size_and_tag(url: str) -> tuple[int, str]:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.storage import ObjectStore
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.io.objects import group_client, is_remote, object_exists, put
+from shardsieve.io.objects import is_remote, object_exists, put
 from shardsieve.io.source import at_once
+from shardsieve.store.objects import Objects
 
 FORMAT_VERSION = 1
 SHARD_ARRAYS = ("url", "samples", "nbytes", "fingerprint", "table")
@@ -77,9 +77,7 @@ def opened_group(path: str | Path, mode: str) -> zarr.Group:
 
     Where names cannot be listed (http) the group's own table of contents is read.
     """
-    where: Any = str(path)
-    if is_remote(path):
-        where = ObjectStore(group_client(str(path)), read_only=mode == "r")
+    where: Any = Objects(str(path), read_only=mode == "r") if is_remote(path) else str(path)
     listed = None if str(path).startswith("http") else False
     return zarr.open_group(where, mode=mode, use_consolidated=listed)  # type: ignore[arg-type]
 

@@ -1,0 +1,90 @@
+"""Zarr's store of objects, at home in every process: errors are one line with the cause."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any, Self
+
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import ObjectStore
+
+from shardsieve.io.helper import helper_here
+from shardsieve.io.objects import fetch_whole, forked_after_use, group_client, told_about_objects
+from shardsieve.io.spans import OBJECTS
+
+
+class Objects(ObjectStore[Any]):
+    """The objects below a URL.
+
+    A process that was forked after its parent had used obstore reads through its helper, and
+    cannot write or list.
+
+    Attributes:
+        url: Where they lie.
+    """
+
+    def __init__(self, url: str, *, read_only: bool = False) -> None:
+        super().__init__(group_client(url), read_only=read_only)
+        self.url = url
+
+    def with_read_only(self, read_only: bool = False) -> Self:
+        """Return the same objects, to be read only or not."""
+        return type(self)(self.url, read_only=read_only)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return an object's bytes, None if there is none of that name."""
+        if not forked_after_use():
+            with told_about_objects(f"read {self.url}/{key}"):
+                return await super().get(key, prototype, byte_range)
+        assert byte_range is None  # chunks are read whole
+        call = (fetch_whole, (f"{self.url}/{key}",))
+        helper = helper_here(OBJECTS.in_flight)
+        (found,) = await asyncio.to_thread(helper.call_all, [call])
+        if isinstance(found, Exception):
+            raise found
+        return None if found is None else prototype.buffer.from_bytes(found)
+
+    async def exists(self, key: str) -> bool:
+        """Return whether there is such an object."""
+        with told_about_objects(f"read {self.url}/{key}"):
+            return await super().exists(key)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write an object."""
+        with told_about_objects(f"write {self.url}/{key}"):
+            await super().set(key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write an object if there is none of that name."""
+        with told_about_objects(f"write {self.url}/{key}"):
+            await super().set_if_not_exists(key, value)
+
+    async def delete(self, key: str) -> None:
+        """Delete an object, if it is there."""
+        with told_about_objects(f"delete {self.url}/{key}"):
+            await super().delete(key)
+
+    async def delete_dir(self, prefix: str) -> None:
+        """Delete what lies below a name."""
+        with told_about_objects(f"delete {self.url}/{prefix}"):
+            await super().delete_dir(prefix)
+
+    async def list(self) -> AsyncGenerator[str, None]:  # type: ignore[override]
+        """Yield the names of all objects."""
+        with told_about_objects(f"list {self.url}"):
+            async for name in super().list():
+                yield name
+
+    async def list_prefix(self, prefix: str) -> AsyncGenerator[str, None]:  # type: ignore[override]
+        """Yield the names of the objects that begin so."""
+        with told_about_objects(f"list {self.url}/{prefix}"):
+            async for name in super().list_prefix(prefix):
+                yield name
+
+    async def list_dir(self, prefix: str) -> AsyncGenerator[str, None]:  # type: ignore[override]
+        """Yield the names right below one."""
+        with told_about_objects(f"list {self.url}/{prefix}"):
+            async for name in super().list_dir(prefix):
+                yield name
