@@ -13,7 +13,7 @@ from tars import write_shards
 from torch.utils.data import DataLoader
 
 import shardsieve as ss
-from shardsieve.io import objects
+from shardsieve.io import objects, source
 from shardsieve.io.helper import Helper
 
 
@@ -66,6 +66,16 @@ def test_no_store_is_made_over_http_and_no_shard_is_read_for_it(tmp_path):
         with pytest.raises(ss.ShardsieveError, match="read, not written"):
             ss.index(f"{server.url}/{paths[0].name}", f"{server.url}/s.zarr")
         assert server.seen == []
+
+
+def test_indexing_reads_an_object_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "_BLOCK", 4096)
+    (path,) = write_shards(tmp_path / "d", [40])
+    with range_server(tmp_path / "d") as server:
+        store = ss.index(f"{server.url}/{path.name}", tmp_path / "s.zarr")
+        assert len(server.seen) > 4
+        assert sum(server.seen) <= path.stat().st_size
+    assert store.labels().tolist() == [row % 3 for row in range(40)]
 
 
 def test_opening_bears_a_throttled_request(s3, tmp_path):

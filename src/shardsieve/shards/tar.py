@@ -16,6 +16,7 @@ BLOCK = 512
 _ZERO = bytes(BLOCK)
 _REGULAR = frozenset(b"0\x007")
 _OTHERS = frozenset(b"123456")
+_LONGEST_LABEL = 20
 # GNU tar's three ways to say in pax records that a member is a map of holes and what lies between.
 _SPARSE = {"GNU.sparse.major", "GNU.sparse.size", "GNU.sparse.map"}
 # Of a header: the digits of the size, the kind, and the first byte of the name's prefix.
@@ -96,7 +97,7 @@ class SampleTable:
         keys: One per sample, webdataset's `__key__`.
         offset: int64 (n,), first byte of the first member's headers.
         length: int64 (n,), bytes up to the end of the last member's padding.
-        label_at: int64 (n, 2), offset and size of the label member's content, -1 where absent.
+        label: Content of each sample's label member, empty where absent or too long for a number.
         suffixes: Distinct suffixes, in the order met.
         incomplete: Samples that lack a suffix which the shard's first sample has.
     """
@@ -104,7 +105,7 @@ class SampleTable:
     keys: list[str]
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
-    label_at: NDArray[np.int64]
+    label: list[bytes]
     suffixes: tuple[str, ...]
     incomplete: int
 
@@ -122,7 +123,7 @@ def sample_table(read: ReadAt, total: int, url: str, *, label_member: str = "cls
     """
     keys: list[str] = []
     spans: list[tuple[int, int]] = []
-    labels: list[tuple[int, int]] = []
+    labels: list[bytes] = []
     present: list[int] = []
     numbers: dict[str, int] = {}
     current, bits = None, 0
@@ -136,7 +137,7 @@ def sample_table(read: ReadAt, total: int, url: str, *, label_member: str = "cls
             current, bits = key, 0
             keys.append(key)
             spans.append((member.start, member.end))
-            labels.append((-1, -1))
+            labels.append(b"")
             present.append(0)
         if bits & bit:
             raise CorruptShardError(
@@ -146,8 +147,9 @@ def sample_table(read: ReadAt, total: int, url: str, *, label_member: str = "cls
         bits |= bit
         present[-1] = bits
         spans[-1] = (spans[-1][0], member.end)
-        if suffix == label_member:
-            labels[-1] = (member.data, member.size)
+        if suffix == label_member and member.size <= _LONGEST_LABEL:
+            # Here and now: of an object the block around it is at hand.
+            labels[-1] = read(member.data, member.size)
     if not keys:
         raise CorruptShardError(f"shard {url} holds no samples; a member needs a name like 12.jpg")
     table = np.array(spans, dtype=np.int64)
@@ -156,7 +158,7 @@ def sample_table(read: ReadAt, total: int, url: str, *, label_member: str = "cls
         keys=keys,
         offset=table[:, 0].copy(),
         length=table[:, 1] - table[:, 0],
-        label_at=np.array(labels, dtype=np.int64),
+        label=labels,
         suffixes=tuple(numbers),
         incomplete=sum(p & expected != expected for p in present),
     )

@@ -18,7 +18,7 @@ from shardsieve.io.objects import is_remote
 from shardsieve.io.source import absolute, at_once, cheap_fingerprint, walkable
 from shardsieve.shards.fingerprint import index_fingerprint
 from shardsieve.shards.names import expand_urls
-from shardsieve.shards.tar import SampleTable, sample_table
+from shardsieve.shards.tar import sample_table
 from shardsieve.store.create_beton import beton_blocks, check_beton, is_beton
 from shardsieve.store.indexed import IndexedShard
 from shardsieve.store.layout import (
@@ -133,23 +133,19 @@ def index_shard(url: str, *, label_member: str = LABEL_MEMBER) -> IndexedShard:
     fingerprint = cheap_fingerprint(url)
     with walkable(url) as (read, total):
         table = sample_table(read, total, url, label_member=label_member)
-        labels = [_label(read, table, row) for row in range(len(table))]
     return IndexedShard(
         keys=table.keys,
         offset=table.offset,
         length=table.length,
-        label=np.array(labels, dtype=np.int32),
+        label=np.array(list(map(_label, table.label)), dtype=np.int32),
         suffixes=list(table.suffixes),
         nbytes=total,
         fingerprint=fingerprint,
     )
 
 
-def _label(read: Callable[[int, int], bytes], table: SampleTable, row: int) -> int:
-    at, size = table.label_at[row]
-    if at < 0 or size > 20:
-        return -1
-    text = read(int(at), int(size)).strip()
+def _label(content: bytes) -> int:
+    text = content.strip()
     label = int(text) if text.isdigit() else -1
     return label if label <= _MOST_LABEL else -1
 
