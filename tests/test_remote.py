@@ -13,8 +13,10 @@ from tars import write_shards
 from torch.utils.data import DataLoader
 
 import shardsieve as ss
-from shardsieve.io import objects, source
+from shardsieve.io import local, objects, source
 from shardsieve.io.helper import Helper
+from shardsieve.io.joined import JoinedReader
+from shardsieve.io.spans import Storage
 
 
 @pytest.fixture
@@ -212,3 +214,23 @@ def test_a_helper_outlives_a_ctrl_c():
         assert helper.call_all([call]) == [True]
         process.send_signal(signal.SIGINT)
         assert helper.call_all([call, call]) == [True, True]
+
+
+def test_threads_that_read_files_share_their_descriptors(tmp_path, monkeypatch):
+    real = os.open
+
+    def slow(path, flags):  # as over a network
+        time.sleep(0.005)
+        return real(path, flags)
+
+    monkeypatch.setattr(os, "open", slow)
+    monkeypatch.setattr(local, "_MAX_OPEN", 3)
+    reader, ranges = JoinedReader(Storage(0, 1, 8)), [(offset, 8) for offset in range(0, 160, 16)]
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(12):
+        path = tmp_path / str(number)
+        path.write_bytes(bytes(range(number, number + 200)))
+        found = list(reader.read_many(str(path), ranges))
+        assert found == [bytes(range(number + at, number + at + 8)) for at, _ in ranges]
+    assert len(os.listdir("/proc/self/fd")) <= before + 3
+    reader.close()

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,18 +41,25 @@ class LocalReader:
     def __init__(self) -> None:
         keep_freed_memory()
         self.counts = Counts()
+        self._opening = threading.Lock()
         self._files: OrderedDict[str, int] = OrderedDict()
         self._in_order: set[str] = set()
         self._pid = os.getpid()
 
     def read(self, url: str, offset: int, length: int) -> bytes:
-        """Return exactly `length` bytes of `url` from `offset`.
+        """Return exactly `length` bytes of `url` from `offset`; several threads may ask.
 
         Raises:
             CorruptShardError: If the file is gone or shorter than that.
         """
         try:
-            data = next(self.read_many(url, [(offset, length)]))
+            with self._opening:  # one opens, and nobody closes what another one reads
+                file = os.dup(self._opened(url))
+                self._count(length, 1)
+            try:
+                data = os.pread(file, length, offset)
+            finally:
+                os.close(file)
         except OSError as error:
             raise CorruptShardError(f"cannot read shard {url}: {error.strerror}") from error
         if len(data) < length:
@@ -86,11 +94,13 @@ class LocalReader:
         by `os.pread` itself: where the file ends early fewer bytes come, and errors are OSErrors.
         """
         offsets, lengths = zip(*ranges, strict=True)
-        wanted = sum(lengths)
-        self.counts.kept += wanted
-        self.counts.read += wanted
-        self.counts.requests += len(lengths)
+        self._count(sum(lengths), len(lengths))
         return map(os.pread, repeat(self._opened(url)), lengths, offsets)
+
+    def _count(self, nbytes: int, requests: int) -> None:
+        self.counts.kept += nbytes
+        self.counts.read += nbytes
+        self.counts.requests += requests
 
     def _opened(self, url: str) -> int:
         try:
