@@ -3,8 +3,10 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from obstore.store import HTTPStore
@@ -226,11 +228,29 @@ def test_threads_that_read_files_share_their_descriptors(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "open", slow)
     monkeypatch.setattr(local, "_MAX_OPEN", 3)
     reader, ranges = JoinedReader(Storage(0, 1, 8)), [(offset, 8) for offset in range(0, 160, 16)]
-    before = len(os.listdir("/proc/self/fd"))
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir()))
     for number in range(12):
         path = tmp_path / str(number)
         path.write_bytes(bytes(range(number, number + 200)))
         found = list(reader.read_many(str(path), ranges))
         assert found == [bytes(range(number + at, number + at + 8)) for at, _ in ranges]
-    assert len(os.listdir("/proc/self/fd")) <= before + 3
+    assert len(list(descriptors.iterdir())) <= before + 3
     reader.close()
+
+
+def refused(helper, calls):
+    with pytest.raises(ss.CorruptShardError, match="has ended"):
+        helper.call_all(calls)
+
+
+def test_a_helper_ends_with_the_process_that_asked_also_at_work():
+    helper = Helper(1)
+    asking = threading.Thread(target=refused, args=(helper, [(time.sleep, (60,))]))
+    assert helper.call_all([(time.sleep, (0,))]) == [None]
+    asking.start()
+    time.sleep(0.2)
+    helper._process.stdin.close()
+    assert helper._process.wait(10) == 0
+    asking.join(10)
+    helper._process.stdout.close()

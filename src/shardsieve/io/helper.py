@@ -65,15 +65,19 @@ def _helper(in_flight: int, pid: int) -> Helper:
 
 
 def serve(requests: IO[bytes], answers: IO[bytes], in_flight: int) -> None:
-    """Answer lists of calls until the other side is gone."""
-    with ThreadPoolExecutor(in_flight) as pool:
-        while True:
-            try:
-                calls = pickle.load(requests)  # our own parent
-            except EOFError:
-                return
-            pickle.dump(list(pool.map(_answer, calls)), answers)
-            answers.flush()
+    """Answer lists of calls until the other side is gone, also while calls are under way."""
+    pool = ThreadPoolExecutor(in_flight)
+
+    def answer(calls: list[Call]) -> None:
+        pickle.dump(list(pool.map(_answer, calls)), answers)
+        answers.flush()
+
+    while True:
+        try:
+            calls = pickle.load(requests)  # our own parent
+        except EOFError:
+            os._exit(0)
+        threading.Thread(target=answer, args=(calls,)).start()
 
 
 def _answer(call: Call) -> Any:
