@@ -254,3 +254,33 @@ def test_a_helper_ends_with_the_process_that_asked_also_at_work():
     assert helper._process.wait(10) == 0
     asking.join(10)
     helper._process.stdout.close()
+
+
+def test_batches_that_are_never_asked_for_do_not_pile_up(tmp_path):
+    with range_server(tmp_path / "d") as server:
+        urls = [f"{server.url}/{p.name}" for p in write_shards(tmp_path / "d", [40, 40])]
+        store = ss.index(urls, tmp_path / "s.zarr")
+        data = ss.ShardDataset(store)
+        sampler = ss.PrunedShardSampler(store, keep_fraction=1.0, rule="random")
+        for epoch in range(40):
+            sampler.set_epoch(epoch)
+            for _ in DataLoader(data, 8, sampler=sampler, collate_fn=list):
+                break
+        kept = [a.result().data for one in data.reader._pending.values() for a in one.answers]
+    assert 0 < len(b"".join(kept)) < 3 * store.ranges[..., 1].sum()
+
+
+def test_loops_that_take_turns_read_nothing_twice(tmp_path):
+    with range_server(tmp_path / "d") as server:
+        (path,) = write_shards(tmp_path / "d", [40])
+        store = ss.index(f"{server.url}/{path.name}", tmp_path / "s.zarr")
+        data = ss.ShardDataset(store, storage=Storage(0, 1, 4))
+        halves = (0.5, 0.5, 0.5)
+        samplers = [
+            ss.PrunedShardSampler(store, keep_fraction=half, rule="random", seed=seed)
+            for seed, half in enumerate(halves)
+        ]
+        server.seen.clear()
+        loaders = [DataLoader(data, 4, sampler=s, collate_fn=list) for s in samplers]
+        assert sum(1 for _ in zip(*loaders, strict=True)) == 5
+        assert sum(server.seen) == sum(s.keep_set.nbytes(store) for s in samplers)

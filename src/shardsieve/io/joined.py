@@ -4,7 +4,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,10 +17,10 @@ from shardsieve.io.spans import Spans, Storage, plan_spans
 Ranges = Sequence[tuple[int, int]]
 Key = tuple[tuple[int, int], ...]
 Read = tuple[str, int, int]
-Pending = tuple[Spans, "Sequence[Answer]"]
 
-# Lists of ranges of one shard that may wait to be asked for.
-_MOST_AHEAD = 1024
+# Calls of `prefetch` that what was begun may wait for: a loop that was left never asks for its next
+# batch, and loops that take turns on one data set ask late.
+_PATIENCE = 16
 
 
 class Answer(Protocol):
@@ -51,6 +51,14 @@ class _OneOf:
         return False  # others may want the rest of the list
 
 
+class _Begun(NamedTuple):
+    """Reads of ranges of one shard, and the last call of `prefetch` that named them."""
+
+    spans: Spans
+    answers: Sequence[Answer]
+    call: int
+
+
 class JoinedReader:
     """Reads ranges of shards as planned spans, several at a time.
 
@@ -70,27 +78,18 @@ class JoinedReader:
     def prefetch(self, requests: Iterable[tuple[str, Ranges]]) -> None:
         """Begin to read ranges that `read_many` will be asked for, url by url.
 
-        What was begun already is not begun again. Of what is never asked for, the latest
-        `_MOST_AHEAD` stay.
+        What was begun already is not begun again. What `_PATIENCE` further calls neither name nor
+        read is given up.
         """
         self._own()
-        plans, reads, lists = [], [], 0
-        for url, asked in requests:
-            ranges, lists = tuple(asked), lists + 1
-            if (url, ranges) in self._pending:
-                continue
-            spans = self._plan(ranges)
-            plans.append((url, ranges, spans))
-            starts, stops = spans.start.tolist(), spans.stop.tolist()
-            reads += [(url, a, b - a) for a, b in zip(starts, stops, strict=True)]
-        futures = self._submit(reads)
-        for url, ranges, spans in plans:
-            mine, futures = futures[: len(spans.start)], futures[len(spans.start) :]
-            self._pending[url, ranges] = spans, mine
-        while len(self._pending) > max(_MOST_AHEAD, 2 * lists):
-            _, (_, abandoned) = self._pending.popitem(last=False)
-            for future in abandoned:
-                future.cancel()
+        self._call += 1
+        self._start((url, tuple(ranges)) for url, ranges in requests)
+        while self._pending:
+            oldest = next(iter(self._pending))
+            if self._pending[oldest].call >= self._call - _PATIENCE:
+                return
+            for answer in self._pending.pop(oldest).answers:
+                answer.cancel()
 
     def read_many(self, url: str, ranges: Ranges) -> Iterator[bytes]:
         """Yield the bytes of several (offset, length) ranges of one shard, one by one.
@@ -99,13 +98,13 @@ class JoinedReader:
             CorruptShardError: If one cannot be read, naming shard, range and cause.
         """
         self._own()
-        spans, futures = self._taken(url, tuple(ranges))
+        spans, answers, _ = self._taken(url, tuple(ranges))
         self.counts.kept += sum(length for _, length in ranges)
         bodies: dict[int, bytes] = {}
         starts = spans.start.tolist()
         for (offset, length), number in zip(ranges, spans.of.tolist(), strict=True):
             if number not in bodies:
-                data, retries = futures[number].result()
+                data, retries = answers[number].result()
                 self.counts.read += len(data)
                 self.counts.requests += 1 + retries
                 self.counts.retries += retries
@@ -133,7 +132,8 @@ class JoinedReader:
 
     def _begin(self) -> None:
         self._pid = os.getpid()
-        self._pending: OrderedDict[tuple[str, Key], Pending] = OrderedDict()
+        self._call = 0
+        self._pending: OrderedDict[tuple[str, Key], _Begun] = OrderedDict()
         self._pool: ThreadPoolExecutor | None = None
         self._files = LocalReader()
 
@@ -145,11 +145,25 @@ class JoinedReader:
         table = np.asarray(ranges, dtype=np.int64).reshape(-1, 2)
         return plan_spans(table[:, 0], table[:, 1], self.storage)
 
-    def _taken(self, url: str, ranges: Key) -> Pending:
+    def _taken(self, url: str, ranges: Key) -> _Begun:
         """Return the reads that were begun for just these ranges, or begin them."""
-        if (url, ranges) not in self._pending:  # beginning nothing would still drop the oldest
-            self.prefetch([(url, ranges)])
+        self._start([(url, ranges)])
         return self._pending.pop((url, ranges))
+
+    def _start(self, requests: Iterable[tuple[str, Key]]) -> None:
+        plans, reads = [], []
+        for one in requests:
+            if one in self._pending:
+                self._pending[one] = self._pending.pop(one)._replace(call=self._call)
+                continue
+            spans = self._plan(one[1])
+            plans.append((one, spans))
+            starts, stops = spans.start.tolist(), spans.stop.tolist()
+            reads += [(one[0], a, b - a) for a, b in zip(starts, stops, strict=True)]
+        answers = self._submit(reads)
+        for one, spans in plans:
+            mine, answers = answers[: len(spans.start)], answers[len(spans.start) :]
+            self._pending[one] = _Begun(spans, mine, self._call)
 
     def _submit(self, reads: list[Read]) -> Sequence[Answer]:
         if self._pool is None:
