@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tars import write_shards, write_tar
 from test_store import contents
+from zarr.storage import LocalStore
 
 import shardsieve as ss
 from shardsieve.store import append, create
@@ -59,6 +60,34 @@ def test_scores_and_embeddings_of_before_stay_and_new_rows_have_none(tmp_path):
     assert grown.embedding_rows("e").shape == (80, 2)
     keep = ss.select(grown, score="mine", keep_fraction=0.1, drop_missing=True)
     assert keep.ids().max() < 3 * 64
+
+
+def test_stopped_at_any_of_its_last_writes_it_is_the_old_store_or_the_new_one(
+    tmp_path, monkeypatch
+):
+    shards, real, left = write_shards(tmp_path / "d", SIZES), LocalStore.set, [0]
+
+    async def counted(self, key, value):
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError("stopped")
+        await real(self, key, value)
+
+    monkeypatch.setattr(LocalStore, "set", counted)
+    old = ss.index(shards[:2], tmp_path / "whole")
+    left[0] = 0
+    new = ss.append_shards(shards[2:], old.path)
+    writes = -left[0]
+    for stop in range(writes, writes - 6, -1):
+        path = tmp_path / f"stopped-{stop}"
+        ss.index(shards[:2], path)
+        left[0] = stop
+        with pytest.raises(ss.ShardsieveError, match="stopped"):
+            ss.append_shards(shards[2:], path)
+        cut = ss.open_store(path)
+        marks = [(one.num_shards, one.fingerprint) for one in (old, new)]
+        assert (cut.num_shards, cut.fingerprint) in marks
+        assert ss.append_shards(shards[2:], path).fingerprint == new.fingerprint
 
 
 @settings(max_examples=8)

@@ -108,7 +108,8 @@ def _grow(store: Store, urls: list[str], entries: list[IndexedShard]) -> None:
     tables = [*store.tables(), *(entry.table for entry in entries)]
     names = set(store.members).union(*(entry.suffixes for entry in entries))
     # One file, replaced in one step: before it the store is the old one, after it the new one.
-    store.group.attrs.update(
+    # (`attrs.update` would write it once per key.)
+    store.group.update_attributes(
         {
             "num_shards": total,
             "members": sorted(names),

@@ -202,7 +202,7 @@ def _write(
     for number, shard in enumerate(shards):
         keys[number, : samples[number]] = [stored_key(key) for key in shard.keys]
     _write_strings(group, "sample/key", keys)
-    group.attrs.update(
+    group.update_attributes(
         {
             "kind": "webdataset",
             "rows_per_shard": shape[1],

@@ -179,7 +179,7 @@ class Store:
         with told_about_disk(self.path):
             shape = (self._stored_shards(), self.rows_per_shard)
             array = make_array(self.group, f"score/{name}", shape, "float32", np.nan)
-            array.attrs.update(made)
+            array.update_attributes(made)
 
     def score_array(self, name: str) -> zarr.Array[Any]:
         """Return the (S, L) float32 array of a score, listed or being filled."""
@@ -201,7 +201,7 @@ class Store:
         """List a score that is filled, with its date and what else is to be kept with it."""
         with told_about_disk(self.path):
             date = datetime.now(UTC).isoformat(timespec="seconds")
-            self._array(f"score/{name}").attrs.update({**more, "date": date})
+            self._array(f"score/{name}").update_attributes({**more, "date": date})
             write_contents(self.group)
 
     def forget_score(self, name: str) -> None:

@@ -137,7 +137,7 @@ class Recorder:
                 group.create_array(name, data=self.signal(name))
             names = list(self.signals)
             about: dict[str, Any] = {"signals": names, "num_classes": self.num_classes}
-            group.attrs.update({**about, "epochs": self.epochs, "made": self.made})
+            group.update_attributes({**about, "epochs": self.epochs, "made": self.made})
             if is_remote(store.path):
                 write_contents(store.group)
 
