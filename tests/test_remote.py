@@ -64,12 +64,17 @@ def test_a_store_whose_upload_was_cut_short_is_none_and_is_made_again(s3, tmp_pa
     assert s3.seen[-1][0] != "PUT"
 
 
-def test_no_store_is_made_over_http_and_no_shard_is_read_for_it(tmp_path):
-    paths = write_shards(tmp_path / "d", [3])
+def test_no_store_is_written_over_http_and_no_shard_is_read_for_it(tmp_path):
+    paths = write_shards(tmp_path / "d", [3, 2])
+    ss.index(paths[0], tmp_path / "d" / "s.zarr")
     with range_server(tmp_path / "d") as server:
-        with pytest.raises(ss.ShardsieveError, match="read, not written"):
-            ss.index(f"{server.url}/{paths[0].name}", f"{server.url}/s.zarr")
+        url = f"{server.url}/{paths[1].name}"
+        for make, target in ((ss.index, "new.zarr"), (ss.append_shards, "s.zarr")):
+            with pytest.raises(ss.ShardsieveError, match="read, not written"):
+                make(url, f"{server.url}/{target}")
         assert server.seen == []
+        with pytest.raises(ValueError, match="read-only"):
+            ss.open_store(f"{server.url}/s.zarr").put_score("up", range(3))
 
 
 def test_indexing_reads_an_object_once(tmp_path, monkeypatch):

@@ -16,6 +16,8 @@ from shardsieve.store.indexed import IndexedShard
 from shardsieve.store.layout import (
     PER_SHARD,
     SHARD_ARRAYS,
+    need_writable,
+    place_of,
     stored_key,
     told_about_disk,
     write_contents,
@@ -49,6 +51,7 @@ def append_shards(
         ShardsieveError: If no shards match, one is damaged or holds more samples than the store
             has rows per shard, or the store is of a `.beton`.
     """
+    need_writable(place_of(store))
     old = open_store(store)
     if old.kind != "webdataset":
         raise StoreMismatchError(

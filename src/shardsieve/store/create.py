@@ -13,7 +13,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from shardsieve._errors import CorruptShardError, ShardsieveError, StoreMismatchError
+from shardsieve._errors import CorruptShardError, StoreMismatchError
 from shardsieve.io.objects import is_remote
 from shardsieve.io.source import absolute, at_once, cheap_fingerprint, walkable
 from shardsieve.shards.fingerprint import index_fingerprint
@@ -25,6 +25,7 @@ from shardsieve.store.layout import (
     FORMAT_VERSION,
     holds_store,
     make_array,
+    need_writable,
     place_of,
     replaced_folder,
     rows_per_shard,
@@ -67,11 +68,7 @@ def index(
     target = place_of(store)
     if holds_store(target) or (isinstance(target, Path) and target.exists()):
         return _existing(target, shards, label_member)
-    if str(target).startswith(("http://", "https://")):
-        raise ShardsieveError(
-            f"store must be a folder or lie in s3://, gs:// or az://, got {target}; "
-            "over http stores are read, not written"
-        )
+    need_writable(target)
     if is_beton(shards):
         blocks, attributes = beton_blocks(shards[0], label_member)
         with _made(target) as folder:

@@ -65,6 +65,23 @@ def place_of(path: str | Path) -> Path | str:
     return str(path).rstrip("/") if is_remote(path) else Path(path)
 
 
+def need_writable(place: Path | str) -> None:
+    """Check that a store could be written at a place.
+
+    Raises:
+        ShardsieveError: If it is a URL over which stores are only read.
+    """
+    if _over_http(place):
+        raise ShardsieveError(
+            f"store must be a folder or lie in s3://, gs:// or az://, got {place}; "
+            "over http stores are read, not written"
+        )
+
+
+def _over_http(place: Path | str) -> bool:
+    return str(place).startswith(("http://", "https://"))
+
+
 def holds_store(path: str | Path) -> bool:
     """Return whether a Zarr group lies at a path or URL."""
     if is_remote(path):
@@ -75,10 +92,10 @@ def holds_store(path: str | Path) -> bool:
 def opened_group(path: str | Path, mode: str) -> zarr.Group:
     """Open (`r`, `r+`) the Zarr group at a path or URL.
 
-    Where names cannot be listed (http) the group's own table of contents is read.
+    Over http it is only read, and as names cannot be listed, the group's own table of contents is.
     """
+    mode, listed = ("r", None) if _over_http(path) else (mode, False)
     where: Any = Objects(str(path), read_only=mode == "r") if is_remote(path) else str(path)
-    listed = None if str(path).startswith("http") else False
     return zarr.open_group(where, mode=mode, use_consolidated=listed)  # type: ignore[arg-type]
 
 
