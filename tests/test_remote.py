@@ -77,6 +77,21 @@ def test_no_store_is_written_over_http_and_no_shard_is_read_for_it(tmp_path):
             ss.open_store(f"{server.url}/s.zarr").put_score("up", range(3))
 
 
+@pytest.mark.parametrize(
+    ("url", "cure"),
+    [
+        ("s3://bucket/train-*.tar", "name them with braces"),
+        ("s3://bucket/train-??.tar", "name them with braces"),
+        ("s3://bucket/shards.txt", "download it"),
+        ("@https://host/shards", "download it"),
+        ("s3://bucket/train.beton", "download it"),
+    ],
+)
+def test_what_cannot_be_read_from_afar_says_what_to_do(tmp_path, url, cure):
+    with pytest.raises(ss.ShardsieveError, match=cure):
+        ss.index(url, tmp_path / "s.zarr")
+
+
 def test_indexing_reads_an_object_once(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "_BLOCK", 4096)
     (path,) = write_shards(tmp_path / "d", [40])

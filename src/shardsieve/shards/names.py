@@ -52,7 +52,10 @@ def expand_urls(urls: str | Path | Iterable[str | Path]) -> list[str]:
 
 def _expand_one(pattern: str) -> list[str]:
     if pattern.startswith("@") or pattern.endswith(".txt"):
-        return _read_list(Path(pattern.removeprefix("@")))
+        name = pattern.removeprefix("@")
+        if "://" in name:
+            raise ShardsieveError(f"the shard list must be a local file, got {name}; download it")
+        return _read_list(Path(name))
     expanded = list(braceexpand.braceexpand(pattern)) if "{" in pattern else [pattern]
     return [url for item in expanded for url in _expand_glob(item)]
 
@@ -61,6 +64,11 @@ def _expand_glob(pattern: str) -> list[str]:
     if pattern.startswith("file:"):
         pattern = re.sub("^/{2,}", "/", pattern.removeprefix("file:"))
     if "://" in pattern:
+        if "*" in pattern or ("?" in pattern and not pattern.startswith("http")):
+            raise ShardsieveError(
+                f"shards in object stores are not listed, got the glob {pattern}; "
+                "name them with braces, as in s3://bucket/{000..099}.tar, or in a local .txt list"
+            )
         return [pattern]
     path = Path(pattern)
     if any(c in pattern for c in "*?["):

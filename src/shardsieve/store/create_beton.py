@@ -3,6 +3,7 @@
 from typing import Any
 
 from shardsieve._errors import ShardsieveError, StoreMismatchError
+from shardsieve.io.objects import is_remote
 from shardsieve.io.source import cheap_fingerprint
 from shardsieve.shards.beton import Beton, read_beton
 from shardsieve.store.indexed import IndexedShard
@@ -16,7 +17,7 @@ def is_beton(shards: list[str]) -> bool:
     """Say whether these shards are one FFCV file.
 
     Raises:
-        ShardsieveError: If an FFCV file is named beside other shards.
+        ShardsieveError: If an FFCV file is named beside other shards, or is not local.
     """
     found = [s for s in shards if s.endswith(".beton")]
     if found and len(shards) > 1:
@@ -24,6 +25,8 @@ def is_beton(shards: list[str]) -> bool:
             f"a store holds one .beton, got {len(shards)} shards with {found[0]}; "
             "make a store for each"
         )
+    if found and is_remote(found[0]):
+        raise ShardsieveError(f"a .beton must be a local file, got {found[0]}; download it")
     return bool(found)
 
 
