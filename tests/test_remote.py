@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from obstore.exceptions import GenericError
 from obstore.store import HTTPStore
 from servers import CREDENTIALS, S3Server, range_server
 from tars import write_shards
@@ -148,6 +149,17 @@ def test_an_object_without_tag_has_one_mark_in_every_time_zone(monkeypatch):
     monkeypatch.undo()
     time.tzset()
     assert marks == {(3, "1603238400")}
+
+
+def test_who_has_no_key_is_told_where_to_put_it(monkeypatch):
+    def head(client, path):
+        raise GenericError(
+            "Error performing PUT http://169.254.169.254/latest/api/token\n\nDebug x"
+        )
+
+    monkeypatch.setattr(objects.obstore, "head", head)
+    with pytest.raises(ss.ShardsieveError, match=r"api/token; the environment has no key: set AWS"):
+        objects.size_and_tag("s3://bucket/a.tar")
 
 
 def test_every_name_of_an_endpoint_may_be_plain_http(s3, tmp_path, monkeypatch):

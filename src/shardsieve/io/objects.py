@@ -20,6 +20,8 @@ FIRST_WAIT = 0.1
 SCHEMES = ("s3", "gs", "az", "http", "https")
 _PLAIN = ("http", "https")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_METADATA = ("169.254.169.254", "metadata.google.internal")
+"""Who is asked for a key when the environment has none."""
 _HOPELESS = (
     FileNotFoundError,
     PermissionError,
@@ -224,4 +226,10 @@ def _retried(
 
 
 def _cause(error: BaseException) -> str:
-    return " ".join(str(error).split("\n\nDebug")[0].split())[:300]
+    text = " ".join(str(error).split("\n\nDebug")[0].split())[:300]
+    if any(host in text for host in _METADATA):
+        text += (
+            "; the environment has no key: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
+            "(AWS_SKIP_SIGNATURE=true for a public bucket), or GOOGLE_..., AZURE_..."
+        )
+    return text
