@@ -145,10 +145,10 @@ def test_an_object_without_tag_has_one_mark_in_every_time_zone(monkeypatch):
     for zone in ("UTC", "America/New_York"):
         monkeypatch.setenv("TZ", zone)
         time.tzset()
-        marks.add(objects.size_and_tag("http://localhost/a.tar"))
+        marks.add(objects.mark_of("http://localhost/a.tar"))
     monkeypatch.undo()
     time.tzset()
-    assert marks == {(3, "1603238400")}
+    assert marks == {"3-1603238400"}
 
 
 def test_who_has_no_key_is_told_where_to_put_it(monkeypatch):
@@ -159,14 +159,14 @@ def test_who_has_no_key_is_told_where_to_put_it(monkeypatch):
 
     monkeypatch.setattr(objects.obstore, "head", head)
     with pytest.raises(ss.ShardsieveError, match=r"api/token; the environment has no key: set AWS"):
-        objects.size_and_tag("s3://bucket/a.tar")
+        objects.mark_of("s3://bucket/a.tar")
 
 
 def test_every_name_of_an_endpoint_may_be_plain_http(s3, tmp_path, monkeypatch):
     (url,) = s3.upload(write_shards(tmp_path / "d", [3]))
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     monkeypatch.setenv("AWS_ENDPOINT", s3.endpoint)
-    assert objects.size_and_tag(url)[0] == (tmp_path / "d" / "s-000.tar").stat().st_size
+    assert objects.size_of(url) == (tmp_path / "d" / "s-000.tar").stat().st_size
 
 
 def fetched(store, **how):
@@ -316,3 +316,17 @@ def test_loops_that_take_turns_read_nothing_twice(tmp_path):
         loaders = [DataLoader(data, 4, sampler=s, collate_fn=list) for s in samplers]
         assert sum(1 for _ in zip(*loaders, strict=True)) == 5
         assert sum(server.seen) == sum(s.keep_set.nbytes(store) for s in samplers)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_replaced_while_it_is_read_is_refused(s3, tmp_path, workers):
+    (path,) = write_shards(tmp_path / "d", [9])
+    store = ss.index(s3.upload([path]), tmp_path / "s.zarr")
+    data = ss.ShardDataset(store)
+    whole = path.read_bytes()
+    jpg = data[3]["jpg"]
+    path.write_bytes(whole.replace(jpg, jpg[::-1]))  # laid out just so
+    s3.upload([path])
+    sampler = ss.PrunedShardSampler(store, keep_fraction=1.0, rule="random")
+    with pytest.raises(ss.CorruptShardError, match=r"s-000\.tar was replaced after it was indexed"):
+        list(DataLoader(data, 4, sampler=sampler, num_workers=workers, collate_fn=list))

@@ -2,7 +2,7 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
@@ -70,8 +70,15 @@ class JoinedReader:
         counts: What was read.
     """
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, marks: Mapping[str, str] | None = None) -> None:
+        """Read nothing yet.
+
+        Args:
+            storage: What a read costs.
+            marks: Fingerprints of objects when they were indexed: those replaced since are refused.
+        """
         self.storage = storage
+        self._marks = marks or {}
         self.counts = Counts()
         self._begin()
 
@@ -125,8 +132,8 @@ class JoinedReader:
     def __del__(self) -> None:
         self.close()
 
-    def __reduce__(self) -> tuple[Callable[[Storage], "JoinedReader"], tuple[Storage]]:
-        return JoinedReader, (self.storage,)
+    def __reduce__(self) -> tuple[Callable[..., "JoinedReader"], tuple[Any, ...]]:
+        return JoinedReader, (self.storage, self._marks)
 
     # Inside ---------------------------------------------------------------------------------
 
@@ -171,10 +178,11 @@ class JoinedReader:
         if not forked_after_use() or not any(is_remote(url) for url, _, _ in reads):
             return [self._pool.submit(self._fetch, *read) for read in reads]
         helper = helper_here(self.storage.in_flight)
-        answers = self._pool.submit(helper.call_all, [(fetch, read) for read in reads])
+        calls = [(fetch, (*read, self._marks.get(read[0]))) for read in reads]
+        answers = self._pool.submit(helper.call_all, calls)
         return [_OneOf(answers, place) for place in range(len(reads))]
 
     def _fetch(self, url: str, offset: int, length: int) -> Fetched:
         if is_remote(url):
-            return fetch(url, offset, length)
+            return fetch(url, offset, length, self._marks.get(url))
         return Fetched(self._files.read(url, offset, length), 0)

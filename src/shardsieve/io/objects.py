@@ -161,18 +161,31 @@ def _options(url: str) -> Any:
     return {"timeout": "60s", "connect_timeout": "5s", **({"allow_http": True} if plain else {})}
 
 
-def fetch(url: str, offset: int, length: int) -> Fetched:
+def fetch(url: str, offset: int, length: int, mark: str | None = None) -> Fetched:
     """Return exactly `length` bytes of an object from `offset`.
 
     Throttling, resets, short bodies and timeouts are tried again, waiting longer each time.
 
+    Args:
+        url: The object.
+        offset: First byte.
+        length: Above 0.
+        mark: What `mark_of` said when the object was indexed.
+
     Raises:
-        CorruptShardError: If it fails for good, naming object, range and cause.
+        CorruptShardError: If it fails for good, naming object, range and cause, or if the object
+            is another one now.
     """
 
     def once() -> bytes:
         store, path = client(url)
-        data = bytes(obstore.get_range(store, path, start=offset, length=length))
+        found = obstore.get(store, path, options={"range": (offset, offset + length)})
+        if mark is not None and found.meta["e_tag"] and (now := _mark(found.meta)) != mark:
+            raise CorruptShardError(
+                f"shard {url} was replaced after it was indexed ({mark} then, {now} now); "
+                "index it again"
+            )
+        data = bytes(found.bytes())
         if len(data) != length:
             raise OSError(f"{len(data)} bytes came")
         return data
@@ -198,16 +211,23 @@ def fetch_whole(url: str) -> bytes | None:
     return result
 
 
-def size_and_tag(url: str) -> tuple[int, str]:
-    """Return an object's size in bytes and its ETag (or its time of change)."""
+def size_of(url: str) -> int:
+    """Return an object's size in bytes."""
+    return int(_described(url)["size"])
 
-    def once() -> tuple[int, str]:
-        found = obstore.head(*client(url))
-        tag = found["e_tag"] or f"{found['last_modified'].timestamp():.0f}"
-        return int(found["size"]), tag.strip('"')
 
-    result: tuple[int, str] = _retried(once, f"read shard {url}")[0]
-    return result
+def mark_of(url: str) -> str:
+    """Return `size-ETag` of an object, or `size-seconds` of its last change."""
+    return _mark(_described(url))
+
+
+def _described(url: str) -> Any:
+    return _retried(lambda: obstore.head(*client(url)), f"read shard {url}")[0]
+
+
+def _mark(found: Any) -> str:
+    tag = found["e_tag"] or f"{found['last_modified'].timestamp():.0f}"
+    return f"{found['size']}-{tag.strip(chr(34))}"
 
 
 def _retried(

@@ -10,7 +10,7 @@ from typing import TypeVar
 from shardsieve._errors import ShardsieveError
 from shardsieve.io.joined import JoinedReader
 from shardsieve.io.local import LocalReader, mapped
-from shardsieve.io.objects import fetch, is_remote, size_and_tag
+from shardsieve.io.objects import fetch, is_remote, mark_of, size_of
 from shardsieve.io.spans import OBJECTS, Storage
 
 AT_ONCE = 32
@@ -20,11 +20,19 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def reader_of(urls: Sequence[str], storage: Storage | None = None) -> Reader:
-    """Return the reader for these shards; `storage` overrides what their kind of storage costs."""
+def reader_of(
+    urls: Sequence[str], storage: Storage | None = None, *, marks: Sequence[str] = ()
+) -> Reader:
+    """Return the reader for these shards.
+
+    Args:
+        urls: Shards.
+        storage: What reading costs, in place of what their kind of storage costs.
+        marks: Their fingerprints when they were indexed; objects that have another one are refused.
+    """
     if storage is None and not any(map(is_remote, urls)):
         return LocalReader()
-    return JoinedReader(storage or OBJECTS)
+    return JoinedReader(storage or OBJECTS, dict(zip(urls, marks, strict=False)))
 
 
 def absolute(url: str | Path) -> str:
@@ -39,8 +47,7 @@ def cheap_fingerprint(url: str) -> str:
         ShardsieveError: If the shard is gone.
     """
     if is_remote(url):
-        size, tag = size_and_tag(url)
-        return f"{size}-{tag}"
+        return mark_of(url)
     try:
         stat = Path(url).stat()
     except OSError as error:
@@ -73,7 +80,7 @@ def walkable(url: str) -> AbstractContextManager[tuple[Callable[[int, int], byte
 @contextmanager
 def _blocks(url: str) -> Iterator[tuple[Callable[[int, int], bytes], int]]:
     """Read an object in large blocks, passing over those without headers."""
-    total, (begin, block) = size_and_tag(url)[0], (0, b"")
+    total, (begin, block) = size_of(url), (0, b"")
 
     def read(offset: int, length: int) -> bytes:
         nonlocal begin, block
@@ -94,7 +101,7 @@ def measure_storage(url: str, *, in_flight: int = AT_ONCE) -> Storage:
         in_flight: Requests at a time of the storage returned.
     """
     reader = JoinedReader(Storage(0, 1, 1))
-    total = size_and_tag(url)[0] if is_remote(url) else Path(url).stat().st_size
+    total = size_of(url) if is_remote(url) else Path(url).stat().st_size
     seconds = []
     for place in range(8):
         start = time.perf_counter()

@@ -71,7 +71,7 @@ class ShardDataset(Dataset[Any]):
         self._beton: BetonFields | None = None
         self._suffixes = {suffix.encode(): suffix for suffix in store.members}
         self._scores = store.score(score) if score else None
-        self.reader = reader_of(store.urls, storage)
+        self.reader = reader_of(store.urls, storage, marks=store.shard_fingerprints())
         self.ledger = Ledger()
         self._skipped = SharedIds(max_unreadable if on_error == "skip" else 0)
 
