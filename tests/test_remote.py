@@ -200,6 +200,30 @@ def test_a_spawned_process_may_fork_workers_for_a_store_it_was_given(s3, tmp_pat
     child.join(60)
 
 
+def opened_and_read(url, answers):
+    store = ss.open_store(url)
+    sampler = ss.PrunedShardSampler(store, keep_fraction=0.5, score="up")
+    data = ss.ShardDataset(store)
+    answers.put((store.scores, [data[int(one)]["__id__"] for one in sampler]))
+
+
+def test_a_process_that_was_forked_opens_a_store(s3, tmp_path):
+    target = f"s3://{s3.bucket}/s.zarr"
+    store = ss.index(s3.upload(write_shards(tmp_path / "d", [9, 4])), target)
+    store.put_score("up", range(13))
+    fork = multiprocessing.get_context("fork")
+    answers = fork.Queue()
+    child = fork.Process(target=opened_and_read, args=(target, answers))
+    child.start()
+    try:
+        scores, ids = answers.get(timeout=60)
+    finally:
+        child.kill()
+        child.join(60)
+    assert scores == ["up"]
+    assert sorted(ids) == store.ids()[6:].tolist()
+
+
 def test_a_forked_process_is_told_that_it_cannot_write(s3, tmp_path):
     store = ss.index(s3.upload(write_shards(tmp_path / "d", [3])), f"s3://{s3.bucket}/s.zarr")
     read, write = os.pipe()

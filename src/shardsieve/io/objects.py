@@ -5,8 +5,8 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
-from typing import Any, NamedTuple
+from functools import lru_cache, wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import quote, unquote
 
 import obstore
@@ -14,9 +14,11 @@ from obstore import exceptions
 from obstore.store import HTTPStore, from_url
 
 from shardsieve._errors import CorruptShardError, ShardsieveError
+from shardsieve.io.helper import helper_here
 
 ATTEMPTS = 7
 FIRST_WAIT = 0.1
+IN_FLIGHT = 64  # as of spans.OBJECTS, so that a process has one helper for all
 SCHEMES = ("s3", "gs", "az", "http", "https")
 _PLAIN = ("http", "https")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
@@ -33,6 +35,8 @@ _HOPELESS = (
     exceptions.UnknownConfigurationKeyError,
 )
 _first_user: list[int] = []
+A = TypeVar("A")
+P = ParamSpec("P")
 
 
 class Fetched(NamedTuple):
@@ -61,7 +65,7 @@ def client(url: str) -> tuple[Any, str]:
         ShardsieveError: If the scheme is unknown or the URL has a query.
     """
     root, path = _split(url)
-    _note_use()
+    _note_use(f"use {url}")
     return _client(root, os.getpid()), path
 
 
@@ -82,6 +86,23 @@ def _split(url: str) -> tuple[str, str]:
     return f"{scheme}://{host}", unquote(path) if scheme in _PLAIN else path
 
 
+def _from_anywhere(function: Callable[P, A]) -> Callable[P, A]:
+    """Let a process that was forked too late have its helper call a function."""
+
+    @wraps(function)
+    def call(*arguments: P.args, **named: P.kwargs) -> A:
+        if not forked_after_use():
+            return function(*arguments, **named)
+        (answer,) = helper_here(IN_FLIGHT).call_all([(call, arguments)])
+        if isinstance(answer, Exception):
+            raise answer
+        found: A = answer
+        return found
+
+    return call
+
+
+@_from_anywhere
 def object_exists(url: str) -> bool:
     """Return whether there is such an object.
 
@@ -118,21 +139,21 @@ def told_about_objects(what: str) -> Iterator[None]:
     Raises:
         ShardsieveError: Instead of obstore's errors, or if this process was forked too late.
     """
-    if forked_after_use():
-        raise ShardsieveError(
-            f"cannot {what} in a process that was forked after its parent had used objects; do it "
-            "in the parent, or start the process with 'spawn'"
-        )
-    _note_use()
+    _note_use(what)
     try:
         yield
     except exceptions.BaseError as error:
         raise ShardsieveError(f"cannot {what}: {_cause(error)}") from error
 
 
-def _note_use() -> None:
+def _note_use(what: str) -> None:
     if not _first_user:
         _first_user.append(os.getpid())
+    elif forked_after_use():
+        raise ShardsieveError(
+            f"cannot {what} in a process that was forked after its parent had used objects; do it "
+            "in the parent, or start the process with 'spawn'"
+        )
 
 
 def forked_after_use() -> bool:
@@ -194,6 +215,7 @@ def fetch(url: str, offset: int, length: int, mark: str | None = None) -> Fetche
     return Fetched(*_retried(once, what))
 
 
+@_from_anywhere
 def fetch_whole(url: str) -> bytes | None:
     """Return an object's bytes, None if there is none of that name.
 
@@ -211,11 +233,28 @@ def fetch_whole(url: str) -> bytes | None:
     return result
 
 
+@_from_anywhere
+def names_below(url: str) -> list[str]:
+    """Return the names right below a URL, of objects and of folders of objects.
+
+    Raises:
+        ShardsieveError: If they cannot be listed.
+    """
+    store, path = client(url)
+    found = _retried(
+        lambda: obstore.list_with_delimiter(store, path), f"list {url}", ShardsieveError
+    )[0]
+    names = [*found["common_prefixes"], *(one["path"] for one in found["objects"])]
+    return [name.rpartition("/")[2] for name in names]
+
+
+@_from_anywhere
 def size_of(url: str) -> int:
     """Return an object's size in bytes."""
     return int(_described(url)["size"])
 
 
+@_from_anywhere
 def mark_of(url: str) -> str:
     """Return `size-ETag` of an object, or `size-seconds` of its last change."""
     return _mark(_described(url))

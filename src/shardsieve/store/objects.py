@@ -8,16 +8,20 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
 
-from shardsieve.io.helper import helper_here
-from shardsieve.io.objects import fetch_whole, forked_after_use, group_client, told_about_objects
-from shardsieve.io.spans import OBJECTS
+from shardsieve.io.objects import (
+    fetch_whole,
+    forked_after_use,
+    group_client,
+    names_below,
+    told_about_objects,
+)
 
 
 class Objects(ObjectStore[Any]):
     """The objects below a URL.
 
     A process that was forked after its parent had used obstore reads through its helper, and
-    cannot write or list.
+    cannot write.
 
     Attributes:
         url: Where they lie.
@@ -39,11 +43,7 @@ class Objects(ObjectStore[Any]):
             with told_about_objects(f"read {self.url}/{key}"):
                 return await super().get(key, prototype, byte_range)
         assert byte_range is None  # chunks are read whole
-        call = (fetch_whole, (f"{self.url}/{key}",))
-        helper = helper_here(OBJECTS.in_flight)
-        (found,) = await asyncio.to_thread(helper.call_all, [call])
-        if isinstance(found, Exception):
-            raise found
+        found = await asyncio.to_thread(fetch_whole, f"{self.url}/{key}")
         return None if found is None else prototype.buffer.from_bytes(found)
 
     async def exists(self, key: str) -> bool:
@@ -85,6 +85,6 @@ class Objects(ObjectStore[Any]):
 
     async def list_dir(self, prefix: str) -> AsyncGenerator[str, None]:  # type: ignore[override]
         """Yield the names right below one."""
-        with told_about_objects(f"list {self.url}/{prefix}"):
-            async for name in super().list_dir(prefix):
-                yield name
+        place = f"{self.url}/{prefix}".rstrip("/")
+        for name in await asyncio.to_thread(names_below, place):
+            yield name
