@@ -103,6 +103,18 @@ def test_indexing_reads_an_object_once(tmp_path, monkeypatch):
     assert store.labels().tolist() == [row % 3 for row in range(40)]
 
 
+def test_an_index_that_an_outage_stopped_goes_on_where_it_was(s3, tmp_path):
+    urls = s3.upload(write_shards(tmp_path / "d", [3, 4, 5]))
+    s3.refuse = lambda environ: "503 Slow Down" if "s-002" in environ["PATH_INFO"] else None
+    with pytest.raises(ss.CorruptShardError, match=r"s-002\.tar in 7 attempts"):
+        ss.index(urls, tmp_path / "s.zarr")
+    s3.refuse = lambda environ: None
+    s3.seen.clear()
+    assert len(ss.index(urls, tmp_path / "s.zarr")) == 12
+    assert {path[-9:] for method, path in s3.seen if method == "GET"} == {"s-002.tar"}
+    assert [path.name for path in tmp_path.iterdir() if path.name[0] == "."] == []
+
+
 def test_opening_bears_a_throttled_request(s3, tmp_path):
     target = f"s3://{s3.bucket}/s.zarr"
     ss.index(s3.upload(write_shards(tmp_path / "d", [3])), target)

@@ -87,23 +87,24 @@ def walked(
 ) -> list[IndexedShard]:
     """Return the index entries of tars, from the folder of finished ones where they are there.
 
-    A damaged shard empties the folder; anything else that stops it leaves what is finished.
+    A damaged file empties the folder; anything else that stops it leaves what is finished.
     """
     with told_about_disk(partial):
         partial.mkdir(parents=True, exist_ok=True)
-    done = []
+    done, remote = [], any(map(is_remote, shards))
     try:
         entries = at_once(
             lambda item: _entry(partial, item[0], item[1], label_member),
             enumerate(shards),
-            remote=any(map(is_remote, shards)),
+            remote=remote,
         )
         for entry in entries:
             done.append(entry)
             if progress:
                 progress(len(done), len(shards))
     except CorruptShardError:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not remote:  # of objects it may as well be the network, after hours
+            shutil.rmtree(partial, ignore_errors=True)
         raise
     return done
 
