@@ -366,3 +366,14 @@ def test_a_shard_replaced_while_it_is_read_is_refused(s3, tmp_path, workers):
     sampler = ss.PrunedShardSampler(store, keep_fraction=1.0, rule="random")
     with pytest.raises(ss.CorruptShardError, match=r"s-000\.tar was replaced after it was indexed"):
         list(DataLoader(data, 4, sampler=sampler, num_workers=workers, collate_fn=list))
+
+
+def test_a_body_may_take_long_but_not_stand_still(tmp_path, monkeypatch):
+    monkeypatch.setitem(objects._TIMEOUTS, "read_timeout", "700ms")
+    monkeypatch.setattr(objects, "ATTEMPTS", 1)
+    (tmp_path / "a").write_bytes(bytes(1 << 20))
+    with range_server(tmp_path, bandwidth=1e6) as server:
+        assert len(objects.fetch(f"{server.url}/a", 0, 1 << 20).data) == 1 << 20  # takes a second
+        server.latency = 60
+        with pytest.raises(ss.CorruptShardError, match="in 1 attempts"):
+            objects.fetch(f"{server.url}/a", 0, 100)

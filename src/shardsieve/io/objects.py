@@ -22,6 +22,8 @@ IN_FLIGHT = 64  # as of spans.OBJECTS, so that a process has one helper for all
 SCHEMES = ("s3", "gs", "az", "http", "https")
 _PLAIN = ("http", "https")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+# A body may take long: on a thin line many megabytes come at once. It must not stand still.
+_TIMEOUTS = {"timeout": "1h", "read_timeout": "60s", "connect_timeout": "5s"}
 _METADATA = ("169.254.169.254", "metadata.google.internal")
 """Who is asked for a key when the environment has none."""
 _HOPELESS = (
@@ -179,7 +181,7 @@ def _opened(url: str, **how: Any) -> Any:
 def _options(url: str) -> Any:
     named = (os.environ.get(name, "") for name in _ENDPOINTS)
     plain = any(place.startswith("http://") for place in (url, *named))
-    return {"timeout": "60s", "connect_timeout": "5s", **({"allow_http": True} if plain else {})}
+    return {**_TIMEOUTS, **({"allow_http": True} if plain else {})}
 
 
 def fetch(url: str, offset: int, length: int, mark: str | None = None) -> Fetched:
