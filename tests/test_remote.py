@@ -277,6 +277,19 @@ def test_what_a_store_may_not_do_is_one_line(s3, tmp_path, what):
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("mode", ["r", "r+"])
+def test_a_bucket_that_only_lets_read_what_is_there_suffices(s3, tmp_path, mode):
+    target = f"s3://{s3.bucket}/s.zarr"
+    ss.index(s3.upload(write_shards(tmp_path / "d", [3])), target).put_score("up", range(3))
+    there = {f"/{s3.bucket}/{name}" for name in s3.names()}
+    s3.refuse = lambda environ: None if environ["PATH_INFO"] in there else "403 Forbidden"
+    store = ss.open_store(target, mode=mode)
+    sampler = ss.PrunedShardSampler(store, keep_fraction=0.5, score="up")
+    assert sorted(ss.ShardDataset(store)[int(one)]["__id__"] for one in sampler) == [1, 2]
+    if mode == "r":
+        assert (store.scores, store.embeddings, store.has_score("down")) == (["up"], [], False)
+
+
 def test_a_helper_outlives_a_ctrl_c():
     helper = Helper(1)
     call = (objects.is_remote, ("s3://a/b",))

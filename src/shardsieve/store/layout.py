@@ -90,13 +90,18 @@ def holds_store(path: str | Path) -> bool:
 
 
 def opened_group(path: str | Path, mode: str) -> zarr.Group:
-    """Open (`r`, `r+`) the Zarr group at a path or URL.
+    """Open (`r`, `r+`) the Zarr group at a path or URL; over http it is only read.
 
-    Over http it is only read, and as names cannot be listed, the group's own table of contents is.
+    From afar a group that is only read is known by its own table of contents: names cannot be
+    listed over http, and need not be where a bucket lets everybody read.
     """
-    mode, listed = ("r", None) if _over_http(path) else (mode, False)
-    where: Any = Objects(str(path), read_only=mode == "r") if is_remote(path) else str(path)
-    return zarr.open_group(where, mode=mode, use_consolidated=listed)  # type: ignore[arg-type]
+    where: Any = str(path)
+    contents: bool | None = False
+    if is_remote(path):
+        mode = "r" if _over_http(path) else mode
+        where, contents = Objects(where, read_only=mode == "r"), None if mode == "r" else False
+    # Zarr would look for its older formats too, and such a bucket forbids what is not there.
+    return zarr.open_group(where, mode=mode, zarr_format=3, use_consolidated=contents)  # type: ignore[arg-type]
 
 
 def write_contents(group: zarr.Group) -> None:

@@ -154,6 +154,8 @@ class Recorder:
         """Delete a run's dynamics from a store, if they are there."""
         with told_about_disk(store.path):
             del store.group[f"dynamics/{run}"]
+            if is_remote(store.path):
+                write_contents(store.group)
 
     @classmethod
     def load(cls, store: Store, run: str) -> "Recorder":
