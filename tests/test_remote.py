@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from datetime import UTC, datetime
@@ -130,6 +132,20 @@ def test_a_store_lies_where_its_url_says(s3, tmp_path, name):
     ss.index(urls, target).put_score("up", range(3))
     assert ss.open_store(target).score("up").tolist() == [0, 1, 2]
     assert f"{name.rstrip('/')}/score/up/zarr.json" in s3.names()
+
+
+def test_a_url_that_was_made_a_path_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_shards(tmp_path / "d", [3])
+    for call in (ss.open_store, lambda store: ss.index("d/s-000.tar", store)):
+        with pytest.raises(ss.ShardsieveError, match="must be given as a string"):
+            call(Path("s3://bucket/s.zarr"))
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_a_name_that_cannot_be_is_not_tried_again():
+    with pytest.raises(ss.CorruptShardError, match=r"a//b\.tar: .*empty path segment"):
+        objects.size_of("https://localhost/a//b.tar")
 
 
 def test_names_after_a_host_may_be_percent_encoded(tmp_path):
@@ -318,6 +334,27 @@ def test_threads_that_read_files_share_their_descriptors(tmp_path, monkeypatch):
         assert found == [bytes(range(number + at, number + at + 8)) for at, _ in ranges]
     assert len(list(descriptors.iterdir())) <= before + 3
     reader.close()
+
+
+HELPED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from shardsieve.io.helper import Helper
+from shardsieve.io.objects import is_remote
+with (helper := Helper(1))._process:
+    assert helper.call_all([(is_remote, ("s3://a/b",))]) == [True]
+"""
+
+
+def test_a_helper_finds_what_its_parent_imports(tmp_path):
+    (tmp_path / "random.py").write_text("raise RuntimeError('the wrong module')")
+    (tmp_path / "scripts").mkdir()
+    script = tmp_path / "scripts" / "train.py"
+    script.write_text(HELPED)
+    source_folder = str(Path(ss.__file__).parents[1])
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, str(script), source_folder]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=60)
 
 
 def refused(helper, calls):

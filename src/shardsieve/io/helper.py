@@ -26,10 +26,12 @@ class Helper:
 
     def __init__(self, in_flight: int) -> None:
         self._turn = threading.Lock()
+        # It imports what this process does, not what happens to lie in the working directory.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "shardsieve.io.helper", str(in_flight)],
+            [sys.executable, "-P", "-m", "shardsieve.io.helper", str(in_flight)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
 
     def call_all(self, calls: Sequence[Call]) -> list[Any]:

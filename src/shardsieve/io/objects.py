@@ -29,6 +29,7 @@ _METADATA = ("169.254.169.254", "metadata.google.internal")
 _HOPELESS = (
     FileNotFoundError,
     PermissionError,
+    ValueError,  # of a name
     exceptions.NotFoundError,
     exceptions.PermissionDeniedError,
     exceptions.UnauthenticatedError,
@@ -279,7 +280,7 @@ def _retried(
             return once(), attempt
         except _HOPELESS as error:
             raise kind(f"cannot {what}: {_cause(error)}") from error
-        except (exceptions.BaseError, OSError, ValueError) as error:
+        except (exceptions.BaseError, OSError) as error:
             if attempt + 1 == ATTEMPTS:
                 raise kind(f"cannot {what} in {ATTEMPTS} attempts: {_cause(error)}") from error
             time.sleep(FIRST_WAIT * 2**attempt * random.uniform(0.5, 1.5))

@@ -14,7 +14,7 @@ import zarr
 from numpy.typing import NDArray
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.io.objects import is_remote, object_exists, put
+from shardsieve.io.objects import SCHEMES, is_remote, object_exists, put
 from shardsieve.io.source import at_once
 from shardsieve.store.objects import Objects
 
@@ -23,6 +23,7 @@ SHARD_ARRAYS = ("url", "samples", "nbytes", "fingerprint", "table")
 PER_SHARD = ("shard", "sample", "embedding", "signal", "score", "keep")
 """Groups whose arrays have one row per shard."""
 ROWS_MULTIPLE = 64
+_SCHEMES = {f"{scheme}:" for scheme in SCHEMES}
 
 
 def rows_per_shard(largest: int) -> int:
@@ -61,7 +62,15 @@ def make_array(
 
 
 def place_of(path: str | Path) -> Path | str:
-    """Return where a store lies: a `Path`, or a URL without a slash at its end."""
+    """Return where a store lies: a `Path`, or a URL without a slash at its end.
+
+    Raises:
+        ShardsieveError: If it is a URL made a `Path`.
+    """
+    if isinstance(path, Path) and path.parts[:1] and path.parts[0] in _SCHEMES:
+        raise ShardsieveError(
+            f"the URL of a store must be given as a string, got {path!r}, which has lost a slash"
+        )
     return str(path).rstrip("/") if is_remote(path) else Path(path)
 
 
