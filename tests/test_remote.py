@@ -107,14 +107,26 @@ def test_indexing_reads_an_object_once(tmp_path, monkeypatch):
 
 def test_an_index_that_an_outage_stopped_goes_on_where_it_was(s3, tmp_path):
     urls = s3.upload(write_shards(tmp_path / "d", [3, 4, 5]))
-    s3.refuse = lambda environ: "503 Slow Down" if "s-002" in environ["PATH_INFO"] else None
-    with pytest.raises(ss.CorruptShardError, match=r"s-002\.tar in 7 attempts"):
+    s3.refuse = lambda environ: (
+        "503 Slow Down" if "HTTP_RANGE" in environ and "s-002" in environ["PATH_INFO"] else None
+    )
+    with pytest.raises(ss.CorruptShardError, match=r"s-002\.tar, bytes \S+ in 7 attempts"):
         ss.index(urls, tmp_path / "s.zarr")
     s3.refuse = lambda environ: None
     s3.seen.clear()
     assert len(ss.index(urls, tmp_path / "s.zarr")) == 12
     assert {path[-9:] for method, path in s3.seen if method == "GET"} == {"s-002.tar"}
     assert [path.name for path in tmp_path.iterdir() if path.name[0] == "."] == []
+
+
+def test_a_missing_shard_is_named_before_any_is_read(s3, tmp_path):
+    urls = s3.upload(write_shards(tmp_path / "d", [3, 4, 5]))
+    s3.seen.clear()
+    with pytest.raises(
+        ss.CorruptShardError, match=r"cannot read shard \S+/s-003\.tar: .*not found"
+    ):
+        ss.index([*urls, urls[0].replace("s-000", "s-003")], tmp_path / "s.zarr")
+    assert {method for method, _ in s3.seen} == {"HEAD"}
 
 
 def test_opening_bears_a_throttled_request(s3, tmp_path):

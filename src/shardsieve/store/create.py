@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from shardsieve._errors import CorruptShardError, StoreMismatchError
 from shardsieve.io.objects import is_remote
-from shardsieve.io.source import absolute, at_once, cheap_fingerprint, walkable
+from shardsieve.io.source import absolute, at_once, cheap_fingerprint, cheap_fingerprints, walkable
 from shardsieve.shards.fingerprint import index_fingerprint
 from shardsieve.shards.names import expand_urls
 from shardsieve.shards.tar import sample_table
@@ -89,9 +89,11 @@ def walked(
 
     A damaged file empties the folder; anything else that stops it leaves what is finished.
     """
+    done, remote = [], any(map(is_remote, shards))
+    if remote:
+        cheap_fingerprints(shards)  # one that is missing is named now, not after hours
     with told_about_disk(partial):
         partial.mkdir(parents=True, exist_ok=True)
-    done, remote = [], any(map(is_remote, shards))
     try:
         entries = at_once(
             lambda item: _entry(partial, item[0], item[1], label_member),
