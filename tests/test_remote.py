@@ -369,6 +369,24 @@ def test_a_helper_finds_what_its_parent_imports(tmp_path):
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=60)
 
 
+KILLED = """
+import os, pickle, signal, time
+from shardsieve.io.helper import Helper
+requests = Helper(2)._process.stdin
+pickle.dump([(bytes, (50_000_000,))], requests)
+requests.flush()
+requests.write(pickle.dumps([(bytes, (5,))] * 1000)[:-100])
+requests.flush()
+time.sleep(1.5)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_helper_whose_parent_was_killed_says_nothing():
+    found = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, timeout=60)
+    assert (found.returncode, found.stderr) == (-signal.SIGKILL, b"")
+
+
 def refused(helper, calls):
     with pytest.raises(ss.CorruptShardError, match="has ended"):
         helper.call_all(calls)

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from typing import IO, Any
 
@@ -67,17 +68,18 @@ def _helper(in_flight: int, pid: int) -> Helper:
 
 
 def serve(requests: IO[bytes], answers: IO[bytes], in_flight: int) -> None:
-    """Answer lists of calls until the other side is gone, also while calls are under way."""
+    """Answer lists of calls until the other side is gone, with no word more then."""
     pool = ThreadPoolExecutor(in_flight)
 
     def answer(calls: list[Call]) -> None:
-        pickle.dump(list(pool.map(_answer, calls)), answers)
-        answers.flush()
+        with suppress(BrokenPipeError):
+            pickle.dump(list(pool.map(_answer, calls)), answers)
+            answers.flush()
 
     while True:
         try:
             calls = pickle.load(requests)  # our own parent
-        except EOFError:
+        except (EOFError, pickle.UnpicklingError):
             os._exit(0)
         threading.Thread(target=answer, args=(calls,)).start()
 
