@@ -457,3 +457,13 @@ def test_a_body_may_take_long_but_not_stand_still(tmp_path, monkeypatch):
         server.latency = 60
         with pytest.raises(ss.CorruptShardError, match="in 1 attempts"):
             objects.fetch(f"{server.url}/a", 0, 100)
+
+
+def test_a_weak_tag_is_the_strong_one(tmp_path):
+    (tmp_path / "a").write_bytes(b"12345")
+    with range_server(tmp_path) as server:
+        url = f"{server.url}/a"
+        weak = objects.mark_of(url).replace("-", '-W/"', 1)
+        assert objects.fetch(url, 1, 3, weak).data == b"234"
+        with pytest.raises(ss.CorruptShardError, match="was replaced"):
+            objects.fetch(url, 1, 3, f"{weak}0")
