@@ -155,6 +155,14 @@ def test_a_url_that_was_made_a_path_is_no_folder(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
 
 
+def test_a_store_may_be_named_by_a_file_url(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (path,) = write_shards(tmp_path / "d", [3])
+    ss.index(f"file://{path}", f"file://{tmp_path}/s.zarr")
+    assert len(ss.open_store(f"file://{tmp_path}/s.zarr")) == len(ss.open_store("s.zarr")) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "s.zarr"]
+
+
 def test_a_name_that_cannot_be_is_not_tried_again():
     with pytest.raises(ss.CorruptShardError, match=r"a//b\.tar: .*empty path segment"):
         objects.size_of("https://localhost/a//b.tar")

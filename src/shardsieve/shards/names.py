@@ -61,8 +61,7 @@ def _expand_one(pattern: str) -> list[str]:
 
 
 def _expand_glob(pattern: str) -> list[str]:
-    if pattern.startswith("file:"):
-        pattern = re.sub("^/{2,}", "/", pattern.removeprefix("file:"))
+    pattern = local_name(pattern)
     if "://" in pattern:
         if "*" in pattern or ("?" in pattern and not pattern.startswith("http")):
             raise ShardsieveError(
@@ -80,6 +79,17 @@ def _expand_glob(pattern: str) -> list[str]:
     if not path.is_file():
         raise ShardsieveError(f"no shards match {pattern}: no such file; check the path")
     return [pattern]
+
+
+def local_name(name: str) -> str:
+    """Return a `file:` URL as a path, and any other name as it is.
+
+    >>> local_name("file:///data/a.tar"), local_name("s3://data/a.tar")
+    ('/data/a.tar', 's3://data/a.tar')
+    """
+    if not name.startswith("file:"):
+        return name
+    return re.sub("^/{2,}", "/", name.removeprefix("file:"))
 
 
 def _read_list(path: Path) -> list[str]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from shardsieve._errors import ShardsieveError
 from shardsieve.io.objects import SCHEMES, is_remote, object_exists, put
 from shardsieve.io.source import at_once
+from shardsieve.shards.names import local_name
 from shardsieve.store.objects import Objects
 
 FORMAT_VERSION = 1
@@ -71,7 +72,7 @@ def place_of(path: str | Path) -> Path | str:
         raise ShardsieveError(
             f"the URL of a store must be given as a string, got {path!r}, which has lost a slash"
         )
-    return str(path).rstrip("/") if is_remote(path) else Path(path)
+    return str(path).rstrip("/") if is_remote(path) else Path(local_name(str(path)))
 
 
 def need_writable(place: Path | str) -> None:
