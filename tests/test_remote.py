@@ -129,6 +129,16 @@ def test_a_missing_shard_is_named_before_any_is_read(s3, tmp_path):
     assert {method for method, _ in s3.seen} == {"HEAD"}
 
 
+def test_the_first_error_of_an_index_stops_the_walks_that_are_under_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "_BLOCK", 4096)
+    paths = write_shards(tmp_path / "d", [1, 60, 60])
+    paths[0].write_bytes(b"no tar" * 100)
+    with range_server(tmp_path / "d", latency=0.1) as server:
+        with pytest.raises(ss.CorruptShardError, match=r"s-000\.tar is not a tar"):
+            ss.index([f"{server.url}/{path.name}" for path in paths], tmp_path / "s.zarr")
+        assert len(server.seen) < 20  # of 80 blocks
+
+
 def test_opening_bears_a_throttled_request(s3, tmp_path):
     target = f"s3://{s3.bucket}/s.zarr"
     ss.index(s3.upload(write_shards(tmp_path / "d", [3])), target)
@@ -475,3 +485,37 @@ def test_a_weak_tag_is_the_strong_one(tmp_path):
         assert objects.fetch(url, 1, 3, weak).data == b"234"
         with pytest.raises(ss.CorruptShardError, match="was replaced"):
             objects.fetch(url, 1, 3, f"{weak}0")
+
+
+INTERRUPTED = """
+import sys
+import shardsieve as ss
+from shardsieve.io import objects
+objects.FIRST_WAIT = 1000
+data = ss.ShardDataset(ss.open_store(sys.argv[1]))
+data[0]
+print("read", flush=True)
+sys.stdin.readline()
+data[1]
+"""
+
+
+def test_one_ctrl_c_ends_a_program_that_waits_for_objects(tmp_path):
+    (path,) = write_shards(tmp_path / "d", [9])
+    with range_server(tmp_path / "d") as server:
+        ss.index(f"{server.url}/{path.name}", tmp_path / "s.zarr")
+        command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "s.zarr")]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        with subprocess.Popen(command, **pipes) as program:
+            assert program.stdout.readline() == b"read\n"
+            server.faults = 1.0
+            program.stdin.write(b"\n")
+            program.stdin.flush()
+            while not server.failed:
+                time.sleep(0.01)
+            time.sleep(0.5)
+            program.send_signal(signal.SIGINT)
+            try:
+                assert b"KeyboardInterrupt" in program.communicate(timeout=30)[1]
+            finally:
+                program.kill()

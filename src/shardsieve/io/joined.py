@@ -3,7 +3,7 @@
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from shardsieve.io.helper import helper_here
 from shardsieve.io.local import LocalReader
 from shardsieve.io.objects import Fetched, fetch, forked_after_use, is_remote
 from shardsieve.io.spans import Spans, Storage, plan_spans
+from shardsieve.io.stopping import StoppingPool
 
 Ranges = Sequence[tuple[int, int]]
 Key = tuple[tuple[int, int], ...]
@@ -111,7 +112,7 @@ class JoinedReader:
         starts = spans.start.tolist()
         for (offset, length), number in zip(ranges, spans.of.tolist(), strict=True):
             if number not in bodies:
-                data, retries = answers[number].result()
+                data, retries = self._waited(answers[number])
                 self.counts.read += len(data)
                 self.counts.requests += 1 + retries
                 self.counts.retries += retries
@@ -126,7 +127,7 @@ class JoinedReader:
     def close(self) -> None:
         """Let the threads go."""
         if self._pid == os.getpid() and self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool.stop(wait=False)
         self._begin()
 
     def __del__(self) -> None:
@@ -141,7 +142,7 @@ class JoinedReader:
         self._pid = os.getpid()
         self._call = 0
         self._pending: OrderedDict[tuple[str, Key], _Begun] = OrderedDict()
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: StoppingPool | None = None
         self._files = LocalReader()
 
     def _own(self) -> None:
@@ -156,6 +157,13 @@ class JoinedReader:
         """Return the reads that were begun for just these ranges, or begin them."""
         self._start([(url, ranges)])
         return self._pending.pop((url, ranges))
+
+    def _waited(self, answer: Answer) -> Fetched:
+        try:
+            return answer.result()
+        except KeyboardInterrupt:
+            self.close()  # or the program could not end before its reads
+            raise
 
     def _start(self, requests: Iterable[tuple[str, Key]]) -> None:
         plans, reads = [], []
@@ -174,7 +182,7 @@ class JoinedReader:
 
     def _submit(self, reads: list[Read]) -> Sequence[Answer]:
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.storage.in_flight)
+            self._pool = StoppingPool(self.storage.in_flight)
         if not forked_after_use() or not any(is_remote(url) for url, _, _ in reads):
             return [self._pool.submit(self._fetch, *read) for read in reads]
         helper = helper_here(self.storage.in_flight)

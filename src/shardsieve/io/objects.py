@@ -2,7 +2,6 @@
 
 import os
 import random
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, wraps
@@ -15,6 +14,7 @@ from obstore.store import HTTPStore, from_url
 
 from shardsieve._errors import CorruptShardError, ShardsieveError
 from shardsieve.io.helper import helper_here
+from shardsieve.io.stopping import pause, stopped
 
 ATTEMPTS = 7
 FIRST_WAIT = 0.1
@@ -278,6 +278,8 @@ def _retried(
     once: Callable[[], Any], what: str, kind: type[ShardsieveError] = CorruptShardError
 ) -> tuple[Any, int]:
     for attempt in range(ATTEMPTS):
+        if stopped():
+            raise kind(f"cannot {what}: nobody waits for it any more")
         try:
             return once(), attempt
         except _HOPELESS as error:
@@ -285,7 +287,7 @@ def _retried(
         except (exceptions.BaseError, OSError) as error:
             if attempt + 1 == ATTEMPTS:
                 raise kind(f"cannot {what} in {ATTEMPTS} attempts: {_cause(error)}") from error
-            time.sleep(FIRST_WAIT * 2**attempt * random.uniform(0.5, 1.5))
+            pause(FIRST_WAIT * 2**attempt * random.uniform(0.5, 1.5))
     raise AssertionError  # pragma: no cover
 
 

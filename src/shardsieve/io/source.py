@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +11,7 @@ from shardsieve.io.joined import JoinedReader
 from shardsieve.io.local import LocalReader, mapped
 from shardsieve.io.objects import fetch, is_remote, mark_of, size_of
 from shardsieve.io.spans import OBJECTS, Storage
+from shardsieve.io.stopping import StoppingPool
 
 AT_ONCE = 32
 _BLOCK = 4 << 20
@@ -65,11 +65,11 @@ def at_once(call: Callable[[A], B], items: Iterable[A], *, remote: bool) -> Iter
     if not remote:
         yield from map(call, items)
         return
-    pool = ThreadPoolExecutor(AT_ONCE)
+    pool = StoppingPool(AT_ONCE)
     try:
         yield from pool.map(call, items)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.stop(wait=True)
 
 
 def walkable(url: str) -> AbstractContextManager[tuple[Callable[[int, int], bytes], int]]:
