@@ -121,7 +121,8 @@ def range_server(folder, **how):
             left = asyncio.all_tasks(loop)
             for one in left:
                 one.cancel()
-            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            if left:  # of nothing, gather asks for the thread's own loop
+                loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         loop.close()
 
     stop = []
