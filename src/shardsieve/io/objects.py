@@ -24,8 +24,8 @@ _PLAIN = ("http", "https")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 # A body may take long: on a thin line many megabytes come at once. It must not stand still.
 _TIMEOUTS = {"timeout": "1h", "read_timeout": "60s", "connect_timeout": "5s"}
+# Who is asked for a key when the environment has none.
 _METADATA = ("169.254.169.254", "metadata.google.internal")
-"""Who is asked for a key when the environment has none."""
 _HOPELESS = (
     FileNotFoundError,
     PermissionError,
@@ -216,8 +216,7 @@ def fetch(url: str, offset: int, length: int, mark: str | None = None) -> Fetche
             raise OSError(f"{len(data)} bytes came")
         return data
 
-    what = f"read shard {url}, bytes {offset}-{offset + length}"
-    return Fetched(*_retried(once, what))
+    return Fetched(*_retried(once, f"read shard {url}, bytes {offset}-{offset + length}"))
 
 
 @_from_anywhere
@@ -234,8 +233,8 @@ def fetch_whole(url: str) -> bytes | None:
         except (FileNotFoundError, exceptions.NotFoundError):
             return None
 
-    result: bytes | None = _retried(once, f"read {url}", ShardsieveError)[0]
-    return result
+    found: bytes | None = _retried(once, f"read {url}", ShardsieveError)[0]
+    return found
 
 
 @_from_anywhere
@@ -271,7 +270,7 @@ def _described(url: str) -> Any:
 
 def _mark(found: Any) -> str:
     tag = found["e_tag"] or f"{found['last_modified'].timestamp():.0f}"
-    return f"{found['size']}-{tag.strip(chr(34))}"
+    return f"{found['size']}-" + tag.strip('"')
 
 
 def _retried(
