@@ -4,10 +4,10 @@
 
 Every row trains the light network for the same number of epochs. Measured scores come from a full
 run of another seed, extrapolated ones from a run on a fifth of the samples, another fifth for each
-seed, with a tenth of it held out for the fused method; it has as many epochs as the full run, or
-as many steps. Finished runs are not done again, so it may
-be stopped and started at any time; the record holds what has run so far, and is written after
-every run. Writes `records/accuracy_by_share_NAME.json`.
+seed, with a tenth of it held out for the fused method; it has as many epochs as the full run, as
+many steps, or half of these. Finished runs are not done again, so it may be stopped and started at
+any time; the record holds what has run so far, and is written after every run. Writes
+`records/accuracy_by_share_NAME.json`.
 """
 
 import argparse
@@ -49,12 +49,15 @@ STATIC = {
     "fused el2n": "fused{seed}_el2n",
     "kNN dyn_unc, steps matched": "knn-long{seed}_dyn_unc",
     "fused dyn_unc, steps matched": "fused-long{seed}_dyn_unc",
+    "kNN dyn_unc, half the steps": "knn-half{seed}_dyn_unc",
+    "fused dyn_unc, half the steps": "fused-half{seed}_dyn_unc",
     "kNN dyn_unc, by class": "knn{seed}_dyn_unc",
     "kNN dyn_unc, steps matched, by class": "knn-long{seed}_dyn_unc",
     "measured el2n, CCS": "full{seed}_el2n",
     "kNN el2n, CCS": "knn{seed}_el2n",
     "fused el2n, CCS": "fused{seed}_el2n",
 }
+KINDS = {"": 0.0, "-half": 0.5, "-long": 1.0}  # of seed runs: share of the full run's steps
 HARD_CUTOFF = {0.7: 0.1}  # CCS on CIFAR-10 (arXiv 2210.15809); none where less is removed
 
 
@@ -124,8 +127,10 @@ def scored(store: ss.Store, config: TrainConfig, out: Path, seed: int) -> None:
     trained, held = hold_out(draw_seeds(store, SEEDS, seed=seed), HELD_OUT)
     how |= {"held_out": held, "snapshots": SNAPSHOTS}
     sizes = {"full": len(store), "seeds": len(trained), "batch": config.batch_size}
-    for kind, epochs in (("", config.epochs), ("-long", matched_epochs(config.epochs, **sizes))):
-        name, path = f"seeds{kind}{seed}", out / "train.zarr"
+    for kind, share in KINDS.items():
+        name, path, epochs = f"seeds{kind}{seed}", out / "train.zarr", config.epochs
+        if share:
+            epochs = matched_epochs(round(share * epochs), **sizes)
         run = replace(config, seed=2000 + seed, epochs=epochs)
         how["window"] = matched_window(WINDOW, epochs=epochs, full_epochs=config.epochs)
         score_seeds(store, trained, run, folder=folder / name, name=name, **how)
@@ -133,9 +138,10 @@ def scored(store: ss.Store, config: TrainConfig, out: Path, seed: int) -> None:
         for target in STATIC.values():
             method, score = target.split("{seed}_")
             target = target.format(seed=seed)
-            mine = method.endswith("-long") == bool(kind) and method != "full"
+            method, _, end = method.partition("-")
+            mine = end == kind.removeprefix("-") and method != "full"
             if mine and target not in ss.open_store(path, mode="r").scores:
-                method, k = method.removesuffix("-long"), 20 if method == "gnn" else 50
+                k = 20 if method == "gnn" else 50
                 extrapolate_score(path, f"{name}_{score}", target, name, method=method, k=k)
 
 
