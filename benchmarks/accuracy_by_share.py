@@ -234,7 +234,7 @@ def about_score(store: Any, name: str) -> dict[str, Any]:
 
 def row(name: str, runs: list[dict[str, Any]], everything: int) -> dict[str, Any]:
     accuracies = [100 * run["accuracy"] for run in runs]
-    total = [run["cost"]["total"] for run in runs]
+    total, saved = ([run["cost"][name] for run in runs] for name in ("total", "saved"))
     return {
         "trained on": name,
         "runs": len(runs),
@@ -246,7 +246,13 @@ def row(name: str, runs: list[dict[str, Any]], everything: int) -> dict[str, Any
         ),
         "training seconds": round(mean(r["phases"]["train"]["seconds"] for r in runs), 1),
         "seconds with scoring": round(mean(cost["seconds"] for cost in total), 1),
+        "samples saved, scoring counted": mean_of(saved, "trained_samples_fraction"),
+        "seconds saved, scoring counted": mean_of(saved, "device_seconds_fraction"),
     }
+
+
+def mean_of(saved: list[dict[str, Any]], name: str) -> float:
+    return round(mean(one[name] for one in saved), 3)
 
 
 if __name__ == "__main__":

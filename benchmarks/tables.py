@@ -70,7 +70,7 @@ def cells(rows: list[dict[str, Any]], estimate: str, runs: list[Any]) -> list[st
 
 
 def accuracy(record: dict[str, Any]) -> Iterator[str]:
-    """Yield the table of accuracies in %; in brackets runs, and the share of samples seen."""
+    """Yield the table of accuracies in %; in brackets shares of samples seen and saved."""
     rows = {row["trained on"]: row for row in record["rows"]}
     removed = sorted({name.rsplit(", ", 1)[1] for name in rows if ", " in name})
     methods = list(dict.fromkeys(name.rsplit(", ", 1)[0] for name in rows if ", " in name))
@@ -84,7 +84,8 @@ def accuracy(record: dict[str, Any]) -> Iterator[str]:
 def trained(row: dict[str, Any] | None) -> str:
     if row is None:
         return ""
-    return f"{spread(row['accuracies'], 1)} ({row['runs']}; {row['share of samples seen']:.2f})"
+    saved = f"{row['samples saved, scoring counted']:.2f}".replace("-", MINUS)
+    return f"{spread(row['accuracies'], 1)} ({row['share of samples seen']:.2f}; {saved})"
 
 
 def spread(values: list[float], digits: int) -> str:
