@@ -1,4 +1,4 @@
-"""What the training loop adds to a bare PyTorch loop, what half an epoch takes, what joining takes.
+"""What the training loop adds to a bare PyTorch loop, what part of an epoch and joining take.
 
     python benchmarks/loop_overhead.py FOLDER
 
@@ -35,6 +35,7 @@ from shardsieve.train.nets import light
 
 RECORD = Path(__file__).parent / "records" / "loop_overhead.json"
 JOINED = (60_000, 1_281_167)
+KEPT = (0.7, 0.5, 0.3, 0.1)
 
 
 def main() -> None:
@@ -47,14 +48,15 @@ def main() -> None:
     store = opened(options)
     config = TrainConfig(epochs=1000, batch_size=64, size=28, channels=1)
     full = ss.select(store, keep_fraction=1.0)
-    half = ss.select(store, rule="random", keep_fraction=0.5)
     policy = ss.InfoBatch(0.0, num_epochs=1000)  # drops nothing: what joining the losses adds
     kinds: dict[str, Callable[[], Any]] = {
         "bare loop": bare_epochs(store, full, config).__next__,
         "loop": trained(store, full, config).__next__,
         "loop with a policy": trained(store, policy, config).__next__,
-        "loop, keep 0.5": trained(store, half, config).__next__,
     }
+    for fraction in KEPT:
+        part = ss.select(store, rule="random", keep_fraction=fraction)
+        kinds[f"loop, keep {fraction}"] = trained(store, part, config).__next__
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in kinds}
     for number in range(options.rounds + 1):
         for name, epoch in kinds.items():
@@ -104,7 +106,7 @@ def trained(store: ss.Store, keep: Any, config: TrainConfig) -> Iterator[int]:
 
 
 def row(name: str, taken: list[Any], times: dict[str, list[Any]]) -> dict[str, Any]:
-    bare = "loop" if name == "loop, keep 0.5" else "bare loop"
+    bare = "loop" if name.startswith("loop, keep") else "bare loop"
     ratios = [[a[k] / b[k] for a, b in zip(taken, times[bare], strict=True)] for k in (0, 1)]
     return {
         "epoch": name,
