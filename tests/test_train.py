@@ -14,10 +14,11 @@ import shardsieve as ss
 from shardsieve import scores
 from shardsieve.pack import pack
 from shardsieve.train import Recorder
+from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
 from shardsieve.train.encoder import load_encoder
-from shardsieve.train.images import augment
+from shardsieve.train.images import augment, normalised
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.loading import make_loader
 from shardsieve.train.loop import Trainer
@@ -285,6 +286,29 @@ def test_training_on_half_learns_and_says_what_it_took(stores, tmp_path):
     everything = ss.select(store, keep_fraction=1.0)
     with pytest.raises(ss.ShardsieveError, match="another run: keep is"):
         train_subset(store, everything, config, **how)
+
+
+def test_a_subset_trained_adversarially_stands_its_attack_better(stores, tmp_path):
+    store, test = stores
+    keep = ss.select(store, rule="random", keep_fraction=0.3)
+    attack = Adversary(method="pgd", epsilon=0.1, step=0.05, steps=3)
+    how = {"accelerator": Accelerator(), "test": test}
+    losses = []
+    for name, adversary in (("plain", None), ("attacked", attack)):
+        folder, config = tmp_path / name, TrainConfig(epochs=6, batch_size=32)
+        train_subset(store, keep, config, folder=folder, adversary=adversary, **how)
+        network = load_encoder(str(folder), weights=None, num_classes=10).network.eval()
+        batch = next(iter(make_loader(test, keep_all(test), with_known_images(test, config))[0]))
+        loss = torch.nn.CrossEntropyLoss(reduction="none")
+        attacked = attack(network, network, normalised(batch.images), batch.labels, loss)[1]
+        losses.append(attacked.mean().item())
+    assert losses[1] < 0.8 * losses[0]
+    with pytest.raises(ss.ShardsieveError, match="another run: adversary is"):
+        train_subset(store, keep, config, folder=tmp_path / "attacked", **how)
+
+
+def keep_all(store):
+    return ss.select(store, keep_fraction=1.0)
 
 
 def test_the_schedule_is_torchs_one_cycle():

@@ -28,6 +28,7 @@ from shardsieve.cli.options import (
     Unreadable,
     Workers,
 )
+from shardsieve.train.adversary import Adversary
 
 Command = Callable[..., None]
 
@@ -62,6 +63,41 @@ class NetworkOptions:
     max_unreadable: Unreadable = 0
     workers: Workers = 0
     seed: Seed = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackOptions:
+    """How images are attacked in adversarial training: settings of `Adversary`."""
+
+    attack: Annotated[str, typer.Option(help="adversarial: trades or pgd")] = "trades"
+    epsilon: Annotated[float, typer.Option(help="adversarial: largest change of a pixel.")] = (
+        8 / 255
+    )
+    attack_step: Annotated[float, typer.Option(help="adversarial: change per step.")] = 2 / 255
+    attack_steps: Annotated[int, typer.Option(help="adversarial: steps per image.")] = 10
+    beta: Annotated[float, typer.Option(help="adversarial: TRADES' weight.")] = 5.0
+    predictions: Annotated[
+        str, typer.Option(help="adversarial: record adversarial or clean ones")
+    ] = "adversarial"
+
+    def adversary(self, paradigm: str) -> Adversary | None:
+        """Return the attack of an adversarial run; None of another.
+
+        Raises:
+            ValueError: If options are out of range, or given to another run.
+        """
+        if paradigm == "adversarial":
+            return Adversary(
+                method=self.attack,
+                epsilon=self.epsilon,
+                step=self.attack_step,
+                steps=self.attack_steps,
+                beta=self.beta,
+                predictions=self.predictions,
+            )
+        if self != AttackOptions():
+            raise ValueError("options of an attack must come with --paradigm adversarial")
+        return None
 
 
 def grouped(command: Command) -> Command:

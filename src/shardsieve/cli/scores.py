@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from shardsieve.cli.base import example, refuse_unused, show
-from shardsieve.cli.groups import NetworkOptions, grouped
+from shardsieve.cli.groups import AttackOptions, NetworkOptions, grouped
 from shardsieve.cli.options import (
     BatchSize,
     Channels,
@@ -24,7 +24,6 @@ from shardsieve.cli.options import (
     Workers,
 )
 from shardsieve.commands import appending, building, extrapolating, scoring, training
-from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 
 app = typer.Typer()
@@ -35,6 +34,7 @@ app = typer.Typer()
 def score(
     store: StorePath,
     network: NetworkOptions,
+    attacked: AttackOptions,
     seeds: Annotated[float, typer.Option(help="Seed fraction, in (0, 1].")] = 0.2,
     per_class: Annotated[bool, typer.Option(help="The same share of every class.")] = False,
     paradigm: Annotated[
@@ -62,16 +62,6 @@ def score(
     snapshots: Snapshots = 1,
     match_steps_of: MatchSteps = None,
     ceiling: Annotated[bool, typer.Option(help="Train again and compare both runs.")] = False,
-    attack: Annotated[str, typer.Option(help="adversarial: trades or pgd")] = "trades",
-    epsilon: Annotated[float, typer.Option(help="adversarial: largest change of a pixel.")] = (
-        8 / 255
-    ),
-    attack_step: Annotated[float, typer.Option(help="adversarial: change per step.")] = 2 / 255,
-    attack_steps: Annotated[int, typer.Option(help="adversarial: steps per image.")] = 10,
-    beta: Annotated[float, typer.Option(help="adversarial: TRADES' weight.")] = 5.0,
-    predictions: Annotated[
-        str, typer.Option(help="adversarial: record adversarial or clean ones")
-    ] = "adversarial",
     embedding: Annotated[str | None, typer.Option(help="unsupervised, from-embedding.")] = None,
     classes: Annotated[
         int | None, typer.Option(help="unsupervised: pseudo-classes; as many as labels if none.")
@@ -91,10 +81,7 @@ def score(
     draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class, "window": window}
     usual = scoring.default_name(paradigm)  # refuses an unknown one, whatever the run is called
     draw |= {"name": name or usual, "scores": specs}
-    attacked: dict[str, Any] = {"epsilon": epsilon, "step": attack_step, "steps": attack_steps}
-    attacked |= {"method": attack, "beta": beta, "predictions": predictions}
-    if paradigm != "adversarial" and attacked != asdict(Adversary()):
-        raise ValueError("options of an attack must come with --paradigm adversarial")
+    adversary = attacked.adversary(paradigm)
     networks: dict[str, Any] = {"clean_pass": clean_pass, "held_out": held_out}
     networks |= {"snapshots": snapshots, "match_steps_of": match_steps_of, "ceiling": ceiling}
     networks |= {"checkpoint_steps": checkpoint_steps}
@@ -107,8 +94,7 @@ def score(
             scoring.score_unsupervised_store(store, epochs=epochs or 400, **turtle, **draw), as_json
         )
         return
-    draw |= {"adversary": Adversary(**attacked) if paradigm == "adversarial" else None}
-    draw |= {**networks, "folder": run_folder}
+    draw |= {**networks, "adversary": adversary, "folder": run_folder}
     config = TrainConfig(**asdict(network), epochs=epochs or 20)
     show(training.score_store(store, config, **draw), as_json)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from shardsieve.cli.base import example, show
-from shardsieve.cli.groups import KeepOptions, NetworkOptions, grouped
+from shardsieve.cli.groups import AttackOptions, KeepOptions, NetworkOptions, grouped
 from shardsieve.cli.options import Json
 from shardsieve.commands import running, sources, training
 from shardsieve.commands.texts import constants, pairs
@@ -23,6 +23,8 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     keep: KeepOptions,
     network: NetworkOptions,
+    attacked: AttackOptions,
+    paradigm: Annotated[str, typer.Option(help="supervised or adversarial")] = "supervised",
     store: Annotated[Path | None, typer.Option(help="Folder of the Zarr store.")] = None,
     data: Annotated[
         str | None, typer.Option(help="Tars or a .beton; indexed into --store unless that is done.")
@@ -51,6 +53,8 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train on what a rule keeps; goes on where it was stopped."""
+    if paradigm not in ("supervised", "adversarial"):
+        raise ValueError(f"paradigm must be supervised or adversarial, got {paradigm!r}")
     how: dict[str, Any] = {**asdict(network), "epochs": epochs, "schedule": schedule}
     how |= {"weight_decay": weight_decay, "label_smoothing": label_smoothing}
     how |= {"momentum": momentum, "normalise": normalise, "accumulate": accumulate, "ema": ema}
@@ -64,6 +68,7 @@ def train(
         config,
         out=out,
         rule=kept,
+        adversary=attacked.adversary(paradigm),
         policy=moving,
         policy_score=policy_score,
         test=sources.store_of(None, test, precision=network.precision) if test else None,

@@ -14,6 +14,7 @@ from shardsieve.keepset import KeepSet, select
 from shardsieve.policy.base import Policy
 from shardsieve.policy.named import make_policy
 from shardsieve.store.store import Store, open_store
+from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
 from shardsieve.train.encoder import load_encoder
@@ -160,6 +161,7 @@ def train_store(
     *,
     out: Path,
     rule: dict[str, Any],
+    adversary: Adversary | None = None,
     policy: dict[str, Any] | None = None,
     policy_score: str | None = None,
     test: Path | None = None,
@@ -175,6 +177,7 @@ def train_store(
         config: Settings.
         out: Folder of the run.
         rule: As in `select`; without a policy.
+        adversary: As in `train_subset`.
         policy: As in `make_policy`, with its `name`; it gets the rule's keep fraction and score.
         policy_score: As in `train_subset`.
         test: Store to evaluate on.
@@ -197,6 +200,7 @@ def train_store(
             config,
             folder=out,
             accelerator=accelerator,
+            adversary=adversary,
             test=open_store(test, mode="r") if test else None,
             evaluate_every=evaluate_every,
             checkpoint_steps=checkpoint_steps,

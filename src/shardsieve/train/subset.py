@@ -15,6 +15,7 @@ from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet, select
 from shardsieve.policy.base import Policy
 from shardsieve.store.store import Store
+from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.encoder import save_network
 from shardsieve.train.ledger import NOTHING, Overhead, ledger
@@ -34,6 +35,7 @@ def train_subset(
     *,
     folder: str | Path,
     accelerator: Accelerator,
+    adversary: Adversary | None = None,
     test: Store | None = None,
     evaluate_every: int = 0,
     checkpoint_steps: int = 0,
@@ -53,6 +55,7 @@ def train_subset(
         config: Settings.
         folder: Of the run; it must be free or hold this very run.
         accelerator: From `make_accelerator`.
+        adversary: Trains on attacked images; None trains plainly. Evaluation is of clean images.
         test: Store of the samples to evaluate on; None evaluates nothing.
         evaluate_every: Epochs between evaluations; 0 evaluates at the end only.
         checkpoint_steps: Steps between checkpoints inside an epoch; 0 makes one per epoch.
@@ -75,6 +78,7 @@ def train_subset(
     run = RunFolder(folder)
     identity: dict[str, Any] = {"kind": "train", "store": store.fingerprint, **_of(keep)}
     identity |= {"test": test.fingerprint if test else None, **config.to_dict()}
+    identity |= {"adversary": adversary.to_dict()} if adversary is not None else {}
     run.refuse_another(identity)
     finished = run.result()
     if finished is not None:
@@ -83,9 +87,8 @@ def train_subset(
     accelerator.wait_for_everyone()
     set_seed(config.seed)
     model = load_model(config.model, num_classes, config.channels or 3)
-    trainer = Trainer(
-        model, store, keep, config, accelerator, folder=run, checkpoint_steps=checkpoint_steps
-    )
+    how: dict[str, Any] = {"folder": run, "checkpoint_steps": checkpoint_steps}
+    trainer = Trainer(model, store, keep, config, accelerator, adversary=adversary, **how)
     if accelerator.is_main_process:
         run.claim(identity)
     if accelerator.log_with and accelerator.is_main_process:  # the others' trackers do nothing
