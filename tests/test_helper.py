@@ -1,0 +1,118 @@
+"""Helper processes, and Ctrl-C: what must end ends, and nothing else."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from servers import range_server
+from tars import write_shards
+
+import shardsieve as ss
+from shardsieve.io import objects
+from shardsieve.io.helper import Helper
+
+
+def test_a_helper_outlives_a_ctrl_c():
+    helper = Helper(1)
+    call = (objects.is_remote, ("s3://a/b",))
+    with helper._process as process:
+        assert helper.call_all([call]) == [True]
+        process.send_signal(signal.SIGINT)
+        assert helper.call_all([call, call]) == [True, True]
+
+
+HELPED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from shardsieve.io.helper import Helper
+from shardsieve.io.objects import is_remote
+with (helper := Helper(1))._process:
+    assert helper.call_all([(is_remote, ("s3://a/b",))]) == [True]
+"""
+
+
+def test_a_helper_finds_what_its_parent_imports(tmp_path):
+    (tmp_path / "random.py").write_text("raise RuntimeError('the wrong module')")
+    (tmp_path / "scripts").mkdir()
+    script = tmp_path / "scripts" / "train.py"
+    script.write_text(HELPED)
+    source_folder = str(Path(ss.__file__).parents[1])
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, str(script), source_folder]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=60)
+
+
+KILLED = """
+import os, pickle, signal, time
+from shardsieve.io.helper import Helper
+requests = Helper(2)._process.stdin
+pickle.dump([(bytes, (50_000_000,))], requests)
+requests.flush()
+requests.write(pickle.dumps([(bytes, (5,))] * 1000)[:-100])
+requests.flush()
+time.sleep(1.5)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_helper_whose_parent_was_killed_says_nothing():
+    found = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, timeout=60)
+    assert (found.returncode, found.stderr) == (-signal.SIGKILL, b"")
+
+
+def refused(helper, calls):
+    with pytest.raises(ss.CorruptShardError, match="has ended"):
+        helper.call_all(calls)
+
+
+def test_a_helper_ends_with_the_process_that_asked_also_at_work():
+    helper = Helper(1)
+    asking = threading.Thread(target=refused, args=(helper, [(time.sleep, (60,))]))
+    assert helper.call_all([(time.sleep, (0,))]) == [None]
+    asking.start()
+    time.sleep(0.2)
+    helper._process.stdin.close()
+    assert helper._process.wait(10) == 0
+    asking.join(10)
+    helper._process.stdout.close()
+
+
+INTERRUPTED = """
+import signal, sys
+import shardsieve as ss
+from shardsieve.io import objects
+# A shell that starts the tests in the background has them, and so this program, ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+objects.FIRST_WAIT = 1000
+data = ss.ShardDataset(ss.open_store(sys.argv[1]))
+data[0]
+print("read", flush=True)
+sys.stdin.readline()
+data[1]
+"""
+
+
+def test_one_ctrl_c_ends_a_program_that_waits_for_objects(tmp_path):
+    (path,) = write_shards(tmp_path / "d", [9])
+    with range_server(tmp_path / "d") as server:
+        ss.index(f"{server.url}/{path.name}", tmp_path / "s.zarr")
+        command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "s.zarr")]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        with subprocess.Popen(command, **pipes) as program:
+            assert program.stdout.readline() == b"read\n"
+            server.faults = 1.0
+            program.stdin.write(b"\n")
+            program.stdin.flush()
+            while not server.failed:
+                time.sleep(0.01)
+            time.sleep(0.5)
+            program.send_signal(signal.SIGINT)
+            try:
+                assert b"KeyboardInterrupt" in program.communicate(timeout=30)[1]
+            finally:
+                program.kill()
