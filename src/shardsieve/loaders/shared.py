@@ -1,10 +1,20 @@
 """What the worker processes of a loader know together."""
 
-import torch
+import os
+import struct
+import tempfile
+import weakref
+from pathlib import Path
+
+ENTRY = struct.Struct("<q")
 
 
 class SharedIds:
-    """A small set of sample ids in shared memory, filled by the workers of one loader.
+    """A small set of sample ids, filled by the workers of one loader without a lock.
+
+    Every worker appends to one file, made with the first id: an appended entry is never lost nor
+    torn, and the order of the file decides which ids still had room. It holds 8 bytes per id and
+    worker that met it, and is removed with the set in the process that made it.
 
     Attributes:
         most: Ids it holds.
@@ -12,19 +22,31 @@ class SharedIds:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._slots = torch.full((max(most, 1),), -1, dtype=torch.int64)
-        self._slots.share_memory_()  # type: ignore[no-untyped-call]
+        name = f"shardsieve-skipped-{os.getpid()}-{os.urandom(8).hex()}"
+        self._file = Path(tempfile.gettempdir()) / name
+        weakref.finalize(self, _remove, self._file, os.getpid())
 
     def add(self, sample_id: int) -> bool:
         """Put an id in, if it is not there; return whether there was room."""
-        # Each id has its own first slot: workers hardly ever meet, and then one id is put in later.
-        for step in range(self.most):
-            slot = (sample_id + step) % self.most
-            if int(self._slots[slot]) in (-1, sample_id):
-                self._slots[slot] = sample_id
-                return True
-        return False
+        if self.most and sample_id not in self._added():
+            with self._file.open("ab", buffering=0) as file:
+                file.write(ENTRY.pack(sample_id))
+        return sample_id in self._added()
 
     def ids(self) -> list[int]:
         """Return the ids, ascending."""
-        return sorted({i for i in self._slots.tolist() if i >= 0})
+        return sorted(self._added())
+
+    def _added(self) -> list[int]:
+        """Return the ids that had room, in the order in which they came."""
+        try:
+            entries = self._file.read_bytes()
+        except FileNotFoundError:
+            return []
+        return list(dict.fromkeys(one for (one,) in ENTRY.iter_unpack(entries)))[: self.most]
+
+
+def _remove(file: Path, owner: int) -> None:
+    """Remove the file, but not from a forked worker, where the set goes away earlier."""
+    if os.getpid() == owner:
+        file.unlink(missing_ok=True)
