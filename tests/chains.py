@@ -11,7 +11,7 @@ import torch
 import yaml
 
 import shardsieve as ss
-from shardsieve.commands import running, steps
+from shardsieve.commands import chain, running, steps
 from shardsieve.train.encoder import save_network
 from shardsieve.train.recorder import Recorder
 from shardsieve.train.runfolder import RESULT, RunFolder
@@ -46,9 +46,9 @@ class Makers:
         for name in ("score_store", "embed_store", "extrapolate_score", "train_store"):
             monkeypatch.setattr(running, name, getattr(self, name))
         monkeypatch.setattr(running, "report_score", self.report_score)
-        put, forget = steps.Steps._put, running.forget_run
+        put, forget = steps.Steps._put, chain.forget_run
         monkeypatch.setattr(steps.Steps, "_put", lambda *a: (self.moment(), put(*a), self.moment()))
-        monkeypatch.setattr(running, "forget_run", lambda *a: (self.moment(), forget(*a)))
+        monkeypatch.setattr(chain, "forget_run", lambda *a: (self.moment(), forget(*a)))
 
     def moment(self):
         if self.left == 0:

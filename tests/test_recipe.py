@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from tars import write_shards, write_tar
 
 import shardsieve as ss
-from shardsieve.commands.recipe import Recipe
 from shardsieve.commands.running import run_recipe
+from shardsieve.commands.sections import Recipe
 from shardsieve.train.config import TrainConfig
 
 ALL = {"score", "embed", "extrapolate", "train", "report"}
@@ -82,6 +82,7 @@ OF_TRAINING = {
     "resolutions": [[1, 8]],
     "channels_last": True,
     "compile": True,
+    "pseudo_labels": "mine",
     "shuffle_window": 2,
     "seed": 1,
 }
@@ -112,6 +113,8 @@ TABLE = [
     ("score__held_out", 0.1, {}, ALL),
     ("score__snapshots", 3, {}, ALL),
     ("score__match_steps_of", 9, {}, ALL),
+    ("score__adversary", {"method": "pgd"}, {}, ALL),
+    ("score__turtle", {"classes": 3}, {}, "turtle must come with embed and its model"),
     ("score__ceiling", True, {}, {"score", "extrapolate", "report"}),
     ("embed__model", "chains:tiny", {}, AFTER_EMBED),
     ("embed__weights", "{folder}/weights", {"embed__model": "chains:tiny"}, AFTER_EMBED),
@@ -162,6 +165,7 @@ TABLE = [
     ("train__policy", {"name": "infobatch", "prior": "mine"}, POLICY, {"train"}),
     ("train__policy_score", "learned", POLICY, {"train"}),
     ("train__full_run", "{folder}/full", {}, {"train"}),
+    ("train__adversary", {"steps": 1}, {}, {"train"}),
     ("train__evaluate_every", 1, {}, {"train"}),
     ("report__out", "other.html", {}, {"report"}),
 ]

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import yaml
 from launching import TWO_CPUS, killed_after
 
 import shardsieve as ss
+from shardsieve.commands.chain import STATE
 from shardsieve.commands.recipe import read_recipe
-from shardsieve.commands.running import STATE, run_recipe
+from shardsieve.commands.running import run_recipe
 from shardsieve.pack import pack
 
 
@@ -92,6 +94,55 @@ def test_a_killed_chain_goes_on_and_two_processes_make_it_too(packed, tmp_path):
     assert np.isfinite(ss.open_store(folders[1] / "train.zarr").score("learned")).all()
 
 
+UNSUPERVISED = {
+    "score": None,
+    "embed": {"model": "test_pseudo_labels:Pixels"},
+    "train": {"pseudo_labels": "seed"},
+}
+
+
+def unsupervised(packed, folder, **turtle):
+    """A recipe without a network for the scores; the rest is that of `recipe`."""
+    path = recipe(packed, folder, **UNSUPERVISED)
+    made = yaml.safe_load(path.read_text())
+    made["score"] = {"seeds": 0.5, "turtle": {"classes": 8, "epochs": 60, **turtle}}
+    path.write_text(yaml.safe_dump(made))
+    return path
+
+
+@pytest.mark.slow
+def test_an_unsupervised_chain_embeds_first_and_trains_on_its_pseudo_labels(packed, tmp_path):
+    first = run_recipe(unsupervised(packed, tmp_path))
+    assert list(first) == ["index", "embed", "score", "extrapolate", "train", "report", "skipped"]
+    assert first["score"]["pseudo_labels"] == "seed"
+    store = ss.open_store(tmp_path / "train.zarr")
+    assert store.provenance("dyn_unc")["of"]["paradigm"] == "unsupervised"
+    run = json.loads((Path(first["train"]["run"]) / "run.json").read_text())
+    assert run["pseudo_labels_digest"]
+    again = run_recipe(unsupervised(packed, tmp_path))
+    assert again == {**first, "skipped": ["embed", "score", "extrapolate", "train", "report"]}
+    other = run_recipe(unsupervised(packed, tmp_path, classes=9))
+    assert other["skipped"] == ["embed"]
+    assert ss.open_store(tmp_path / "train.zarr").pseudo_label_making("seed")["training"] == {
+        **store.pseudo_label_making("seed")["training"],
+        "classes": 9,
+    }
+    assert run_recipe(unsupervised(packed, tmp_path), until="embed")["skipped"] == ["embed"]
+
+
+@pytest.mark.slow
+def test_an_adversarial_chain_attacks_where_it_is_told_to(packed, tmp_path):
+    attack = {"method": "pgd", "steps": 1}
+    path = recipe(packed, tmp_path, score={"adversary": attack}, train={"adversary": attack})
+    done = run_recipe(path)
+    made = ss.open_store(tmp_path / "train.zarr").provenance("seed_dyn_unc")
+    assert (made["paradigm"], made["adversary"]["method"]) == ("adversarial", "pgd")
+    run = json.loads((Path(done["train"]["run"]) / "run.json").read_text())
+    assert run["adversary"]["steps"] == 1
+    path = recipe(packed, tmp_path, score={"adversary": attack}, train={"adversary": None})
+    assert run_recipe(path)["skipped"] == ["score", "embed", "extrapolate", "report"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -109,6 +160,9 @@ def test_a_killed_chain_goes_on_and_two_processes_make_it_too(packed, tmp_path):
         ({"score": {"scores": ["el3n"]}}, "score: score must be one of dyn_unc"),
         ({"extrapolate": {"score": "dyn_unk"}}, "extrapolate: score must be one that the seed run"),
         ({"score": {"scores": ["el2n"]}}, "makes (el2n), got 'dyn_unc'"),
+        ({"score": {"adversary": {"method": "x"}}}, "score: method must be one of trades, pgd"),
+        ({"score": {"turtle": {}}, "embed": {"model": "a:b"}}, "batch_size, epochs must come with"),
+        ({"score": {"turtle": {"class": 3}}}, "score.turtle.class is no known key; did you mean c"),
         ({"embed": None}, "extrapolate must come with score and embed"),
         ({"extrapolate": None}, "select: rule top must have a score"),
     ],

@@ -19,6 +19,7 @@ from shardsieve.cli.options import (
     HardCutoff,
     Model,
     Precision,
+    PseudoLabels,
     Rate,
     Rule,
     RuleEmbedding,
@@ -60,6 +61,7 @@ class NetworkOptions:
     size: Size = None
     channels: Channels = None
     precision: Precision = "no"
+    pseudo_labels: PseudoLabels = None
     max_unreadable: Unreadable = 0
     workers: Workers = 0
     seed: Seed = 0

@@ -87,6 +87,7 @@ def score(
     networks |= {"checkpoint_steps": checkpoint_steps}
     if paradigm == "unsupervised":
         others = {**networks, "snapshots": snapshots != 1, "run_folder": run_folder}
+        others["pseudo_labels"] = network.pseudo_labels
         refuse_unused("without --paradigm unsupervised", **others)
         turtle: dict[str, Any] = {"embedding": embedding, "classes": classes}
         turtle["seed"] = network.seed

@@ -1,6 +1,6 @@
 """Trainings: train, and run for a whole chain."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +10,7 @@ from shardsieve.cli.base import example, show
 from shardsieve.cli.groups import AttackOptions, KeepOptions, NetworkOptions, grouped
 from shardsieve.cli.options import Json
 from shardsieve.commands import running, sources, training
+from shardsieve.commands.scoring import default_name
 from shardsieve.commands.texts import constants, pairs
 from shardsieve.policy.named import POLICIES
 from shardsieve.train.config import TrainConfig
@@ -24,7 +25,9 @@ def train(
     keep: KeepOptions,
     network: NetworkOptions,
     attacked: AttackOptions,
-    paradigm: Annotated[str, typer.Option(help="supervised or adversarial")] = "supervised",
+    paradigm: Annotated[
+        str, typer.Option(help="supervised, adversarial, or unsupervised: on pseudo-labels")
+    ] = "supervised",
     store: Annotated[Path | None, typer.Option(help="Folder of the Zarr store.")] = None,
     data: Annotated[
         str | None, typer.Option(help="Tars or a .beton; indexed into --store unless that is done.")
@@ -53,8 +56,9 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train on what a rule keeps; goes on where it was stopped."""
-    if paradigm not in ("supervised", "adversarial"):
-        raise ValueError(f"paradigm must be supervised or adversarial, got {paradigm!r}")
+    usual = default_name(paradigm)  # refuses an unknown one
+    if paradigm == "unsupervised" and network.pseudo_labels is None:
+        network = replace(network, pseudo_labels=usual)
     how: dict[str, Any] = {**asdict(network), "epochs": epochs, "schedule": schedule}
     how |= {"weight_decay": weight_decay, "label_smoothing": label_smoothing}
     how |= {"momentum": momentum, "normalise": normalise, "accumulate": accumulate, "ema": ema}

@@ -35,6 +35,13 @@ def mark_of_values(store: Store, score: str) -> Mark:
     return _hashed(store.score(score).tobytes())
 
 
+def mark_of_pseudo_labels(store: Store, name: str | None) -> Mark:
+    """Return the mark of stored pseudo-labels."""
+    if name is None or name not in store.pseudo_label_sets:
+        return None
+    return _hashed(store.pseudo_labels(name).tobytes())
+
+
 def mark_of_score(store: Store, score: str) -> Mark:
     """Return the mark of a stored score's numbers and of what is known about them."""
     if not store.has_score(score):

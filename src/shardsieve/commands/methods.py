@@ -17,6 +17,7 @@ from shardsieve.extrapolate.quality import out_of_fold
 from shardsieve.extrapolate.ranks import ALONE, Ranks
 from shardsieve.store.rows import StoredRows, TakenRows
 from shardsieve.store.store import Store
+from shardsieve.train.labels import labels_behind
 
 METHODS = ("knn", "gnn", "direct", "fused")
 ON_SIGNALS = ("direct", "fused")
@@ -142,7 +143,7 @@ def make_task(
             lambda: KNN(k=k, weights=weights, **how), score, measured, tried, _SPEAKS_OF[False]
         )
     gnn: Any = extrapolators.GNN
-    beside = _labels_of(store, tried) if how.pop("labels", False) else {}
+    beside = _labels_of(store, score, tried) if how.pop("labels", False) else {}
     device = ranks.device if ranks.device.startswith("cuda") else "cpu"
     return Task(
         lambda: gnn(k=k, seed=seed, ranks=ranks, device=device, **how),
@@ -157,8 +158,8 @@ def make_task(
     )
 
 
-def _labels_of(store: Store, seeds: Mask) -> dict[str, NDArray[Any]]:
-    labels = store.labels()
+def _labels_of(store: Store, score: str, seeds: Mask) -> dict[str, NDArray[Any]]:
+    labels = labels_behind(store, score)
     if (labels[seeds] < 0).all():
         raise ValueError(
             f"labels must be known for seeds to be features, got none of {int(seeds.sum())} seeds; "
@@ -206,7 +207,7 @@ def _on_signals(
         return Task(lambda: Direct(seed=seed), target, held, tried, _SPEAKS_OF[True], **how)
     # Seeds trained on are neighbours alone: what the network says of them is memorised.
     unseen = np.where(np.isfinite(measured)[:, None, None], np.nan, signals)
-    labels = store.labels()
+    labels = labels_behind(store, score)
     return Task(
         lambda: Fused(k, seed=seed),
         target,

@@ -3,143 +3,29 @@
 import difflib
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ValidationError
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.commands.extrapolating import check_extrapolation
+from shardsieve.commands.sections import Recipe, Section
 from shardsieve.policy.base import Policy
 from shardsieve.policy.named import make_policy
 from shardsieve.rules import Asked, checked_rule
 from shardsieve.scores.recorded import computable, name_of
 from shardsieve.selection import num_kept
+from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
-from shardsieve.train.launch import DEFAULT_TRACKERS, installed_trackers
+from shardsieve.train.launch import installed_trackers
 from shardsieve.train.measures import SIGNALS
 from shardsieve.train.nets import check_model
 from shardsieve.train.seedscores import check_specs
+from shardsieve.train.turtle import TurtleConfig
 
 DECIDE_NOTHING = {"workers", "track", "max_unreadable", "checkpoint_steps"}
 """Settings that decide how a step runs, not what it makes."""
-
-
-class Section(BaseModel):
-    """Part of a recipe; a key it does not know is refused."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-_TRAINING: dict[str, Any] = {f.name: (f.type, f.default) for f in fields(TrainConfig)}
-Training: type[Section] = create_model("Training", __base__=Section, **_TRAINING)
-"""A section with every setting of `TrainConfig`."""
-
-
-class Shards(Section):
-    """Shards and their store; `urls`, as in `shardsieve index`, may be left out of a made one."""
-
-    store: Path
-    urls: str | list[str] | None = None
-    label_member: str = "cls"
-
-
-class Score(Training):  # type: ignore[misc,valid-type]
-    """The seed run: its share of the samples, and its settings, as in `shardsieve score`."""
-
-    seeds: float = 0.2
-    per_class: bool = False
-    window: int = 10
-    scores: list[str] | None = None
-    clean_pass: bool = False
-    held_out: float | None = None
-    snapshots: int | None = None
-    match_steps_of: int | None = None
-    ceiling: bool = False
-    checkpoint_steps: int = 0
-
-
-class Embed(Section):
-    """The pass over everything; without `model` it uses the seed run's network."""
-
-    model: str | None = None
-    weights: Path | None = None
-    size: int | None = None
-    channels: int | None = None
-    batch_size: int = 256
-    max_unreadable: int = 0
-    workers: int = 0
-    precision: str = "no"
-
-
-class Extrapolate(Section):
-    """Which seed score is predicted for the rest, and how, as in `shardsieve extrapolate`."""
-
-    score: str = "dyn_unc"
-    method: str = "knn"
-    k: int | Literal["auto"] = 50
-    weights: str = "exp"
-    search: str = "auto"
-    min_recall: float = 0.99
-    layer: str = "gcn"
-    graph: str = "all"
-    labels: bool = False
-    folds: int = 5
-    match: bool | None = None
-    seed_scores: str = "measured"
-    seed: int = 0
-
-
-class Select(Section):
-    """What is kept, as in `shardsieve select`; the extrapolated score unless told otherwise."""
-
-    keep_fraction: float = 0.5
-    rule: str = "top"
-    score: str | None = None
-    threshold: float | None = None
-    class_floor: int = 0
-    hard_cutoff: float | None = None
-    difficulty: str | None = None
-    bins: int | None = None
-    embedding: str | None = None
-    drop_missing: bool = False
-
-
-class Train(Training):  # type: ignore[misc,valid-type]
-    """The training on what is kept, as in `shardsieve train`; a policy has `name` and constants."""
-
-    policy: dict[str, Any] | None = None
-    policy_score: str | None = None
-    full_run: Path | None = None
-    evaluate_every: int = 0
-    checkpoint_steps: int = 0
-    track: tuple[str, ...] = DEFAULT_TRACKERS
-
-
-class Report(Section):
-    """The page about the score; `out` lies in the work folder unless it is absolute."""
-
-    out: Path = Path("report.html")
-
-
-class Recipe(Section):
-    """A whole chain. Steps whose section is left out are not made.
-
-    Attributes:
-        work: Folder of the runs and of what is known about finished steps.
-        data: The training samples.
-        test: The samples to evaluate on.
-    """
-
-    work: Path
-    data: Shards
-    test: Shards | None = None
-    score: Score | None = None
-    embed: Embed | None = None
-    extrapolate: Extrapolate | None = None
-    select: Select = Select()
-    train: Train | None = None
-    report: Report | None = None
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -178,6 +64,11 @@ def deciding(section: Section) -> dict[str, Any]:
     return section.model_dump(mode="json", exclude=DECIDE_NOTHING)
 
 
+def adversary_of(section: Any) -> Adversary | None:
+    """Return the attack that a section trains against."""
+    return Adversary(**section.adversary.model_dump()) if section.adversary is not None else None
+
+
 def policy_of(recipe: Recipe) -> Policy | None:
     """Return the policy that the training section names."""
     train: Any = recipe.train
@@ -195,6 +86,7 @@ def _check(recipe: Recipe) -> None:
         try:
             if section is not None:
                 check_model(settings(section).model)
+                adversary_of(section)
             if name == "train":
                 policy_of(recipe)
                 installed_trackers(section.track if section is not None else ())
@@ -207,10 +99,30 @@ def _check(recipe: Recipe) -> None:
             raise ValueError(f"extrapolate: {error}") from error
     if recipe.embed is not None and recipe.embed.model is None and recipe.score is None:
         raise ValueError("embed must name a model, or come with score; add one")
+    _check_unsupervised(recipe)
     if recipe.extrapolate is not None and (recipe.score is None or recipe.embed is None):
         raise ValueError("extrapolate must come with score and embed; add them")
     _check_scored(recipe)
     _check_kept(recipe)
+
+
+def _check_unsupervised(recipe: Recipe) -> None:
+    score: Any = recipe.score
+    if score is None or score.turtle is None:
+        return
+    if recipe.embed is None or recipe.embed.model is None:
+        raise ValueError("score: turtle must come with embed and its model; add them")
+    used = {"turtle", "seeds", "per_class", "window", "scores", "seed"}
+    unused = sorted(score.model_fields_set - used)
+    if unused:
+        raise ValueError(
+            f"score: {', '.join(unused)} must come without turtle, which trains no network; "
+            "its own settings stand under turtle"
+        )
+    try:
+        TurtleConfig(**{**score.turtle.model_dump(), "classes": score.turtle.classes or 2})
+    except ValueError as error:
+        raise ValueError(f"score: turtle: {error}") from error
 
 
 def _check_scored(recipe: Recipe) -> None:
@@ -218,8 +130,9 @@ def _check_scored(recipe: Recipe) -> None:
     if score is None:
         return
     if score.match_steps_of is None:
+        epochs = score.turtle.epochs if score.turtle is not None else score.epochs
         try:
-            check_specs(score.epochs, score.window, score.scores)
+            check_specs(epochs, score.window, score.scores)
         except ValueError as error:
             raise ValueError(f"score: {error}") from error
     made = computable(SIGNALS) if score.scores is None else [name_of(one) for one in score.scores]

@@ -1,43 +1,37 @@
 """The whole chain of a recipe: a step is made again exactly when one of its inputs has changed."""
 
 import shutil
-from collections.abc import Callable, Iterable
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.commands import marks
 from shardsieve.commands.building import USUAL_ON_SIGNALS
+from shardsieve.commands.chain import Chain, Inputs
 from shardsieve.commands.extrapolating import extrapolate_score
 from shardsieve.commands.making import make_index
 from shardsieve.commands.methods import ON_SIGNALS, held_out_score
 from shardsieve.commands.recipe import (
-    Recipe,
-    Shards,
+    adversary_of,
     deciding,
     policy_of,
     read_recipe,
     settings,
 )
 from shardsieve.commands.reporting import names_beside, report_score
-from shardsieve.commands.steps import Result, Steps
+from shardsieve.commands.scoring import score_unsupervised_store
+from shardsieve.commands.sections import Recipe, Shards
+from shardsieve.commands.steps import Result
 from shardsieve.commands.training import embed_store, score_store, train_store
 from shardsieve.keepset import select
 from shardsieve.store.create import check_labels
 from shardsieve.store.layout import holds_store
-from shardsieve.store.store import Store, open_store
-from shardsieve.train.launch import make_accelerator, on_main
-from shardsieve.train.ledger import full_run_cost
+from shardsieve.store.store import open_store
 from shardsieve.train.runfolder import MODEL, RESULT
-from shardsieve.train.seedscores import forget_run
 
-STATE = "steps.json"
 STEPS = ("index", "score", "embed", "extrapolate", "train", "report")
 SEED_RUN = "seed"
-
-Inputs = dict[str, Any]
-T = TypeVar("T")
 
 
 def run_recipe(path: Path, *, until: str = STEPS[-1]) -> Result:
@@ -58,35 +52,27 @@ def run_recipe(path: Path, *, until: str = STEPS[-1]) -> Result:
     """
     if until not in STEPS:
         raise ValueError(f"until must be one of {', '.join(STEPS)}, got {until!r}")
-    chain = _Chain(read_recipe(path))
-    for name in STEPS[: STEPS.index(until) + 1]:
+    recipe = read_recipe(path)
+    chain, steps = _Chain(recipe), order_of(recipe)
+    for name in steps[: steps.index(until) + 1]:
         if name == "index" or getattr(chain.recipe, name) is not None:
             getattr(chain, name)()
     return {**chain.results, "skipped": chain.skipped}
 
 
-class _Chain:
-    """The steps of one recipe, in the order in which they depend on each other.
+def order_of(recipe: Recipe) -> tuple[str, ...]:
+    """Return the steps in the order in which they are made: TURTLE scores what is embedded."""
+    if recipe.score is None or recipe.score.turtle is None:
+        return STEPS
+    return ("index", "embed", "score", *STEPS[3:])
+
+
+class _Chain(Chain):
+    """The steps of one recipe.
 
     Each says what it reads (`inputs`, marks and settings), how it is made, and the mark of what it
     has made, which is what later steps read.
     """
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe, self.path = recipe, recipe.data.store
-        self.results: Result = {}
-        self.skipped: list[str] = []
-        self._check_files()
-        self._accelerator = make_accelerator()
-        self._steps = Steps(recipe.work / STATE)
-
-    @cached_property
-    def _store(self) -> Store:
-        return open_store(self.path)
-
-    @cached_property
-    def _data(self) -> str:
-        return marks.mark_of_data(self._store)
 
     def index(self) -> None:
         """Make the stores, or see that they hold these very shards."""
@@ -95,19 +81,25 @@ class _Chain:
                 self.results[name] = self._on_main(partial(_indexed, shards))
 
     def score(self) -> None:
-        """Train on the seed subset."""
+        """Train on the seed subset, or find pseudo-labels from what is embedded."""
         section: Any = self.recipe.score
+        if section.turtle is not None:
+            self._unsupervised(section)
+            return
         seed_run = self._seed_run(section)
         draw = {"seed_fraction": section.seeds, "per_class": section.per_class}
         draw["checkpoint_steps"] = section.checkpoint_steps
 
         def inputs() -> Inputs:
-            return {"data": self._data, **deciding(section), "seed_run": seed_run}
+            learned = marks.mark_of_pseudo_labels(self._store, section.pseudo_labels)
+            read = {"data": self._data, "learned": learned, "seed_run": seed_run}
+            return {**read, **deciding(section)}
 
         def make(digest: str) -> Result:
             folder = self.recipe.work / f"score-{digest}"
             self._on_main(lambda: self._forget_seed_runs(other_than=folder))
             how = {**draw, **seed_run, "folder": folder, "name": SEED_RUN}
+            how["adversary"] = adversary_of(section)
             return score_store(self.path, settings(section), **how)
 
         def output(result: Result) -> marks.Mark:
@@ -174,6 +166,7 @@ class _Chain:
         def inputs() -> Inputs:
             store = self._store
             read: Inputs = {**deciding(section), "data": self._data, "score": rule["score"]}
+            read["learned"] = marks.mark_of_pseudo_labels(store, section.pseudo_labels)
             read["test"] = marks.mark_of_data(open_store(test, mode="r")) if test else None
             if policy is None:
                 read["keep"] = select(store, **rule).digest
@@ -192,6 +185,7 @@ class _Chain:
             kept = {"evaluate_every", "checkpoint_steps", "policy_score", "full_run"}
             how = section.model_dump(include=kept)
             how |= {"policy": section.policy, "track": tuple(section.track)}
+            how["adversary"] = adversary_of(section)
             result = train_store(self.path, settings(section), out=out, rule=rule, test=test, **how)
             return {"run": str(out), **result}
 
@@ -228,61 +222,26 @@ class _Chain:
 
     # Inside ---------------------------------------------------------------------------------
 
-    def _step(
-        self,
-        name: str,
-        inputs: Callable[[], Inputs],
-        make: Callable[[str], Result],
-        output: Callable[[Result], marks.Mark],
-        made: Callable[[str], Iterable[str]],
-    ) -> None:
-        """Make a step unless it is done; one process decides that for all."""
+    def _unsupervised(self, section: Any) -> None:
+        embedding = self.results["embed"]["embedding"]
 
-        def decided() -> tuple[str, Result | None]:
-            digest = marks.digest_of([name, inputs()])
-            held = self._steps.result(name, digest, output)
-            if held is None:
-                names = made(digest[:8])
-                self._steps.begin(name, digest, names, str(self.path.resolve()), self._remove)
-            return digest, held
+        def inputs() -> Inputs:
+            points = marks.mark_of_embedding(self._store, embedding)
+            return {"data": self._data, "embedding": points, **deciding(section)}
 
-        digest, held = self._on_main(decided)
-        if held is not None:
-            self.results[name] = held
-            self.skipped.append(name)
-            return
-        result = self.results[name] = make(digest[:8])
-        self._on_main(lambda: self._steps.finish(name, digest, output(result), result))
+        def make(_: str) -> Result:
+            draw = {"seed_fraction": section.seeds, "per_class": section.per_class}
+            how = section.model_dump(include={"seed", "window", "scores"})
+            how |= {"embedding": embedding, "name": SEED_RUN, **section.turtle.model_dump()}
+            return score_unsupervised_store(self.path, **draw, **how)
 
-    def _check_files(self) -> None:
-        """Refuse what would only come to light after hours."""
-        train: Any = self.recipe.train
-        if train is not None and train.full_run is not None:
-            full_run_cost(train.full_run)
-        embed = self.recipe.embed
-        if embed is not None and embed.weights is not None and not embed.weights.is_file():
-            raise ShardsieveError(f"no checkpoint at {embed.weights}; check embed.weights")
+        def output(result: Result) -> marks.Mark:
+            store = self._store
+            found = [marks.mark_of_score(store, name) for name in result["scores"].split()]
+            found.append(marks.mark_of_pseudo_labels(store, SEED_RUN))
+            return None if None in found else marks.digest_of(found)
 
-    def _run(self, result: Result) -> Path:
-        """Return the folder of a run, which may have moved with the work folder."""
-        return self.recipe.work / Path(result["run"]).name
-
-    def _remove(self, name: str) -> None:
-        """Remove what an earlier making of a step left in the store."""
-        kind, _, name = name.partition("/")
-        if kind == "run":
-            self._forget_seed_runs()
-            forget_run(self._store, name)
-        elif kind == "embedding":
-            self._store.forget_embedding(name)
-        else:
-            self._store.forget_score(name)
-
-    def _forget_seed_runs(self, *, other_than: Path | None = None) -> None:
-        # The store holds the scores of one seed run: of another one nothing may be left over.
-        for folder in self.recipe.work.glob("score-*"):
-            if other_than is None or folder.name.removesuffix("-again") != other_than.name:
-                shutil.rmtree(folder)
+        self._step("score", inputs, make, output, lambda _: [f"run/{SEED_RUN}"])
 
     def _seed_run(self, section: Any) -> dict[str, Any]:
         """Return what a seed run is given besides settings; some methods need more of it."""
@@ -307,9 +266,6 @@ class _Chain:
     def _score(self) -> str | None:
         given, extrapolate = self.recipe.select, self.recipe.extrapolate
         return given.score or (extrapolate.score if extrapolate else None)
-
-    def _on_main(self, make: Callable[[], T]) -> T:
-        return on_main(self._accelerator, make)
 
 
 def _embedding(digest: str) -> str:

@@ -23,8 +23,9 @@ from shardsieve.scores import (
 from shardsieve.scores.inputs import one_of
 from shardsieve.scores.recorded import name_of, parsed
 from shardsieve.store.store import Store, open_store
+from shardsieve.train.labels import count_classes
 from shardsieve.train.launch import make_accelerator
-from shardsieve.train.seeding import count_classes, draw_seeds
+from shardsieve.train.seeding import draw_seeds
 from shardsieve.train.seedscores import scores_from_dynamics
 from shardsieve.train.turtle import TurtleConfig, score_unsupervised
 
@@ -66,17 +67,30 @@ def score_unsupervised_store(
     seed_fraction: float,
     per_class: bool,
     embedding: str | None,
-    classes: int | None,
-    epochs: int,
+    classes: int | None = None,
     seed: int,
     name: str,
     window: int,
     scores: Sequence[str] | None,
+    **settings: Any,
 ) -> dict[str, Any]:
-    """Score the seeds by TURTLE on stored embeddings; the main process does it alone."""
+    """Score the seeds by TURTLE on stored embeddings; the main process does it alone.
+
+    Args:
+        path: Of the store.
+        seed_fraction: Of the samples.
+        per_class: Draw the same share of every class of the labels.
+        embedding: Name; may be left out when there is just one.
+        classes: Pseudo-classes to find; None takes as many as there are labels.
+        seed: Of the draw and of TURTLE.
+        name: Of the run and of the pseudo-labels.
+        window: J of the windowed scores.
+        scores: As in `score_unsupervised`.
+        **settings: Further ones of `TurtleConfig`.
+    """
     store, accelerator = open_store(path), make_accelerator()
     embedding = store.embedding_name(embedding)
-    config = TurtleConfig(classes or count_classes(store), epochs=epochs, seed=seed)
+    config = TurtleConfig(classes or count_classes(store), seed=seed, **settings)
     result: dict[str, Any] = {}
     if accelerator.is_main_process:
         seeds = draw_seeds(store, seed_fraction, seed=seed, per_class=per_class)
@@ -87,7 +101,7 @@ def score_unsupervised_store(
             )
     accelerator.wait_for_everyone()
     made = [s for s in store.scores if s.startswith(f"{name}_")]
-    return {"run": name, **result, "scores": " ".join(made)}
+    return {"run": name, "pseudo_labels": name, **result, "scores": " ".join(made)}
 
 
 def score_from_embedding(

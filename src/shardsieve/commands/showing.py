@@ -32,6 +32,7 @@ def describe(path: Path) -> dict[str, Any]:
         "fingerprint": store.fingerprint,
         "embeddings": [{"name": n} for n in store.embeddings],
         "dynamics": Recorder.runs(store),
+        "pseudo_labels": store.pseudo_label_sets,
         "scores": [_score_row(store, name) for name in store.scores],
     }
 

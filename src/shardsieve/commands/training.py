@@ -18,9 +18,11 @@ from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
 from shardsieve.train.encoder import load_encoder
+from shardsieve.train.labels import count_classes, labels_of
 from shardsieve.train.launch import DEFAULT_TRACKERS, make_accelerator
 from shardsieve.train.ledger import full_run_cost, overhead_of
-from shardsieve.train.seeding import count_classes, draw_seeds, score_seeds
+from shardsieve.train.nets import MODELS
+from shardsieve.train.seeding import draw_seeds, score_seeds
 from shardsieve.train.splits import hold_out, matched_epochs, matched_window
 from shardsieve.train.subset import train_subset
 
@@ -129,14 +131,16 @@ def embed_store(
     store = open_store(path)
     accelerator = make_accelerator(precision=precision)
     model = model or str(runs_of(path) / "seed")
-    classes = count_classes(store) if weights is None and ":" not in model else 1000
+    classes = count_classes(store) if weights is None and model in MODELS else 1000
     encoder = load_encoder(model, weights=weights, num_classes=classes, channels=channels)
+    labels = labels_of(store, encoder.pseudo_labels)
     with bar("embed", shown=accelerator.is_main_process) as progress:
         embedded = embed(
             store,
             encoder.network,
             name=name,
-            classifiers=encoder.classifiers(int(store.labels().max()) + 1),
+            classifiers=encoder.classifiers(1 + int(labels.max(initial=-1))),
+            pseudo_labels=encoder.pseudo_labels,
             size=size or encoder.size,
             channels=channels or encoder.channels,
             normalise=encoder.normalise,

@@ -50,6 +50,7 @@ class ShardDataset(Dataset[Any]):
         score: str | None = None,
         on_error: str = "raise",
         max_unreadable: int = 100,
+        labels: NDArray[np.int64] | None = None,
         storage: Storage | None = None,
     ) -> None:
         """Open nothing yet: files are opened where they are read.
@@ -60,17 +61,23 @@ class ShardDataset(Dataset[Any]):
             score: Name of a stored score for `__score__`.
             on_error: `raise`, or `skip` samples that cannot be read or decoded, with a warning.
             max_unreadable: Most samples to skip, over all workers of this loader.
+            labels: int64 (n,), aligned with `store.ids()`, such as `store.pseudo_labels(NAME)`, for
+                `__label__`; None adds none.
             storage: What reading costs where the shards lie; by their kind when left out.
         """
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+        if labels is not None and labels.shape != (len(store),):
+            raise ValueError(f"labels must have shape ({len(store)},), got {labels.shape}")
         self.store, self.decode = store, decode
         self._ranges = store.ranges
         self._keys: dict[int, NDArray[np.bytes_]] = {}
         self._members = members_of(dict.fromkeys(store.members))
         self._beton: BetonFields | None = None
         self._suffixes = {suffix.encode(): suffix for suffix in store.members}
-        self._scores = store.score(score) if score else None
+        self._columns: dict[str, NDArray[Any]] = {}
+        self._columns |= {"__score__": store.score(score)} if score else {}
+        self._columns |= {"__label__": labels} if labels is not None else {}
         self.reader = reader_of(store.urls, storage, marks=store.shard_fingerprints())
         self.ledger = Ledger()
         self._skipped = SharedIds(max_unreadable if on_error == "skip" else 0)
@@ -118,7 +125,7 @@ class ShardDataset(Dataset[Any]):
             while begin < end:
                 begin = self._fill(samples, plan, shard, begin, end)
         self.ledger.add(self.reader.counts.take())
-        if self._scores is not None or self.store.epoch_weights is not None:
+        if self._columns or self.store.epoch_weights is not None:
             self._add_columns(samples, np.array(ids, dtype=np.int64))
         for row, one in enumerate(ids):
             if type(one) is PlannedId and one.repeated and samples[row] is not None:
@@ -204,12 +211,11 @@ class ShardDataset(Dataset[Any]):
         return self._keys[shard]
 
     def _add_columns(self, samples: list[Any], wanted: NDArray[np.int64]) -> None:
-        """Add weight and score to raw samples."""
-        rows, columns = self.store.rows(wanted), {}
+        """Add weight, score and label to raw samples."""
+        rows = self.store.rows(wanted)
+        columns = {name: values[rows].tolist() for name, values in self._columns.items()}
         if self.store.epoch_weights is not None:
             columns["__weight__"] = self.store.epoch_weights.numpy()[rows].tolist()
-        if self._scores is not None:
-            columns["__score__"] = self._scores[rows].tolist()
         for name, values in columns.items():
             for sample, value in zip(samples, values, strict=True):
                 if sample is not None:

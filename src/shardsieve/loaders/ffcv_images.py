@@ -41,6 +41,7 @@ class FfcvImages:
         batch_size: int,
         size: int,
         threads: int = 1,
+        labels: NDArray[np.int64] | None = None,
     ) -> None:
         """Compile FFCV's pipeline; it is shared with other passes over the same file.
 
@@ -50,6 +51,7 @@ class FfcvImages:
             batch_size: Of one rank.
             size: Pixels per side.
             threads: Of FFCV, per rank.
+            labels: int64 (n,), in the order of rows; None takes the store's.
 
         Raises:
             MissingDependencyError: If FFCV is not installed.
@@ -57,7 +59,7 @@ class FfcvImages:
         """
         self.store, self.sampler, self.batch_size = store, sampler, batch_size
         self.ledger, self.unreadable = Ledger(), list[int]()
-        self._labels = torch.from_numpy(store.labels())
+        self._labels = torch.from_numpy(store.labels() if labels is None else labels)
         self._lengths = store.ranges[..., 1].reshape(-1)[: len(store)]
         most = min(max(threads, 1), os.cpu_count() or 1)
         url = store.urls[0]

@@ -25,10 +25,10 @@ from shardsieve.store.layout import (
     unpad,
     write_contents,
 )
-from shardsieve.store.rows import StoredRows
+from shardsieve.store.tables import SampleTables
 
 
-class Store:
+class Store(SampleTables):
     """A data set's index, embeddings and scores.
 
     A *sample id* is `shard * rows_per_shard + position`, int64, and never changes. Any number of
@@ -60,9 +60,6 @@ class Store:
         self.samples: NDArray[np.int64] = self._read("shard/samples")
         self._need_chunks("shard/samples", self.samples > 0)
         self.epoch_weights: Any = None
-
-    def __len__(self) -> int:
-        return int(self.samples.sum())
 
     @property
     def num_shards(self) -> int:
@@ -229,75 +226,6 @@ class Store:
         """Return how a score was made."""
         return dict(self._array(f"score/{name}").attrs)
 
-    # Embeddings -----------------------------------------------------------------------------
-
-    @property
-    def embeddings(self) -> list[str]:
-        """Names of the stored embeddings."""
-        return self._names("embedding")
-
-    def embedding_name(self, name: str | None) -> str:
-        """Return the name of a stored embedding; None stands for the only one.
-
-        Raises:
-            MissingScoreError: If there is no such embedding, or not just one.
-        """
-        names = self.embeddings
-        if name is None and len(names) == 1:
-            return names[0]
-        if name is None or name not in names:
-            known = ", ".join(names) or "none yet; run `shardsieve embed`"
-            raise MissingScoreError(
-                f"embedding must be one of those stored ({known}), got {name!r}"
-            )
-        return name
-
-    def embedding_array(self, name: str, dim: int | None = None) -> zarr.Array[Any]:
-        """Return the (S, L, D) float16 array, created when `dim` is given and it is absent."""
-        if dim is not None and name not in self.embeddings:
-            return self._new_array(f"embedding/{checked_name(name)}", (dim,), "float16")
-        return self._array(f"embedding/{name}")
-
-    def embedding(self, name: str) -> NDArray[np.float16]:
-        """Return all embeddings in id order: float16 (n, d)."""
-        return unpad(np.asarray(self.embedding_array(name)[:]), self.samples)
-
-    def embedding_rows(self, name: str) -> StoredRows:
-        """Return the embeddings as rows in id order, float16 (n, d), of which no copy is held."""
-        return StoredRows(self.embedding_array(name), self.samples)
-
-    def forget_embedding(self, name: str) -> None:
-        """Delete an embedding and its signals, if they are there."""
-        self._delete(f"signal/{name}")
-        self._delete(f"embedding/{name}")
-
-    # Signals --------------------------------------------------------------------------------
-
-    @property
-    def signal_tables(self) -> list[str]:
-        """Names of the stored signals: what a network says about every sample."""
-        return self._names("signal")
-
-    def signal_array(
-        self, name: str, networks: int = 0, signals: tuple[str, ...] = ()
-    ) -> zarr.Array[Any]:
-        """Return the (S, L, K, F) float32 array; created when it is absent and K is given.
-
-        Args:
-            name: As of the embedding made in the same pass.
-            networks: K, such as one network at several epochs.
-            signals: The F names, kept in the attribute `signals`.
-        """
-        if networks and name not in self.signal_tables:
-            array = self._new_array(f"signal/{name}", (networks, len(signals)), "float32")
-            array.attrs["signals"] = list(signals)
-            return array
-        return self._array(f"signal/{name}")
-
-    def signals(self, name: str) -> NDArray[np.float32]:
-        """Return all signals in id order: float32 (n, K, F); NaN where there is no label."""
-        return unpad(np.asarray(self.signal_array(name)[:]), self.samples)
-
     # Checks ---------------------------------------------------------------------------------
 
     def tables(self) -> list[str]:
@@ -331,38 +259,6 @@ class Store:
             raise StoreFormatError(
                 f"{self.path} has lost what {name} held of shard {url}; index it again"
             )
-
-    def _new_array(self, name: str, sizes: tuple[int, ...], dtype: str) -> zarr.Array[Any]:
-        shape = (self._stored_shards(), self.rows_per_shard, *sizes)
-        with told_about_disk(self.path):
-            array = make_array(self.group, name, shape, dtype, np.nan)
-            write_contents(self.group)
-            return array
-
-    def _delete(self, name: str) -> None:
-        with told_about_disk(self.path):
-            del self.group[name]
-            write_contents(self.group)
-
-    def _has(self, name: str) -> bool:
-        return isinstance(self.group.get(name), zarr.Array)
-
-    def _stored_shards(self) -> int:
-        """Return the rows of stored arrays: shards may have been appended since it was opened."""
-        return int(self._array("shard/samples").shape[0])
-
-    def _names(self, kind: str) -> list[str]:
-        group = self.group.get(kind)
-        return sorted(group.array_keys()) if isinstance(group, zarr.Group) else []
-
-    def _array(self, name: str) -> zarr.Array[Any]:
-        found = self.group.get(name)
-        if not isinstance(found, zarr.Array):
-            raise StoreFormatError(f"{self.path} has no array {name}; make it first")
-        return found
-
-    def _read(self, name: str) -> Any:
-        return np.asarray(self._array(name)[: self._num_shards])
 
 
 def open_store(path: str | Path, *, mode: str = "r+") -> Store:

@@ -37,6 +37,7 @@ class TrainConfig:
             that epoch on; before the first pair, and without any, they keep `size`.
         channels_last: Store images and weights channel by channel of a pixel, faster on GPUs.
         compile: Run the network through `torch.compile`.
+        pseudo_labels: Name of stored pseudo-labels to train on; None trains on the labels.
         shuffle_window: Shards shuffled together.
         seed: Of weights, order and augmentation.
         max_unreadable: Samples to skip when they cannot be read; one more stops the run.
@@ -61,6 +62,7 @@ class TrainConfig:
     resolutions: tuple[tuple[int, int], ...] = ()
     channels_last: bool = False
     compile: bool = False
+    pseudo_labels: str | None = None
     shuffle_window: int = 16
     seed: int = 0
     max_unreadable: int = 0

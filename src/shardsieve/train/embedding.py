@@ -58,6 +58,7 @@ def embed(
     size: int | None = None,
     channels: int | None = None,
     normalise: str = "half",
+    pseudo_labels: str | None = None,
     batch_size: int = 256,
     max_unreadable: int = 0,
     workers: int = 0,
@@ -80,6 +81,7 @@ def embed(
         size: Pixels per side; None takes the first sample's.
         channels: 3 or 1; None likewise.
         normalise: As in `normalised`.
+        pseudo_labels: Name of those that the classifiers learned; None of the store's labels.
         max_unreadable: Images to skip when they cannot be read; their rows stay NaN.
         batch_size: Images per forward pass.
         workers: Processes per rank that read and decode; 0 does so between the forward passes.
@@ -96,7 +98,8 @@ def embed(
     checked_name(name)  # on every rank, before one makes the arrays
     guessed = fixed_size(store)
     size, channels = size or guessed[0], channels or guessed[1]
-    data = readable(store, ImageDecoder(size, channels), max_unreadable)
+    how: dict[str, Any] = {"max_unreadable": max_unreadable, "pseudo_labels": pseudo_labels}
+    data = readable(store, ImageDecoder(size, channels), **how)
     pass_ = _Pass(network, classifiers, accelerator, normalise)
     if accelerator.is_main_process:
         _make_arrays(store, name, pass_, size, channels)

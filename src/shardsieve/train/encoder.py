@@ -23,6 +23,7 @@ class Encoder(NamedTuple):
         channels: 3 or 1; None likewise.
         normalise: As in `normalised`.
         num_classes: Its outputs, where a run made it; None of another network.
+        pseudo_labels: Those that the run was trained on, if any.
         snapshots: The run's network after earlier epochs, by their number, ascending.
     """
 
@@ -31,6 +32,7 @@ class Encoder(NamedTuple):
     channels: int | None
     normalise: str = "half"
     num_classes: int | None = None
+    pseudo_labels: str | None = None
     snapshots: Mapping[int, nn.Module] = MappingProxyType({})
 
     def classifiers(self, num_classes: int) -> list[nn.Module]:
@@ -45,7 +47,8 @@ def save_network(
 ) -> None:
     """Write a trained network to the run's `model.pt`, or its state after an earlier epoch."""
     how = {"spec": config.model, "num_classes": classes}
-    seen = {"size": config.size, "channels": config.channels, "normalise": config.normalise}
+    seen: dict[str, Any] = {"size": config.size, "channels": config.channels}
+    seen |= {"normalise": config.normalise, "pseudo_labels": config.pseudo_labels}
     name = f"model-{epoch:04d}.pt" if epoch else MODEL
     run.save(name, {**how, **seen, "weights": network.state_dict()})
 
@@ -85,7 +88,8 @@ def _of_run(path: Path) -> Encoder:
         for earlier in sorted(path.parent.glob("model-*.pt")):
             snapshots[int(earlier.stem.removeprefix("model-"))] = _network(run.load(earlier.name))
     seen = held["size"], held["channels"], held.get("normalise", "half")
-    return Encoder(_network(held), *seen, int(held["num_classes"]), snapshots)
+    told = int(held["num_classes"]), held.get("pseudo_labels")
+    return Encoder(_network(held), *seen, *told, snapshots)
 
 
 def _network(held: Any) -> nn.Module:

@@ -12,6 +12,7 @@ from shardsieve.loaders.sampler import PrunedShardSampler
 from shardsieve.store.store import Store
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.images import Batch
+from shardsieve.train.labels import labels_of
 
 
 class FfcvBatches:
@@ -57,9 +58,8 @@ def ffcv_loader(
     assert config.size is not None
     how: dict[str, Any] = {"seed": config.seed, "batch_size": config.batch_size}
     sampler = PrunedShardSampler(store, **chosen, **how, window=0 if in_order else None)
-    images = FfcvImages(
-        store, sampler, batch_size=config.batch_size, size=config.size, threads=config.workers
-    )
+    how = {"batch_size": config.batch_size, "size": config.size, "threads": config.workers}
+    images = FfcvImages(store, sampler, labels=labels_of(store, config.pseudo_labels), **how)
     return FfcvBatches(images, config.channels or 3), sampler
 
 

@@ -53,7 +53,8 @@ class ImageDecoder:
         size: Side in pixels: scaled so that it fills the square, then cut in the centre. None
             keeps the size.
         channels: 3 for colour, 1 for grey.
-        label_member: Suffix of the member that holds the label as a decimal number.
+        label_member: Suffix of the member that holds the label as a decimal number, for samples
+            without `__label__`.
         crops: Crop at random instead of in the centre; needs a size.
     """
 
@@ -64,8 +65,8 @@ class ImageDecoder:
 
     def __call__(self, sample: Sample) -> Decoded:
         """Return (uint8 (c, h, w), label, id, weight). No image or no label is a ValueError."""
-        text = sample.get(self.label_member)
-        if text is None:
+        label = sample.get("__label__", sample.get(self.label_member))
+        if label is None:
             raise ValueError(f"a sample must have a {self.label_member} member, got none")
         image, mode = image_of(sample), "RGB" if self.channels == 3 else "L"
         if self.crops is not None and self.size is not None:
@@ -80,7 +81,7 @@ class ImageDecoder:
         pixels = pixels.reshape(*pixels.shape[:2], self.channels).transpose(2, 0, 1)
         image_tensor = torch.from_numpy(np.ascontiguousarray(pixels))
         weight = float(sample.get("__weight__", 1.0))
-        return image_tensor, int(text), int(sample["__id__"]), weight
+        return image_tensor, int(label), int(sample["__id__"]), weight
 
 
 def collate(samples: list[Decoded]) -> Batch:

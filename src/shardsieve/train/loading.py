@@ -13,6 +13,7 @@ from shardsieve.train.config import TrainConfig
 from shardsieve.train.crops import RandomCrops
 from shardsieve.train.ffcv_batches import FfcvBatches, ffcv_loader
 from shardsieve.train.images import ImageDecoder, collate
+from shardsieve.train.labels import labels_of
 
 
 def make_loader(
@@ -43,7 +44,12 @@ def make_loader(
     crops = RandomCrops(config.seed) if config.augment == "resized" and not in_order else None
     decoder = ImageDecoder(config.size, config.channels or 3, crops=crops)
     loader: DataLoader[Any] = DataLoader(
-        readable(store, decoder, config.max_unreadable),
+        readable(
+            store,
+            decoder,
+            max_unreadable=config.max_unreadable,
+            pseudo_labels=config.pseudo_labels,
+        ),
         sampler=sampler,
         batch_size=config.batch_size,
         num_workers=config.workers,
@@ -53,10 +59,17 @@ def make_loader(
     return loader, sampler
 
 
-def readable(store: Store, decoder: ImageDecoder, max_unreadable: int) -> ShardDataset:
-    """Return decoded samples that skip up to so many unreadable ones."""
+def readable(
+    store: Store, decoder: ImageDecoder, *, max_unreadable: int, pseudo_labels: str | None
+) -> ShardDataset:
+    """Return decoded samples with the labels of the index, or pseudo-labels; -1 where none is.
+
+    Up to so many unreadable ones are skipped.
+    """
     on_error = "skip" if max_unreadable else "raise"
-    return ShardDataset(store, decoder, on_error=on_error, max_unreadable=max_unreadable)
+    labels = labels_of(store, pseudo_labels)
+    how: dict[str, Any] = {"on_error": on_error, "max_unreadable": max_unreadable}
+    return ShardDataset(store, decoder, labels=labels, **how)
 
 
 def set_epoch(loader: Any, sampler: PrunedShardSampler, epoch: int) -> None:

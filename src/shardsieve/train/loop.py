@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from shardsieve.policy.base import Policy
 from shardsieve.store.store import Store
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
-from shardsieve.train.evaluation import evaluate
+from shardsieve.train.evaluation import accuracy, evaluate
 from shardsieve.train.images import Batch
 from shardsieve.train.loading import make_loader, set_epoch
 from shardsieve.train.progress import Done, Progress
@@ -124,13 +124,17 @@ class Trainer:
                 self._save()
 
     def evaluate(self, store: Store, keep: KeepSet) -> float:
-        """Return the accuracy in `[0, 1]` over a keep set; what it took goes into `done`."""
+        """Return the accuracy in `[0, 1]` over a keep set; what it took goes into `done`.
+
+        Pseudo-classes stand for the classes that suit them best.
+        """
         begin = time.perf_counter()
         network = self.stepper.evaluated()
-        accuracy = evaluate(network, store, keep, self.config, self.accelerator)
+        labelled = replace(self.config, pseudo_labels=None)
+        table = evaluate(network, store, keep, labelled, self.accelerator)
         seen = Cost(forward=len(keep), nbytes=keep.nbytes(store))
         self.done.evaluation += seen + self.spent(begin)
-        return accuracy
+        return accuracy(table, len(keep), matched=labelled != self.config)
 
     def spent(self, begin: float) -> Cost:
         """Return the time since `begin`, a reading of `time.perf_counter`."""

@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
 
-from shardsieve._errors import ShardsieveError
 from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet
 from shardsieve.order import random_bits
@@ -25,6 +24,7 @@ from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.encoder import save_network
 from shardsieve.train.images import fixed_size, normalised
+from shardsieve.train.labels import count_classes, identity_of
 from shardsieve.train.loading import make_loader
 from shardsieve.train.loop import Trainer
 from shardsieve.train.nets import load_model
@@ -61,22 +61,6 @@ def with_known_images(store: Store, config: TrainConfig) -> TrainConfig:
         return config
     size, channels = fixed_size(store)
     return replace(config, size=config.size or size, channels=config.channels or channels)
-
-
-def count_classes(store: Store) -> int:
-    """Return the number of classes: the largest label plus one.
-
-    Raises:
-        ShardsieveError: If a sample has no label.
-    """
-    labels = store.labels()
-    missing = int((labels < 0).sum())
-    if missing:
-        raise ShardsieveError(
-            f"{missing} of {len(labels)} samples of {store.path} have no label; pack them with a "
-            "`cls` member, or name the member with `shardsieve index --label-member`"
-        )
-    return int(labels.max()) + 1
 
 
 def score_seeds(
@@ -132,11 +116,13 @@ def score_seeds(
     """
     checked_name(name)
     _check_scores(config, window, scores, clean_pass, adversary)
-    num_classes, config = count_classes(store), with_known_images(store, config)
+    num_classes = count_classes(store, config.pseudo_labels)
+    config = with_known_images(store, config)
     kept_epochs = set(snapshot_epochs(config.epochs, snapshots)) - {config.epochs}
     keep, run = KeepSet.from_ids(store, seeds), RunFolder(folder)
     identity: dict[str, Any] = {"kind": "score", "store": store.fingerprint, "seeds": keep.digest}
     identity |= {"name": name, "window": window, "clean_pass": clean_pass, **config.to_dict()}
+    identity |= identity_of(store, config.pseudo_labels)
     # Named only where they are used, so that runs of earlier releases go on.
     if held_out is not None:
         identity["held_out"] = KeepSet.from_ids(store, held_out).digest
@@ -202,7 +188,8 @@ def _check_scores(
 def _made(
     config: TrainConfig, keep: KeepSet, clean_pass: bool, adversary: Adversary | None
 ) -> dict[str, Any]:
-    made: dict[str, Any] = {"paradigm": "supervised", "model": config.model}
+    paradigm = "supervised" if config.pseudo_labels is None else "unsupervised"
+    made: dict[str, Any] = {"paradigm": paradigm, "model": config.model}
     made |= {"epochs": config.epochs, "seeds": len(keep), "seeds_digest": keep.digest}
     made |= {"seed": config.seed, "view": "clean" if clean_pass else "training"}
     if adversary is not None:

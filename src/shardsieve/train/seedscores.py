@@ -96,12 +96,16 @@ def put_seed_scores(
 def forget_run(store: Store, run: str) -> None:
     """Delete what a seed run left in a store, with its second run for the ceiling, if it is there.
 
-    These are its dynamics and scores, also those of held-out seeds and those computed later.
+    These are its dynamics, scores and pseudo-labels, also those of held-out seeds and scores
+    computed later.
     """
     runs = [f"{run}{again}{held}" for again in ("", "_again") for held in ("", "_held_out")]
     for name in store.scores:
         if store.provenance(name).get("dynamics") in runs:
             store.forget_score(name)
+    for name in store.pseudo_label_sets:
+        if store.pseudo_label_making(name).get("dynamics") in runs:
+            store.forget_pseudo_labels(name)
     for one in runs:
         Recorder.forget(store, one)
 

@@ -18,12 +18,14 @@ from shardsieve.store.store import Store
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.encoder import save_network
+from shardsieve.train.evaluation import need_matching
+from shardsieve.train.labels import count_classes, identity_of
 from shardsieve.train.ledger import NOTHING, Overhead, ledger
 from shardsieve.train.loop import Trainer
 from shardsieve.train.nets import load_model
 from shardsieve.train.progress import Progress
 from shardsieve.train.runfolder import RESULT, RunFolder
-from shardsieve.train.seeding import count_classes, with_known_images
+from shardsieve.train.seeding import with_known_images
 
 LEARNED = "learned.pt"
 
@@ -73,11 +75,15 @@ def train_subset(
         ValueError: If nothing is kept, or the policy's schedule is shorter than the run.
         Stopped: After SIGTERM, when the state is saved.
     """
-    num_classes, config = count_classes(store), with_known_images(store, config)
-    _check_score(store, keep, policy_score)
+    needed = keep.ids() if isinstance(keep, KeepSet) else None
+    num_classes = count_classes(store, config.pseudo_labels, ids=needed)
+    config = with_known_images(store, config)
+    matched = test is not None and config.pseudo_labels is not None
+    _check(store, keep, policy_score, matched=matched)
     run = RunFolder(folder)
     identity: dict[str, Any] = {"kind": "train", "store": store.fingerprint, **_of(keep)}
     identity |= {"test": test.fingerprint if test else None, **config.to_dict()}
+    identity |= identity_of(store, config.pseudo_labels)
     identity |= {"adversary": adversary.to_dict()} if adversary is not None else {}
     run.refuse_another(identity)
     finished = run.result()
@@ -127,7 +133,10 @@ def tracked_as(run: RunFolder, identity: Mapping[str, Any]) -> dict[str, dict[st
     return {"wandb": {"dir": str(logs), "name": run.path.name, "id": name, "resume": "allow"}}
 
 
-def _check_score(store: Store, keep: KeepSet | Policy, name: str | None) -> None:
+def _check(store: Store, keep: KeepSet | Policy, name: str | None, *, matched: bool) -> None:
+    """Refuse what could only fail after the training."""
+    if matched:
+        need_matching()
     if name is None:
         return
     if not isinstance(keep, Policy):

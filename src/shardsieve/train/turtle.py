@@ -140,11 +140,12 @@ def score_unsupervised(
     scores: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Find pseudo-labels of the seeds, save the dynamics towards them, and store scores.
+    """Find pseudo-labels, save the dynamics of the seeds towards them, and store scores.
 
     Every epoch's task encoder is recorded against the sample's own final pseudo-label. Labels of
-    the store are not read. The epochs' encoders are held: T·C·(d + 1) float32. Started again it
-    only computes scores that are not stored yet.
+    the store are not read. The last task encoder gives every sample with an embedding its
+    pseudo-label, stored under the run's name: to train on, see `TrainConfig`. The epochs' encoders
+    are held: T·C·(d + 1) float32. Started again it only computes scores that are not stored yet.
 
     Args:
         store: Open for writing, with embeddings.
@@ -185,6 +186,8 @@ def score_unsupervised(
         if progress:
             progress(len(encoders), config.epochs)
     recorder = _recorded(points, ids, encoders)
+    labels = _labels(store, embedding, encoders[-1])
+    store.put_pseudo_labels(name, labels, provenance={**made, "dynamics": name})
     spent = Cost.timed(time.perf_counter() - begin)
     recorder.made = {**made, **recorder.made, "cost": spent.to_dict()}
     recorder.save(store, name)
@@ -203,6 +206,18 @@ def _recorded(points: Tensor, ids: NDArray[np.int64], encoders: Sequence[Layer])
             recorder.record(torch.from_numpy(ids)[rows], logits, labels)
         recorder.end_epoch()
     return recorder
+
+
+def _labels(store: Store, embedding: str, encoder: Layer) -> NDArray[np.int64]:
+    """Return the pseudo-label of every sample, int64 (n,); -1 for one without an embedding."""
+    rows, labels = store.embedding_rows(embedding), np.full(len(store), -1, dtype=np.int64)
+    for begin in range(0, len(store), _BLOCK):
+        places = np.arange(begin, min(begin + _BLOCK, len(store)))
+        block = rows.take(places)
+        there = np.isfinite(block).all(axis=1)
+        points = torch.from_numpy(block[there].astype(np.float32)).to(encoder[0].device)
+        labels[places[there]] = linear(points, *encoder).argmax(dim=1).cpu().numpy()
+    return labels
 
 
 def _points(

@@ -1,0 +1,107 @@
+"""How a chain's steps are made: each when its inputs have changed, decided by one process."""
+
+import shutil
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from shardsieve._errors import ShardsieveError
+from shardsieve.commands import marks
+from shardsieve.commands.sections import Recipe
+from shardsieve.commands.steps import Result, Steps
+from shardsieve.store.store import Store, open_store
+from shardsieve.train.launch import make_accelerator, on_main
+from shardsieve.train.ledger import full_run_cost
+from shardsieve.train.seedscores import forget_run
+
+STATE = "steps.json"
+
+Inputs = dict[str, Any]
+T = TypeVar("T")
+
+
+class Chain:
+    """What the steps of one recipe share.
+
+    Attributes:
+        recipe: What is made.
+        path: Of the store.
+        results: What each step returned, by its name.
+        skipped: Names of the steps that were done before.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.path = recipe, recipe.data.store
+        self.results: Result = {}
+        self.skipped: list[str] = []
+        self._check_files()
+        self._accelerator = make_accelerator()
+        self._steps = Steps(recipe.work / STATE)
+
+    @cached_property
+    def _store(self) -> Store:
+        return open_store(self.path)
+
+    @cached_property
+    def _data(self) -> str:
+        return marks.mark_of_data(self._store)
+
+    def _step(
+        self,
+        name: str,
+        inputs: Callable[[], Inputs],
+        make: Callable[[str], Result],
+        output: Callable[[Result], marks.Mark],
+        made: Callable[[str], Iterable[str]],
+    ) -> None:
+        """Make a step unless it is done; one process decides that for all."""
+
+        def decided() -> tuple[str, Result | None]:
+            digest = marks.digest_of([name, inputs()])
+            held = self._steps.result(name, digest, output)
+            if held is None:
+                names = made(digest[:8])
+                self._steps.begin(name, digest, names, str(self.path.resolve()), self._remove)
+            return digest, held
+
+        digest, held = self._on_main(decided)
+        if held is not None:
+            self.results[name] = held
+            self.skipped.append(name)
+            return
+        result = self.results[name] = make(digest[:8])
+        self._on_main(lambda: self._steps.finish(name, digest, output(result), result))
+
+    def _check_files(self) -> None:
+        """Refuse what would only come to light after hours."""
+        train: Any = self.recipe.train
+        if train is not None and train.full_run is not None:
+            full_run_cost(train.full_run)
+        embed = self.recipe.embed
+        if embed is not None and embed.weights is not None and not embed.weights.is_file():
+            raise ShardsieveError(f"no checkpoint at {embed.weights}; check embed.weights")
+
+    def _run(self, result: Result) -> Path:
+        """Return the folder of a run, which may have moved with the work folder."""
+        return self.recipe.work / Path(result["run"]).name
+
+    def _remove(self, name: str) -> None:
+        """Remove what an earlier making of a step left in the store."""
+        kind, _, name = name.partition("/")
+        if kind == "run":
+            self._forget_seed_runs()
+            forget_run(self._store, name)
+        elif kind == "embedding":
+            self._store.forget_embedding(name)
+        else:
+            self._store.forget_score(name)
+
+    def _forget_seed_runs(self, *, other_than: Path | None = None) -> None:
+        # The store holds the scores of one seed run: of another one nothing may be left over.
+        for folder in self.recipe.work.glob("score-*"):
+            if other_than is None or folder.name.removesuffix("-again") != other_than.name:
+                shutil.rmtree(folder)
+
+    def _on_main(self, make: Callable[[], T]) -> T:
+        return on_main(self._accelerator, make)

@@ -1,0 +1,150 @@
+"""The sections of a configuration of `shardsieve run`, with their keys and usual values."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+from shardsieve.train.adversary import Adversary
+from shardsieve.train.config import TrainConfig
+from shardsieve.train.launch import DEFAULT_TRACKERS
+
+
+class Section(BaseModel):
+    """Part of a recipe; a key it does not know is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+_TRAINING: dict[str, Any] = {f.name: (f.type, f.default) for f in fields(TrainConfig)}
+Training: type[Section] = create_model("Training", __base__=Section, **_TRAINING)
+"""A section with every setting of `TrainConfig`."""
+
+_ATTACK: dict[str, Any] = {f.name: (f.type, f.default) for f in fields(Adversary)}
+Attack: Any = create_model("Attack", __base__=Section, **_ATTACK)
+"""Adversarial training: every setting of `Adversary`."""
+
+
+class Shards(Section):
+    """Shards and their store; `urls`, as in `shardsieve index`, may be left out of a made one."""
+
+    store: Path
+    urls: str | list[str] | None = None
+    label_member: str = "cls"
+
+
+class Turtle(Section):
+    """Settings of `TurtleConfig`; without `classes` it finds as many as there are labels."""
+
+    classes: int | None = None
+    epochs: int = 400
+    gamma: float = 10.0
+    inner_steps: int = 10
+    learning_rate: float = 1e-3
+    batch_size: int = 10_000
+
+
+class Score(Training):  # type: ignore[misc,valid-type]
+    """The seed run: its share of the samples, and its settings, as in `shardsieve score`.
+
+    With `turtle` it is an unsupervised one, which needs an embedding and trains no network; its
+    pseudo-labels are called `seed`.
+    """
+
+    seeds: float = 0.2
+    per_class: bool = False
+    window: int = 10
+    scores: list[str] | None = None
+    clean_pass: bool = False
+    held_out: float | None = None
+    snapshots: int | None = None
+    match_steps_of: int | None = None
+    ceiling: bool = False
+    checkpoint_steps: int = 0
+    adversary: Attack | None = None
+    turtle: Turtle | None = None
+
+
+class Embed(Section):
+    """The pass over everything; without `model` it uses the seed run's network."""
+
+    model: str | None = None
+    weights: Path | None = None
+    size: int | None = None
+    channels: int | None = None
+    batch_size: int = 256
+    max_unreadable: int = 0
+    workers: int = 0
+    precision: str = "no"
+
+
+class Extrapolate(Section):
+    """Which seed score is predicted for the rest, and how, as in `shardsieve extrapolate`."""
+
+    score: str = "dyn_unc"
+    method: str = "knn"
+    k: int | Literal["auto"] = 50
+    weights: str = "exp"
+    search: str = "auto"
+    min_recall: float = 0.99
+    layer: str = "gcn"
+    graph: str = "all"
+    labels: bool = False
+    folds: int = 5
+    match: bool | None = None
+    seed_scores: str = "measured"
+    seed: int = 0
+
+
+class Select(Section):
+    """What is kept, as in `shardsieve select`; the extrapolated score unless told otherwise."""
+
+    keep_fraction: float = 0.5
+    rule: str = "top"
+    score: str | None = None
+    threshold: float | None = None
+    class_floor: int = 0
+    hard_cutoff: float | None = None
+    difficulty: str | None = None
+    bins: int | None = None
+    embedding: str | None = None
+    drop_missing: bool = False
+
+
+class Train(Training):  # type: ignore[misc,valid-type]
+    """The training on what is kept, as in `shardsieve train`; a policy has `name` and constants."""
+
+    policy: dict[str, Any] | None = None
+    policy_score: str | None = None
+    full_run: Path | None = None
+    adversary: Attack | None = None
+    evaluate_every: int = 0
+    checkpoint_steps: int = 0
+    track: tuple[str, ...] = DEFAULT_TRACKERS
+
+
+class Report(Section):
+    """The page about the score; `out` lies in the work folder unless it is absolute."""
+
+    out: Path = Path("report.html")
+
+
+class Recipe(Section):
+    """A whole chain. Steps whose section is left out are not made.
+
+    Attributes:
+        work: Folder of the runs and of what is known about finished steps.
+        data: The training samples.
+        test: The samples to evaluate on.
+    """
+
+    work: Path
+    data: Shards
+    test: Shards | None = None
+    score: Score | None = None
+    embed: Embed | None = None
+    extrapolate: Extrapolate | None = None
+    select: Select = Select()
+    train: Train | None = None
+    report: Report | None = None

@@ -1,0 +1,210 @@
+"""Arrays of a store beside its index: embeddings, signals and pseudo-labels by shard."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import ArrayLike, NDArray
+
+from shardsieve._errors import MissingScoreError, StoreFormatError, StoreMismatchError
+from shardsieve.store.layout import (
+    checked_name,
+    make_array,
+    told_about_disk,
+    unpad,
+    write_contents,
+)
+from shardsieve.store.rows import StoredRows
+
+
+class SampleTables:
+    """What a store holds about its samples besides index and scores; a base of `Store`."""
+
+    path: Path | str
+    group: zarr.Group
+    rows_per_shard: int
+    samples: NDArray[np.int64]
+    _num_shards: Any
+
+    def __len__(self) -> int:
+        return int(self.samples.sum())
+
+    # Embeddings -----------------------------------------------------------------------------
+
+    @property
+    def embeddings(self) -> list[str]:
+        """Names of the stored embeddings."""
+        return self._names("embedding")
+
+    def embedding_name(self, name: str | None) -> str:
+        """Return the name of a stored embedding; None stands for the only one.
+
+        Raises:
+            MissingScoreError: If there is no such embedding, or not just one.
+        """
+        names = self.embeddings
+        if name is None and len(names) == 1:
+            return names[0]
+        if name is None or name not in names:
+            known = ", ".join(names) or "none yet; run `shardsieve embed`"
+            raise MissingScoreError(
+                f"embedding must be one of those stored ({known}), got {name!r}"
+            )
+        return name
+
+    def embedding_array(self, name: str, dim: int | None = None) -> zarr.Array[Any]:
+        """Return the (S, L, D) float16 array, created when `dim` is given and it is absent."""
+        if dim is not None and name not in self.embeddings:
+            return self._new_array(f"embedding/{checked_name(name)}", (dim,), "float16")
+        return self._array(f"embedding/{name}")
+
+    def embedding(self, name: str) -> NDArray[np.float16]:
+        """Return all embeddings in id order: float16 (n, d)."""
+        return unpad(np.asarray(self.embedding_array(name)[:]), self.samples)
+
+    def embedding_rows(self, name: str) -> StoredRows:
+        """Return the embeddings as rows in id order, float16 (n, d), of which no copy is held."""
+        return StoredRows(self.embedding_array(name), self.samples)
+
+    def forget_embedding(self, name: str) -> None:
+        """Delete an embedding and its signals, if they are there."""
+        self._delete(f"signal/{name}")
+        self._delete(f"embedding/{name}")
+
+    # Signals --------------------------------------------------------------------------------
+
+    @property
+    def signal_tables(self) -> list[str]:
+        """Names of the stored signals: what a network says about every sample."""
+        return self._names("signal")
+
+    def signal_array(
+        self, name: str, networks: int = 0, signals: tuple[str, ...] = ()
+    ) -> zarr.Array[Any]:
+        """Return the (S, L, K, F) float32 array; created when it is absent and K is given.
+
+        Args:
+            name: As of the embedding made in the same pass.
+            networks: K, such as one network at several epochs.
+            signals: The F names, kept in the attribute `signals`.
+        """
+        if networks and name not in self.signal_tables:
+            array = self._new_array(f"signal/{name}", (networks, len(signals)), "float32")
+            array.attrs["signals"] = list(signals)
+            return array
+        return self._array(f"signal/{name}")
+
+    def signals(self, name: str) -> NDArray[np.float32]:
+        """Return all signals in id order: float32 (n, K, F); NaN where there is no label."""
+        return unpad(np.asarray(self.signal_array(name)[:]), self.samples)
+
+    # Pseudo-labels --------------------------------------------------------------------------
+
+    @property
+    def pseudo_label_sets(self) -> list[str]:
+        """Names of the stored pseudo-labels; those whose writing was cut short are not listed."""
+        names = self._names("pseudo_label")
+        return [name for name in names if "date" in self._array(f"pseudo_label/{name}").attrs]
+
+    def put_pseudo_labels(
+        self, name: str, labels: ArrayLike, *, provenance: Mapping[str, Any] | None = None
+    ) -> None:
+        """Store one class per sample to train on in place of its label; see `TrainConfig`.
+
+        Args:
+            name: As of a score; stored pseudo-labels are replaced by those of the same making only.
+            labels: int (n,), aligned with `ids()`, at least 0; -1 where there is none.
+            provenance: How they were made, JSON-ready; stored with the date.
+
+        Raises:
+            ValueError: If shape or type differ, or a class is below -1 or takes more than 31 bits.
+            StoreMismatchError: If the name holds others.
+        """
+        values = np.asarray(labels)
+        if values.shape != (len(self),) or values.dtype.kind not in "iu":
+            raise ValueError(
+                f"labels must be integers of shape ({len(self)},), got {values.dtype} "
+                f"{values.shape}"
+            )
+        if len(values) and not -1 <= values.min() <= values.max() < 2**31:
+            raise ValueError(
+                f"labels must lie in [-1, {2**31}), got {values.min()} to {values.max()}"
+            )
+        made = json.loads(json.dumps(dict(provenance or {})))
+        if checked_name(name) in self.pseudo_label_sets and self.pseudo_label_making(name) != made:
+            raise StoreMismatchError(
+                f"pseudo-labels {name!r} of {self.path} were made otherwise; choose another name"
+            )
+        used = np.arange(self.rows_per_shard) < self.samples[:, None]
+        table = np.full(used.shape, -1, dtype=np.int32)
+        table[used] = values
+        array = self._new_array(f"pseudo_label/{name}", (), "int32", -1)
+        with told_about_disk(self.path):
+            array[: len(table)] = table
+            date = datetime.now(UTC).isoformat(timespec="seconds")
+            array.update_attributes({**made, "date": date})
+            write_contents(self.group)
+
+    def pseudo_labels(self, name: str) -> NDArray[np.int64]:
+        """Return stored pseudo-labels in id order, int64 (n,); -1 where there is none.
+
+        Raises:
+            MissingScoreError: If there are none of that name, listing those there are.
+        """
+        if name not in self.pseudo_label_sets:
+            known = ", ".join(self.pseudo_label_sets) or "none"
+            raise MissingScoreError(
+                f"pseudo-labels must be among those in {self.path} ({known}), got {name!r}; run "
+                "`shardsieve score --paradigm unsupervised`, or put_pseudo_labels"
+            )
+        return unpad(self._read(f"pseudo_label/{name}"), self.samples).astype(np.int64)
+
+    def pseudo_label_making(self, name: str) -> dict[str, Any]:
+        """Return how pseudo-labels were made, without the date."""
+        made = dict(self._array(f"pseudo_label/{name}").attrs)
+        made.pop("date", None)
+        return made
+
+    def forget_pseudo_labels(self, name: str) -> None:
+        """Delete pseudo-labels, if they are there."""
+        self._delete(f"pseudo_label/{name}")
+
+    # Inside ---------------------------------------------------------------------------------
+
+    def _new_array(
+        self, name: str, sizes: tuple[int, ...], dtype: str, fill: Any = np.nan
+    ) -> zarr.Array[Any]:
+        shape = (self._stored_shards(), self.rows_per_shard, *sizes)
+        with told_about_disk(self.path):
+            array = make_array(self.group, name, shape, dtype, fill)
+            write_contents(self.group)
+            return array
+
+    def _delete(self, name: str) -> None:
+        with told_about_disk(self.path):
+            del self.group[name]
+            write_contents(self.group)
+
+    def _has(self, name: str) -> bool:
+        return isinstance(self.group.get(name), zarr.Array)
+
+    def _stored_shards(self) -> int:
+        """Return the rows of stored arrays: shards may have been appended since it was opened."""
+        return int(self._array("shard/samples").shape[0])
+
+    def _names(self, kind: str) -> list[str]:
+        group = self.group.get(kind)
+        return sorted(group.array_keys()) if isinstance(group, zarr.Group) else []
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        found = self.group.get(name)
+        if not isinstance(found, zarr.Array):
+            raise StoreFormatError(f"{self.path} has no array {name}; make it first")
+        return found
+
+    def _read(self, name: str) -> Any:
+        return np.asarray(self._array(name)[: self._num_shards])

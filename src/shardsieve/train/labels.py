@@ -1,0 +1,66 @@
+"""What a network learns to tell: labels of the index, or pseudo-labels of the store."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardsieve._errors import ShardsieveError
+from shardsieve.store.store import Store
+
+
+def labels_of(store: Store, pseudo_labels: str | None = None) -> NDArray[np.int64]:
+    """Return labels, or pseudo-labels of a name, in id order: int64 (n,), -1 where there is none.
+
+    Raises:
+        MissingScoreError: If there are no pseudo-labels of that name.
+    """
+    return store.labels() if pseudo_labels is None else store.pseudo_labels(pseudo_labels)
+
+
+def labels_behind(store: Store, score: str) -> NDArray[np.int64]:
+    """Return the labels that a score's seed run learned, in id order: int64 (n,), -1 for none."""
+    made = store.provenance(score)
+    found = made["dynamics"] if made.get("model") == "turtle" else None
+    return labels_of(store, found or made.get("training", {}).get("pseudo_labels"))
+
+
+def count_classes(
+    store: Store, pseudo_labels: str | None = None, *, ids: NDArray[np.int64] | None = None
+) -> int:
+    """Return the number of classes: the largest label plus one.
+
+    Args:
+        store: Open.
+        pseudo_labels: As in `labels_of`.
+        ids: int64 (m,): the samples that need a pseudo-label; None means all. Labels are needed
+            everywhere.
+
+    Raises:
+        ShardsieveError: If one of them has none.
+    """
+    labels = labels_of(store, pseudo_labels)
+    if pseudo_labels is not None:
+        labels = labels if ids is None else labels[store.rows(ids)]
+        cure = f"embed all of them and score under another name than {pseudo_labels!r}"
+    else:
+        cure = (
+            "pack them with a `cls` member, name the member with `shardsieve index "
+            "--label-member`, or train on pseudo-labels (`score --paradigm unsupervised`)"
+        )
+    missing = int((labels < 0).sum())
+    if missing:
+        kind = "label" if pseudo_labels is None else "pseudo-label"
+        raise ShardsieveError(
+            f"{missing} of {len(labels)} samples of {store.path} have no {kind}; {cure}"
+        )
+    return int(labels.max(initial=0)) + 1
+
+
+def identity_of(store: Store, pseudo_labels: str | None) -> dict[str, Any]:
+    """Return what of the labels belongs to the identity of a run, besides the store."""
+    if pseudo_labels is None:
+        return {}
+    values = store.pseudo_labels(pseudo_labels).tobytes()
+    return {"pseudo_labels_digest": hashlib.blake2b(values, digest_size=8).hexdigest()}
