@@ -19,7 +19,7 @@ def put_at_once(context, shared, lists):
     workers = [context.Process(target=put, args=(shared, start, ids, told)) for ids in lists]
     for worker in workers:
         worker.start()
-    answers = [told.get(timeout=60) for _ in workers]
+    answers = [told.get(timeout=200) for _ in workers]
     for worker in workers:
         worker.join()
     return answers
@@ -30,7 +30,7 @@ def test_no_id_is_lost_where_workers_meet(method):
     shared = SharedIds(400)
     lists = [list(range(400 * worker, 400 * worker + 100)) for worker in range(4)]
     answers = put_at_once(get_context(method), shared, lists)
-    assert shared.ids() == sum(lists, [])
+    assert shared.ids() == [one for ids in lists for one in ids]
     assert all(map(all, answers))
 
 
