@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,13 +11,14 @@ import pytest
 from obstore.exceptions import GenericError
 from obstore.store import HTTPStore
 from servers import range_server
-from tars import write_shards
+from tars import write_shards, write_tar
 from torch.utils.data import DataLoader
 
 import shardsieve as ss
 from shardsieve.io import local, objects, source
 from shardsieve.io.joined import JoinedReader
 from shardsieve.io.spans import Storage
+from shardsieve.store import create
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +125,27 @@ def test_the_first_error_of_an_index_stops_the_walks_that_are_under_way(tmp_path
         with pytest.raises(ss.CorruptShardError, match=r"s-000\.tar is not a tar"):
             ss.index([f"{server.url}/{path.name}" for path in paths], tmp_path / "s.zarr")
         assert len(server.seen) < 60  # of 120 blocks
+
+
+def test_objects_are_checked_several_at_a_time_and_named_in_order(tmp_path, monkeypatch):
+    paths = write_shards(tmp_path / "d", [5, 6, 7])
+    meet, walk, done = threading.Barrier(3), create.index_shard, []
+
+    def walked(url):
+        meet.wait(60)
+        return walk(url)
+
+    with range_server(tmp_path / "d") as server:
+        store = ss.index([f"{server.url}/{path.name}" for path in paths], tmp_path / "s.zarr")
+        monkeypatch.setattr(create, "index_shard", walked)
+        create.check(store, progress=lambda *how: done.append(how))
+        assert done == [(1, 3), (2, 3), (3, 3)]
+        write_tar(paths[1], [("z.jpg", b"1")])
+        paths[2].unlink()
+        done.clear()
+        with pytest.raises(ss.StoreMismatchError, match=r"s-001\.tar holds other samples"):
+            create.check(store, progress=lambda *how: done.append(how))
+        assert done == [(1, 3)]
 
 
 def test_opening_bears_a_throttled_request(s3, tmp_path):
