@@ -1,6 +1,8 @@
 from importlib.util import find_spec
 
+import pytest
 from hypothesis import HealthCheck, settings
+from servers import CREDENTIALS, S3Server
 
 # The same examples on every machine: a red CI must be red here too.
 settings.register_profile(
@@ -8,7 +10,8 @@ settings.register_profile(
     deadline=None,
     derandomize=True,
     max_examples=100,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    # Drawing is slow on a machine at work: that says nothing about a test.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("shardsieve")
 
@@ -18,3 +21,13 @@ collect_ignore = [] if find_spec("ffcv") else ["test_beton.py", "test_ffcv.py"]
 
 def pytest_report_header():
     return [] if find_spec("ffcv") else "ffcv is not installed: its tests are left out"
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """An S3 of its own for every test."""
+    server = S3Server()
+    for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": server.endpoint}.items():
+        monkeypatch.setenv(name, value)
+    yield server
+    server.close()

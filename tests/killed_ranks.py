@@ -1,4 +1,4 @@
-"""Start a training on one or two ranks, and stop or kill it with all its processes."""
+"""Start something on one or two ranks, and stop or kill it with all its processes."""
 
 import signal
 import subprocess
@@ -13,7 +13,7 @@ ALONE = [sys.executable, TOOL]
 ON_TWO = [*TWO_CPUS, TOOL]
 
 
-def stopped(command, ready, number, timeout=120):
+def stopped(command, ready, number, timeout=200):
     """Start a command and send a signal when ready; return its exit status.
 
     SIGKILL goes to every process at once, as when a machine is lost: the launcher's ranks live in

@@ -1,14 +1,29 @@
 """Start scripts and the program as real processes."""
 
 import contextlib
-import os
 import pathlib
-import signal
+import random
+import socket
 import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+
+
+def free_port():
+    """A port that nobody has, nor is given: the system takes those above for whoever asks for any.
+
+    Accelerate's own choice is one of them, and may be taken before its processes listen.
+    """
+    while True:
+        port = random.SystemRandom().randrange(12_000, 32_000)
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("", port))
+            return port
+
+
+PORT = str(free_port())
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", PORT]
 TWO_CPUS = [*LAUNCH, "--config_file", str(ROOT / "configs/two_cpu.yaml")]
 
 
@@ -29,34 +44,12 @@ def on_ranks(ranks, script, *arguments):
     subprocess.run(command, check=True, timeout=300)
 
 
-def killed_after(command, ready, timeout=120):
-    """Start a command, kill it and all that it started with SIGKILL as soon as `ready()` holds.
+def killed_at(pattern, command):
+    """Run a Python command that kills itself with SIGKILL once a file or folder is there.
 
-    Returns its exit status.
+    It happens at its next use of a file, however slow the machine is: somebody who looks on from
+    outside may come too late. Returns its exit status.
     """
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = timeout * 100
-        while process.poll() is None and not ready() and deadline:
-            try:
-                process.wait(0.01)
-            except subprocess.TimeoutExpired:
-                deadline -= 1
-    finally:
-        for pid in [process.pid, *started_by(process.pid)]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
-    return process.returncode
-
-
-def started_by(pid):
-    """The processes that a process started, and those that these started: launchers detach them."""
-    parents = {}
-    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-    found = [pid]
-    for parent in found:
-        found += [child for child, of in parents.items() if of == parent]
-    return found[1:]
+    dying = [sys.executable, str(ROOT / "tests/dying.py"), str(pattern), *command[1:]]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.run(dying, timeout=300, **quiet).returncode

@@ -17,8 +17,11 @@ def ids_of(samples):
     return torch.tensor([s["__id__"] for s in samples if s["__weight__"]], dtype=torch.int64)
 
 
-def main(store_path, out, start, kind, pause):
-    """Go on from the state file `start`, if it is there, and log to `out`."""
+def main(store_path, out, start, kind, end):
+    """Go on from the state file `start`, if it is there, and log to `out`.
+
+    With `waits` as its end it never makes the last step: whoever kills it is not too late.
+    """
     accelerator, out = Accelerator(cpu=True), Path(out)
     store = ss.open_store(store_path, mode="r")
     sampler = ss.PrunedShardSampler(store, keep_fraction=0.7, rule="random", seed=4, groups=2)
@@ -28,7 +31,9 @@ def main(store_path, out, start, kind, pause):
     loader = DataLoader(data, 4, sampler=sampler, collate_fn=ids_of, num_workers=2)
     loader = accelerator.prepare(loader) if kind == "prepared" else loader
     with (out / f"rank{accelerator.process_index}.jsonl").open("w") as log:
-        for ids in loader:
+        for step, ids in enumerate(loader, start=1):
+            if end == "waits":
+                time.sleep(0.05 if step < len(loader) else 600)
             # All ranks meet in every step, as in training: unequal steps would hang.
             accelerator.reduce(torch.ones(1), "sum")
             log.write(json.dumps(ids.tolist()) + "\n")
@@ -38,7 +43,6 @@ def main(store_path, out, start, kind, pause):
                 partial = out / "state.partial"
                 partial.write_text(json.dumps(sampler.state_dict()))
                 os.replace(partial, out / "state.json")  # noqa: PTH105
-            time.sleep(float(pause))
     (out / f"done{accelerator.process_index}of{accelerator.num_processes}").touch()
     accelerator.end_training()
 

@@ -4,26 +4,32 @@ import asyncio
 import random
 import socket
 import threading
+import uuid
+from collections import Counter
 from contextlib import contextmanager
 from email.utils import formatdate
 from pathlib import Path
 
 PIECE = 256 << 10
+# Fewer than the attempts of one read, whichever of many requests meet the faults.
+MOST_FAULTS = 5
 
 
 class RangeServer:
     """Serves a folder's files by range.
 
     Attributes:
-        faults: Share of the range requests that are throttled, reset or cut short.
+        faults: Share of the range requests that are throttled, reset or cut short; below 1, at
+            most 5 times one after the other for one range.
         seen: Bytes of the bodies sent whole, in order.
         failed: Kinds of the faults made.
     """
 
-    def __init__(self, folder, *, latency=0.0, bandwidth=None, faults=0.0, seed=0):
+    def __init__(self, folder, *, latency=0.0, bandwidth=None, faults=0.0, seed=0, piece=PIECE):
         self.folder, self.latency, self.bandwidth = Path(folder), latency, bandwidth
+        self.piece = piece
         self.faults, self.draw = faults, random.Random(seed)
-        self.seen, self.failed = [], []
+        self.seen, self.failed, self._in_a_row = [], [], Counter()
         self.url = ""
 
     async def start(self):
@@ -58,7 +64,7 @@ class RangeServer:
         if wanted:
             first, last = wanted.removeprefix("bytes=").split("-")
             begin, end = int(first), min(int(last or size) + 1, size)
-        fault = self._fault() if wanted else None
+        fault = self._fault((target, wanted)) if wanted else None
         if fault == "throttle":
             writer.write(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n")
             return True
@@ -70,16 +76,21 @@ class RangeServer:
         if fault is not None:
             writer.write(body[: len(body) // 2])
             await writer.drain()
+            link = writer.get_extra_info("socket")
             if fault == "reset":
-                link = writer.get_extra_info("socket")
                 link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            # A forked process may hold the connection too: closing it here would not end it.
+            link.shutdown(socket.SHUT_RDWR)
             return False
         self.seen.append(len(body))
         await self._send(writer, body)
         return True
 
-    def _fault(self):
-        if self.draw.random() >= self.faults:
+    def _fault(self, request):
+        self._in_a_row[request] += 1
+        spared = self.faults < 1 and self._in_a_row[request] > MOST_FAULTS
+        if self.draw.random() >= self.faults or spared:
+            del self._in_a_row[request]
             return None
         self.failed.append(self.draw.choice(["throttle", "reset", "short"]))
         return self.failed[-1]
@@ -87,11 +98,12 @@ class RangeServer:
     async def _send(self, writer, body):
         clock = asyncio.get_running_loop().time
         start, view = clock(), memoryview(body)
-        for at in range(0, len(body), PIECE):
-            writer.write(view[at : at + PIECE])
+        for at in range(0, len(body), self.piece):
+            end = min(at + self.piece, len(body))
+            writer.write(view[at:end])
             await writer.drain()
             if self.bandwidth:
-                await asyncio.sleep(start + min(at + PIECE, len(body)) / self.bandwidth - clock())
+                await asyncio.sleep(start + end / self.bandwidth - clock())
 
 
 def _head(status, length, path, more=""):
@@ -128,7 +140,7 @@ def range_server(folder, **how):
     stop = []
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    if not ready.wait(10):
+    if not ready.wait(60):
         raise RuntimeError("the server did not start")
     try:
         yield server
@@ -168,8 +180,8 @@ class S3Server:
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         how = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
         self.client = boto3.client("s3", endpoint_url=self.endpoint, region_name="us-east-1", **how)
-        # obstore's clients live as long as the process: each endpoint has its own bucket's name.
-        self.bucket = f"bucket-{self._server.server_port}"
+        # obstore's clients and moto's objects live as long as the process, and ports come again.
+        self.bucket = f"bucket-{uuid.uuid4().hex}"
         self.client.create_bucket(Bucket=self.bucket)
 
     def _answer(self, environ, start_response):

@@ -5,7 +5,8 @@ import signal
 
 import numpy as np
 import pytest
-from launching import killed_after, launch, on_ranks, on_two_ranks
+from killed_ranks import stopped
+from launching import launch, on_ranks, on_two_ranks
 from tars import write_shards
 from torch.utils.data import DataLoader
 
@@ -58,13 +59,13 @@ def test_killed_on_two_ranks_a_run_goes_on_on_any_number(tmp_path, kind, after):
     second.mkdir()
     state = first / "state.json"
     how = ["tests/ranks_resume.py", store.path]
-    cut = launch(2, *how, first, state, kind, 0.05)
-    status = killed_after(cut, lambda: (first / "state.json").exists() and done_of(state) >= 40)
-    assert status == -signal.SIGKILL
+    cut = launch(2, *how, first, state, kind, "waits")
+    forty_done = lambda: state.exists() and done_of(state) >= 40  # noqa: E731
+    assert stopped(cut, forty_done, signal.SIGKILL) == -signal.SIGKILL
     assert not list(first.glob("done*"))
     place = done_of(state)
     assert 40 <= place < len(keep)
-    on_ranks(after, *how, second, state, kind, 0)
+    on_ranks(after, *how, second, state, kind, "ends")
     assert len(list(second.glob(f"done*of{after}"))) == after
     before, rest = logged(first, steps=place // 8), logged(second)
     assert len({len(steps) for steps in rest}) == 1

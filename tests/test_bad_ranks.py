@@ -26,7 +26,7 @@ def store(tmp_path_factory):
 
 def launched(store, out, kind):
     command = launch(2, "tests/two_ranks_bad.py", store.path, out, kind)
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.slow
@@ -56,7 +56,7 @@ def test_what_one_process_refuses_for_all_is_said_once(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"work: {tmp_path}/w\ndata: {{store: {tmp_path}/s.zarr, urls: none-*.tar}}\n")
     command = [*TWO_CPUS, "-m", "shardsieve", "run", str(recipe)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     said = [line for line in done.stderr.splitlines() if line.startswith("shardsieve: ")]
     assert done.returncode != 0
     assert said == ["shardsieve: no shards match none-*.tar; check the pattern and the folder"]

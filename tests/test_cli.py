@@ -16,7 +16,7 @@ from shardsieve.commands.extrapolating import extrapolate_score
 def cli(*arguments):
     code = "from shardsieve.cli import main; main()"
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture

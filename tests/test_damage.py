@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import webdataset as wds
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tars import by_webdataset, write_shards, write_tar
 from torch.utils.data import DataLoader
@@ -41,7 +41,7 @@ def ids_of(samples):
     return [sample["__id__"] for sample in samples]
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(cut=st.integers(0, 20_000))
 def test_a_shard_cut_anywhere_gives_whole_samples_or_names_them(tmp_path_factory, cut):
     folder = tmp_path_factory.mktemp("cut")

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from launching import ROOT, TWO_CPUS, killed_after, on_ranks, on_two_ranks
+from launching import ROOT, TWO_CPUS, killed_at, on_ranks, on_two_ranks
 from tars import write_shards
 from two_ranks_gnn import clouds
 
@@ -82,16 +82,12 @@ def test_graph_networks_on_two_ranks_predict_what_one_does(tmp_path):
 
 
 MOMENTS = {
-    "index": lambda store: any(store.parent.glob(".s.zarr.indexing/*.npz")),
-    "score": lambda store: (runs(store) / "history.jsonl").exists(),
-    "scored": lambda store: (store / "score" / "seed_el2n").exists(),
-    "embed": lambda store: any((store / "embedding/seed/c").glob("*")),
-    "extrapolate": lambda store: (store / "score" / "dyn_unc").exists(),
+    "index": ".s.zarr.indexing/*.npz",
+    "score": "s.zarr.runs/seed/history.jsonl",
+    "scored": "s.zarr/score/seed_el2n",
+    "embed": "s.zarr/embedding/seed/c/*",
+    "extrapolate": "s.zarr/score/dyn_unc",
 }
-
-
-def runs(store):
-    return store.with_name("s.zarr.runs") / "seed"
 
 
 @pytest.mark.slow
@@ -99,8 +95,7 @@ def runs(store):
 def test_a_build_killed_at_any_step_ends_in_the_same_store(packed, built, tmp_path, moment):
     store = tmp_path / "s.zarr"
     command = [*PROGRAM, "build", packed[0].pattern, "--store", str(store), *BUILD]
-    status = killed_after(command, lambda: MOMENTS[moment](store))
-    assert status == -signal.SIGKILL
+    assert killed_at(tmp_path / MOMENTS[moment], command) == -signal.SIGKILL
     run(*command)
     again = ss.open_store(store, mode="r")
     assert again.fingerprint == built.fingerprint
@@ -122,7 +117,7 @@ def test_training_killed_in_mid_epoch_ends_in_the_same_weights(packed, built, tm
     tool = [sys.executable, str(ROOT / "tools/train_subset.py"), *how]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run(*tool, "--out", whole)
-    status = killed_after([*tool, "--out", str(cut)], lambda: any(cut.glob("checkpoint-*.pt")))
+    status = killed_at(cut / "checkpoint-*.pt", [*tool, "--out", str(cut)])
     assert status == -signal.SIGKILL
     assert not (cut / "result.json").exists()
     run(*tool, "--out", cut)
@@ -139,9 +134,8 @@ def test_a_run_goes_on_with_two_processes_where_one_was_killed(packed, built, tm
     how += ["--epochs", "3", "--batch-size", "16", "--checkpoint-steps", "2", "--json"]
     how += ["--precision", "bf16", "--schedule", "cosine", "--evaluate-every", "2"]
     script = str(ROOT / "tools/train_subset.py")
-    killed_after(
-        [sys.executable, script, *how], lambda: any((tmp_path / "run").glob("checkpoint-*.pt"))
-    )
+    status = killed_at(tmp_path / "run/checkpoint-*.pt", [sys.executable, script, *how])
+    assert status == -signal.SIGKILL
     result = json.loads(run(*TWO_CPUS, script, *how).splitlines()[-1])
     assert result["processes"] == 2
     assert result["samples"] == 3 * ss.num_kept(len(built), 0.5)

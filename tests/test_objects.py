@@ -1,45 +1,19 @@
 """Shards and stores in object stores: moto's S3 and a range server with faults, on loopback."""
 
-import os
 import random
-import threading
+from types import SimpleNamespace
 
-import boto3
 import numpy as np
 import pytest
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from moto.server import ThreadedMotoServer
 from servers import range_server
 from tars import by_webdataset, write_shards, write_tar
 from torch.utils.data import DataLoader
-from werkzeug.serving import make_server
 
 import shardsieve as ss
-from shardsieve.io import objects
+from shardsieve.io import objects, source
 from shardsieve.io.joined import JoinedReader
 from shardsieve.io.source import measure_storage
 from shardsieve.io.spans import HARD_DISK, OBJECTS, Storage
-
-CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
-
-
-@pytest.fixture(scope="session")
-def s3():
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
-            patch.setenv(name, value)
-        made = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-        made.create_bucket(Bucket="shards")
-        yield made
-    server.stop()
 
 
 @pytest.fixture
@@ -53,15 +27,15 @@ def impatient(monkeypatch):
 
 
 def test_a_store_and_its_shards_live_in_s3(s3, shards, tmp_path):
-    for path in shards:
-        s3.upload_file(str(path), "shards", path.name)
-    urls, local = "s3://shards/s-{000..003}.tar", ss.index(shards, tmp_path / "s.zarr")
-    store = ss.index(urls, "s3://shards/set.zarr")
-    assert len(ss.index(urls, "s3://shards/set.zarr")) == 30
+    s3.upload(shards)
+    bucket, local = f"s3://{s3.bucket}", ss.index(shards, tmp_path / "s.zarr")
+    urls, target = f"{bucket}/s-{{000..003}}.tar", f"{bucket}/set.zarr"
+    store = ss.index(urls, target)
+    assert len(ss.index(urls, target)) == 30
     np.testing.assert_array_equal(store.ranges, local.ranges)
     np.testing.assert_array_equal(store.labels(), local.labels())
     store.put_score("up", range(30))
-    again = ss.open_store("s3://shards/set.zarr", mode="r")
+    again = ss.open_store(target, mode="r")
     assert again.scores == ["up"]
     assert again.score("up").tolist() == list(range(30))
     sampler = ss.PrunedShardSampler(again, keep_fraction=0.5, score="up")
@@ -72,12 +46,12 @@ def test_a_store_and_its_shards_live_in_s3(s3, shards, tmp_path):
     assert all(s["jpg"] == truth[s["__key__"]] for s in got)
     assert data.ledger.total.kept == sampler.keep_set.nbytes(again)
     with pytest.raises(ss.StoreMismatchError, match="choose another --store"):
-        ss.index("s3://shards/s-000.tar", "s3://shards/set.zarr")
-    s3.upload_file(str(write_tar(tmp_path / "n.tar", [("z.jpg", b"1")])), "shards", "s-003.tar")
-    with pytest.raises(ss.StoreMismatchError, match=r"s3://shards/s-003\.tar is not the one"):
-        ss.open_store("s3://shards/set.zarr")
-    with pytest.raises(ss.StoreFormatError, match="no store at s3://shards/none"):
-        ss.open_store("s3://shards/none")
+        ss.index(f"{bucket}/s-000.tar", target)
+    s3.upload([write_tar(tmp_path / "s-003.tar", [("z.jpg", b"1")])])
+    with pytest.raises(ss.StoreMismatchError, match=rf"{bucket}/s-003\.tar is not the one"):
+        ss.open_store(target)
+    with pytest.raises(ss.StoreFormatError, match=f"no store at {bucket}/none"):
+        ss.open_store(f"{bucket}/none")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -102,55 +76,29 @@ def test_faults_lose_nothing_also_in_forked_workers(shards, tmp_path, workers):
         assert sum((w.kept for w in data.ledger.workers), 0) == total.kept
 
 
-class FlakyS3:
-    """moto's S3 behind an application that answers a share of the range requests with faults."""
-
-    def __init__(self, share):
-        self.inner, self.share, self.draw, self.failed = None, share, random.Random(5), 0
-
-    def __call__(self, environ, start_response):
-        if "HTTP_RANGE" in environ and self.draw.random() < self.share:
-            self.failed += 1
-            body = self.draw.choice([b"SlowDown", b"InternalError"])
-            status = "503 Slow Down" if body == b"SlowDown" else "500 Internal Server Error"
-            xml = b"<Error><Code>" + body + b"</Code></Error>"
-            start_response(status, [("Content-Type", "application/xml")])
-            return [xml]
-        return self.inner(environ, start_response)
-
-
 @pytest.mark.parametrize("workers", [0, 2])
-def test_five_percent_of_failing_requests_lose_nothing_in_s3(tmp_path, workers, monkeypatch):
+def test_five_percent_of_failing_requests_lose_nothing_in_s3(s3, tmp_path, workers):
     paths = write_shards(tmp_path / "d", [120, 90, 150])
-    flaky = FlakyS3(0.05)
-    flaky.inner = DomainDispatcherApplication(create_backend_app)
-    server = make_server("127.0.0.1", 0, flaky, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}.items():
-        monkeypatch.setenv(name, value)
-    try:
-        s3 = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
-        bucket = f"flaky-{workers}-{os.getpid()}"
-        s3.create_bucket(Bucket=bucket)
-        for path in paths:
-            s3.upload_file(str(path), bucket, path.name)
-        store = ss.index([f"s3://{bucket}/{path.name}" for path in paths], tmp_path / "s.zarr")
-        before = flaky.failed
-        data = ss.ShardDataset(store)
-        sampler = ss.PrunedShardSampler(store, keep_fraction=0.5, rule="random")
-        loader = DataLoader(data, 16, sampler=sampler, num_workers=workers, collate_fn=list)
-        samples = [sample for batch in loader for sample in batch]
-        assert sorted(s["__id__"] for s in samples) == sampler.keep_set.ids().tolist()
-        truth = {s["__key__"]: s["jpg"] for path in paths for s in by_webdataset(path)}
-        assert all(s["jpg"] == truth[s["__key__"]] for s in samples)
-        assert data.ledger.total.retries == flaky.failed - before > 0
-        assert data.ledger.total.kept == sampler.keep_set.nbytes(store)
-    finally:
-        server.shutdown()
-        thread.join(10)
-        server.server_close()
+    draw, failed = random.Random(5), []
+
+    def flaky(environ):
+        if "HTTP_RANGE" not in environ or draw.random() >= 0.05:
+            return None
+        failed.append(draw.choice(["503 Slow Down", "500 Internal Server Error"]))
+        return failed[-1]
+
+    s3.refuse = flaky
+    store = ss.index(s3.upload(paths), tmp_path / "s.zarr")
+    failed.clear()
+    data = ss.ShardDataset(store)
+    sampler = ss.PrunedShardSampler(store, keep_fraction=0.5, rule="random")
+    loader = DataLoader(data, 16, sampler=sampler, num_workers=workers, collate_fn=list)
+    samples = [sample for batch in loader for sample in batch]
+    assert sorted(s["__id__"] for s in samples) == sampler.keep_set.ids().tolist()
+    truth = {s["__key__"]: s["jpg"] for path in paths for s in by_webdataset(path)}
+    assert all(s["jpg"] == truth[s["__key__"]] for s in samples)
+    assert data.ledger.total.retries == len(failed) > 0
+    assert data.ledger.total.kept == sampler.keep_set.nbytes(store)
 
 
 def test_a_lasting_fault_names_shard_range_and_cause(shards, tmp_path):
@@ -202,12 +150,28 @@ def test_a_slow_disk_is_read_in_joined_spans(shards, tmp_path):
     assert joined.ledger.total.requests < exact.ledger.total.requests
 
 
-def test_storage_is_measured(shards, tmp_path):
-    path = write_tar(tmp_path / "d" / "big.tar", [("a.jpg", bytes(2 << 20))])
-    with range_server(tmp_path / "d", latency=0.02, bandwidth=20e6) as server:
-        found = measure_storage(f"{server.url}/{path.name}")
-    assert 0.02 <= found.latency < 0.5
-    assert found.bandwidth < 40e6
+def test_storage_is_measured(tmp_path, monkeypatch):
+    """By a clock that only reading moves: 20 ms to the first byte, at times 1 s, and 20 MB/s."""
+    path, now = write_tar(tmp_path / "big.tar", [("a.jpg", bytes(2 << 20))]), [0.0]
+    waits = iter([1.0, 0.02, 0.03, 0.02, 0.02, 1.0, 0.01, 0.01, 0.02])
+
+    def read(reader, url, offset, length):
+        assert offset + length <= path.stat().st_size
+        now[0] += next(waits) + (length - 1) / 20e6
+
+    monkeypatch.setattr(JoinedReader, "read", read)
+    monkeypatch.setattr(source, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    found = measure_storage(str(path))
+    assert found.latency == pytest.approx(0.02)
+    assert found.bandwidth == pytest.approx(20e6, rel=1e-4)
+    assert found.in_flight == source.AT_ONCE
+    assert list(waits) == []
+
+
+def test_storage_behind_a_server_is_measured(tmp_path):
+    (tmp_path / "big").write_bytes(bytes(2 << 20))
+    with range_server(tmp_path, latency=0.02) as server:
+        assert measure_storage(f"{server.url}/big").latency >= 0.02
 
 
 def test_a_pipeline_over_urls_is_pruned(shards, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import two_ranks_recorder as shared
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from launching import on_two_ranks
 from torch import nn
@@ -45,7 +45,6 @@ def outputs(batch, epoch, seed):
     return logits, torch.tensor([int(i) % 59 % 4 for i in batch], dtype=torch.int64)
 
 
-@settings(deadline=None)
 @given(runs(), st.sampled_from([1, 9, 2**22]))
 def test_every_signal_is_the_plain_formula_of_what_was_shown_first(run, budget):
     ids, epochs, seed = run
@@ -84,7 +83,6 @@ def test_every_signal_is_the_plain_formula_of_what_was_shown_first(run, budget):
             last = p
 
 
-@settings(deadline=None)
 @given(runs(), st.data())
 def test_stopping_after_any_batch_changes_nothing(run, data):
     ids, epochs, seed = run

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from launching import TWO_CPUS, killed_after
+from launching import TWO_CPUS, killed_at
 
 import shardsieve as ss
 from shardsieve.commands.chain import STATE
@@ -81,9 +81,8 @@ def test_a_killed_chain_goes_on_and_two_processes_make_it_too(packed, tmp_path):
     changes = {"train": {"epochs": 3, "policy": policy, "policy_score": "learned"}}
     paths = [recipe(packed, folder, **changes) for folder in folders]
     command = [sys.executable, "-m", "shardsieve", "run", str(paths[0]), "--json"]
-    state = folders[0] / "work" / STATE
-    scored = lambda: state.exists() and '"result"' in state.read_text()  # noqa: E731
-    assert killed_after(command, scored) == -signal.SIGKILL
+    embedding = folders[0] / "train.zarr/embedding/*"
+    assert killed_at(embedding, command) == -signal.SIGKILL
     done = json.loads(subprocess.check_output(command))
     assert "score" in done["skipped"]
     assert "train" not in done["skipped"]

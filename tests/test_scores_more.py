@@ -6,7 +6,7 @@ import reference_scores as reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_scores import SEEDS, outputs, same, tracks, updates
+from recordings import SEEDS, outputs, same, tracks, updates
 
 import shardsieve as ss
 from shardsieve import scores

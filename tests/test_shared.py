@@ -19,7 +19,7 @@ def put_at_once(context, shared, lists):
     workers = [context.Process(target=put, args=(shared, start, ids, told)) for ids in lists]
     for worker in workers:
         worker.start()
-    answers = [told.get(timeout=60) for _ in workers]
+    answers = [told.get(timeout=200) for _ in workers]
     for worker in workers:
         worker.join()
     return answers

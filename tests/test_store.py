@@ -145,7 +145,7 @@ def test_patterns_name_shards_in_order(shards, tmp_path):
         expand_urls([want[0], f"{folder}/../{folder.name}/s-000.tar"])
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(order=st.permutations(range(4)), killed=st.integers(0, 4), data=st.data())
 def test_the_store_does_not_depend_on_the_order_of_writing(tmp_path_factory, order, killed, data):
     folder = tmp_path_factory.mktemp("order")

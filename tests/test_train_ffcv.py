@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from launching import ROOT, TWO_CPUS, killed_after, on_two_ranks
+from launching import ROOT, TWO_CPUS, killed_at, on_two_ranks
 from PIL import Image
 from test_launched import run
 from test_train import Killed, digest, kill_after
@@ -214,10 +214,8 @@ def test_a_run_over_a_beton_goes_on_with_two_processes_where_one_was_killed(fold
     how = ["--out", str(tmp_path / "run"), "--epochs", "3", "--batch-size", "16", "--json"]
     how += ["--checkpoint-steps", "2", "--schedule", "cosine"]
     script = str(ROOT / "tools/train_subset.py")
-    status = killed_after(
-        [sys.executable, script, *data, *how],
-        lambda: any((tmp_path / "run").glob("checkpoint*.pt")),
-    )
+    command = [sys.executable, script, *data, *how]
+    status = killed_at(tmp_path / "run/checkpoint*.pt", command)
     assert status == -signal.SIGKILL
     assert not (tmp_path / "run/result.json").exists()
     result = json.loads(run(*TWO_CPUS, script, *data, *how).splitlines()[-1])

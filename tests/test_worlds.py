@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import webdataset as wds
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tars import write_shards
 
@@ -55,7 +55,7 @@ def batches_of(sampler, batch):
     return real
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(data=st.data(), tail=st.sampled_from(["uneven", "pad", "drop"]))
 def test_stopping_anywhere_and_going_on_elsewhere_loses_nothing(store, data, tail):
     how, ((first, batch), (second, other)), at = data.draw(worlds(store))
@@ -107,9 +107,7 @@ def real(samples):
     return [s["__id__"] for s in samples if s["__weight__"]]
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60)
 @given(data=st.data(), workers=st.integers(0, 5), more=st.integers(0, 5), inside=st.booleans())
 def test_pipelines_stop_and_go_on_with_any_workers(store, data, workers, more, inside):
     how, ((first, batch), (second, other)), at = data.draw(worlds(store))

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import ShardsieveError
+from shardsieve.scores.inputs import plain
 from shardsieve.store.store import Store
 
 Floats = NDArray[np.float64]
@@ -85,7 +86,7 @@ class Inbox:
         fetched, self._on_device = self._on_device, []
         for ids, losses in fetched:
             if store is not None:
-                self.add(_on_cpu(ids), _on_cpu(losses), store)
+                self.add(plain(ids), plain(losses), store)
 
 
 def world_size() -> int:
@@ -130,8 +131,8 @@ def _gathered(mine: Any) -> list[Any]:
 
 
 def _checked(ids: ArrayLike, losses: ArrayLike, store: Store) -> Losses:
-    wanted = np.asarray(_on_cpu(ids))
-    values = np.asarray(_on_cpu(losses), dtype=np.float64)
+    wanted = np.asarray(plain(ids))
+    values = np.asarray(plain(losses), dtype=np.float64)
     if not wanted.size:  # an empty list has no integers to show
         wanted = wanted.astype(np.int64)
     if wanted.dtype.kind not in "iu":
@@ -167,10 +168,3 @@ def _is_on_device(values: Any) -> bool:
 
 def _detached(values: Any) -> Any:
     return values.detach().clone() if isinstance(values, torch.Tensor) else values
-
-
-def _on_cpu(values: Any) -> Any:
-    if not isinstance(values, torch.Tensor):
-        return values
-    plain = values.detach().cpu()
-    return (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()

@@ -6,7 +6,7 @@ import faiss
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shardsieve.scores.inputs import whole_number
+from shardsieve.scores.inputs import plain, whole_number
 
 
 def k_means(
@@ -35,7 +35,7 @@ def k_means(
     >>> k_means([[2.0, 0.0], [0.0, 3.0]], 2).round(4).max(axis=1).tolist()
     [1.0, 1.0]
     """
-    points = np.array(embeddings, dtype=np.float32, order="C")
+    points = np.array(plain(embeddings), dtype=np.float32, order="C")
     whole_number("clusters", clusters, 1)
     whole_number("iterations", iterations, 1)
     whole_number("restarts", restarts, 1)

@@ -1,8 +1,9 @@
-"""Checks that every scorer makes once, at its entrance.
+"""Checks that every scorer makes once, at its entrance; arrays and tensors are taken alike.
 
 Shapes are written as the names of their axes: `"T n C"` is epochs, samples, classes; `R` is runs.
 """
 
+import sys
 from collections.abc import Collection
 from typing import Any
 
@@ -19,9 +20,27 @@ _PLACES = {"T": " in epoch ", "R": " in run "}
 _RECORD = "record every sample in every epoch, and none after training diverged"
 
 
+def plain(values: Any) -> Any:
+    """Return values as numpy can take them: tensors, also in a list, detached and on the CPU.
+
+    Floats of fewer than 32 bits become float32, which holds every one of them: numpy has no
+    bfloat16. Anything else is left as it is, and torch is not loaded for it.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return values
+    if isinstance(values, torch.Tensor):
+        here = values.detach().cpu()
+        small = here.is_floating_point() and here.element_size() < 4
+        return (here.float() if small else here).numpy()
+    if isinstance(values, (list, tuple)) and any(isinstance(v, torch.Tensor) for v in values):
+        return [plain(value) for value in values]
+    return values
+
+
 def finite(name: str, values: ArrayLike, *shapes: str, cure: str = _RECORD) -> Floats:
     """Return the values as float64 of one of the shapes, all of them finite."""
-    array = np.asarray(values, dtype=np.float64)
+    array = np.asarray(plain(values), dtype=np.float64)
     axes = _axes(name, array, shapes)
     _refuse(name, "be finite", array, ~np.isfinite(array), axes, cure)
     return array
@@ -38,7 +57,7 @@ def probabilities(name: str, values: ArrayLike, *shapes: str) -> Floats:
 
 def truths(name: str, values: ArrayLike, shape: str) -> NDArray[np.bool_]:
     """Return the values as bool of the shape; numbers must be 0 or 1."""
-    array = np.asarray(values)
+    array = np.asarray(plain(values))
     axes = _axes(name, array, (shape,))
     cure = "compare with the label first"
     _refuse(name, "be true or false", array, (array != 0) & (array != 1), axes, cure)
@@ -83,7 +102,7 @@ def batch_values(
     values: ArrayLike, positions: NDArray[np.int64], highest: float, lowest: float = 0.0
 ) -> Floats:
     """Return one value per position as float64 (b,), finite and in `[lowest, highest]`."""
-    array = np.asarray(values, dtype=np.float64)
+    array = np.asarray(plain(values), dtype=np.float64)
     if array.shape != positions.shape:
         raise ValueError(
             f"values must have shape {positions.shape}, got {array.shape}; pass one per position"
@@ -174,7 +193,7 @@ def _refuse(
 
 
 def _integers(name: str, values: ArrayLike) -> NDArray[np.int64]:
-    array = np.asarray(values)
+    array = np.asarray(plain(values))
     if array.size and array.dtype.kind not in "iu":
         raise ValueError(f"{name} must be integers, got {array.dtype}; convert them first")
     return array.astype(np.int64)

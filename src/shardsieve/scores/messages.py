@@ -5,7 +5,7 @@ import heapq
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shardsieve.scores.inputs import Floats, finite
+from shardsieve.scores.inputs import Floats, finite, plain
 
 Ids = NDArray[np.int64]
 _NEIGHBOURS = "pass what `shardsieve.extrapolate.neighbours` returned"
@@ -96,7 +96,7 @@ def _graph(
     """Return scores and the symmetric graph: row i's edges are starts[i] to starts[i + 1]."""
     values = finite("scores", scores, "n", cure="extrapolate the missing scores first")
     apart = finite("distances", distances, "n k", cure=_NEIGHBOURS)
-    ids = np.asarray(neighbours)
+    ids = np.asarray(plain(neighbours))
     n = len(values)
     if ids.shape != apart.shape or len(ids) != n or ids.dtype.kind not in "iu":
         raise ValueError(

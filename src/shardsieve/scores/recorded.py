@@ -17,7 +17,7 @@ from shardsieve.scores.dynamics import (
     variability,
 )
 from shardsieve.scores.events import forgetting
-from shardsieve.scores.inputs import Floats, finite, one_of, whole_number
+from shardsieve.scores.inputs import Floats, finite, one_of, plain, whole_number
 from shardsieve.scores.table import ORIENTATION, oriented
 from shardsieve.scores.windows import mean_of
 
@@ -138,7 +138,7 @@ def from_signals(spec: str, signals: Mapping[str, ArrayLike], *, window: int = 1
         parameters["last"] = row.last
     parameters |= options
     how = {key: value for key, value in parameters.items() if key not in ("first", "last")}
-    signal = np.asarray(signals[row.signal], dtype=np.float64)
+    signal = np.asarray(plain(signals[row.signal]), dtype=np.float64)
     values = row.compute(_epochs(signal, parameters), **how)
     written = ", ".join(f"{key}={value}" for key, value in parameters.items())
     return SeedScore(

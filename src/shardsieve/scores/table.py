@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shardsieve.scores.inputs import plain
+
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
@@ -88,7 +90,7 @@ def oriented(name: str, values: ArrayLike) -> NDArray[np.float64]:
             f"name must be one of {', '.join(ORIENTATION)}, got {name!r}; "
             "a score of your own needs no turning if higher is kept first"
         )
-    array = np.array(values, dtype=np.float64)
+    array = np.array(plain(values), dtype=np.float64)
     if ORIENTATION[name].keep == "middle":
         return _nearness_to_the_middle(array)
     return array if ORIENTATION[name].keep == "high" else -array

@@ -255,6 +255,8 @@ def check_labels(store: Store, label_member: str) -> None:
 def check(store: Store, *, progress: Progress | None = None) -> None:
     """Walk every shard again and compare its sample table with the index, byte for byte.
 
+    Objects are walked several at a time; the first shard in order that is not as indexed is named.
+
     Raises:
         StoreMismatchError: If a shard's table differs, naming the first such shard.
         CorruptShardError: If a shard is damaged.
@@ -262,8 +264,11 @@ def check(store: Store, *, progress: Progress | None = None) -> None:
     if store.kind == "ffcv":
         check_beton(store)
         return
-    for number, (url, want) in enumerate(zip(store.urls, store.tables(), strict=True)):
-        if index_shard(url).table != want:
+    remote = any(map(is_remote, store.urls))
+    tables = at_once(lambda url: index_shard(url).table, store.urls, remote=remote)
+    each = zip(store.urls, store.tables(), tables, strict=True)
+    for number, (url, want, table) in enumerate(each):
+        if table != want:
             raise StoreMismatchError(
                 f"shard {url} holds other samples than the index of {store.path}; index it again"
             )

@@ -1,0 +1,119 @@
+"""Scores of torch tensors, of any type and device, are those of the numbers that they hold."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import shardsieve as ss
+from shardsieve import scores
+from shardsieve.scores.inputs import plain
+
+RNG = np.random.default_rng(0)
+P_TRUE = RNG.random((12, 4))
+PROBS = RNG.dirichlet(np.ones(3), size=(12, 4))
+LABELS = RNG.integers(3, size=4)
+RIGHT = RNG.random((12, 4)) < 0.5
+NEAR, APART = RNG.integers(4, size=(4, 2)), RNG.random((4, 2))
+
+CALLS = {
+    "dynamic_uncertainty": lambda as_: scores.dynamic_uncertainty(as_(P_TRUE)),
+    "tdds": lambda as_: scores.tdds(as_(PROBS)),
+    "el2n": lambda as_: scores.el2n(as_(PROBS), as_(LABELS)),
+    "aum": lambda as_: scores.aum(as_(20 * PROBS - 9), as_(LABELS)),
+    "forgetting": lambda as_: scores.forgetting(as_(RIGHT), presented=as_(~RIGHT)),
+    "message_passing": lambda as_: scores.message_passing(as_(P_TRUE[0]), as_(NEAR), as_(APART)),
+    "prototypicality": lambda as_: scores.prototypicality(as_(PROBS[0]), as_(PROBS[1])),
+    "k_means": lambda as_: scores.k_means(as_(PROBS[0]), 2),
+    "from_signals": lambda as_: scores.from_signals("dyn_unc", {"p_true": as_(P_TRUE)}).values,
+    "oriented": lambda as_: scores.oriented("aum", as_(P_TRUE[0])),
+    "streamed": lambda as_: streamed(as_),
+}
+
+
+def streamed(as_):
+    stream = scores.StreamingDynamicUncertainty(4)
+    for row in P_TRUE:
+        stream.update(as_(np.arange(4)), as_(row))
+    return stream.score()
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor on a device that numpy cannot read."""
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor).detach()
+
+    def detach(self):
+        return torch.Tensor.detach(self).as_subclass(Elsewhere)
+
+    def numpy(self):
+        raise TypeError("can't convert to numpy")
+
+    __array__ = numpy
+
+
+def rounded(array, kind):
+    """The numbers that a tensor of floats of this kind holds; integers and truths as they are."""
+    made = torch.from_numpy(array)
+    return made.to(kind) if made.is_floating_point() else made
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_a_tensor_scores_as_the_array_of_its_numbers(call, kind):
+    def numbers(array):
+        held = rounded(array, kind)
+        return held.double().numpy() if held.is_floating_point() else array
+
+    want = call(numbers)
+    np.testing.assert_array_equal(call(lambda array: rounded(array, kind)), want)
+    assert len(want) >= 2
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_tensor_with_a_gradient_on_another_device_scores_too(call):
+    def far(array):
+        made = torch.from_numpy(array)
+        made = made.requires_grad_() if made.is_floating_point() else made
+        return made.as_subclass(Elsewhere)
+
+    with pytest.raises(TypeError, match="can't convert"):
+        np.asarray(far(P_TRUE))
+    np.testing.assert_array_equal(call(far), call(np.asarray))
+
+
+def test_a_list_of_an_epochs_tensors_is_a_recording():
+    epochs = [torch.from_numpy(row).bfloat16() for row in P_TRUE]
+    want = scores.dynamic_uncertainty(torch.stack(epochs))
+    np.testing.assert_array_equal(scores.dynamic_uncertainty(epochs), want)
+
+
+def test_rules_about_types_stay():
+    with pytest.raises(ValueError, match="labels must be integers, got float32"):
+        scores.el2n(torch.from_numpy(PROBS), torch.ones(4, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match=r"probs must lie in \[0, 1\], got 3.0 for sample 0"):
+        scores.entropy(torch.full((2, 3), 3.0, dtype=torch.bfloat16))
+    assert plain([1, 2]) == [1, 2]
+
+
+def test_half_precision_losses_reach_a_policy(tmp_path):
+    from tars import write_shards
+
+    store = ss.index(write_shards(tmp_path / "d", [6]), tmp_path / "s.zarr")
+    learned = []
+    for kind in (torch.bfloat16, torch.float64):
+        policy = ss.InfoBatch(num_epochs=4)
+        policy.bind(store)
+        policy.update(torch.from_numpy(store.ids()), torch.arange(6).to(kind).requires_grad_())
+        policy.choose(1)
+        learned.append(policy.learned())
+    np.testing.assert_array_equal(*learned)
+
+
+def test_who_has_no_tensor_loads_no_torch():
+    code = "import sys; from shardsieve import scores; scores.margin([[.2, .8]]); "
+    code += "sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=200)
