@@ -20,6 +20,7 @@ from shardsieve.train.launch import DEFAULT_TRACKERS, installed_trackers
 from shardsieve.train.measures import SIGNALS
 from shardsieve.train.nets import check_model
 from shardsieve.train.seedscores import check_specs
+from shardsieve.train.transforms import check_augment
 
 DECIDE_NOTHING = {"workers", "track", "max_unreadable", "checkpoint_steps"}
 """Settings that decide how a step runs, not what it makes."""
@@ -194,7 +195,9 @@ def _check(recipe: Recipe) -> None:
         section = getattr(recipe, name)
         try:
             if section is not None:
-                check_model(settings(section).model)
+                config = settings(section)
+                check_model(config.model)
+                check_augment(config.augment)
             if name == "train":
                 policy_of(recipe)
                 installed_trackers(section.track if section is not None else ())
