@@ -12,7 +12,6 @@ import yaml
 from launching import TWO_CPUS, killed_at
 
 import shardsieve as ss
-from shardsieve.commands.chain import STATE
 from shardsieve.commands.recipe import read_recipe
 from shardsieve.commands.running import run_recipe
 from shardsieve.pack import pack

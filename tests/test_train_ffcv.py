@@ -122,6 +122,18 @@ def test_a_policys_weights_come_with_the_batches(store):
     assert set(weights.values()) == {1, 2}
 
 
+@pytest.mark.parametrize("augment", ["resized", "trivial", "rand", "no_such:factory"])
+def test_augmenting_while_decoding_is_refused_before_a_run_begins(store, tmp_path, augment):
+    config = TrainConfig(size=8, channels=1, augment=augment)
+    how = {"folder": tmp_path / "run", "accelerator": Accelerator(cpu=True)}
+    message = f"must be none, crop, flip for a .beton, got '{augment}', whose crops FFCV cannot"
+    with pytest.raises(ValueError, match=message):
+        score_seeds(store, draw_seeds(store, 0.2), config, window=5, **how)
+    with pytest.raises(ValueError, match=message):
+        train_subset(store, ss.select(store, rule="random", keep_fraction=0.5), config, **how)
+    assert not (tmp_path / "run/run.json").exists()
+
+
 def test_grey_is_pillows():
     pixels = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     want = np.asarray(Image.fromarray(pixels).convert("L"))

@@ -51,6 +51,31 @@ install_ffcv() {
         die "ffcv is installed but cannot be imported, see above"
 }
 
+install_torchvision() {
+    say "installing torchvision"
+    # Without dependencies: torch stays the one that is there.
+    "$venv/bin/pip" install -q -c constraints.txt --no-deps torchvision || {
+        say "no torchvision: pip could not install it, see above"
+        return
+    }
+    local stub
+    stub=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    stub+=/torchvision_beside_cpu_torch.pth
+    rm -f "$stub"
+    if "$venv/bin/python" -c 'import torchvision' 2>/dev/null; then return; fi
+    # PyPI has the GPU build alone. Beside a torch without GPU it lacks the operators that it
+    # describes at import, and fails. Its transforms use none of them: the descriptions are left out.
+    local left_out=torchvision._meta_registrations
+    echo "import sys, types; sys.modules.setdefault('$left_out', types.ModuleType('$left_out'))" \
+        >"$stub"
+    "$venv/bin/python" -c 'import accelerate, torchvision.transforms.v2' || {
+        # Installed and broken, it would break accelerate too.
+        rm -f "$stub"
+        "$venv/bin/pip" uninstall -q -y torchvision
+        say "no torchvision: it cannot be imported beside this torch, see above"
+    }
+}
+
 python=$(find_python)
 stamp=$(cat pyproject.toml constraints.txt tools/setup.sh | sha256sum | cut -c1-16)-$("$python" -V)
 if [ "$(cat "$venv/stamp" 2>/dev/null)" = "$stamp" ]; then exit 0; fi
@@ -62,5 +87,6 @@ say "installing packages (a few minutes the first time)"
 # torch first and pinned: an open version pulls gigabytes of CUDA libraries.
 "$venv/bin/pip" install -q -c constraints.txt torch==2.13.0
 "$venv/bin/pip" install -q -c constraints.txt -e '.[dev,gnn,vision,track]'
+install_torchvision
 install_ffcv
 echo "$stamp" >"$venv/stamp"

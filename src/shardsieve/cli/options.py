@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from shardsieve._errors import ShardsieveError
+from shardsieve.train.transforms import check_augment
 
 
 def local_folder(path: Path) -> Path:
@@ -37,7 +38,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Model = Annotated[str, typer.Option(help="light, resnet18, resnet50 or package.module:factory")]
 BatchSize = Annotated[int, typer.Option(help="Samples per process and step.")]
 Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
-Augment = Annotated[str, typer.Option(help="none, crop, flip (crop and mirror) or resized")]
+Augment = Annotated[
+    str,
+    typer.Option(
+        help="none, crop, flip (crop and mirror), resized, trivial, rand or package.module:factory",
+        callback=check_augment,
+    ),
+]
 Size = Annotated[int | None, typer.Option(help="Pixels per side; the first image's if none.")]
 Channels = Annotated[int | None, typer.Option(help="3 or 1; the first image's if none.")]
 Precision = Annotated[str, typer.Option(help="no, bf16 or fp16")]

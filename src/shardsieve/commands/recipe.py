@@ -22,6 +22,7 @@ from shardsieve.train.launch import installed_trackers
 from shardsieve.train.measures import SIGNALS
 from shardsieve.train.nets import check_model
 from shardsieve.train.seedscores import check_specs
+from shardsieve.train.transforms import check_augment
 from shardsieve.train.turtle import TurtleConfig
 
 DECIDE_NOTHING = {"workers", "track", "max_unreadable", "checkpoint_steps"}
@@ -85,7 +86,9 @@ def _check(recipe: Recipe) -> None:
         section = getattr(recipe, name)
         try:
             if section is not None:
-                check_model(settings(section).model)
+                config = settings(section)
+                check_model(config.model)
+                check_augment(config.augment)
                 adversary_of(section)
             if name == "train":
                 policy_of(recipe)

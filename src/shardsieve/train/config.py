@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 SCHEDULES = ("onecycle", "cosine")
-AUGMENTS = ("none", "crop", "flip", "resized")
+ON_BATCHES = ("none", "crop", "flip")
+AUGMENTS = (*ON_BATCHES, "resized", "trivial", "rand")
 NORMALISE = ("half", "imagenet")
 PRECISIONS = ("no", "bf16", "fp16")
 _WARM = 0.3
@@ -27,7 +28,10 @@ class TrainConfig:
         size: Pixels per side; None takes the first sample's.
         channels: 3 or 1; None takes the first sample's.
         augment: `none`, `crop` (random, padded), `flip` (crop and mirror), `resized` (a random
-            part of the image scaled to `size`, and mirrored: ImageNet's usual one, in the workers).
+            part of the image scaled to `size`, and mirrored: ImageNet's usual one, in the workers);
+            `trivial` and `rand`, which are `resized` and then torchvision's TrivialAugmentWide or
+            RandAugment; or `package.module:factory`, called with nothing, which returns what
+            follows `resized`, from uint8 (c, h, w) to the same.
         precision: `no`, `bf16` or `fp16`.
         normalise: Of pixels in `[0, 1]`: `half` (0.5, 0.25) or `imagenet`, on the device.
         accumulate: Batches per optimiser step, at least 1.
@@ -80,7 +84,6 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         for name, known in (
             ("schedule", SCHEDULES),
-            ("augment", AUGMENTS),
             ("precision", PRECISIONS),
             ("normalise", NORMALISE),
         ):
@@ -88,6 +91,11 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
+        if self.augment not in AUGMENTS and ":" not in self.augment:
+            raise ValueError(
+                f"augment must be one of {', '.join(AUGMENTS)} or package.module:factory, "
+                f"got {self.augment!r}"
+            )
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
         for name in ("label_smoothing", "ema"):
@@ -103,6 +111,11 @@ class TrainConfig:
         settings = asdict(self)
         del settings["workers"], settings["max_unreadable"]
         return settings
+
+    @property
+    def augments_in_workers(self) -> bool:
+        """Whether images are cropped where they are decoded, not as whole batches."""
+        return self.augment not in ON_BATCHES
 
     def resolution(self, epoch: int) -> int | None:
         """Return the pixels per side that an epoch trains on; None leaves the images as they are.

@@ -34,13 +34,18 @@ class RandomCrops:
         self.seed = seed
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
+    @property
+    def epoch(self) -> int:
+        """The epoch that is being cropped."""
+        return int(self._epoch[0])
+
     def set_epoch(self, epoch: int) -> None:
         """Crop otherwise in every epoch."""
         self._epoch[0] = epoch
 
     def crop(self, sample_id: int, width: int, height: int) -> Crop:
         """Return the crop of an image of this size in this epoch."""
-        epoch = int(self._epoch[0])
+        epoch = self.epoch
 
         def draw(number: int) -> float:
             return hash_key(self.seed, _CROP, epoch, sample_id, number) / 2**64

@@ -10,7 +10,7 @@ from torch import Tensor
 from shardsieve.loaders.ffcv_images import FfcvImages
 from shardsieve.loaders.sampler import PrunedShardSampler
 from shardsieve.store.store import Store
-from shardsieve.train.config import TrainConfig
+from shardsieve.train.config import ON_BATCHES, TrainConfig
 from shardsieve.train.images import Batch
 from shardsieve.train.labels import labels_of
 
@@ -48,19 +48,28 @@ def ffcv_loader(
         chosen: The sampler's `keep_set` or `policy`.
 
     Raises:
-        ValueError: If the settings crop while decoding: FFCV's crops cannot be drawn again.
+        ValueError: As `check_ffcv`.
     """
-    if config.augment == "resized":
-        raise ValueError(
-            "augment must be none, crop or flip for a .beton, got 'resized', which FFCV cannot "
-            "draw again after a stop; train on tars for it"
-        )
+    check_ffcv(config)
     assert config.size is not None
     how: dict[str, Any] = {"seed": config.seed, "batch_size": config.batch_size}
     sampler = PrunedShardSampler(store, **chosen, **how, window=0 if in_order else None)
     how = {"batch_size": config.batch_size, "size": config.size, "threads": config.workers}
     images = FfcvImages(store, sampler, labels=labels_of(store, config.pseudo_labels), **how)
     return FfcvBatches(images, config.channels or 3), sampler
+
+
+def check_ffcv(config: TrainConfig) -> None:
+    """Refuse settings that crop while decoding: FFCV's crops cannot be drawn again.
+
+    Raises:
+        ValueError: If they do.
+    """
+    if config.augments_in_workers:
+        raise ValueError(
+            f"augment must be {', '.join(ON_BATCHES)} for a .beton, got {config.augment!r}, whose "
+            "crops FFCV cannot draw again after a stop; train on tars for it"
+        )
 
 
 def grey(images: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from shardsieve._errors import ShardsieveError, UnreadableSampleError
 from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.store.store import Store
 from shardsieve.train.crops import RandomCrops, cropped
+from shardsieve.train.transforms import RandomTransform
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm")
 LARGEST_GUESS = 224
@@ -56,21 +57,24 @@ class ImageDecoder:
         label_member: Suffix of the member that holds the label as a decimal number, for samples
             without `__label__`.
         crops: Crop at random instead of in the centre; needs a size.
+        transform: What is done to a random crop.
     """
 
     size: int | None = None
     channels: int = 3
     label_member: str = "cls"
     crops: RandomCrops | None = None
+    transform: RandomTransform | None = None
 
     def __call__(self, sample: Sample) -> Decoded:
         """Return (uint8 (c, h, w), label, id, weight). No image or no label is a ValueError."""
         label = sample.get("__label__", sample.get(self.label_member))
         if label is None:
             raise ValueError(f"a sample must have a {self.label_member} member, got none")
+        sample_id = int(sample["__id__"])
         image, mode = image_of(sample), "RGB" if self.channels == 3 else "L"
         if self.crops is not None and self.size is not None:
-            crop = self.crops.crop(int(sample["__id__"]), *image.size)
+            crop = self.crops.crop(sample_id, *image.size)
             # A palette cannot be blended.
             image = image if image.mode in ("RGB", "L") else image.convert(mode)
             image = cropped(image, crop, self.size)
@@ -80,8 +84,9 @@ class ImageDecoder:
         pixels = np.array(image, dtype=np.uint8)
         pixels = pixels.reshape(*pixels.shape[:2], self.channels).transpose(2, 0, 1)
         image_tensor = torch.from_numpy(np.ascontiguousarray(pixels))
-        weight = float(sample.get("__weight__", 1.0))
-        return image_tensor, int(label), int(sample["__id__"]), weight
+        if self.crops is not None and self.transform is not None:
+            image_tensor = self.transform(image_tensor, epoch=self.crops.epoch, sample_id=sample_id)
+        return image_tensor, int(label), sample_id, float(sample.get("__weight__", 1.0))
 
 
 def collate(samples: list[Decoded]) -> Batch:

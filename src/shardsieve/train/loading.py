@@ -11,9 +11,10 @@ from shardsieve.policy.base import Policy
 from shardsieve.store.store import Store
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.crops import RandomCrops
-from shardsieve.train.ffcv_batches import FfcvBatches, ffcv_loader
+from shardsieve.train.ffcv_batches import FfcvBatches, check_ffcv, ffcv_loader
 from shardsieve.train.images import ImageDecoder, collate
 from shardsieve.train.labels import labels_of
+from shardsieve.train.transforms import transform_of
 
 
 def make_loader(
@@ -29,8 +30,13 @@ def make_loader(
         store: Where the samples are.
         keep: The samples of every epoch, or a policy that chooses them.
         config: Its size and channels must be known.
-        in_order: Keep the order of the shards, as for evaluation.
+        in_order: Keep the order of the shards and augment nothing, as for evaluation.
+
+    Raises:
+        ShardsieveError, ValueError: As `check_augmenting`.
     """
+    if not in_order:
+        check_augmenting(store, config)
     chosen: dict[str, Any] = {"keep_set": keep} if isinstance(keep, KeepSet) else {"policy": keep}
     if store.kind == "ffcv":
         return ffcv_loader(store, config, in_order=in_order, **chosen)
@@ -41,8 +47,11 @@ def make_loader(
         window=0 if in_order else config.shuffle_window,
         batch_size=config.batch_size,
     )
-    crops = RandomCrops(config.seed) if config.augment == "resized" and not in_order else None
-    decoder = ImageDecoder(config.size, config.channels or 3, crops=crops)
+    drawn: dict[str, Any] = {}
+    if config.augments_in_workers and not in_order:
+        drawn["crops"] = RandomCrops(config.seed)
+        drawn["transform"] = transform_of(config.augment, config.seed)
+    decoder = ImageDecoder(config.size, config.channels or 3, **drawn)
     loader: DataLoader[Any] = DataLoader(
         readable(
             store,
@@ -57,6 +66,25 @@ def make_loader(
         persistent_workers=config.workers > 0,
     )
     return loader, sampler
+
+
+def check_augmenting(store: Store, config: TrainConfig) -> None:
+    """Refuse an augmentation that this store or this machine does not allow.
+
+    Args:
+        store: Of the training samples.
+        config: Its size and channels must be known.
+
+    Raises:
+        ShardsieveError: If what it needs is missing, or cannot be applied to images of this size.
+        ValueError: If it is not for a `.beton`, or makes something else than such images.
+    """
+    if store.kind == "ffcv":
+        return check_ffcv(config)
+    transform = transform_of(config.augment, config.seed)
+    if transform is not None and config.size is not None:
+        transform.check(config.size, config.channels or 3)
+    return None
 
 
 def readable(

@@ -1,6 +1,5 @@
 """Image classifiers, small and usual, and loading of anybody's own."""
 
-import importlib
 import inspect
 from collections.abc import Callable
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from shardsieve._errors import ShardsieveError
+from shardsieve.train.factories import load_factory
 
 
 class ImageNet(nn.Module):
@@ -136,7 +136,7 @@ def check_model(spec: str) -> None:
         ShardsieveError: If there is no such model.
     """
     if spec not in MODELS:
-        _factory(spec)
+        load_factory("model", spec, MODELS)
 
 
 def load_model(spec: str, num_classes: int, in_channels: int = 3) -> nn.Module:
@@ -153,7 +153,7 @@ def load_model(spec: str, num_classes: int, in_channels: int = 3) -> nn.Module:
     """
     if spec in MODELS:
         return MODELS[spec](num_classes, in_channels)
-    factory = _factory(spec)
+    factory = load_factory("model", spec, MODELS)
     model = factory(num_classes) if _takes_argument(factory) else factory()
     if not isinstance(model, nn.Module):
         raise ShardsieveError(f"model {spec!r} must give a torch.nn.Module, got {type(model)}")
@@ -178,18 +178,6 @@ def embed_and_classify(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor
         points = model.features(images)
         return points, model.classifier(points).float()
     return embed_batch(model, images), model(images).float()
-
-
-def _factory(spec: str) -> Callable[..., object]:
-    module, colon, name = spec.partition(":")
-    if not (module and colon and name):
-        known = ", ".join(MODELS)
-        raise ShardsieveError(f"model must be {known} or package.module:factory, got {spec!r}")
-    try:
-        found: Callable[..., object] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ShardsieveError(f"cannot load model {spec!r}: {error}; check the name") from error
-    return found
 
 
 def _takes_argument(factory: Callable[..., object]) -> bool:

@@ -25,7 +25,7 @@ from shardsieve.train.config import TrainConfig
 from shardsieve.train.encoder import save_network
 from shardsieve.train.images import fixed_size, normalised
 from shardsieve.train.labels import count_classes, identity_of
-from shardsieve.train.loading import make_loader
+from shardsieve.train.loading import check_augmenting, make_loader
 from shardsieve.train.loop import Trainer
 from shardsieve.train.nets import load_model
 from shardsieve.train.progress import Progress
@@ -118,6 +118,7 @@ def score_seeds(
     _check_scores(config, window, scores, clean_pass, adversary)
     num_classes = count_classes(store, config.pseudo_labels)
     config = with_known_images(store, config)
+    check_augmenting(store, config)
     kept_epochs = set(snapshot_epochs(config.epochs, snapshots)) - {config.epochs}
     keep, run = KeepSet.from_ids(store, seeds), RunFolder(folder)
     identity: dict[str, Any] = {"kind": "score", "store": store.fingerprint, "seeds": keep.digest}
