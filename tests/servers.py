@@ -21,13 +21,15 @@ class RangeServer:
     Attributes:
         faults: Share of the range requests that are throttled, reset or cut short; below 1, at
             most 5 times one after the other for one range.
+        silent: Whether requests are left without an answer, for as long as that is so.
+        asked: Requests that came.
         seen: Bytes of the bodies sent whole, in order.
         failed: Kinds of the faults made.
     """
 
     def __init__(self, folder, *, latency=0.0, bandwidth=None, faults=0.0, seed=0, piece=PIECE):
         self.folder, self.latency, self.bandwidth = Path(folder), latency, bandwidth
-        self.piece = piece
+        self.piece, self.silent, self.asked = piece, False, 0
         self.faults, self.draw = faults, random.Random(seed)
         self.seen, self.failed, self._in_a_row = [], [], Counter()
         self.url = ""
@@ -50,6 +52,9 @@ class RangeServer:
         """Answer one request; return whether the connection stays."""
         lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         method, target, _ = lines[0].split()
+        self.asked += 1
+        while self.silent:
+            await asyncio.sleep(0.05)
         headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
         path = self.folder / target.lstrip("/")
         if not path.is_file():

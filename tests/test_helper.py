@@ -85,36 +85,55 @@ def test_a_helper_ends_with_the_process_that_asked_also_at_work(tmp_path):
 
 
 INTERRUPTED = """
-import signal, sys
+import signal, sys, time
 import shardsieve as ss
 from shardsieve.io import objects
 # A shell that starts the tests in the background has them, and so this program, ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 objects.FIRST_WAIT = 1000
+objects._TIMEOUTS["read_timeout"] = "1h"
 data = ss.ShardDataset(ss.open_store(sys.argv[1]))
-data[0]
-print("read", flush=True)
-sys.stdin.readline()
-data[1]
+shard = data.store.urls[0]
+
+def work():
+    data.look_ahead(data.store.ids()[2:3])
+    time.sleep(3600)
+
+for call in (
+    lambda: data[1],
+    lambda: ss.open_store(sys.argv[1]),
+    lambda: ss.index(shard, sys.argv[1] + ".new"),
+    lambda: ss.measure_storage(shard),
+    work,
+):
+    print("begins", flush=True)
+    sys.stdin.readline()
+    try:
+        call()
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
 """
 
 
-def test_one_ctrl_c_ends_a_program_that_waits_for_objects(tmp_path):
+def test_one_ctrl_c_ends_whatever_waits_for_objects_and_so_does_the_programs_end(tmp_path):
     (path,) = write_shards(tmp_path / "d", [9])
     with range_server(tmp_path / "d") as server:
         ss.index(f"{server.url}/{path.name}", tmp_path / "s.zarr")
         command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "s.zarr")]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         with subprocess.Popen(command, **pipes) as program:
-            assert program.stdout.readline() == b"read\n"
-            server.faults = 1.0
-            program.stdin.write(b"\n")
-            program.stdin.flush()
-            while not server.failed and program.poll() is None:
-                time.sleep(0.01)
-            time.sleep(0.5)  # it may be anywhere: reading, or waiting to read again
-            program.send_signal(signal.SIGINT)
             try:
-                assert b"KeyboardInterrupt" in program.communicate(timeout=60)[1]
+                for silent in (False, True, True, True, True):
+                    assert program.stdout.readline() == b"begins\n"
+                    # Without silence it waits to read again, else for its first byte.
+                    server.silent, server.faults, before = silent, 1.0, server.asked
+                    program.stdin.write(b"\n")
+                    program.stdin.flush()
+                    while server.asked == before and program.poll() is None:
+                        time.sleep(0.01)
+                    program.send_signal(signal.SIGINT)
+                    assert program.stdout.readline() == b"stopped\n"
+                assert program.communicate(timeout=120) == (b"", b"")
+                assert program.returncode == 0
             finally:
                 program.kill()

@@ -14,7 +14,7 @@ from obstore.store import HTTPStore, from_url
 
 from shardsieve._errors import CorruptShardError, ShardsieveError
 from shardsieve.io.helper import helper_here
-from shardsieve.io.stopping import pause, stopped
+from shardsieve.io.stopping import interruptible, pause, stopped
 
 ATTEMPTS = 7
 FIRST_WAIT = 0.1
@@ -276,6 +276,10 @@ def _mark(found: Any) -> str:
 def _retried(
     once: Callable[[], Any], what: str, kind: type[ShardsieveError] = CorruptShardError
 ) -> tuple[Any, int]:
+    return interruptible(lambda: _tried(once, what, kind))
+
+
+def _tried(once: Callable[[], Any], what: str, kind: type[ShardsieveError]) -> tuple[Any, int]:
     for attempt in range(ATTEMPTS):
         if stopped():
             raise kind(f"cannot {what}: nobody waits for it any more")

@@ -1,6 +1,7 @@
 """Shards wherever they lie: fingerprints, headers to walk, and the reader that suits them."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -61,15 +62,25 @@ def cheap_fingerprints(urls: Sequence[str]) -> list[str]:
 
 
 def at_once(call: Callable[[A], B], items: Iterable[A], *, remote: bool) -> Iterator[B]:
-    """Yield `call(item)` in order; with objects several calls are under way at a time."""
+    """Yield `call(item)` in order; with objects several calls are under way at a time.
+
+    After an error none is under way any more, but a Ctrl-C and who asks no further do not wait.
+    """
     if not remote:
         yield from map(call, items)
         return
     pool = StoppingPool(AT_ONCE)
     try:
-        yield from pool.map(call, items)
-    finally:
+        answers = deque(pool.submit(call, item) for item in items)
+        while answers:
+            yield answers.popleft().result()
+    except (KeyboardInterrupt, GeneratorExit):
+        pool.stop(wait=False)
+        raise
+    except BaseException:
         pool.stop(wait=True)
+        raise
+    pool.stop(wait=True)
 
 
 def walkable(url: str) -> AbstractContextManager[tuple[Callable[[int, int], bytes], int]]:

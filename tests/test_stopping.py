@@ -1,0 +1,90 @@
+"""The pool of threads that can be let go: answers, errors, and what `stop` leaves undone."""
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardsieve.io.source import at_once
+from shardsieve.io.stopping import StoppingPool, interruptible, pause, stopped
+
+
+@given(st.integers(1, 4), st.lists(st.integers(), max_size=20))
+def test_every_call_is_answered_by_as_many_threads_as_are_allowed(threads, numbers):
+    pool, names = StoppingPool(threads), set()
+
+    def negated(number, *, times):
+        names.add(threading.get_ident())
+        return -number * times
+
+    futures = [pool.submit(negated, number, times=2) for number in numbers]
+    assert [future.result() for future in futures] == [-2 * number for number in numbers]
+    assert len(names) <= threads
+    pool.stop(wait=True)
+
+
+def test_a_thread_that_is_free_is_used_again_and_one_more_is_made_where_none_is():
+    pool, both = StoppingPool(8), threading.Barrier(2)
+    first = {pool.submit(threading.get_ident).result()}
+    meeting = [pool.submit(both.wait, 60) for _ in range(2)]
+    assert sorted(future.result() for future in meeting) == [0, 1]
+    assert len(pool._threads) == 2
+    assert first <= {thread.ident for thread in pool._threads}
+    pool.stop(wait=True)
+    assert not any(thread.is_alive() for thread in pool._threads)
+
+
+def test_stopping_drops_what_has_not_begun_and_ends_a_pause():
+    pool, begun = StoppingPool(1), threading.Event()
+
+    def waits():
+        begun.set()
+        pause(3600)
+        return stopped()
+
+    under_way, waiting = pool.submit(waits), pool.submit(int)
+    begun.wait()
+    pool.stop(wait=True)
+    assert under_way.result() is True
+    assert waiting.cancelled()
+    with pytest.raises(RuntimeError, match="take no calls once it was stopped"):
+        pool.submit(int)
+
+
+def test_the_first_error_in_order_is_raised_once_nothing_is_under_way():
+    under_way, late = [], threading.Event()
+
+    def call(number):
+        under_way.append(number)
+        try:
+            if number == 0:
+                late.wait()
+                raise ValueError("zero")
+            late.set()
+            pause(3600)
+        finally:
+            under_way.remove(number)
+
+    with pytest.raises(ValueError, match="zero"):
+        list(at_once(call, range(5), remote=True))
+    assert under_way == []
+
+
+def test_who_asks_no_further_does_not_wait():
+    hold = threading.Event()
+    answers = at_once(lambda number: number or hold.wait(), [1, 0], remote=True)
+    assert next(answers) == 1
+    answers.close()
+    assert not hold.is_set()
+    hold.set()
+
+
+def test_what_can_be_interrupted_returns_and_raises_as_it_would():
+    assert interruptible(threading.get_ident) != threading.get_ident()
+    with pytest.raises(ZeroDivisionError):
+        interruptible(lambda: 1 // 0)
+    pool = StoppingPool(1)
+    inside = pool.submit(lambda: interruptible(threading.get_ident) == threading.get_ident())
+    assert inside.result()  # a thread's own wait is nobody's to interrupt
+    pool.stop(wait=True)
