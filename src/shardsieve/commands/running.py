@@ -29,6 +29,7 @@ from shardsieve.store.layout import holds_store
 from shardsieve.store.store import Store, open_store
 from shardsieve.train.launch import make_accelerator, on_main
 from shardsieve.train.ledger import full_run_cost
+from shardsieve.train.machines import check_same, check_shared, on_all
 from shardsieve.train.runfolder import MODEL, RESULT
 from shardsieve.train.seedscores import forget_run
 
@@ -58,7 +59,9 @@ def run_recipe(path: Path, *, until: str = STEPS[-1]) -> Result:
     """
     if until not in STEPS:
         raise ValueError(f"until must be one of {', '.join(STEPS)}, got {until!r}")
-    chain = _Chain(read_recipe(path))
+    accelerator = make_accelerator()
+    chain = on_all(accelerator, lambda: _Chain(read_recipe(path), accelerator))
+    chain.check_machines()
     for name in STEPS[: STEPS.index(until) + 1]:
         if name == "index" or getattr(chain.recipe, name) is not None:
             getattr(chain, name)()
@@ -72,13 +75,22 @@ class _Chain:
     has made, which is what later steps read.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, accelerator: Any) -> None:
         self.recipe, self.path = recipe, recipe.data.store
         self.results: Result = {}
         self.skipped: list[str] = []
         self._check_files()
-        self._accelerator = make_accelerator()
+        self._accelerator = accelerator
         self._steps = Steps(recipe.work / STATE)
+
+    def check_machines(self) -> None:
+        """See that all processes were given one recipe and share what it makes."""
+        recipe = self.recipe
+        check_same(self._accelerator, recipe.model_dump(mode="json"))
+        folders = {"work": recipe.work, "data.store": recipe.data.store}
+        if recipe.test is not None:
+            folders["test.store"] = recipe.test.store
+        check_shared(self._accelerator, folders)
 
     @cached_property
     def _store(self) -> Store:
@@ -187,8 +199,7 @@ class _Chain:
 
         def make(digest: str) -> Result:
             out = self.recipe.work / f"train-{digest}"
-            if not (out / MODEL).is_file() and (out / RESULT).is_file():
-                self._on_main(lambda: shutil.rmtree(out))
+            self._on_main(lambda: _forget_without_network(out))
             kept = {"evaluate_every", "checkpoint_steps", "policy_score", "full_run"}
             how = section.model_dump(include=kept)
             how |= {"policy": section.policy, "track": tuple(section.track)}
@@ -310,6 +321,12 @@ class _Chain:
 
     def _on_main(self, make: Callable[[], T]) -> T:
         return on_main(self._accelerator, make)
+
+
+def _forget_without_network(run: Path) -> None:
+    """Remove a finished run whose network is gone."""
+    if not (run / MODEL).is_file() and (run / RESULT).is_file():
+        shutil.rmtree(run)
 
 
 def _embedding(digest: str) -> str:

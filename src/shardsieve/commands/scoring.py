@@ -24,6 +24,7 @@ from shardsieve.scores.inputs import one_of
 from shardsieve.scores.recorded import name_of, parsed
 from shardsieve.store.store import Store, open_store
 from shardsieve.train.launch import make_accelerator
+from shardsieve.train.machines import open_together
 from shardsieve.train.seeding import count_classes, draw_seeds
 from shardsieve.train.seedscores import scores_from_dynamics
 from shardsieve.train.turtle import TurtleConfig, score_unsupervised
@@ -74,7 +75,8 @@ def score_unsupervised_store(
     scores: Sequence[str] | None,
 ) -> dict[str, Any]:
     """Score the seeds by TURTLE on stored embeddings; the main process does it alone."""
-    store, accelerator = open_store(path), make_accelerator()
+    accelerator = make_accelerator()
+    store = open_together(accelerator, path)
     embedding = store.embedding_name(embedding)
     config = TurtleConfig(classes or count_classes(store), epochs=epochs, seed=seed)
     result: dict[str, Any] = {}

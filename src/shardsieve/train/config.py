@@ -86,6 +86,11 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
+        if self.normalise == "imagenet" and self.channels not in (None, 3):
+            raise ValueError(
+                f"normalise must be half for {self.channels}-channel images, got 'imagenet', which "
+                "is for 3; or set channels to 3"
+            )
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
         for name in ("label_smoothing", "ema"):
