@@ -1,6 +1,8 @@
 """The store: what goes in comes out, interrupted or not, and mismatches are refused."""
 
+import os
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from tars import write_shards, write_tar
 
 import shardsieve as ss
+from shardsieve.io.source import same_fingerprint
 from shardsieve.shards.names import expand_urls
 from shardsieve.store import create
 from shardsieve.store.create import check
@@ -171,3 +174,29 @@ def test_the_store_does_not_depend_on_the_order_of_writing(tmp_path_factory, ord
     assert contents(stores[0]) == contents(stores[1])
     for name in ("one", "two"):
         assert stores[0].provenance(name) == stores[1].provenance(name)
+
+
+@given(
+    st.integers(10**18, 2 * 10**18),
+    st.integers(10**9, 3 * 10**9),
+    st.sampled_from([100, 10**3, 10**6, 10**9]),
+)
+def test_a_time_cut_off_by_a_file_system_is_the_same_and_no_other_is(time, later, step):
+    kept = time // 100 * 100 + 7
+    cut = kept // step * step
+    assert same_fingerprint(f"5-{kept}", f"5-{cut}")
+    assert same_fingerprint(f"5-{cut}", f"5-{kept}")
+    assert not same_fingerprint(f"6-{kept}", f"5-{cut}")
+    assert not same_fingerprint(f"5-{kept}", f"5-{kept + 1}")
+    assert not same_fingerprint(f"5-{kept + later}", f"5-{cut}")
+    assert not same_fingerprint("5-etag", f"5-{cut}")
+
+
+def test_shards_seen_over_a_coarser_file_system_are_the_ones_indexed(shards, tmp_path):
+    store = ss.index(shards, tmp_path / "s.zarr")
+    stat = Path(shards[1]).stat()
+    os.utime(shards[1], ns=(stat.st_atime_ns, stat.st_mtime_ns // 10**9 * 10**9))
+    ss.open_store(store.path)
+    os.utime(shards[1], ns=(stat.st_atime_ns, stat.st_mtime_ns + 2 * 10**9))
+    with pytest.raises(ss.StoreMismatchError, match=r"s-001\.tar is not the one"):
+        ss.open_store(store.path)

@@ -12,6 +12,7 @@ import typer
 from shardsieve._errors import ShardsieveError
 from shardsieve.cli import kept, scores, shards, trainings
 from shardsieve.train.launch import end_processes, first_to_say
+from shardsieve.train.machines import lost_process
 from shardsieve.train.stopping import Stopped
 
 app = typer.Typer(
@@ -34,6 +35,15 @@ def run(call: Callable[[], Any]) -> int:
     except (ShardsieveError, ValueError) as error:
         _say(f"shardsieve: {str(error).strip()}\n")
         return 2
+    except RuntimeError as error:
+        if not lost_process(error):
+            raise
+        first = str(error).strip().partition(". ")[0][:200]
+        _say(
+            f"shardsieve: another process of this run has ended, and says why where it ran "
+            f"({first}); the same commands go on from the newest checkpoint\n"
+        )
+        return 1
     except Stopped as stopped:
         end_processes()
         _say(f"shardsieve: {stopped}; the same command goes on from there\n")

@@ -16,8 +16,9 @@ from shardsieve.extrapolate.distance import far_share, warn_of_far
 from shardsieve.order import permutation
 from shardsieve.store.layout import told_about_disk
 from shardsieve.store.rows import StoredRows
-from shardsieve.store.store import Store, open_store
+from shardsieve.store.store import Store
 from shardsieve.train.launch import make_accelerator
+from shardsieve.train.machines import open_together
 
 # Old predictions that are made again, to see that they come out as they did and how they were
 # matched.
@@ -38,7 +39,8 @@ def append_score(path: Path, name: str) -> dict[str, Any]:
             their own row alone: a GNN over a graph of all samples does not make such.
         StoreMismatchError: If, fitted again, the extrapolator predicts otherwise than it did.
     """
-    accelerator, store = make_accelerator(), open_store(path)
+    accelerator = make_accelerator()
+    store = open_together(accelerator, path)
     values, made = store.score(name), store.provenance(name)
     method = checked_method(name, made)
     rows = store.embedding_rows(made["embedding"])

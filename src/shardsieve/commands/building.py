@@ -10,6 +10,7 @@ from shardsieve.commands.training import embed_store, score_store
 from shardsieve.store.store import open_store
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.launch import make_accelerator, on_main
+from shardsieve.train.machines import check_shared
 
 SCORES = ("dyn_unc", "tdds", "el2n")
 USUAL_ON_SIGNALS: dict[str, Any] = {"held_out": 0.1, "snapshots": 4}
@@ -54,6 +55,7 @@ def build_store(
     how = usual | {name: value for name, value in how.items() if value is not None}
     accelerator = make_accelerator(precision=config.precision)
     result: dict[str, Any] = {}
+    check_shared(accelerator, {"store": path})
     result["index"] = on_main(accelerator, lambda: make_index(urls, path, label_member))
     draw: dict[str, Any] = {"seed_fraction": seed_fraction, "per_class": per_class}
     result["score"] = score_store(

@@ -11,8 +11,9 @@ from shardsieve.commands import marks
 from shardsieve.commands.sections import Recipe
 from shardsieve.commands.steps import Result, Steps
 from shardsieve.store.store import Store, open_store
-from shardsieve.train.launch import make_accelerator, on_main
+from shardsieve.train.launch import on_main
 from shardsieve.train.ledger import full_run_cost
+from shardsieve.train.machines import check_same, check_shared
 from shardsieve.train.seedscores import forget_run
 
 STATE = "steps.json"
@@ -31,13 +32,22 @@ class Chain:
         skipped: Names of the steps that were done before.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, accelerator: Any) -> None:
         self.recipe, self.path = recipe, recipe.data.store
         self.results: Result = {}
         self.skipped: list[str] = []
         self._check_files()
-        self._accelerator = make_accelerator()
+        self._accelerator = accelerator
         self._steps = Steps(recipe.work / STATE)
+
+    def check_machines(self) -> None:
+        """See that all processes were given one recipe and share what it makes."""
+        recipe = self.recipe
+        check_same(self._accelerator, recipe.model_dump(mode="json"))
+        folders = {"work": recipe.work, "data.store": recipe.data.store}
+        if recipe.test is not None:
+            folders["test.store"] = recipe.test.store
+        check_shared(self._accelerator, folders)
 
     @cached_property
     def _store(self) -> Store:

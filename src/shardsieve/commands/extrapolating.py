@@ -27,8 +27,9 @@ from shardsieve.extrapolate.calibration import match_quantiles
 from shardsieve.extrapolate.choosing import choose_k
 from shardsieve.extrapolate.knn import KNN
 from shardsieve.store.rows import StoredRows
-from shardsieve.store.store import Store, open_store
+from shardsieve.store.store import Store
 from shardsieve.train.launch import make_accelerator, on_main
+from shardsieve.train.machines import open_together
 
 
 def extrapolate_score(
@@ -72,7 +73,8 @@ def extrapolate_score(
             those of the other are passed over.
     """
     checked_seed_scores(seed_scores, method in ON_SIGNALS)
-    begin, accelerator, store = time.perf_counter(), make_accelerator(), open_store(path)
+    begin, accelerator = time.perf_counter(), make_accelerator()
+    store = open_together(accelerator, path)
     embedding = store.embedding_name(embedding)
     rows = store.embedding_rows(embedding)
     readable = readable_rows(rows, store.num_shards)

@@ -28,6 +28,8 @@ from shardsieve.keepset import select
 from shardsieve.store.create import check_labels
 from shardsieve.store.layout import holds_store
 from shardsieve.store.store import open_store
+from shardsieve.train.launch import make_accelerator
+from shardsieve.train.machines import on_all
 from shardsieve.train.runfolder import MODEL, RESULT
 
 STEPS = ("index", "score", "embed", "extrapolate", "train", "report")
@@ -52,8 +54,10 @@ def run_recipe(path: Path, *, until: str = STEPS[-1]) -> Result:
     """
     if until not in STEPS:
         raise ValueError(f"until must be one of {', '.join(STEPS)}, got {until!r}")
-    recipe = read_recipe(path)
-    chain, steps = _Chain(recipe), order_of(recipe)
+    accelerator = make_accelerator()
+    chain = on_all(accelerator, lambda: _Chain(read_recipe(path), accelerator))
+    chain.check_machines()
+    steps = order_of(chain.recipe)
     for name in steps[: steps.index(until) + 1]:
         if name == "index" or getattr(chain.recipe, name) is not None:
             getattr(chain, name)()
@@ -180,8 +184,7 @@ class _Chain(Chain):
 
         def make(digest: str) -> Result:
             out = self.recipe.work / f"train-{digest}"
-            if not (out / MODEL).is_file() and (out / RESULT).is_file():
-                self._on_main(lambda: shutil.rmtree(out))
+            self._on_main(lambda: _forget_without_network(out))
             kept = {"evaluate_every", "checkpoint_steps", "policy_score", "full_run"}
             how = section.model_dump(include=kept)
             how |= {"policy": section.policy, "track": tuple(section.track)}
@@ -266,6 +269,12 @@ class _Chain(Chain):
     def _score(self) -> str | None:
         given, extrapolate = self.recipe.select, self.recipe.extrapolate
         return given.score or (extrapolate.score if extrapolate else None)
+
+
+def _forget_without_network(run: Path) -> None:
+    """Remove a finished run whose network is gone."""
+    if not (run / MODEL).is_file() and (run / RESULT).is_file():
+        shutil.rmtree(run)
 
 
 def _embedding(digest: str) -> str:

@@ -25,6 +25,7 @@ from shardsieve.scores.recorded import name_of, parsed
 from shardsieve.store.store import Store, open_store
 from shardsieve.train.labels import count_classes
 from shardsieve.train.launch import make_accelerator
+from shardsieve.train.machines import open_together
 from shardsieve.train.seeding import draw_seeds
 from shardsieve.train.seedscores import scores_from_dynamics
 from shardsieve.train.turtle import TurtleConfig, score_unsupervised
@@ -88,7 +89,8 @@ def score_unsupervised_store(
         scores: As in `score_unsupervised`.
         **settings: Further ones of `TurtleConfig`.
     """
-    store, accelerator = open_store(path), make_accelerator()
+    accelerator = make_accelerator()
+    store = open_together(accelerator, path)
     embedding = store.embedding_name(embedding)
     config = TurtleConfig(classes or count_classes(store), seed=seed, **settings)
     result: dict[str, Any] = {}

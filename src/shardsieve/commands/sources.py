@@ -7,7 +7,8 @@ from shardsieve.loaders.ffcv_images import image_field, need_ffcv
 from shardsieve.shards.beton import read_beton
 from shardsieve.store.create import index
 from shardsieve.store.store import open_store
-from shardsieve.train.launch import make_accelerator
+from shardsieve.train.launch import make_accelerator, on_main
+from shardsieve.train.machines import check_shared, on_all
 
 
 def store_of(data: str | None, store: Path | None, *, precision: str = "no") -> Path:
@@ -32,20 +33,18 @@ def store_of(data: str | None, store: Path | None, *, precision: str = "no") -> 
         if data is None or not data.endswith(".beton"):
             raise ShardsieveError("--store must be given, or --data FILE.beton; got neither")
         store = Path(data).with_suffix(".zarr")
+    accelerator, found = make_accelerator(precision=precision), store
+    on_all(accelerator, lambda: _check_trainable(data, found))
+    if data is not None:
+        check_shared(accelerator, {"store": found})
+        on_main(accelerator, lambda: index(data, found) and None)
+    return found
+
+
+def _check_trainable(data: str | None, store: Path) -> None:
     if data is None:
         opened = open_store(store, mode="r")
-        if opened.kind == "ffcv":
-            _check_trainable(opened.urls[0])
-        return store
+        data = opened.urls[0] if opened.kind == "ffcv" else ""
     if data.endswith(".beton"):
-        _check_trainable(data)
-    accelerator = make_accelerator(precision=precision)
-    if accelerator.is_main_process:
-        index(data, store)
-    accelerator.wait_for_everyone()
-    return store
-
-
-def _check_trainable(path: str) -> None:
-    need_ffcv()
-    image_field(read_beton(path))
+        need_ffcv()
+        image_field(read_beton(data))

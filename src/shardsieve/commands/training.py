@@ -13,14 +13,15 @@ from shardsieve.extrapolate.quality import measure
 from shardsieve.keepset import KeepSet, select
 from shardsieve.policy.base import Policy
 from shardsieve.policy.named import make_policy
-from shardsieve.store.store import Store, open_store
+from shardsieve.store.store import Store
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
-from shardsieve.train.encoder import load_encoder
+from shardsieve.train.encoder import Encoder, load_encoder
 from shardsieve.train.labels import count_classes, labels_of
-from shardsieve.train.launch import DEFAULT_TRACKERS, make_accelerator
+from shardsieve.train.launch import DEFAULT_TRACKERS, make_accelerator, on_main
 from shardsieve.train.ledger import full_run_cost, overhead_of
+from shardsieve.train.machines import on_all, open_together
 from shardsieve.train.nets import MODELS
 from shardsieve.train.seeding import draw_seeds, score_seeds
 from shardsieve.train.splits import hold_out, matched_epochs, matched_window
@@ -61,8 +62,8 @@ def score_store(
         **how: `window`, `scores`, `clean_pass`, `snapshots`, `adversary` and `checkpoint_steps` of
             `score_seeds`.
     """
-    store = open_store(path)
     accelerator = make_accelerator(precision=config.precision)
+    store = open_together(accelerator, path)
     seeds = draw_seeds(store, seed_fraction, seed=config.seed, per_class=per_class)
     seeds, held = hold_out(seeds, held_out, seed=config.seed)
     if match_steps_of is not None:
@@ -128,11 +129,15 @@ def embed_store(
     workers: int = 0,
 ) -> dict[str, Any]:
     """Embed every sample with the seed run's network, or with another one."""
-    store = open_store(path)
     accelerator = make_accelerator(precision=precision)
+    store = open_together(accelerator, path)
     model = model or str(runs_of(path) / "seed")
-    classes = count_classes(store) if weights is None and model in MODELS else 1000
-    encoder = load_encoder(model, weights=weights, num_classes=classes, channels=channels)
+
+    def loaded() -> Encoder:
+        classes = count_classes(store) if weights is None and model in MODELS else 1000
+        return load_encoder(model, weights=weights, num_classes=classes, channels=channels)
+
+    encoder = on_all(accelerator, loaded)
     labels = labels_of(store, encoder.pseudo_labels)
     with bar("embed", shown=accelerator.is_main_process) as progress:
         embedded = embed(
@@ -190,12 +195,15 @@ def train_store(
         checkpoint_steps: As in `train_subset`.
         track: As in `make_accelerator`.
     """
-    store = open_store(path, mode="r+" if policy_score else "r")
-    keep: KeepSet | Policy = (
-        chosen_policy(policy, rule, config) if policy else select(store, **rule)
-    )
-    full = full_run_cost(full_run) if full_run else None
     accelerator = make_accelerator(out / "logs", precision=config.precision, track=track)
+    store = open_together(accelerator, path, mode="r+" if policy_score else "r")
+    tested = open_together(accelerator, test, mode="r") if test else None
+
+    def chosen() -> KeepSet | Policy:
+        return chosen_policy(policy, rule, config) if policy else select(store, **rule)
+
+    keep = on_all(accelerator, chosen)
+    full = on_main(accelerator, lambda: full_run_cost(full_run) if full_run else None)
     warning = doubt_of(store, rule.get("score"), rule["keep_fraction"])
     with bar("train", shown=accelerator.is_main_process) as progress:
         result = train_subset(
@@ -205,7 +213,7 @@ def train_store(
             folder=out,
             accelerator=accelerator,
             adversary=adversary,
-            test=open_store(test, mode="r") if test else None,
+            test=tested,
             evaluate_every=evaluate_every,
             checkpoint_steps=checkpoint_steps,
             policy_score=policy_score,

@@ -1,5 +1,6 @@
 """Shards wherever they lie: fingerprints, headers to walk, and the reader that suits them."""
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +17,9 @@ from shardsieve.io.stopping import StoppingPool
 
 AT_ONCE = 32
 _BLOCK = 4 << 20
+_OF_FILE = re.compile(r"(\d+)-(\d{17,})")
+# Of a time of change, in ns: NFS or SMB may cut off what a local disk keeps.
+_STEPS = (10**9, 10**6, 10**3, 10**2, 1)
 Reader = LocalReader | JoinedReader
 A = TypeVar("A")
 B = TypeVar("B")
@@ -59,6 +63,25 @@ def cheap_fingerprint(url: str) -> str:
 def cheap_fingerprints(urls: Sequence[str]) -> list[str]:
     """Return `cheap_fingerprint` of every shard, objects many at a time."""
     return list(at_once(cheap_fingerprint, urls, remote=any(map(is_remote, urls))))
+
+
+def same_fingerprint(one: str, other: str) -> bool:
+    """Return whether two cheap fingerprints are of the same file or object.
+
+    File systems keep times in steps between 1 ns and 1 s and cut off the rest. Seen through two of
+    them, or copied from one to the other, a file's times are equal in the coarser steps.
+
+    >>> same_fingerprint("5-1700000000123456789", "5-1700000000000000000")
+    True
+    >>> same_fingerprint("5-1700000000123456789", "5-1700000000123456788")
+    False
+    """
+    parts = [_OF_FILE.fullmatch(each) for each in (one, other)]
+    if one == other or not all(parts):
+        return one == other
+    sizes, times = zip(*(map(int, part.groups()) for part in parts if part), strict=True)
+    step = max(next(s for s in _STEPS if at % s == 0) for at in times)
+    return len(set(sizes)) == len({at // step for at in times}) == 1
 
 
 def at_once(call: Callable[[A], B], items: Iterable[A], *, remote: bool) -> Iterator[B]:

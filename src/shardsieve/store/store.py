@@ -12,7 +12,7 @@ import zarr
 from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import MissingScoreError, StoreFormatError, StoreMismatchError
-from shardsieve.io.source import cheap_fingerprints
+from shardsieve.io.source import cheap_fingerprints, same_fingerprint
 from shardsieve.store.layout import (
     FORMAT_VERSION,
     checked_name,
@@ -244,7 +244,7 @@ class Store(SampleTables):
         """
         found = cheap_fingerprints(self.urls)
         for url, want, got in zip(self.urls, self.shard_fingerprints(), found, strict=True):
-            if got != want:
+            if not same_fingerprint(want, got):
                 raise StoreMismatchError(
                     f"shard {url} is not the one that {self.path} was made from "
                     f"({want} then, {got} now); run `shardsieve check`, or index again"

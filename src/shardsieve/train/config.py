@@ -82,6 +82,18 @@ class TrainConfig:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        self._check_names()
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        for name in ("label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if any(epoch < 0 or pixels < 1 for epoch, pixels in self.resolutions):
+            raise ValueError(
+                f"resolutions must be pairs (first epoch, pixels), got {self.resolutions}"
+            )
+
+    def _check_names(self) -> None:
         for name, known in (
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),
@@ -96,14 +108,10 @@ class TrainConfig:
                 f"augment must be one of {', '.join(AUGMENTS)} or package.module:factory, "
                 f"got {self.augment!r}"
             )
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-        for name in ("label_smoothing", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
-        if any(epoch < 0 or pixels < 1 for epoch, pixels in self.resolutions):
+        if self.normalise == "imagenet" and self.channels not in (None, 3):
             raise ValueError(
-                f"resolutions must be pairs (first epoch, pixels), got {self.resolutions}"
+                f"normalise must be half for {self.channels}-channel images, got 'imagenet', which "
+                "is for 3; or set channels to 3"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -20,7 +20,9 @@ from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.store.layout import checked_name, told_about_disk
 from shardsieve.store.store import Store
 from shardsieve.train.images import Batch, ImageDecoder, collate, fixed_size, normalised
+from shardsieve.train.launch import on_main
 from shardsieve.train.loading import readable
+from shardsieve.train.machines import on_all
 from shardsieve.train.measures import STORED, measure
 from shardsieve.train.nets import embed_and_classify, embed_batch
 
@@ -101,10 +103,8 @@ def embed(
     how: dict[str, Any] = {"max_unreadable": max_unreadable, "pseudo_labels": pseudo_labels}
     data = readable(store, ImageDecoder(size, channels), **how)
     pass_ = _Pass(network, classifiers, accelerator, normalise)
-    if accelerator.is_main_process:
-        _make_arrays(store, name, pass_, size, channels)
-    accelerator.wait_for_everyone()
-    arrays = _checked_arrays(store, name, pass_, size)
+    on_main(accelerator, lambda: _make_arrays(store, name, pass_, size, channels))
+    arrays = on_all(accelerator, lambda: _checked_arrays(store, name, pass_, size))
     begin = time.perf_counter()
     mine = range(accelerator.process_index, store.num_shards, accelerator.num_processes)
     rows = {shard: int(store.samples[shard]) for shard in mine}

@@ -86,7 +86,7 @@ def end_processes() -> None:
 
 
 def first_to_say(line: str) -> bool:
-    """Return whether this process is the first of its launch to ask with this line.
+    """Return whether this process is the first of its machine to ask with this line.
 
     Alone, and where the launcher's store cannot be asked, every process is.
     """
@@ -95,9 +95,10 @@ def first_to_say(line: str) -> bool:
         return True
     name = hashlib.blake2b(line.encode(), digest_size=8).hexdigest()
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    machine = os.environ.get("GROUP_RANK", "0")
     try:
         store = dist.TCPStore(host, int(port), is_master=False, timeout=_BRIEFLY)  # type: ignore[attr-defined]
-        return bool(store.add(f"shardsieve/said/{start}/{name}", 1) == 1)
+        return bool(store.add(f"shardsieve/said/{start}/{machine}/{name}", 1) == 1)
     except (RuntimeError, dist.DistStoreError):
         return True
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.evaluation import accuracy, evaluate
 from shardsieve.train.images import Batch
+from shardsieve.train.launch import on_main
 from shardsieve.train.loading import make_loader, set_epoch
+from shardsieve.train.machines import on_all
 from shardsieve.train.progress import Done, Progress
 from shardsieve.train.recorder import Recorder, Watcher
 from shardsieve.train.runfolder import RunFolder
@@ -240,9 +243,13 @@ class Trainer:
         self.folder.write_history(self.done.history)
 
     def _resume(self) -> None:
-        state = self.folder.checkpoint() if self.folder else None
-        if state is None:
+        if self.folder is None:
             return
+        # Machines may see a folder's new files at different times: one process says which.
+        name = on_main(self.accelerator, self.folder.newest_checkpoint)
+        if name is None:
+            return
+        state = on_all(self.accelerator, partial(self.folder.need, name))
         self.done, self.extra = Done.from_dict(state["done"]), state["extra"]
         self.stepper.load_state_dict(state["stepper"])
         self.sampler.load_state_dict(state["sampler"])

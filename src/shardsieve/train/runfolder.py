@@ -17,6 +17,8 @@ IDENTITY, MODEL = "run.json", "model.pt"
 HISTORY, RESULT = "history.jsonl", "result.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)-([0-9a-f]{16})\.pt")
 _KEPT = 2
+LEFT = ".shardsieve-seen-by-all-"
+"""How a file begins by which processes find out whether they see one folder; see `machines`."""
 
 _LOG = logging.getLogger("shardsieve")
 
@@ -42,7 +44,7 @@ class RunFolder:
         """
         held = self._json(IDENTITY)
         if held is None:
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            if self.path.exists() and (not self.path.is_dir() or self._holds_anything()):
                 raise ShardsieveError(f"run folder {self.path} is in use; choose another one")
             return
         wanted = json.loads(json.dumps(identity))
@@ -63,15 +65,15 @@ class RunFolder:
         """Return the result of a finished run, None before that."""
         return self._json(RESULT)
 
-    def checkpoint(self) -> dict[str, Any] | None:
-        """Return the newest checkpoint that is whole, None at the start of a run.
+    def newest_checkpoint(self) -> str | None:
+        """Return the name of the newest checkpoint that is whole, None at the start of a run.
 
         A damaged one is passed over with a warning.
         """
         for path in self._checkpoints():
             match = _CHECKPOINT.fullmatch(path.name)
             if match and _digest(path) == match[2]:
-                return self.load(path.name)
+                return path.name
             _LOG.warning("checkpoint %s is damaged; going on from the one before it", path)
         return None
 
@@ -94,6 +96,20 @@ class RunFolder:
         loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return loaded
 
+    def need(self, name: str) -> dict[str, Any]:
+        """Return a saved file that is there.
+
+        Raises:
+            ShardsieveError: If it is not.
+        """
+        held = self.load(name)
+        if held is None:
+            raise ShardsieveError(
+                f"run folder {self.path} must hold {name}, which another process has seen there; "
+                "is it on storage that all machines share?"
+            )
+        return held
+
     def save(self, name: str, state: Mapping[str, Any]) -> None:
         """Write a file of tensors and plain values."""
         partial = self._partial(name)
@@ -114,6 +130,9 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
     # Inside ---------------------------------------------------------------------------------
+
+    def _holds_anything(self) -> bool:
+        return any(not path.name.startswith(LEFT) for path in self.path.iterdir())
 
     def _checkpoints(self) -> list[Path]:
         found = [p for p in self.path.glob("checkpoint-*.pt") if _CHECKPOINT.fullmatch(p.name)]

@@ -25,8 +25,10 @@ from shardsieve.train.config import TrainConfig
 from shardsieve.train.encoder import save_network
 from shardsieve.train.images import fixed_size, normalised
 from shardsieve.train.labels import count_classes, identity_of
+from shardsieve.train.launch import on_main
 from shardsieve.train.loading import check_augmenting, make_loader
 from shardsieve.train.loop import Trainer
+from shardsieve.train.machines import enter_run, on_all
 from shardsieve.train.nets import load_model
 from shardsieve.train.progress import Progress
 from shardsieve.train.recorder import Recorder, Watcher
@@ -116,9 +118,13 @@ def score_seeds(
     """
     checked_name(name)
     _check_scores(config, window, scores, clean_pass, adversary)
-    num_classes = count_classes(store, config.pseudo_labels)
-    config = with_known_images(store, config)
-    check_augmenting(store, config)
+
+    def checked() -> tuple[int, TrainConfig]:
+        known = with_known_images(store, config)
+        check_augmenting(store, known)
+        return count_classes(store, config.pseudo_labels), known
+
+    num_classes, config = on_all(accelerator, checked)
     kept_epochs = set(snapshot_epochs(config.epochs, snapshots)) - {config.epochs}
     keep, run = KeepSet.from_ids(store, seeds), RunFolder(folder)
     identity: dict[str, Any] = {"kind": "score", "store": store.fingerprint, "seeds": keep.digest}
@@ -129,12 +135,11 @@ def score_seeds(
         identity["held_out"] = KeepSet.from_ids(store, held_out).digest
     identity |= {"snapshots": snapshots} if snapshots > 1 else {}
     identity |= {"adversary": adversary.to_dict()} if adversary is not None else {}
-    run.refuse_another(identity)
     watched = {name: seeds}
     if held_out is not None:
         watched[f"{name}_held_out"] = held_out
-    finished = run.result()
-    if finished is not None and watched.keys() <= set(Recorder.runs(store)):
+    finished = enter_run(accelerator, run, identity)
+    if finished is not None and watched.keys() <= on_main(accelerator, lambda: _runs_of(store)):
         if accelerator.is_main_process:
             for one in watched:
                 add_scores(store, one, scores, window=window)
@@ -165,6 +170,10 @@ def score_seeds(
         run.forget_checkpoints()
     accelerator.wait_for_everyone()
     return result
+
+
+def _runs_of(store: Store) -> set[str]:
+    return set(Recorder.runs(store))
 
 
 def _check_scores(

@@ -20,8 +20,10 @@ from shardsieve.train.config import TrainConfig
 from shardsieve.train.encoder import save_network
 from shardsieve.train.evaluation import need_matching
 from shardsieve.train.labels import count_classes, identity_of
+from shardsieve.train.launch import on_main
 from shardsieve.train.ledger import NOTHING, Overhead, ledger
 from shardsieve.train.loop import Trainer
+from shardsieve.train.machines import check_same, enter_run, on_all
 from shardsieve.train.nets import load_model
 from shardsieve.train.progress import Progress
 from shardsieve.train.runfolder import RESULT, RunFolder
@@ -75,9 +77,7 @@ def train_subset(
         ValueError: If nothing is kept, or the policy's schedule is shorter than the run.
         Stopped: After SIGTERM, when the state is saved.
     """
-    needed = keep.ids() if isinstance(keep, KeepSet) else None
-    num_classes = count_classes(store, config.pseudo_labels, ids=needed)
-    config = with_known_images(store, config)
+    num_classes, config = on_all(accelerator, lambda: _known(store, keep, config))
     matched = test is not None and config.pseudo_labels is not None
     _check(store, keep, policy_score, matched=matched)
     run = RunFolder(folder)
@@ -85,8 +85,7 @@ def train_subset(
     identity |= {"test": test.fingerprint if test else None, **config.to_dict()}
     identity |= identity_of(store, config.pseudo_labels)
     identity |= {"adversary": adversary.to_dict()} if adversary is not None else {}
-    run.refuse_another(identity)
-    finished = run.result()
+    finished = enter_run(accelerator, run, identity)
     if finished is not None:
         _hand_over(run, store, keep, policy_score, accelerator)
         return finished
@@ -95,6 +94,8 @@ def train_subset(
     model = load_model(config.model, num_classes, config.channels or 3)
     how: dict[str, Any] = {"folder": run, "checkpoint_steps": checkpoint_steps}
     trainer = Trainer(model, store, keep, config, accelerator, adversary=adversary, **how)
+    # Stores that are copies of each other may hold other scores.
+    check_same(accelerator, {"keep set": trainer.keep.digest})
     if accelerator.is_main_process:
         run.claim(identity)
     if accelerator.log_with and accelerator.is_main_process:  # the others' trackers do nothing
@@ -133,6 +134,13 @@ def tracked_as(run: RunFolder, identity: Mapping[str, Any]) -> dict[str, dict[st
     return {"wandb": {"dir": str(logs), "name": run.path.name, "id": name, "resume": "allow"}}
 
 
+def _known(store: Store, keep: KeepSet | Policy, config: TrainConfig) -> tuple[int, TrainConfig]:
+    """Return the number of classes, and the settings with what the first image tells."""
+    needed = keep.ids() if isinstance(keep, KeepSet) else None
+    classes = count_classes(store, config.pseudo_labels, ids=needed)
+    return classes, with_known_images(store, config)
+
+
 def _check(store: Store, keep: KeepSet | Policy, name: str | None, *, matched: bool) -> None:
     """Refuse what could only fail after the training."""
     if matched:
@@ -154,15 +162,17 @@ def _hand_over(
     """Store what the policy of a run learned, from its folder."""
     if name is None or not isinstance(keep, Policy):
         return
-    held = run.load(LEARNED)
-    if held is None:
-        raise ShardsieveError(
-            f"run {run.path} was finished without policy_score and its policy is gone; "
-            "leave policy_score out or train in another folder"
-        )
-    if accelerator.is_main_process:
+
+    def handed_over() -> None:
+        held = run.load(LEARNED)
+        if held is None:
+            raise ShardsieveError(
+                f"run {run.path} was finished without policy_score and its policy is gone; "
+                "leave policy_score out or train in another folder"
+            )
         keep.put_learned(store, name, held["learned"].numpy())
-    accelerator.wait_for_everyone()
+
+    on_main(accelerator, handed_over)
 
 
 def _of(keep: KeepSet | Policy) -> dict[str, Any]:

@@ -1,0 +1,114 @@
+"""Several machines: one run on all of them, or one line that says why not."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+import torch
+from killed_ranks import ON_TWO, kill
+from launching import LAUNCH, ROOT, on_two_ranks
+from psutil import Process
+from tars import write_shards
+
+import shardsieve as ss
+from shardsieve.pack import pack
+
+CPU = ["--config_file", str(ROOT / "configs/two_cpu.yaml"), "--num_machines", "2"]
+TOOL = str(ROOT / "tools/train_subset.py")
+
+
+def refused_by_both(folder):
+    store = ss.index(write_shards(folder / "data", [9, 7]), folder / "s.zarr")
+    on_two_ranks("tests/two_ranks_machines.py", store.path, folder)
+    first, second = (json.loads((folder / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    left = [p for p in folder.rglob("*") if p.name.startswith(".shardsieve")]
+    assert left == []
+    assert not (folder / "machine0/work").exists()
+    return first
+
+
+@pytest.mark.slow
+def test_what_machines_do_not_share_both_refuse_before_anything_is_made(tmp_path):
+    said = refused_by_both(tmp_path)
+    unseen = r"{} must lie on storage that all machines share, but process 1 \(.*\) does not see "
+    wanted = {
+        "all see it": None,
+        "same": None,
+        "store to read": None,  # a copy serves
+        "own folder": "ShardsieveError: " + unseen.format("run folder runs/half"),
+        "store to write": "ShardsieveError: " + unseen.format("store copy.zarr"),
+        "store of one": r"StoreFormatError: process 1 \(.*\): no store at alone.zarr; make it",
+        "other rate": r"StoreMismatchError: rate must be the same on every process, got 0.1 on "
+        r"process 0 and 1.1 on process 1 \(.*\); give every machine the same command",
+        "bad on one": r"ValueError: process 1 \(.*\): no luck$",
+        "bad on all": r"ValueError: no luck$",
+        "own work": "ShardsieveError: " + unseen.format("work work"),
+        "own recipe": r"StoreMismatchError: train must be the same on every process, got \{",
+    }
+    assert said.keys() == wanted.keys()
+    for name, line in wanted.items():
+        assert (said[name] is None) == (line is None), name
+        assert line is None or re.match(line, said[name]), said[name]
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def machines(said, arguments):
+    """Start a launcher for each of two machines, of one process each; `said` takes in both."""
+    where = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
+    launch = [*LAUNCH[:-2], *CPU, "--num_processes", "2", *where, "--machine_rank"]
+    started = []
+    for rank in range(2):
+        with said.with_suffix(f".{rank}").open("w") as file:
+            command = [*launch, str(rank), TOOL, *arguments]
+            started.append(subprocess.Popen(command, stdout=file, stderr=file))
+    return started
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_lost_ends_the_other_and_both_go_on_to_the_same_result(tmp_path):
+    packed = pack("digits", tmp_path / "d", samples_per_shard=200, test_fraction=0.7)
+    store = ss.index(packed[0].pattern, tmp_path / "s.zarr")
+    how = ["--store", str(store.path), "--epochs", "6", "--batch-size", "16", "--augment", "crop"]
+    how += ["--policy", "infobatch", "--checkpoint-steps", "3", "--track", ""]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run([*ON_TWO, *how, "--out", str(whole)], check=True, capture_output=True)
+
+    first, lost = machines(tmp_path / "said", [*how, "--out", str(cut)])
+    try:
+        deadline = time.monotonic() + 100
+        while not any(cut.glob("checkpoint-*.pt")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        family = [Process(lost.pid), *Process(lost.pid).children(recursive=True)]
+        kill(family)
+        assert lost.wait(60) == -signal.SIGKILL
+        assert first.wait(60) != 0
+    finally:
+        for one in (first, lost):
+            one.kill()
+    said = (tmp_path / "said.0").read_text().splitlines()
+    lines = [line for line in said if line.startswith("shardsieve: ")]
+    assert len(lines) == 1
+    assert "another process of this run has ended" in lines[0]
+    assert not (cut / "result.json").exists()
+
+    both = machines(tmp_path / "said", [*how, "--out", str(cut)])
+    assert [one.wait(120) for one in both] == [0, 0], (tmp_path / "said.0").read_text()
+    results = [json.loads((folder / "result.json").read_text()) for folder in (whole, cut)]
+    for name in ("kept", "steps", "samples", "processes", "policy"):
+        assert results[0][name] == results[1][name]
+    a, b = (torch.load(folder / "model.pt")["weights"] for folder in (whole, cut))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    rows = [(folder / "history.jsonl").read_text().splitlines() for folder in (whole, cut)]
+    assert [json.loads(row)["loss"] for row in rows[0]] == [
+        json.loads(row)["loss"] for row in rows[1]
+    ]

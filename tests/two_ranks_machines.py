@@ -1,0 +1,69 @@
+"""One of two ranks of one launch, each in a folder of its own, as on a machine of its own.
+
+Writes what the checks of a launch refused, and that all ranks are still in step afterwards.
+"""
+
+import json
+import os
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+
+from accelerate.utils import gather_object
+
+import shardsieve as ss
+from shardsieve.commands.running import run_recipe
+from shardsieve.train import machines
+from shardsieve.train.launch import make_accelerator
+from shardsieve.train.machines import check_same, check_shared, on_all, open_together
+
+
+def refused(call):
+    try:
+        call()
+    except (ss.ShardsieveError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def bad_on(bad, rank):
+    if rank in bad:
+        raise ValueError("no luck")
+
+
+def main(store, shared):
+    accelerator = make_accelerator()
+    rank = accelerator.process_index
+    own = Path(shared, f"machine{rank}")
+    shutil.copytree(store, own / "copy.zarr")
+    if rank == 0:
+        shutil.copytree(store, own / "alone.zarr")
+    os.chdir(own)
+    machines._SECONDS = 0.2  # these folders are not slow to be seen
+    for name, seed in (("same", 0), ("other", rank)):
+        train = f"{{seed: {seed}}}\nselect: {{rule: random}}\n"
+        Path(f"{name}.yaml").write_text(f"work: work\ndata: {{store: {store}}}\ntrain: {train}")
+    opened = partial(open_together, accelerator)
+    calls = {
+        "all see it": partial(check_shared, accelerator, {"run": Path(shared, "new/run")}),
+        "own folder": partial(check_shared, accelerator, {"run folder": Path("runs/half")}),
+        "store to write": partial(opened, Path("copy.zarr")),
+        "store to read": partial(opened, Path("copy.zarr"), mode="r"),
+        "store of one": partial(opened, Path("alone.zarr"), mode="r"),
+        "same": partial(check_same, accelerator, {"seed": 0, "rate": 0.1}),
+        "other rate": partial(check_same, accelerator, {"seed": 0, "rate": 0.1 + rank}),
+        "bad on one": partial(on_all, accelerator, partial(bad_on, [1], rank)),
+        "bad on all": partial(on_all, accelerator, partial(bad_on, [0, 1], rank)),
+        "own work": partial(run_recipe, Path("same.yaml")),
+        "own recipe": partial(run_recipe, Path("other.yaml")),
+    }
+    said = {}
+    for name, call in calls.items():
+        said[name] = refused(call)
+        assert gather_object([name]) == [name] * 2
+    Path(shared, f"{rank}.json").write_text(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])
