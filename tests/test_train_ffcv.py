@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 from launching import ROOT, TWO_CPUS, killed_at, on_two_ranks
 from PIL import Image
@@ -15,6 +16,7 @@ from test_launched import run
 from test_train import Killed, digest, kill_after
 
 import shardsieve as ss
+from shardsieve.commands.running import run_recipe
 from shardsieve.loaders.ffcv_images import FfcvImages
 from shardsieve.pack import pack
 from shardsieve.pack.beton import pack_beton
@@ -132,6 +134,16 @@ def test_augmenting_while_decoding_is_refused_before_a_run_begins(store, tmp_pat
     with pytest.raises(ValueError, match=message):
         train_subset(store, ss.select(store, rule="random", keep_fraction=0.5), config, **how)
     assert not (tmp_path / "run/run.json").exists()
+
+
+def test_a_chain_says_so_before_its_first_training(folder, tmp_path):
+    data = {"store": str(folder / "train.zarr"), "urls": str(folder / "train.beton")}
+    made = {"work": str(tmp_path / "work"), "data": data, "select": {"rule": "random"}}
+    made |= {"score": {"epochs": 5, "window": 3}, "train": {"augment": "resized"}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(made))
+    with pytest.raises(ValueError, match=r"^train: augment must .* for a \.beton"):
+        run_recipe(tmp_path / "recipe.yaml")
+    assert not (tmp_path / "work").exists()
 
 
 def test_grey_is_pillows():

@@ -16,9 +16,11 @@ from shardsieve.policy.named import make_policy
 from shardsieve.rules import Asked, checked_rule
 from shardsieve.scores.recorded import computable, name_of
 from shardsieve.selection import num_kept
+from shardsieve.store.store import Store
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.launch import installed_trackers
+from shardsieve.train.loading import check_augmenting
 from shardsieve.train.measures import SIGNALS
 from shardsieve.train.nets import check_model
 from shardsieve.train.seedscores import check_specs
@@ -78,6 +80,21 @@ def policy_of(recipe: Recipe) -> Policy | None:
     select = recipe.select
     given = {"keep_fraction": select.keep_fraction, "score": select.score, **train.policy}
     return make_policy(**{"name": "", **given}, epochs=train.epochs, seed=train.seed)
+
+
+def check_trainings(recipe: Recipe, store: Store) -> None:
+    """Refuse a training, also a later one, whose settings the shards do not allow.
+
+    Raises:
+        ValueError: If there is one, named by its section.
+    """
+    for name in ("score", "train"):
+        section = getattr(recipe, name)
+        try:
+            if section is not None:
+                check_augmenting(store, settings(section))
+        except (ValueError, ShardsieveError) as error:
+            raise ValueError(f"{name}: {error}") from error
 
 
 def _check(recipe: Recipe) -> None:

@@ -14,6 +14,7 @@ from shardsieve.commands.making import make_index
 from shardsieve.commands.methods import ON_SIGNALS, held_out_score
 from shardsieve.commands.recipe import (
     adversary_of,
+    check_trainings,
     deciding,
     policy_of,
     read_recipe,
@@ -83,6 +84,7 @@ class _Chain(Chain):
         for name, shards in (("index", self.recipe.data), ("index_test", self.recipe.test)):
             if shards is not None:
                 self.results[name] = self._on_main(partial(_indexed, shards))
+        self._on_main(lambda: check_trainings(self.recipe, self._store))
 
     def score(self) -> None:
         """Train on the seed subset, or find pseudo-labels from what is embedded."""

@@ -73,7 +73,7 @@ def check_augmenting(store: Store, config: TrainConfig) -> None:
 
     Args:
         store: Of the training samples.
-        config: Its size and channels must be known.
+        config: Where it has a size and channels, the transform is tried.
 
     Raises:
         ShardsieveError: If what it needs is missing, or cannot be applied to images of this size.
@@ -82,8 +82,8 @@ def check_augmenting(store: Store, config: TrainConfig) -> None:
     if store.kind == "ffcv":
         return check_ffcv(config)
     transform = transform_of(config.augment, config.seed)
-    if transform is not None and config.size is not None:
-        transform.check(config.size, config.channels or 3)
+    if transform is not None and config.size is not None and config.channels is not None:
+        transform.check(config.size, config.channels)
     return None
 
 
