@@ -11,6 +11,7 @@ from shardsieve._errors import ShardsieveError, StoreMismatchError
 from shardsieve.io.source import absolute
 from shardsieve.shards.fingerprint import index_fingerprint
 from shardsieve.shards.names import expand_urls
+from shardsieve.store.alone import alone_in
 from shardsieve.store.create import Progress, beside, walked
 from shardsieve.store.indexed import IndexedShard
 from shardsieve.store.layout import (
@@ -39,7 +40,7 @@ def append_shards(
     and a keep set or a run of before belongs to the store of before.
 
     Until the last step the store is the one of before, at whatever point the run is killed;
-    started again, it finishes.
+    started again, it finishes. Processes that append at once do it one after the other.
 
     Args:
         urls: As in `index`.
@@ -51,24 +52,38 @@ def append_shards(
         ShardsieveError: If no shards match, one is damaged or holds more samples than the store
             has rows per shard, or the store is of a `.beton`.
     """
-    need_writable(place_of(store))
-    old = open_store(store)
-    if old.kind != "webdataset":
-        raise StoreMismatchError(
-            f"{store} holds a .beton, which does not grow; write a new .beton and index that"
-        )
-    new = [url for url in expand_urls(urls) if absolute(url) not in set(old.urls)]
-    if not new:
+    place = place_of(store)
+    need_writable(place)
+    urls = [urls] if isinstance(urls, (str, Path)) else list(urls)
+    if not _new(urls, old := _growing(open_store(store))):
         return old
-    partial = beside(old.path)
+    partial = beside(place)
     partial = partial.with_name(partial.name.replace(".indexing", ".appending"))
-    entries = walked(new, partial, label_member, progress)
-    for url, entry in zip(new, entries, strict=True):
-        _check_size(url, len(entry.keys), old)
-    with told_about_disk(old.path):
-        _grow(old, new, entries)
-    shutil.rmtree(partial, ignore_errors=True)
+    with alone_in(partial):
+        old = _growing(open_store(store))
+        new = _new(urls, old)
+        if not new:  # another process was faster
+            return old
+        entries = walked(new, partial, label_member, progress)
+        for url, entry in zip(new, entries, strict=True):
+            _check_size(url, len(entry.keys), old)
+        with told_about_disk(old.path):
+            _grow(old, new, entries)
+        shutil.rmtree(partial, ignore_errors=True)
     return open_store(store)
+
+
+def _new(urls: str | Path | Iterable[str | Path], store: Store) -> list[str]:
+    held = set(store.urls)
+    return [url for url in expand_urls(urls) if absolute(url) not in held]
+
+
+def _growing(store: Store) -> Store:
+    if store.kind != "webdataset":
+        raise StoreMismatchError(
+            f"{store.path} holds a .beton, which does not grow; write a new .beton and index that"
+        )
+    return store
 
 
 def _check_size(url: str, rows: int, store: Store) -> None:

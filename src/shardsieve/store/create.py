@@ -19,6 +19,7 @@ from shardsieve.io.source import absolute, at_once, cheap_fingerprint, cheap_fin
 from shardsieve.shards.fingerprint import index_fingerprint
 from shardsieve.shards.names import expand_urls
 from shardsieve.shards.tar import sample_table
+from shardsieve.store.alone import alone_in
 from shardsieve.store.create_beton import beton_blocks, check_beton, is_beton
 from shardsieve.store.indexed import IndexedShard
 from shardsieve.store.layout import (
@@ -51,7 +52,8 @@ def index(
     """Index shards into a new store, or return the store that already holds just these shards.
 
     A killed run resumes: finished shards are kept beside the store until it is complete, and the
-    store appears under its name in one rename.
+    store appears under its name in one rename. Of processes that index into one store at once, as
+    ranks do, one makes it and the others wait.
 
     Args:
         urls: Brace pattern, glob, `.txt` list, or several of them; order defines the sample ids.
@@ -66,20 +68,37 @@ def index(
     """
     shards = expand_urls(urls)
     target = place_of(store)
-    if holds_store(target) or (isinstance(target, Path) and target.exists()):
-        return _existing(target, shards, label_member)
-    need_writable(target)
+    if not _is_there(target):
+        need_writable(target)
+        partial = beside(target)
+        with alone_in(partial):
+            if not _is_there(target):
+                _make(shards, target, partial, label_member, progress)
+                return open_store(target)
+    return _existing(target, shards, label_member)
+
+
+def _is_there(target: Path | str) -> bool:
+    return holds_store(target) or (isinstance(target, Path) and target.exists())
+
+
+def _make(
+    shards: list[str],
+    target: Path | str,
+    partial: Path,
+    label_member: str,
+    progress: Progress | None,
+) -> None:
+    """Make a store with the help of a folder of finished shards, which goes."""
     if is_beton(shards):
         blocks, attributes = beton_blocks(shards[0], label_member)
         with _made(target) as folder:
             _write(folder, shards * len(blocks), blocks, label_member, attributes)
-        return open_store(target)
-    partial = beside(target)
+        return
     done = walked(shards, partial, label_member, progress)
     with _made(target) as folder:
         _write(folder, shards, done, label_member)
     shutil.rmtree(partial, ignore_errors=True)
-    return open_store(target)
 
 
 def walked(
@@ -87,13 +106,13 @@ def walked(
 ) -> list[IndexedShard]:
     """Return the index entries of tars, from the folder of finished ones where they are there.
 
+    The folder is this process' own: see `alone_in`.
+
     A damaged file empties the folder; anything else that stops it leaves what is finished.
     """
     done, remote = [], any(map(is_remote, shards))
     if remote:
         cheap_fingerprints(shards)  # one that is missing is named now, not after hours
-    with told_about_disk(partial):
-        partial.mkdir(parents=True, exist_ok=True)
     try:
         entries = at_once(
             lambda item: _entry(partial, item[0], item[1], label_member),

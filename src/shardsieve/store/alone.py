@@ -1,0 +1,50 @@
+"""One process at a time in a folder: ranks that index the same shards share the work of one."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from shardsieve.store.layout import told_about_disk
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make a folder and work in it alone: other processes wait here until it is left.
+
+    Whoever is done removes the folder, a killed process leaves it as it is, and an empty one goes
+    when it is left. Where the file system knows no locks, nobody waits.
+
+    Raises:
+        ShardsieveError: If the folder cannot be made.
+    """
+    handle = _locked(folder)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # while nobody else is in it
+        os.close(handle)
+
+
+def _locked(folder: Path) -> int:
+    """Return an open and locked folder."""
+    while True:
+        with told_about_disk(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue
+        try:
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        except BaseException:
+            os.close(handle)
+            raise
+        # Whoever was here may have removed it meanwhile: that lock keeps nobody out.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(folder.stat(), os.fstat(handle)):
+                return handle
+        os.close(handle)

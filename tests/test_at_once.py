@@ -1,0 +1,84 @@
+"""Several processes that make or grow one store at once."""
+
+from multiprocessing import get_context
+
+import pytest
+from tars import write_shards
+
+import shardsieve as ss
+from shardsieve.store import create
+
+SIZES = [5, 9, 4, 7, 5, 3, 6, 8, 2, 5]
+
+
+def make(call, arguments, start, walked, told):
+    walk = create.index_shard
+
+    def counted(url, **how):
+        walked.put(url)
+        return walk(url, **how)
+
+    create.index_shard = counted
+    start.wait(200)
+    try:
+        told.put(len(call(*arguments)))
+    except BaseException as error:
+        told.put(repr(error))
+        raise
+
+
+def at_once(call, each):
+    """Call in forked processes at the same moment; return what they return and the shards read."""
+    context = get_context("fork")
+    start, walked, told = context.Barrier(len(each)), context.Queue(), context.Queue()
+    workers = [context.Process(target=make, args=(call, one, start, walked, told)) for one in each]
+    for worker in workers:
+        worker.start()
+    answers = [told.get(timeout=200) for _ in workers]
+    read = [walked.get(timeout=200) for _ in range(len(SIZES))]
+    for worker in workers:
+        worker.join()
+    return sorted(answers), sorted(read), walked.empty()
+
+
+@pytest.mark.parametrize("again", range(3))
+def test_ranks_that_index_at_once_make_one_store_and_read_every_shard_once(tmp_path, again):
+    paths = write_shards(tmp_path / "d", SIZES)
+    answers, read, no_more = at_once(ss.index, [(paths, tmp_path / "s.zarr")] * 3)
+    assert answers == [sum(SIZES)] * 3
+    assert read == list(map(str, paths))
+    assert no_more
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "s.zarr"]
+
+
+def test_processes_that_append_at_once_take_turns(tmp_path):
+    paths = write_shards(tmp_path / "d", [9, *SIZES])
+    ss.index(paths[0], tmp_path / "s.zarr")
+    each = [(paths[1:5], tmp_path / "s.zarr"), (paths[5:], tmp_path / "s.zarr")]
+    answers, read, no_more = at_once(ss.append_shards, each)
+    assert answers[-1] == 9 + sum(SIZES)
+    assert read == list(map(str, paths[1:]))
+    assert no_more
+    store = ss.open_store(tmp_path / "s.zarr")
+    create.check(store)
+    assert len(store) == 9 + sum(SIZES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "s.zarr"]
+
+
+def test_another_store_that_came_first_is_refused(tmp_path):
+    paths = write_shards(tmp_path / "d", SIZES)
+    each = [(paths, tmp_path / "s.zarr"), (paths[:1], tmp_path / "s.zarr")]
+    context = get_context("fork")
+    start, walked, told = context.Barrier(2), context.Queue(), context.Queue()
+    workers = [
+        context.Process(target=make, args=(ss.index, one, start, walked, told)) for one in each
+    ]
+    for worker in workers:
+        worker.start()
+    answers = [told.get(timeout=200) for _ in workers]
+    for worker in workers:
+        worker.join()
+    (held,) = [answer for answer in answers if isinstance(answer, int)]
+    (refused,) = [answer for answer in answers if isinstance(answer, str)]
+    assert held == len(ss.open_store(tmp_path / "s.zarr"))
+    assert "was made from other shards" in refused
