@@ -16,7 +16,7 @@ from shardsieve.rules import Asked, checked_rule
 from shardsieve.scores.recorded import computable, name_of
 from shardsieve.selection import num_kept
 from shardsieve.train.config import TrainConfig
-from shardsieve.train.launch import DEFAULT_TRACKERS, installed_trackers
+from shardsieve.train.launch import DEFAULT_TRACKERS, checked_precision, installed_trackers
 from shardsieve.train.measures import SIGNALS
 from shardsieve.train.nets import check_model
 from shardsieve.train.seedscores import check_specs
@@ -190,6 +190,7 @@ def policy_of(recipe: Recipe) -> Policy | None:
 
 def _check(recipe: Recipe) -> None:
     """Refuse what would only come to light after hours."""
+    _check_precisions(recipe)
     for name in ("score", "train"):
         section = getattr(recipe, name)
         try:
@@ -211,6 +212,17 @@ def _check(recipe: Recipe) -> None:
         raise ValueError("extrapolate must come with score and embed; add them")
     _check_scored(recipe)
     _check_kept(recipe)
+
+
+def _check_precisions(recipe: Recipe) -> None:
+    for name in ("score", "embed", "train"):
+        section = getattr(recipe, name)
+        if section is None:
+            continue
+        try:
+            checked_precision(section.precision)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
 
 def _check_scored(recipe: Recipe) -> None:
