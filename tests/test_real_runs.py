@@ -97,7 +97,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(store, tmp_path, launch):
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog):
     run = RunFolder(tmp_path)
-    assert run.checkpoint() is None
+    assert run.newest_checkpoint() is None
     for steps in (10, 20, 30):
         run.save_checkpoint({"steps": steps, "weights": torch.zeros(1000)}, steps)
     newest = sorted(tmp_path.glob("checkpoint-*.pt"))
@@ -106,14 +106,14 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog):
     data[len(data) // 2] ^= 1
     newest[-1].write_bytes(data)
     with caplog.at_level(logging.WARNING, logger="shardsieve"):
-        assert run.checkpoint()["steps"] == 20
+        assert run.need(run.newest_checkpoint())["steps"] == 20
     assert "is damaged; going on from the one before it" in caplog.text
     run.save_checkpoint({"steps": 25}, 25)
-    assert run.checkpoint()["steps"] == 25
+    assert run.need(run.newest_checkpoint())["steps"] == 25
     assert [int(p.name.split("-")[1]) for p in sorted(tmp_path.glob("*.pt"))] == [20, 25]
     for path in tmp_path.glob("checkpoint-*.pt"):
         path.write_bytes(path.read_bytes()[:100])
-    assert run.checkpoint() is None
+    assert run.newest_checkpoint() is None
     (tmp_path / ".checkpoint.partial-123").write_bytes(b"cut short")
     run.save_checkpoint({"steps": 1}, 1)
     assert [p.name.split("-")[1] for p in tmp_path.iterdir()] == ["000000001"]

@@ -200,7 +200,7 @@ def test_scoring_killed_inside_an_epoch_goes_on_to_the_same_dynamics(
     for stop in stops:
         with pytest.raises(Killed):
             score_seeds(store, seeds, CONFIG, progress=kill_after(stop), **how)
-    assert RunFolder(tmp_path / "run").checkpoint() is not None
+    assert RunFolder(tmp_path / "run").newest_checkpoint() is not None
     score_seeds(store, seeds, CONFIG, **how)
     whole, cut = Recorder.load(scored, "seed"), Recorder.load(store, "seed")
     assert not np.isnan(cut.signal("loss")).any()

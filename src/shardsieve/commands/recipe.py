@@ -19,7 +19,7 @@ from shardsieve.selection import num_kept
 from shardsieve.store.store import Store
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
-from shardsieve.train.launch import installed_trackers
+from shardsieve.train.launch import checked_precision, installed_trackers
 from shardsieve.train.loading import check_augmenting
 from shardsieve.train.measures import SIGNALS
 from shardsieve.train.nets import check_model
@@ -99,6 +99,7 @@ def check_trainings(recipe: Recipe, store: Store) -> None:
 
 def _check(recipe: Recipe) -> None:
     """Refuse what would only come to light after hours."""
+    _check_precisions(recipe)
     for name in ("score", "train"):
         section = getattr(recipe, name)
         try:
@@ -143,6 +144,17 @@ def _check_unsupervised(recipe: Recipe) -> None:
         TurtleConfig(**{**score.turtle.model_dump(), "classes": score.turtle.classes or 2})
     except ValueError as error:
         raise ValueError(f"score: turtle: {error}") from error
+
+
+def _check_precisions(recipe: Recipe) -> None:
+    for name in ("score", "embed", "train"):
+        section = getattr(recipe, name)
+        if section is None or getattr(section, "turtle", None) is not None:
+            continue
+        try:
+            checked_precision(section.precision)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
 
 def _check_scored(recipe: Recipe) -> None:

@@ -28,20 +28,23 @@ DEFAULT_TRACKERS = ("tensorboard",)
 def make_accelerator(
     folder: Path | None = None,
     *,
-    precision: str = "no",
+    precision: str | None = None,
     track: tuple[str, ...] = DEFAULT_TRACKERS,
 ) -> Accelerator:
     """Return an accelerator that follows `accelerate launch`.
 
     Args:
         folder: Where the trackers' files go; None tracks nothing.
-        precision: `no`, `bf16` or `fp16`; `no` leaves it to the launcher's configuration.
+        precision: Of what is computed, as in `checked_precision`; None computes in full, whatever
+            the launcher says.
         track: Some of `TRACKERS`. TensorBoard is left out where it is not installed.
 
     Raises:
-        ValueError: If a tracker is unknown.
+        ValueError: If a tracker is unknown, or the precision is refused.
         MissingDependencyError: If one that was asked for is not installed.
     """
+    if precision is not None:
+        checked_precision(precision)
     tracked = installed_trackers(track) if folder is not None else []
     if AcceleratorState._shared_state:
         # It keeps one precision per process, and a chain of steps may have several.
@@ -49,7 +52,7 @@ def make_accelerator(
     accelerator = Accelerator(
         # Without it, processes that share a machine without a GPU would not find each other.
         cpu=not torch.accelerator.is_available(),
-        mixed_precision=None if precision == "no" else precision,
+        mixed_precision=precision or "no",
         log_with=tracked or None,
         project_dir=str(folder) if tracked else None,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
@@ -61,6 +64,23 @@ def make_accelerator(
             "launch them with `accelerate launch --config_file configs/two_cpu.yaml` or torchrun"
         )
     return accelerator
+
+
+def checked_precision(precision: str) -> str:
+    """Return a precision: `no`, `bf16` or `fp16`. The settings decide, a launcher may only agree.
+
+    Raises:
+        ValueError: If the launcher was told another one, or no device here computes in it.
+    """
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launcher not in ("no", precision):
+        raise ValueError(
+            f"precision must be {launcher}, as the launcher's mixed_precision, got {precision!r}; "
+            f"set precision to {launcher}, or launch with --mixed_precision no"
+        )
+    if precision == "fp16" and not torch.accelerator.is_available():
+        raise ValueError("precision must be bf16 or no without a GPU, got 'fp16'")
+    return precision
 
 
 def on_main(accelerator: Accelerator, make: Callable[[], T]) -> T:

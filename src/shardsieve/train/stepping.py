@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from shardsieve.order import hash_key
 from shardsieve.policy.weights import weighted
 from shardsieve.train.adversary import Adversary
+from shardsieve.train.compiling import Compiled
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.images import Batch, augment, normalised
 
@@ -52,7 +53,7 @@ class Stepper:
             if config.ema
             else None
         )
-        running: Any = torch.compile(model) if config.compile else model
+        running = Compiled(model, config.batch_size) if config.compile else model
         self.model, self.optimizer = accelerator.prepare(running, optimizer)
 
     @property
