@@ -120,9 +120,10 @@ def score_seeds(
     _check_scores(config, window, scores, clean_pass, adversary)
 
     def checked() -> tuple[int, TrainConfig]:
+        classes = count_classes(store, config.pseudo_labels)
         known = with_known_images(store, config)
         check_augmenting(store, known)
-        return count_classes(store, config.pseudo_labels), known
+        return classes, known
 
     num_classes, config = on_all(accelerator, checked)
     kept_epochs = set(snapshot_epochs(config.epochs, snapshots)) - {config.epochs}
