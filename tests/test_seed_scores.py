@@ -26,6 +26,9 @@ from shardsieve.train.seeding import draw_seeds, score_seeds
 from shardsieve.train.seedscores import scores_from_dynamics
 from shardsieve.train.turtle import TurtleConfig, score_unsupervised, task_encoders
 
+# One process makes what they share.
+pytestmark = pytest.mark.xdist_group("seed_scores")
+
 CONFIG = TrainConfig(epochs=5, batch_size=32)
 
 
