@@ -9,14 +9,21 @@ from tars import write_shards
 from typer.main import get_command
 
 import shardsieve as ss
-from shardsieve.cli import app
+from shardsieve.cli import app, main
 from shardsieve.commands.extrapolating import extrapolate_score
 
 
-def cli(*arguments):
-    code = "from shardsieve.cli import main; main()"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def cli(monkeypatch, capfd):
+    """Runs the program here; returns its exit status, output and error output."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["shardsieve", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capfd.readouterr()
+
+    return call
 
 
 @pytest.fixture
@@ -24,17 +31,22 @@ def store(tmp_path):
     return ss.index(write_shards(tmp_path / "d", [30, 30]), tmp_path / "s.zarr")
 
 
-def test_index_info_and_select_speak_json(tmp_path):
+def test_index_info_and_select_speak_json(cli, tmp_path):
     write_shards(tmp_path / "d", [4, 2])
     pattern, path = f"{tmp_path}/d/s-{{000..001}}.tar", tmp_path / "s.zarr"
-    made = cli("index", pattern, "--store", path, "--json")
-    assert json.loads(made.stdout)["samples"] == 6
-    assert json.loads(cli("info", "--store", path, "--json").stdout)["classes"] == 3
-    chosen = ["--rule", "random", "--keep-fraction", "0.5", "--out", tmp_path / "ids", "--json"]
-    kept = json.loads(cli("select", "--store", path, *chosen).stdout)
+
+    def told(*arguments):
+        status, output, _ = cli(*arguments, "--store", path, "--json")
+        assert status == 0
+        return json.loads(output)
+
+    assert told("index", pattern)["samples"] == 6
+    assert told("info")["classes"] == 3
+    chosen = ["--rule", "random", "--keep-fraction", "0.5", "--out", tmp_path / "ids"]
+    kept = told("select", *chosen)
     assert sum(row["kept"] for row in kept["classes"]) == kept["kept"] == 3
     assert len((tmp_path / "ids").read_text().split()) == 3
-    assert cli("check", "--store", path).returncode == 0
+    assert told("check")["same"] is True
 
 
 @pytest.mark.parametrize(
@@ -44,10 +56,18 @@ def test_index_info_and_select_speak_json(tmp_path):
         (["info", "--store", "nowhere"], "no store at nowhere"),
     ],
 )
-def test_a_users_error_is_one_line_with_status_2(arguments, message):
-    done = cli(*arguments)
-    assert done.returncode == 2
-    assert message in done.stderr
+def test_a_users_error_is_one_line_with_status_2(cli, arguments, message):
+    status, output, said = cli(*arguments)
+    assert (status, output) == (2, "")
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_the_program_is_a_process_that_says_no_more_than_that():
+    command = [sys.executable, "-m", "shardsieve", "info", "--store", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("shardsieve: no store at nowhere")
     assert done.stderr.count("\n") == 1
 
 

@@ -16,6 +16,9 @@ from ffcv.traversal_order.base import TraversalOrder
 import shardsieve as ss
 from shardsieve.loaders.ffcv import prune_loader
 
+# One process compiles FFCV's pipelines for all of them.
+pytestmark = pytest.mark.xdist_group("ffcv")
+
 N = 400
 
 

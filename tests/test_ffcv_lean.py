@@ -13,6 +13,9 @@ import shardsieve as ss
 from shardsieve.loaders.ffcv_lean import LeanLoader, Pages, PageToSamples, SampleToPages
 from shardsieve.shards.beton import ALLOCATION
 
+# One process compiles FFCV's pipelines for all of them.
+pytestmark = pytest.mark.xdist_group("ffcv")
+
 N = 240
 
 

@@ -15,6 +15,9 @@ from two_ranks_gnn import clouds
 import shardsieve as ss
 from shardsieve.pack import pack
 
+# One process makes what they share.
+pytestmark = pytest.mark.xdist_group("launched")
+
 PROGRAM = [sys.executable, "-m", "shardsieve"]
 BUILD = ["--epochs", "5", "--window", "3", "--batch-size", "32", "--k", "10", "--method", "fused"]
 
@@ -91,11 +94,13 @@ MOMENTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_a_build_killed_at_any_step_ends_in_the_same_store(packed, built, tmp_path, moment):
+def test_a_build_killed_at_every_step_ends_in_the_same_store(packed, built, tmp_path):
     store = tmp_path / "s.zarr"
     command = [*PROGRAM, "build", packed[0].pattern, "--store", str(store), *BUILD]
-    assert killed_at(tmp_path / MOMENTS[moment], command) == -signal.SIGKILL
+    for moment, pattern in MOMENTS.items():
+        assert not any(tmp_path.glob(pattern)), moment
+        assert killed_at(tmp_path / pattern, command) == -signal.SIGKILL, moment
+        assert any(tmp_path.glob(pattern)), moment
     run(*command)
     again = ss.open_store(store, mode="r")
     assert again.fingerprint == built.fingerprint

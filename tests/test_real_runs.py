@@ -58,41 +58,45 @@ def outcome(folder):
 
 def assert_same(folders):
     (losses, weights), (again, twins) = map(outcome, folders)
-    assert losses == again
+    # A stop adds a place where losses are added up: their sum may differ in its last bit.
+    np.testing.assert_allclose(losses, again, rtol=1e-12)
     assert all(torch.equal(weights[name], twins[name]) for name in weights)
 
 
-def after_step(folder, step):
-    return lambda: any(int(p.name.split("-")[1]) >= step for p in folder.glob("checkpoint-*.pt"))
+def steps_saved(folder):
+    """The step of the newest checkpoint, 0 if there is none."""
+    return max((int(p.name.split("-")[1]) for p in folder.glob("checkpoint-*.pt")), default=0)
 
 
 @pytest.mark.slow
-def test_two_ranks_killed_with_sigkill_make_the_losses_of_an_undisturbed_run(store, tmp_path):
+def test_two_ranks_stopped_and_then_killed_end_as_an_undisturbed_run(store, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     drawn = ("--augment", "trivial", "--workers", "1")
     subprocess.run([*ON_TWO, *arguments(store, whole, *drawn)], check=True, capture_output=True)
     command = [*ON_TWO, *arguments(store, cut, *drawn)]
-    assert stopped(command, after_step(cut, 12), signal.SIGKILL) == -signal.SIGKILL
+    assert stopped(command, lambda: steps_saved(cut) >= 3, signal.SIGTERM) != 0
+    saved = steps_saved(cut)
+    assert saved >= 3
+    assert not (cut / "result.json").exists()
+    assert (
+        stopped(command, lambda: steps_saved(cut) >= saved + 9, signal.SIGKILL) == -signal.SIGKILL
+    )
+    assert steps_saved(cut) >= saved + 9
     assert not (cut / "result.json").exists()
     subprocess.run(command, check=True, capture_output=True)
     assert_same([whole, cut])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launch", [ALONE, ON_TWO], ids=["alone", "on two"])
-def test_sigterm_saves_and_the_same_command_goes_on(store, tmp_path, launch):
+def test_sigterm_saves_and_the_same_command_goes_on(store, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    subprocess.run([*launch, *arguments(store, whole)], check=True, capture_output=True)
-    command = [*launch, *arguments(store, cut)]
-    status = stopped(command, after_step(cut, 3), signal.SIGTERM)
-    assert status == 143 if launch is ALONE else status != 0
-    assert list(cut.glob("checkpoint-*.pt"))
+    subprocess.run([*ALONE, *arguments(store, whole)], check=True, capture_output=True)
+    command = [*ALONE, *arguments(store, cut)]
+    assert stopped(command, lambda: steps_saved(cut) >= 3, signal.SIGTERM) == 143
+    assert steps_saved(cut) >= 3
     assert not (cut / "result.json").exists()
     subprocess.run(command, check=True, capture_output=True)
-    (losses, weights), (again, twins) = map(outcome, (whole, cut))
-    # The stop adds a place where losses are added up: their sum may differ in its last bit.
-    np.testing.assert_allclose(losses, again, rtol=1e-12)
-    assert all(torch.equal(weights[name], twins[name]) for name in weights)
+    assert_same([whole, cut])
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog):

@@ -1,6 +1,7 @@
 """`score`: every score of the recorded signals, more of them later, and the three paradigms."""
 
 import json
+import shutil
 from itertools import pairwise
 
 import numpy as np
@@ -26,6 +27,9 @@ from shardsieve.train.seeding import draw_seeds, score_seeds
 from shardsieve.train.seedscores import scores_from_dynamics
 from shardsieve.train.turtle import TurtleConfig, score_unsupervised, task_encoders
 
+# One process makes what they share.
+pytestmark = pytest.mark.xdist_group("seed_scores")
+
 CONFIG = TrainConfig(epochs=5, batch_size=32)
 
 
@@ -40,12 +44,18 @@ def store(packed, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def scored(packed, tmp_path_factory):
-    """A store with a finished seed run."""
+def finished(packed, tmp_path_factory):
+    """A store with a finished seed run, to be copied."""
     folder = tmp_path_factory.mktemp("scored")
     store = ss.index(packed.pattern, folder / "s.zarr")
     score_seeds(store, draw_seeds(store, 0.2), CONFIG, **settings(folder))
-    return store
+    return store.path
+
+
+@pytest.fixture
+def scored(finished, tmp_path):
+    """A store with a finished seed run, of this test alone."""
+    return ss.open_store(shutil.copytree(finished, tmp_path / "scored.zarr"))
 
 
 def settings(folder, **more):

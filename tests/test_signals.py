@@ -23,6 +23,9 @@ from shardsieve.train.nets import light
 from shardsieve.train.recorder import Recorder
 from shardsieve.train.splits import hold_out, matched_epochs, matched_window, snapshot_epochs
 
+# One process makes what they share.
+pytestmark = pytest.mark.xdist_group("signals")
+
 CONFIG = TrainConfig(epochs=4, batch_size=32)
 HOW = {"seed_fraction": 0.2, "per_class": False, "folder": None, "window": 3}
 

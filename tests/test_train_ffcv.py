@@ -30,6 +30,9 @@ from shardsieve.train.runfolder import RunFolder
 from shardsieve.train.seeding import draw_seeds, score_seeds
 from shardsieve.train.subset import train_subset
 
+# One process compiles FFCV's pipelines for all of them.
+pytestmark = pytest.mark.xdist_group("ffcv")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -111,6 +111,7 @@ def real(samples):
 @given(data=st.data(), workers=st.integers(0, 5), more=st.integers(0, 5), inside=st.booleans())
 def test_pipelines_stop_and_go_on_with_any_workers(store, data, workers, more, inside):
     how, ((first, batch), (second, other)), at = data.draw(worlds(store))
+    keys = {shard: np.array(store.keys(shard), "S") for shard in range(store.num_shards)}
     how["tail"] = tail = data.draw(st.sampled_from(["uneven", "pad"]))
 
     def pruned(world, size):
@@ -120,6 +121,7 @@ def test_pipelines_stop_and_go_on_with_any_workers(store, data, workers, more, i
             pipeline = pipeline.batched(size, collation_fn=None) if inside else pipeline
             one = ss.prune(pipeline, store, world=ss.World(rank, world), batch_size=size, **how)
             one.source.batched_inside = inside
+            one.source.data._keys = keys  # or every pickled worker would read them again
             made.append(one)
         return made
 

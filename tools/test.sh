@@ -8,5 +8,6 @@ bin=${SHARDSIEVE_VENV:-.venv}/bin
 "$bin/ruff" check .
 "$bin/mypy"
 export OMP_NUM_THREADS=1
-# Two processes: more would compete with the ranks that tests launch.
-exec "$bin/python" -m pytest -n 2 "$@"
+# Two processes: more would compete with the ranks that tests launch. Tests that share what is dear
+# to make name a group, which one process runs.
+exec "$bin/python" -m pytest -n 2 --dist loadgroup "$@"
