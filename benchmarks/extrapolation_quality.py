@@ -28,7 +28,7 @@ from tables import quality
 from torch import nn
 
 import shardsieve as ss
-from shardsieve.commands.methods import make_task
+from shardsieve.commands.methods import Task, make_task
 from shardsieve.commands.packing import pack_source
 from shardsieve.commands.training import embed_store
 from shardsieve.extrapolate import measure
@@ -50,9 +50,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "GNN, edges among all": {"method": "gnn", "graph": "all"},
     "direct": {"method": "direct"},
     "fused": {"method": "fused"},
-    "direct, last network alone": {"method": "direct", "networks": 1},
-    "fused, last network alone": {"method": "fused", "networks": 1},
-    "bound: fused, fitted on the full run's scores": {"method": "fused", "told": True},
+    "direct, held-out seeds alone": {"method": "direct", "alone": True},
+    "fused, held-out seeds alone": {"method": "fused", "alone": True},
+    "direct, last network alone": {"method": "direct", "networks": 1, "alone": True},
+    "fused, last network alone": {"method": "fused", "networks": 1, "alone": True},
+    "bound: fused, fitted on the full run's scores": {
+        "method": "fused",
+        "told": True,
+        "alone": True,
+    },
 }
 BESIDE = ("ceiling: a second full run", "seeds' own measured score", "random")
 
@@ -250,7 +256,7 @@ def extrapolated(
     k = 20 if how["method"] == "gnn" else 50
     settings = {"k": k, "weights": "exp", "seed": trial, "readable": readable, **how}
     method, networks = settings.pop("method"), settings.pop("networks", 0)
-    told = settings.pop("told", False)
+    told, alone = settings.pop("told", False), settings.pop("alone", False)
     task = make_task(store, method, score=f"{run}_{score}", embedding=run, **settings)
     task = replace(
         task,
@@ -258,9 +264,18 @@ def extrapolated(
         fit_beside=last_networks(task.fit_beside, networks),
         predict_beside=last_networks(task.predict_beside, networks),
     )
+    task = held_out_alone(task) if alone else task
     values = np.full(len(points), np.nan)
     values[rest] = task.predict(store.embedding_rows(run), wanted)
     return values, time.perf_counter() - begin
+
+
+def held_out_alone(task: Task) -> Task:
+    """Return the same, learned from held-out seeds: of trained ones the signals are hidden."""
+    beside = dict(task.fit_beside)
+    trained = beside.pop("trained")
+    hidden = np.where(trained[:, None, None], np.nan, beside["signals"])
+    return replace(task, fit_beside=beside | {"signals": hidden})
 
 
 def last_networks(beside: dict[str, Any], networks: int) -> dict[str, Any]:

@@ -104,6 +104,27 @@ def test_fused_beats_both_of_its_parts_and_takes_the_unit_of_the_measured_seeds(
     np.testing.assert_allclose(spreads, store.score("seed_x")[trained].std(), rtol=0.1)
 
 
+@pytest.mark.parametrize("method", ["direct", "fused"])
+def test_what_trained_seeds_taught_is_told_and_hidden_signals_teach_nothing(store, method):
+    store, truth, trained = store
+    how = {"method": method, "k": 10}
+    # What the networks say of trained seeds is the same of all of them, and so says nothing.
+    made = extrapolate_score(store.path, "seed_x", "flat", "seed", **how)
+    told = store.provenance("flat")["from_trained_seeds"]
+    assert told == made["from_trained_seeds"]
+    assert told["networks"] in (1, 2)
+    said = store.signal_array("seed")[:, :300].reshape(N, 2, 1)
+    said[trained, 0, 0] = said[trained, 1, 0] = truth[trained]
+    store.signal_array("seed")[:, :300] = said.reshape(2, 300, 2, 1)
+    extrapolate_score(store.path, "seed_x", "good", "seed", **how)
+    assert store.provenance("good")["from_trained_seeds"]["networks"] == 2
+    assert store.provenance("good")["from_trained_seeds"]["share"] > 0.3
+    said[trained] = np.nan
+    store.signal_array("seed")[:, :300] = said.reshape(2, 300, 2, 1)
+    extrapolate_score(store.path, "seed_x", "none", "seed", **how)
+    assert store.provenance("none")["from_trained_seeds"] is None
+
+
 def test_memorised_seeds_are_warned_of_and_scored_by_unseen_neighbours_when_asked(store, tmp_path):
     store, truth, trained = store
     turned = np.where(trained, -truth, np.nan)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardsieve.extrapolate import KNN, Direct, Fused, pearson
+from shardsieve.extrapolate import KNN, Direct, Fused, lesson, pearson
 from shardsieve.extrapolate.signals import make_regressor, signal_features
 
 
@@ -79,6 +79,112 @@ def test_samples_that_the_network_was_trained_on_teach_nothing(make, regressor):
     assert abs(got.mean()) < 1
 
 
+def short_run(m=300, held=60, n=400, seed=0, spoiled=()):
+    """Seeds and rest of a run of 4 networks that name the score with noise of their own.
+
+    Trained seeds' signals are turned round in the `spoiled` networks, as where they are memorised.
+    """
+    rng = np.random.default_rng(seed)
+    score = rng.normal(size=m + n)
+    signals = score[:, None, None] + 0.5 * rng.normal(size=(m + n, 4, 2))
+    trained = np.arange(m) >= held
+    signals[:m][np.ix_(trained, list(spoiled))] *= -1
+    points = rng.normal(size=(m + n, 3)).astype("f4")
+    scores = (score[:m] + 0.5 * rng.normal(size=m)).astype("f4")
+    return (points[:m], scores, signals[:m], trained), (points[m:], signals[m:], score[m:])
+
+
+@settings(max_examples=10)
+@given(st.sampled_from([Direct, Fused]), st.integers(0, 3), st.integers(0, 9))
+def test_trained_seeds_teach_by_the_share_that_held_out_seeds_bear_out(make, spoiled, seed):
+    late = range(4 - spoiled, 4)
+    (points, scores, signals, trained), (rest, rest_signals, _) = short_run(seed=seed, spoiled=late)
+    model = make(regressor="ridge").fit(points, scores, signals, trained=trained)
+    got = model.predict(rest, rest_signals)
+    held = np.flatnonzero(~trained)
+    # The same by hand: a line per number of networks, clipped, tried on the held-out seeds.
+    hidden = signals.copy()
+    hidden[trained] = np.nan
+    alone = make(regressor="ridge").fit(points, scores, hidden)
+    assert alone.lesson is None
+    beside, rest_beside = np.zeros((300, 0)), np.zeros((400, 0))
+    if make is Fused:
+        pool = [(points[i], float(scores[i]), 0) for i in np.flatnonzero(trained)]
+        place = {row: at for at, row in enumerate(np.flatnonzero(trained))}
+        beside = np.array(
+            [near_by_hand(p, 1, pool, 50, place.get(i)) for i, p in enumerate(points)]
+        )
+        rest_beside = np.array([near_by_hand(p, 1, pool, 50) for p in rest])
+        beside, rest_beside = beside[:, :5], rest_beside[:, :5]
+    best = (-1.0, None)
+    for count in range(1, 5):
+        x = np.c_[signal_features(signals[:, :count], 300), beside].astype("f4")
+        y = np.c_[signal_features(rest_signals[:, :count], 400), rest_beside].astype("f4")
+        line = make_regressor("ridge", 240, 0).fit(x[trained], scores[trained])
+        low, high = x[trained].min(0), x[trained].max(0)
+        told = line.predict(np.clip(x[held], low, high))
+        agreement = max(pearson(scores[held], told), 0)
+        share = agreement / (1 + agreement)
+        if share > best[0]:
+            unit = (line.predict(np.clip(y, low, high)) - told.mean()) / told.std()
+            best = share, scores[held].mean() + scores[held].std() * unit, count
+    share, told, count = best
+    assert model.lesson.networks == count <= 4 - spoiled
+    assert model.lesson.share == pytest.approx(share, abs=1e-3)
+    want = (1 - share) * alone.predict(rest, rest_signals) + share * told
+    np.testing.assert_allclose(got, want, atol=5e-3)
+
+
+@pytest.mark.parametrize("make", [Direct, Fused])
+def test_trained_seeds_help_where_few_are_held_out_and_change_nothing_where_they_are_wrong(make):
+    gains = []
+    for seed in range(4):
+        seeds, (rest, rest_signals, truth) = short_run(m=500, held=10, seed=seed)
+        points, scores, signals, trained = seeds
+        hidden = np.where(trained[:, None, None], np.nan, signals)
+        alone = make().fit(points, scores, hidden).predict(rest, rest_signals)
+        both = make().fit(points, scores, signals, trained=trained).predict(rest, rest_signals)
+        gains.append(pearson(truth, both) - pearson(truth, alone))
+    assert np.mean(gains) > 0.02
+    wrong = np.where(trained, -scores, scores)
+    alone = make().fit(points, wrong, hidden).predict(rest, rest_signals)
+    both = make().fit(points, wrong, signals, trained=trained)
+    assert both.lesson.to_dict()["share"] == 0
+    np.testing.assert_array_equal(both.predict(rest, rest_signals), alone)
+
+
+@pytest.mark.parametrize("make", [Direct, Fused])
+def test_what_trained_seeds_teach_depends_on_data_and_seed_alone(make, monkeypatch):
+    (points, scores, signals, trained), (rest, rest_signals, _) = short_run()
+
+    def got(seed, signals=signals):
+        model = make(seed=seed).fit(points, scores, signals, trained=trained)
+        return model.predict(rest, rest_signals)
+
+    np.testing.assert_array_equal(got(0), got(1))
+    monkeypatch.setattr(lesson, "MOST", 50)
+    np.testing.assert_array_equal(got(0), got(0))
+    assert (got(0) != got(1)).any()
+    # Trained seeds without signals are no lesson, nor is a single one with them.
+    hidden = np.where(trained[:, None, None], np.nan, signals)
+    want = got(0, hidden)
+    hidden[-1] = signals[-1]
+    np.testing.assert_array_equal(got(0, hidden), want)
+
+
+@pytest.mark.parametrize("make", [Direct, Fused])
+def test_a_missing_signal_of_trained_seeds_leaves_the_others_to_teach(make):
+    (points, scores, signals, trained), (rest, rest_signals, truth) = short_run()
+    by_name = {"known": signals[..., 0], "gone": signals[..., 1], "fixed": signals[:, 0, 0]}
+    by_name = {n: a[..., None] if a.ndim == 2 else a for n, a in by_name.items()}
+    by_name["gone"] = np.where(trained[:, None, None], np.nan, by_name["gone"])
+    model = make().fit(points, scores, by_name, trained=trained)
+    asked = {"known": rest_signals[..., :1], "gone": rest_signals[..., 1:]}
+    got = model.predict(rest, asked | {"fixed": rest_signals[:, 0, 0]})
+    assert model.lesson.networks == 4
+    assert pearson(truth, got) > 0.9
+
+
 def test_fused_uses_what_neither_neighbours_nor_signals_know_alone():
     rng = np.random.default_rng(0)
     points, signals = rng.normal(size=(1500, 2)), rng.normal(size=(1500, 1))
@@ -114,6 +220,12 @@ def test_nothing_to_predict_is_nothing(make, shape):
 P, S = np.zeros((4, 2), "f4"), np.arange(4.0)
 
 
+def several():
+    """Fitted on signals of two networks."""
+    signals = np.random.default_rng(0).normal(size=(4, 2, 3))
+    return Fused(2).fit(P, S, signals, trained=np.arange(4) > 1)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -129,6 +241,10 @@ P, S = np.zeros((4, 2), "f4"), np.arange(4.0)
         (lambda: Fused(2).fit(P, S, S).predict(P, S, labels=[0] * 4), "both fit and predict"),
         (lambda: Fused(2).fit(P, S, S, labels=[0.5] * 4), "labels must be integers"),
         (lambda: Fused(2).fit(P[:1], S[:1], S[:1]), "use Direct"),
+        (lambda: Fused(2).fit(P, S, S, trained=[1, 0, 1, 0]), "trained must be booleans"),
+        (lambda: Direct().fit(P, S, S, trained=[True]), r"got bool of shape \(1,\)"),
+        (lambda: Fused(2).fit(P, S, S, trained=[True] * 4), "trained must leave out a seed"),
+        (lambda: several().predict(P, np.ones((4, 3, 2))), "those of fit, which made 17 features"),
         (lambda: Direct().fit(P, S, [1, 2, np.inf, 3]), "got an infinity for sample 2"),
     ],
 )

@@ -153,7 +153,7 @@ def _predict(
     made: dict[str, Any],
     match: bool,
 ) -> dict[str, Any]:
-    """Fill a score, and return how the neighbours were searched for; it is not listed yet."""
+    """Fill a score, and return what was chosen for it; it is not listed yet."""
     accelerator = make_accelerator()
     main, world = accelerator.is_main_process, accelerator.num_processes
     if main:
@@ -168,6 +168,8 @@ def _predict(
         model = task.fitted(rows)
         if made["method"] in SEARCHING and rest.any():
             searched = {"found_by": model.choose(sample_of(rows, rest), int(rest.sum())).to_dict()}
+        if made["method"] in ON_SIGNALS:
+            searched = {"from_trained_seeds": model.lesson.to_dict() if model.lesson else None}
         block = blocks_of(task, model, rows, values, rest, store.samples)
     array = store.score_array(name)
     with bar("extrapolate", shown=main) as progress:

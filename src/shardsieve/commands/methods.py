@@ -72,6 +72,7 @@ class Task:
             seed=seed,
             tried=self.tried[learned],
             beside=cut(self.fit_beside, learned),
+            predict_beside=cut(self.predict_beside, learned),
         )
         return predicted
 
@@ -201,21 +202,17 @@ def _on_signals(
     signals = store.signals(embedding)
     held = np.where(readable, store.score(target), np.nan).astype(np.float32)
     tried = np.isfinite(held)
-    if method == "direct":
-        beside: dict[str, NDArray[Any]] = {"signals": signals}
-        how: dict[str, Any] = {"fit_beside": beside, "predict_beside": beside}
-        return Task(lambda: Direct(seed=seed), target, held, tried, _SPEAKS_OF[True], **how)
-    # Seeds trained on are neighbours alone: what the network says of them is memorised.
-    unseen = np.where(np.isfinite(measured)[:, None, None], np.nan, signals)
-    labels = labels_behind(store, score)
+    about = {"signals": signals} | (
+        {"labels": labels_behind(store, score)} if method == "fused" else {}
+    )
     return Task(
-        lambda: Fused(k, seed=seed),
+        (lambda: Fused(k, seed=seed)) if method == "fused" else (lambda: Direct(seed=seed)),
         target,
         np.where(tried, held, measured),
         tried,
         _SPEAKS_OF[True],
-        {"signals": unseen, "labels": labels},
-        {"signals": signals, "labels": labels},
+        {**about, "trained": np.isfinite(measured) & ~tried},
+        about,
     )
 
 

@@ -5,8 +5,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shardsieve.extrapolate.direct import predicted, rows_with_signals
 from shardsieve.extrapolate.knn import neighbours
+from shardsieve.extrapolate.lesson import Lesson, learn, split
 from shardsieve.extrapolate.protocol import (
     Floats,
     Ids,
@@ -20,6 +20,7 @@ from shardsieve.extrapolate.signals import (
     Signals,
     checked_regressor,
     make_regressor,
+    predicted,
     signal_features,
 )
 
@@ -30,21 +31,22 @@ _NEAR = 5  # nearest seeds whose distance tells how lonely a sample is
 class Fused:
     """Regression from neighbours' scores, agreement with their labels, and the sample's signals.
 
-    As with `Direct`, what is learned must come from samples that the network was not trained on.
-    Rows of `fit` with signals are learned from. Rows whose signals are all NaN, the seeds that the
-    network was trained on, serve as neighbours only; without such rows all are neighbours of each
-    other, none of itself.
+    As in `Direct`, one regression learns from held-out seeds and, where the `trained` ones are
+    given, another from those. Trained seeds, also those whose signals are all NaN, are the
+    neighbours of all, none its own; without any, held-out seeds are neighbours of each other.
 
     Attributes:
         k: Neighbours, at least 1.
         regressor: `ridge`, `boosting`, or `auto`: boosting from 1,000 samples on.
-        seed: Of the trees.
+        seed: Of the trees, and of the trained seeds learned from where there are over 20,000.
+        lesson: Once fitted, what trained seeds taught; None without any.
     """
 
     def __init__(self, k: int = 50, regressor: str = "auto", *, seed: int = 0) -> None:
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}; 50 is usual")
         self.k, self.regressor, self.seed = k, checked_regressor(regressor), seed
+        self.lesson: Lesson | None = None
         self._model: Any = None
 
     def fit(
@@ -54,33 +56,38 @@ class Fused:
         signals: Signals | None = None,
         *,
         labels: ArrayLike | None = None,
+        trained: ArrayLike | None = None,
     ) -> Self:
-        """Learn from held-out seeds, beside seeds that are neighbours only.
+        """Learn from held-out seeds, and from trained ones what those bear out.
 
         Args:
             embeddings: (m, d), finite, m at least 2.
             scores: (m,), finite.
             signals: As in `signal_features`; NaN in all of a row's means trained on.
             labels: (m,), integers; a negative one is unknown and agrees with none.
+            trained: bool (m,), the seeds that the network was trained on, with scores of that
+                training; None: those without signals.
 
         Raises:
             ValueError: If shapes disagree, a number is not finite, or all signals are missing.
         """
         points, values = checked_seeds(embeddings, scores)
         features = signal_features(signals, len(values))
-        known = rows_with_signals(features)
-        pool = np.flatnonzero(~known) if not known.all() else np.arange(len(values))
-        if len(pool) < 1 + known.all():
+        held, taught = split(features, trained, self.seed)
+        alone = len(held) == len(values)
+        pool = np.arange(len(values)) if alone else np.setdiff1d(np.arange(len(values)), held)
+        if len(pool) < 1 + alone:
             raise ValueError(
                 f"embeddings must hold at least 2 seeds, got {len(values)}; use Direct"
             )
         classes = checked_labels(labels, len(values))
         self._pool = points[pool], values[pool], None if classes is None else classes[pool]
-        rows = np.flatnonzero(known)
-        own = rows if known.all() else None
-        near = self._near(points[rows], None if classes is None else classes[rows], own)
-        self._model = make_regressor(self.regressor, len(rows), self.seed)
-        self._model.fit(np.concatenate([features[rows], near], axis=1), values[rows])
+        near = np.zeros((len(values), 5 if classes is None else 7), dtype=np.float32)
+        for rows, own in ((held, held if alone else None), (taught, np.searchsorted(pool, taught))):
+            near[rows] = self._near(points[rows], None if classes is None else classes[rows], own)
+        self._model = make_regressor(self.regressor, len(held), self.seed)
+        self._model.fit(np.concatenate([features[held], near[held]], axis=1), values[held])
+        self.lesson = learn(signals, near, values, trained=taught, held_out=held)
         return self
 
     def predict(
@@ -109,11 +116,15 @@ class Fused:
             raise ValueError(
                 "labels must be given to both fit and predict or to neither; give both or neither"
             )
+        early = None if self.lesson is None else self.lesson.features(signals, count)
         scores = np.empty(count, dtype=np.float32)
         for start, block in blocks(rows, _BLOCK):
             part = slice(start, start + len(block))
             near = self._near(block, None if classes is None else classes[part])
-            scores[part] = predicted(self._model, np.concatenate([features[part], near], axis=1))
+            own = predicted(self._model, np.concatenate([features[part], near], axis=1))
+            if self.lesson is not None and early is not None:
+                own = self.lesson.blended(own, np.concatenate([early[part], near], axis=1))
+            scores[part] = own
         return scores
 
     def _near(self, points: Floats, classes: Ids | None, own: Ids | None = None) -> Floats:
@@ -122,8 +133,8 @@ class Fused:
         ids, distances = neighbours(seeds, points, self.k + (own is not None))
         if own is not None:
             others = _others(ids, own)
-            ids, distances = ids[others].reshape(len(ids), -1), distances[others]
-            distances = distances.reshape(ids.shape)
+            shape = len(ids), ids.shape[1] - 1
+            ids, distances = ids[others].reshape(shape), distances[others].reshape(shape)
         scores = values[ids].astype(np.float64)
         # Only ratios of weights matter: exp(-d) alone would underflow.
         weights = np.exp(distances[:, :1] - distances)

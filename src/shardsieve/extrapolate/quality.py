@@ -185,6 +185,7 @@ def out_of_fold(
     seed: int = 0,
     tried: NDArray[np.bool_] | None = None,
     beside: Mapping[str, NDArray[Any]] | None = None,
+    predict_beside: Mapping[str, NDArray[Any]] | None = None,
 ) -> NDArray[np.float32]:
     """Return a prediction for each seed, made from the other folds: float32 (m,).
 
@@ -200,6 +201,7 @@ def out_of_fold(
         tried: bool (m,): the seeds to predict. The others are always fitted on and stay NaN. None
             tries all.
         beside: What `fit` and `predict` take besides, (m, ...) each, by name.
+        predict_beside: What `predict` takes besides where that is not `beside`.
 
     Raises:
         ValueError: If there are fewer seeds to try than folds, or the inputs are not as above.
@@ -210,11 +212,12 @@ def out_of_fold(
     fold = np.full(len(values), -1)
     fold[places[permutation(len(places), seed, folds)]] = np.arange(len(places)) % folds
     predicted = np.full(len(values), np.nan, dtype=np.float32)
+    asked = beside if predict_beside is None else predict_beside
     for one in range(folds):
         model: Any = make_extrapolator()
         fitted, out = fold != one, fold == one
         model.fit(points[fitted], values[fitted], **_cut(beside, fitted))
-        predicted[out] = model.predict(points[out], **_cut(beside, out))
+        predicted[out] = model.predict(points[out], **_cut(asked, out))
     return predicted
 
 

@@ -58,6 +58,53 @@ def signal_features(signals: Signals | None, num_samples: int) -> Features:
     return np.concatenate([flat, array.mean(axis=1), array.std(axis=1)], axis=1)
 
 
+def num_networks(signals: Signals | None) -> int:
+    """Return of how many networks there are signals, at least 1.
+
+    >>> num_networks({"loss": np.zeros((5, 4, 1)), "other": np.zeros(5)})
+    4
+    """
+    if isinstance(signals, Mapping):
+        return max(map(num_networks, signals.values()), default=1)
+    shape = np.asarray(signals).shape
+    return max(1, shape[1]) if len(shape) == 3 else 1
+
+
+def first_networks(signals: Signals, count: int) -> Signals:
+    """Return the signals of the first networks; what is not by network stays."""
+    if isinstance(signals, Mapping):
+        return {name: np.asarray(first_networks(part, count)) for name, part in signals.items()}
+    array = np.asarray(signals, dtype=np.float32)
+    return array[:, :count] if array.ndim == 3 else array
+
+
+def rows_with_signals(features: Features) -> NDArray[np.bool_]:
+    """Return which rows hold a number: bool (n,); ValueError if none does."""
+    known = np.asarray(~np.isnan(features).all(axis=1))
+    if not known.any():
+        raise ValueError(
+            "signals must hold numbers for at least one sample, got none; give those of samples "
+            "that the network was not trained on"
+        )
+    return known
+
+
+def predicted(model: Any, features: Features) -> Features:
+    """Return a fitted regressor's predictions, float32 (n,).
+
+    Raises:
+        ValueError: If the features are not as many as were fitted.
+    """
+    if not len(features):
+        return np.zeros(0, dtype=np.float32)
+    if features.shape[1] != model.n_features_in_:
+        raise ValueError(
+            f"signals must be those of fit, which made {model.n_features_in_} features, got "
+            f"{features.shape[1]}; give the same signals of as many networks"
+        )
+    return np.asarray(model.predict(features), dtype=np.float32)
+
+
 def make_regressor(kind: str, num_samples: int, seed: int) -> Any:
     """Return an unfitted scikit-learn regressor that takes missing features.
 
