@@ -193,7 +193,7 @@ def test_without_torchvision_one_line_says_so_before_anything_is_made(tmp_path):
         ["run", str(path)],
     ]
     code = WITHOUT.format(commands=commands)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == ["2"] * 4
     lines = done.stderr.splitlines()
     assert len(lines) == 4

@@ -1,6 +1,7 @@
 import json
 import os
 import resource
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 import shardsieve as ss
 from shardsieve.io import local
+from shardsieve.io.counts import Counts
+from shardsieve.loaders import ledger
 
 
 @pytest.fixture
@@ -265,3 +268,13 @@ def test_numbers_of_numpy_are_numbers(store):
     state = theirs.state_dict(steps_done=0)
     assert json.loads(json.dumps(state["epoch"])) == 3
     ours.load_state_dict(state)
+
+
+def test_no_two_workers_write_one_row_of_the_ledger(store, monkeypatch):
+    made = ss.ShardDataset(store).ledger
+    for worker in (None, 0, 64, 1023):
+        info = None if worker is None else SimpleNamespace(id=worker)
+        monkeypatch.setattr(ledger, "get_worker_info", lambda info=info: info)
+        made.add(Counts(kept=1, read=2, requests=3, retries=4))
+    assert made.total == Counts(4, 8, 12, 16)
+    assert [row.kept for row in made.workers].count(1) == 4

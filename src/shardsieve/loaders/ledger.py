@@ -8,7 +8,7 @@ from torch.utils.data import get_worker_info
 
 from shardsieve.io.counts import Counts
 
-_WORKERS = 64
+_WORKERS = 1024  # more than any machine runs: two in one row would lose counts
 
 
 class Ledger:
