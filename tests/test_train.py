@@ -207,6 +207,46 @@ def test_an_embedding_is_made_in_the_precision_asked_for(stores):
     assert 0 < np.abs(exact - short).max() < 0.1 * np.abs(exact).max()
 
 
+class Scaled(torch.nn.Module):
+    """Embeds an image as one number: up to `most` where `share` of the images are that large."""
+
+    def __init__(self, most, share):
+        super().__init__()
+        self.most, self.share, self.seen = most, share, 0
+
+    def forward(self, images):
+        places = torch.arange(self.seen, self.seen + len(images))
+        self.seen += len(images) if len(images) > 1 else 0  # one blank image asks for the size
+        large = places % 100 < 100 * self.share
+        return torch.where(large, self.most, 1.0)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("most", "share", "message"),
+    [
+        (65504.0, 1.0, None),
+        (7e4, 0.4, None),
+        (
+            7e4,
+            0.6,
+            "embeddings must be at most 65504 to be stored as float16, most of those of the",
+        ),
+        (float("nan"), 0.01, "embeddings must be finite, those of the shard with sample id 0 are"),
+        (float("inf"), 0.01, "embeddings must be finite"),
+    ],
+)
+def test_embeddings_too_large_for_the_store_are_cut_off_or_refused(stores, most, share, message):
+    store = stores[1]
+    how = {"name": "e", "batch_size": 100, "accelerator": Accelerator()}
+    if message is not None:
+        with pytest.raises(ss.ShardsieveError, match=message):
+            embed(store, Scaled(most, share), **how)
+        assert np.isnan(store.embedding("e")).all()
+        return
+    embed(store, Scaled(most, share), **how)
+    assert set(np.unique(store.embedding("e"))) <= {1.0, 65504.0}
+
+
 def test_seeds_are_drawn_by_class_when_asked(stores):
     store = stores[0]
     labels = store.labels()

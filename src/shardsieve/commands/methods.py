@@ -134,6 +134,10 @@ def make_task(
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     measured = np.where(readable, store.score(score), np.nan).astype(np.float32)
+    if not np.isfinite(measured).any() and np.isfinite(store.score(score)).any():
+        raise MissingScoreError(
+            f"score {score!r} must be of samples that have an embedding, got none such; embed again"
+        )
     if not np.isfinite(measured).any():
         raise MissingScoreError(f"score {score!r} has no scored sample; run `shardsieve score`")
     if method in ON_SIGNALS:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from shardsieve._errors import StoreMismatchError, UnreadableSampleError
+from shardsieve._errors import ShardsieveError, StoreMismatchError, UnreadableSampleError
 from shardsieve.cost import NO_COST, Cost
 from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.store.layout import checked_name, told_about_disk
@@ -26,6 +26,8 @@ from shardsieve.train.machines import on_all
 from shardsieve.train.measures import STORED, measure
 from shardsieve.train.nets import embed_and_classify, embed_batch
 
+_HALF = float(np.finfo(np.float16).max)
+_CURE = "has the network's training diverged? Take a lower learning rate or another network"
 # Signals that need no label.
 _UNLABELLED = [name in ("entropy",) for name in STORED]
 
@@ -34,11 +36,11 @@ class Block(NamedTuple):
     """What a pass makes of one shard's rows.
 
     Attributes:
-        points: float16 (n, d), embeddings.
+        points: float32 (n, d), embeddings; float16 when they are written.
         signals: float32 (n, K, F), `STORED` by network; K is 0 without classifiers.
     """
 
-    points: NDArray[np.float16]
+    points: NDArray[Any]
     signals: NDArray[np.float32]
 
 
@@ -96,6 +98,7 @@ def embed(
     Raises:
         StoreMismatchError: If the name holds embeddings of other weights or another size.
         UnreadableSampleError: If an image cannot be read, naming shard and key.
+        ShardsieveError: If embeddings are not finite, or most of a shard too large for float16.
     """
     checked_name(name)  # on every rank, before one makes the arrays
     guessed = fixed_size(store)
@@ -196,6 +199,10 @@ class _Pass:
             if not real.any():
                 continue
             block = self._block(batch)
+            if not np.isfinite(block.points[real]).all():
+                raise ShardsieveError(
+                    f"embeddings must be finite, {_of(ids.start)} are not; {_CURE}"
+                )
             if table is None:
                 shapes = [(len(ids), *part.shape[1:]) for part in block]
                 table = Block(*(np.full(shape, np.nan, "f4") for shape in shapes))
@@ -205,7 +212,7 @@ class _Pass:
             raise UnreadableSampleError(
                 f"no image of the shard with sample id {ids.start} can be read; check the shards"
             )
-        return table._replace(points=table.points.astype(np.float16))
+        return table._replace(points=_halved(table.points, ids.start))
 
     def _block(self, batch: Batch) -> Block:
         images = normalised(batch.images.to(self.device, non_blocking=True), self.normalise)
@@ -214,7 +221,7 @@ class _Pass:
         labels = batch.labels.to(self.device)
         marks = [_labelled_signals(logits, labels) for logits in said]
         signals = np.stack(marks, axis=1) if marks else np.zeros((len(labels), 0, 0), np.float32)
-        return Block(points.half().cpu().numpy(), signals)
+        return Block(points.cpu().numpy(), signals)
 
     def _outputs(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the embeddings, and the logits of every classifier, float32."""
@@ -226,6 +233,25 @@ class _Pass:
                 logits = classifier(images).float()
             said.append(logits)
         return embed_batch(self.network, images) if points is None else points, said
+
+
+def _halved(points: NDArray[np.float32], first: int) -> NDArray[np.float16]:
+    """Return a shard's embeddings as they are stored; what few exceed float16 is cut off.
+
+    Raises:
+        ShardsieveError: If more than half of the rows do: little of them would be left.
+    """
+    largest = np.abs(points).max(axis=1)
+    if (largest > _HALF).mean() > 0.5:
+        raise ShardsieveError(
+            f"embeddings must be at most {_HALF:.0f} to be stored as float16, most of {_of(first)} "
+            f"are not, up to {np.nanmax(largest):.3g}; {_CURE}"
+        )
+    return points.clip(-_HALF, _HALF).astype(np.float16)
+
+
+def _of(first: int) -> str:
+    return f"those of the shard with sample id {first}"
 
 
 def _labelled_signals(logits: Tensor, labels: Tensor) -> NDArray[np.float32]:
