@@ -64,7 +64,12 @@ HARD_CUTOFF = {0.7: 0.1}  # CCS on CIFAR-10 (arXiv 2210.15809); none where less 
 def main() -> None:
     options = parsed()
     config = TrainConfig(
-        epochs=options.epochs, batch_size=options.batch, augment=options.augment, channels_last=True
+        model=options.model,
+        epochs=options.epochs,
+        batch_size=options.batch,
+        augment=options.augment,
+        precision=options.precision,
+        channels_last=True,
     )
     train, test = stores(options)
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -100,6 +105,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--removed", type=float, nargs="+", default=[0.5, 0.3, 0.7])
     parser.add_argument("--augment", default="crop")
+    parser.add_argument("--model", default="light", help="resnet18 where a GPU is at hand")
+    parser.add_argument("--precision", default="no", help="bf16 likewise")
     return parser.parse_args()
 
 
@@ -204,7 +211,7 @@ def record(
     table = [row(name, runs, everything) for name, runs in rows.items()]
     about = {"data": Path(str(options.data)).name, "samples": len(store), "tests": options.tests}
     about |= {"epochs": options.epochs, "measured scores": f"dyn_unc, window {WINDOW}"}
-    about |= {"augment": options.augment, "network": "light", "batch": options.batch}
+    about |= {"augment": options.augment, "network": options.model, "batch": options.batch}
     about |= {"seed share": SEEDS, "cores": os.cpu_count()}
     path = RECORDS / f"accuracy_by_share_{options.name}.json"
     path.write_text(

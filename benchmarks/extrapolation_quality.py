@@ -68,6 +68,7 @@ def light(num_classes: int) -> nn.Module:
     return plain(num_classes, CHANNELS).to(memory_format=torch.channels_last)
 
 
+LIGHT = "extrapolation_quality:light"
 CHANNELS = int(os.environ.get("CHANNELS", "3"))
 
 
@@ -76,7 +77,8 @@ def main() -> None:
     torch.set_num_threads(1)
     store = indexed(options)
     config = TrainConfig(
-        model="extrapolation_quality:light",
+        model=options.model,
+        precision=options.precision,
         epochs=options.epochs,
         batch_size=128,
         augment="crop",
@@ -89,7 +91,7 @@ def main() -> None:
         "epochs": options.epochs,
         "batch": 128,
         "window": WINDOW,
-        "network": "light, channels last",
+        "network": "light, channels last" if options.model == LIGHT else options.model,
         "held_out": HELD_OUT,
         "snapshots": SNAPSHOTS,
         "torch": torch.__version__,
@@ -114,6 +116,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--shards", type=int, default=0, help="0: all")
     parser.add_argument("--trials", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--model", default=LIGHT, help="resnet18 where a GPU is at hand")
+    parser.add_argument("--precision", default="no", help="bf16 likewise")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.2, 0.1])
     parser.add_argument("--matched", nargs="+", choices=MATCHED, default=["epochs", "steps"])
     parser.add_argument("--without", nargs="*", default=[], help="rows to leave out, by start")
