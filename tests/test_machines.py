@@ -16,6 +16,7 @@ from tars import write_shards
 
 import shardsieve as ss
 from shardsieve.pack import pack
+from shardsieve.train import machines as machines_of_train
 
 CPU = ["--config_file", str(ROOT / "configs/two_cpu.yaml"), "--num_machines", "2"]
 TOOL = str(ROOT / "tools/train_subset.py")
@@ -54,6 +55,14 @@ def test_what_machines_do_not_share_both_refuse_before_anything_is_made(tmp_path
     for name, line in wanted.items():
         assert (said[name] is None) == (line is None), name
         assert line is None or re.match(line, said[name]), said[name]
+
+
+def test_an_error_that_is_not_made_of_one_line_is_told_on_all_too():
+    with pytest.raises(ValueError, match="Expecting") as told:
+        json.loads("{")
+    found = machines_of_train._first_refusal([(None, "node0"), (told.value, "node1")])
+    assert type(found) is ValueError
+    assert str(found).startswith("process 1 (node1): Expecting ")
 
 
 def free_port():
