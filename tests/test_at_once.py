@@ -1,5 +1,6 @@
 """Several processes that make or grow one store at once."""
 
+import shutil
 from multiprocessing import get_context
 
 import pytest
@@ -7,6 +8,7 @@ from tars import write_shards
 
 import shardsieve as ss
 from shardsieve.store import create
+from shardsieve.store.alone import alone_in
 
 SIZES = [5, 9, 4, 7, 5, 3, 6, 8, 2, 5]
 
@@ -82,3 +84,15 @@ def test_another_store_that_came_first_is_refused(tmp_path):
     (refused,) = [answer for answer in answers if isinstance(answer, str)]
     assert held == len(ss.open_store(tmp_path / "s.zarr"))
     assert "was made from other shards" in refused
+
+
+def test_who_leaves_does_not_take_away_the_folder_of_who_came_after_it_was_removed(tmp_path):
+    folder = tmp_path / "turn"
+    with alone_in(folder):
+        # The work is done and its folder removed; another process begins before this one leaves.
+        shutil.rmtree(folder)
+        later = alone_in(folder)
+        later.__enter__()
+    assert folder.is_dir()
+    later.__exit__(None, None, None)
+    assert not folder.exists()

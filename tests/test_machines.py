@@ -15,13 +15,14 @@ from tars import write_shards
 
 import shardsieve as ss
 from shardsieve.pack import pack
+from shardsieve.train import machines as machines_of_train
 
 CPU = ["--config_file", str(ROOT / "configs/two_cpu.yaml"), "--num_machines", "2"]
 TOOL = str(ROOT / "tools/train_subset.py")
 
 
 def refused_by_both(folder):
-    store = ss.index(write_shards(folder / "data", [9, 7]), folder / "s.zarr")
+    store = ss.index(write_shards(folder / "data", [9]), folder / "s.zarr")
     on_two_ranks("tests/two_ranks_machines.py", store.path, folder)
     first, second = (json.loads((folder / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
@@ -39,6 +40,8 @@ def test_what_machines_do_not_share_both_refuse_before_anything_is_made(tmp_path
         "all see it": None,
         "same": None,
         "store to read": None,  # a copy serves
+        "shards of a copy": None,
+        "shards of none": "ShardsieveError: " + unseen.format("store new.zarr"),
         "own folder": "ShardsieveError: " + unseen.format("run folder runs/half"),
         "store to write": "ShardsieveError: " + unseen.format("store copy.zarr"),
         "store of one": r"StoreFormatError: process 1 \(.*\): no store at alone.zarr; make it",
@@ -53,6 +56,14 @@ def test_what_machines_do_not_share_both_refuse_before_anything_is_made(tmp_path
     for name, line in wanted.items():
         assert (said[name] is None) == (line is None), name
         assert line is None or re.match(line, said[name]), said[name]
+
+
+def test_an_error_that_is_not_made_of_one_line_is_told_on_all_too():
+    with pytest.raises(ValueError, match="Expecting") as told:
+        json.loads("{")
+    found = machines_of_train._first_refusal([(None, "node0"), (told.value, "node1")])
+    assert type(found) is ValueError
+    assert str(found).startswith("process 1 (node1): Expecting ")
 
 
 def machines(said, arguments):

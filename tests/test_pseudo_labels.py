@@ -1,5 +1,6 @@
 """Pseudo-labels: stored by shard, trained on like labels, and judged by the best matching."""
 
+import io
 import itertools
 import json
 import tarfile
@@ -11,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from tars import write_shards, write_tar
 from torch import nn
 
@@ -23,7 +25,7 @@ from shardsieve.store.append import append_shards
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
 from shardsieve.train.encoder import load_encoder
-from shardsieve.train.evaluation import accuracy
+from shardsieve.train.evaluation import evaluate, matched_accuracy
 from shardsieve.train.labels import labels_behind
 from shardsieve.train.loop import Trainer
 from shardsieve.train.nets import light
@@ -221,6 +223,26 @@ def test_a_beton_is_trained_on_them_too(folder, tmp_path):
     assert labels == ((store.labels()[store.rows(ids)] + 1) % 10).tolist()
 
 
+def test_labels_of_any_size_are_compared_without_a_table_of_them(tmp_path):
+    """A class that the network does not know is told wrong; it must not take memory."""
+    image = io.BytesIO()
+    Image.new("L", (8, 8)).save(image, "png")
+    labels = [0, 2**31 - 1, 0, 3]
+    members = [
+        (f"{n}.{kind}", content)
+        for n, label in enumerate(labels)
+        for kind, content in (("png", image.getvalue()), ("cls", str(label).encode()))
+    ]
+    write_tar(tmp_path / "t.tar", members)
+    store = ss.index(tmp_path / "t.tar", tmp_path / "t.zarr")
+    config = TrainConfig(batch_size=3, size=8, channels=1)
+    network, keep = nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), ss.select(store, keep_fraction=1)
+    with torch.no_grad():
+        network[1].weight.zero_()
+        network[1].bias.copy_(torch.arange(5, 0, -1))
+    assert evaluate(network, store, keep, config, Accelerator(cpu=True)) == 0.5
+
+
 @given(
     st.integers(1, 4).flatmap(
         lambda c: st.lists(
@@ -234,7 +256,7 @@ def test_the_matching_is_the_best_of_all(table):
         sum(table[row][column] for column, row in enumerate(chosen))
         for chosen in itertools.permutations(range(rows), columns)
     )
-    assert accuracy(torch.tensor(table), 10, matched=True) == best / 10
+    assert matched_accuracy(torch.tensor(table), 10) == best / 10
 
 
 # Commands ----------------------------------------------------------------------------------
@@ -273,7 +295,7 @@ def test_from_shards_without_labels_to_a_trained_network(folder, tmp_path, capsy
     truth = ss.open_store(folder / "train.zarr").labels()
     table = torch.zeros((10, 10), dtype=torch.int64)
     table.index_put_((torch.tensor(found), torch.tensor(truth)), torch.tensor(1), accumulate=True)
-    purity = accuracy(table, len(truth), matched=True)
+    purity = matched_accuracy(table, len(truth))
     assert purity > 0.4  # ten even clusters of pixels; guessing gives about 0.14
     assert result["accuracy"] > purity - 0.15
     again = call("train", "--store", store, "--out", tmp_path / "run", *train, "--epochs", "4")

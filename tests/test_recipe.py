@@ -6,6 +6,7 @@ The steps here are quick stand-ins; `test_run.py` has the real ones.
 import shutil
 from dataclasses import fields
 
+import chains
 import numpy as np
 import pytest
 from chains import (
@@ -217,6 +218,30 @@ def test_the_table_has_every_setting():
         known |= {f"{name}__{one}" for kind in sections for one in kind.model_fields}
     assert known == {row[0] for row in TABLE} - {"test"}
     assert {f.name for f in fields(TrainConfig)} == {*OF_TRAINING, "workers", "max_unreadable"}
+
+
+OF_RELEASE_0_1 = {"model", "epochs", "batch_size", "learning_rate", "schedule", "momentum"}
+OF_RELEASE_0_1 |= {"weight_decay", "label_smoothing", "size", "channels", "augment", "precision"}
+OF_RELEASE_0_1 |= {"normalise", "accumulate", "ema", "resolutions", "channels_last", "compile"}
+OF_RELEASE_0_1 |= {"shuffle_window", "seed", "data"}
+SCORE_0_1 = {"seeds", "per_class", "window", "scores", "clean_pass", "held_out", "snapshots"}
+SCORE_0_1 |= {"match_steps_of", "ceiling", "seed_run"}
+TRAIN_0_1 = {"policy", "policy_score", "full_run", "evaluate_every", "score", "test", "keep"}
+
+
+def test_a_step_that_an_earlier_release_made_is_not_made_again(makers, data, tmp_path, monkeypatch):
+    """A step is known by its inputs: a later setting that is not used must not be among them."""
+    read, digest_of = {}, chains.chain.marks.digest_of
+
+    def seen(values):
+        if isinstance(values[1], dict):
+            read[values[0]] = set(values[1])
+        return digest_of(values)
+
+    monkeypatch.setattr(chains.chain.marks, "digest_of", seen)
+    run_recipe(write(tmp_path, recipe_in(tmp_path, data)))
+    assert read["score"] == OF_RELEASE_0_1 | SCORE_0_1
+    assert read["train"] == OF_RELEASE_0_1 | TRAIN_0_1
 
 
 def by_hand(name):

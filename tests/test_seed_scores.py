@@ -373,13 +373,20 @@ def test_an_unsupervised_run_scores_what_lies_between_clusters_highest(store, tm
     made = store.provenance("unsupervised_dyn_unc")
     assert (made["paradigm"], made["embedding"]) == ("unsupervised", "mine")
     assert made["training"]["gamma"] == 10.0
+    labels = store.pseudo_labels("unsupervised")
+    store.forget_pseudo_labels("unsupervised")  # an earlier release stored none
     again = score_unsupervised(store, store.ids()[:100], config, embedding="mine", scores=["dual"])
     assert again == result
     assert "unsupervised_dual" in store.scores
+    assert store.pseudo_labels("unsupervised").tolist() == labels.tolist()
     with pytest.raises(ss.ShardsieveError, match="belong to another run"):
         score_unsupervised(store, store.ids()[:50], config, embedding="mine")
     with pytest.raises(ss.MissingScoreError, match=r"\(mine\), got 'none'"):
         score_unsupervised(store, store.ids(), config, embedding="none")
+    store.put_pseudo_labels("taken", labels)
+    how = {**how, "name": "taken", "progress": lambda *_: pytest.fail("it has begun to work")}
+    with pytest.raises(ss.StoreMismatchError, match=r"'taken' of .* were made otherwise; choose"):
+        score_unsupervised(store, store.ids(), config, **how)
     with pytest.raises(ValueError, match="classes must be at least 2"):
         TurtleConfig(1)
 

@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 
 import shardsieve as ss
 from shardsieve.commands.running import run_recipe
+from shardsieve.commands.sources import store_of
 from shardsieve.train import machines
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.machines import check_same, check_shared, on_all, open_together
@@ -50,6 +51,8 @@ def main(store, shared):
         "own folder": partial(check_shared, accelerator, {"run folder": Path("runs/half")}),
         "store to write": partial(opened, Path("copy.zarr")),
         "store to read": partial(opened, Path("copy.zarr"), mode="r"),
+        "shards of a copy": partial(store_of, ss.open_store(store).urls[0], Path("copy.zarr")),
+        "shards of none": partial(store_of, ss.open_store(store).urls[0], Path("new.zarr")),
         "store of one": partial(opened, Path("alone.zarr"), mode="r"),
         "same": partial(check_same, accelerator, {"seed": 0, "rate": 0.1}),
         "other rate": partial(check_same, accelerator, {"seed": 0, "rate": 0.1 + rank}),

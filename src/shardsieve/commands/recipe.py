@@ -29,6 +29,8 @@ from shardsieve.train.turtle import TurtleConfig
 
 DECIDE_NOTHING = {"workers", "track", "max_unreadable", "checkpoint_steps"}
 """Settings that decide how a step runs, not what it makes."""
+_NAMED_WHERE_USED = {"pseudo_labels", "adversary", "turtle"}
+"""Settings that earlier releases did not know: left out, a chain of theirs is not made again."""
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -64,7 +66,8 @@ def settings(section: Section) -> TrainConfig:
 
 def deciding(section: Section) -> dict[str, Any]:
     """Return the settings of a section that decide what its step makes, JSON-ready."""
-    return section.model_dump(mode="json", exclude=DECIDE_NOTHING)
+    unused = {name for name in _NAMED_WHERE_USED if getattr(section, name, None) is None}
+    return section.model_dump(mode="json", exclude=DECIDE_NOTHING | unused)
 
 
 def adversary_of(section: Any) -> Adversary | None:

@@ -97,9 +97,8 @@ class _Chain(Chain):
         draw["checkpoint_steps"] = section.checkpoint_steps
 
         def inputs() -> Inputs:
-            learned = marks.mark_of_pseudo_labels(self._store, section.pseudo_labels)
-            read = {"data": self._data, "learned": learned, "seed_run": seed_run}
-            return {**read, **deciding(section)}
+            read = {"data": self._data, "seed_run": seed_run, **deciding(section)}
+            return {**read, **self._learned(section)}
 
         def make(digest: str) -> Result:
             folder = self.recipe.work / f"score-{digest}"
@@ -172,7 +171,7 @@ class _Chain(Chain):
         def inputs() -> Inputs:
             store = self._store
             read: Inputs = {**deciding(section), "data": self._data, "score": rule["score"]}
-            read["learned"] = marks.mark_of_pseudo_labels(store, section.pseudo_labels)
+            read |= self._learned(section)
             read["test"] = marks.mark_of_data(open_store(test, mode="r")) if test else None
             if policy is None:
                 read["keep"] = select(store, **rule).digest
@@ -247,6 +246,10 @@ class _Chain(Chain):
             return None if None in found else marks.digest_of(found)
 
         self._step("score", inputs, make, output, lambda _: [f"run/{SEED_RUN}"])
+
+    def _learned(self, section: Any) -> Inputs:
+        name = section.pseudo_labels
+        return {"learned": marks.mark_of_pseudo_labels(self._store, name)} if name else {}
 
     def _seed_run(self, section: Any) -> dict[str, Any]:
         """Return what a seed run is given besides settings; some methods need more of it."""

@@ -6,6 +6,7 @@ from shardsieve._errors import ShardsieveError
 from shardsieve.loaders.ffcv_images import image_field, need_ffcv
 from shardsieve.shards.beton import read_beton
 from shardsieve.store.create import index
+from shardsieve.store.layout import holds_store
 from shardsieve.store.store import open_store
 from shardsieve.train.launch import make_accelerator, on_main
 from shardsieve.train.machines import check_shared, on_all
@@ -36,7 +37,9 @@ def store_of(data: str | None, store: Path | None, *, precision: str = "no") -> 
     accelerator, found = make_accelerator(precision=precision), store
     on_all(accelerator, lambda: _check_trainable(data, found))
     if data is not None:
-        check_shared(accelerator, {"store": found})
+        # One that is there is read alone, and may be a copy.
+        if not on_main(accelerator, lambda: holds_store(found)):
+            check_shared(accelerator, {"store": found})
         on_main(accelerator, lambda: index(data, found) and None)
     return found
 

@@ -24,7 +24,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            folder.rmdir()  # while nobody else is in it
+            if _lies_at(folder, handle):
+                folder.rmdir()  # while nobody else is in it
         os.close(handle)
 
 
@@ -45,6 +46,11 @@ def _locked(folder: Path) -> int:
             raise
         # Whoever was here may have removed it meanwhile: that lock keeps nobody out.
         with suppress(FileNotFoundError):
-            if os.path.samestat(folder.stat(), os.fstat(handle)):
+            if _lies_at(folder, handle):
                 return handle
         os.close(handle)
+
+
+def _lies_at(folder: Path, handle: int) -> bool:
+    """Return whether an open folder is still the one of that name, not one that came after it."""
+    return os.path.samestat(folder.stat(), os.fstat(handle))

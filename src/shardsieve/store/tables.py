@@ -134,11 +134,7 @@ class SampleTables:
             raise ValueError(
                 f"labels must lie in [-1, {2**31}), got {values.min()} to {values.max()}"
             )
-        made = json.loads(json.dumps(dict(provenance or {})))
-        if checked_name(name) in self.pseudo_label_sets and self.pseudo_label_making(name) != made:
-            raise StoreMismatchError(
-                f"pseudo-labels {name!r} of {self.path} were made otherwise; choose another name"
-            )
+        made = self.refuse_other_pseudo_labels(name, provenance or {})
         used = np.arange(self.rows_per_shard) < self.samples[:, None]
         table = np.full(used.shape, -1, dtype=np.int32)
         table[used] = values
@@ -148,6 +144,20 @@ class SampleTables:
             date = datetime.now(UTC).isoformat(timespec="seconds")
             array.update_attributes({**made, "date": date})
             write_contents(self.group)
+
+    def refuse_other_pseudo_labels(self, name: str, made: Mapping[str, Any]) -> dict[str, Any]:
+        """Return how pseudo-labels are made, as stored; none of another making hold the name.
+
+        Raises:
+            StoreMismatchError: If others do.
+        """
+        stored: dict[str, Any] = json.loads(json.dumps(dict(made)))
+        held = checked_name(name) in self.pseudo_label_sets
+        if held and self.pseudo_label_making(name) != stored:
+            raise StoreMismatchError(
+                f"pseudo-labels {name!r} of {self.path} were made otherwise; choose another name"
+            )
+        return stored
 
     def pseudo_labels(self, name: str) -> NDArray[np.int64]:
         """Return stored pseudo-labels in id order, int64 (n,); -1 where there is none.

@@ -15,52 +15,56 @@ from shardsieve.train.loading import make_loader
 
 
 def evaluate(
-    model: nn.Module, store: Store, keep: KeepSet, config: TrainConfig, accelerator: Accelerator
-) -> Tensor:
-    """Return how many samples of a class were taken for which, every sample counted once.
+    model: nn.Module,
+    store: Store,
+    keep: KeepSet,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    *,
+    matched: bool = False,
+) -> float:
+    """Return the share of samples that are told right, in `[0, 1]`, every sample counted once.
 
     Args:
         model: On the device; gives P logits.
-        store: Its C classes are the labels of its index. A sample without one is not counted.
+        store: Its classes are the labels of its index. A sample without one is not told right.
         keep: Samples to look at.
         config: Of the images.
         accelerator: The ranks share the samples.
-
-    Returns:
-        int64 (P, C) on the CPU: by what the model says and what is true.
+        matched: What the model says are pseudo-classes; see `matched_accuracy`.
     """
     loader = accelerator.prepare(make_loader(store, keep, config, in_order=True)[0])
     model.eval()
-    classes = int(store.labels().max(initial=0)) + 1
-    table: Any = None
+    said, true, outputs = list[Tensor](), list[Tensor](), 0
     with torch.inference_mode(), accelerator.autocast():
         for batch in loader:
             logits = model(normalised(batch.images, config.normalise))
-            if table is None:
-                shape = (logits.shape[1], classes)
-                table = torch.zeros(shape, dtype=torch.int64, device=logits.device)
-            known = batch.labels >= 0
-            pairs = logits.argmax(dim=1)[known] * classes + batch.labels[known]
-            table += torch.bincount(pairs, minlength=table.numel()).reshape(table.shape)
-    found: Tensor = accelerator.reduce(table, "sum").cpu()
-    return found
+            outputs = logits.shape[1]
+            said.append(logits.argmax(dim=1))
+            true.append(batch.labels)
+    taken, labels = torch.cat(said), torch.cat(true)
+    if not matched:
+        return int(accelerator.reduce((taken == labels).sum(), "sum")) / len(keep)
+    # Of P by C counts: too many to be held for thousands of classes where nothing is matched.
+    classes = int(store.labels().max(initial=0)) + 1
+    pairs = (taken * classes + labels)[labels >= 0]
+    table = torch.bincount(pairs, minlength=outputs * classes).reshape(outputs, classes)
+    return matched_accuracy(accelerator.reduce(table, "sum").cpu(), len(keep))
 
 
-def accuracy(table: Tensor, samples: int, *, matched: bool = False) -> float:
-    """Return the share of samples that were told right, in `[0, 1]`.
+def matched_accuracy(table: Tensor, samples: int) -> float:
+    """Return the share of samples told right when pseudo-classes stand for classes.
+
+    Each stands for one class at most: those that give the highest accuracy (Kuhn 1955), which is
+    how clusterings are compared.
 
     Args:
-        table: As of `evaluate`.
+        table: int64 (P, C): how many samples are taken for a pseudo-class, by their class.
         samples: Looked at.
-        matched: What the model says are pseudo-classes, each of which stands for one class at most:
-            those that give the highest accuracy (Kuhn 1955), which is how clusterings are compared.
 
-    >>> table = torch.tensor([[0, 5], [4, 1]])
-    >>> accuracy(table, 10), accuracy(table, 10, matched=True)
-    (0.1, 0.9)
+    >>> matched_accuracy(torch.tensor([[0, 5], [4, 1]]), 10)
+    0.9
     """
-    if not matched:
-        return int(table.diagonal().sum()) / samples
     rows, columns = need_matching()(table.numpy(), maximize=True)
     return int(table[rows, columns].sum()) / samples
 

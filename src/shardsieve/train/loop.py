@@ -18,7 +18,7 @@ from shardsieve.policy.base import Policy
 from shardsieve.store.store import Store
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
-from shardsieve.train.evaluation import accuracy, evaluate
+from shardsieve.train.evaluation import evaluate
 from shardsieve.train.images import Batch
 from shardsieve.train.launch import on_main
 from shardsieve.train.loading import make_loader, set_epoch
@@ -134,10 +134,11 @@ class Trainer:
         begin = time.perf_counter()
         network = self.stepper.evaluated()
         labelled = replace(self.config, pseudo_labels=None)
-        table = evaluate(network, store, keep, labelled, self.accelerator)
+        how: dict[str, Any] = {"matched": labelled != self.config}
+        accuracy = evaluate(network, store, keep, labelled, self.accelerator, **how)
         seen = Cost(forward=len(keep), nbytes=keep.nbytes(store))
         self.done.evaluation += seen + self.spent(begin)
-        return accuracy(table, len(keep), matched=labelled != self.config)
+        return accuracy
 
     def spent(self, begin: float) -> Cost:
         """Return the time since `begin`, a reading of `time.perf_counter`."""

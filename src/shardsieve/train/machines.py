@@ -131,7 +131,11 @@ def _first_refusal(said: list[tuple[Exception | None, str]]) -> Exception | None
     lines = {str(error) for error, _ in said}
     for rank, (error, host) in enumerate(said):
         if error is not None:
-            return error if len(lines) == 1 else type(error)(f"process {rank} ({host}): {error}")
+            if len(lines) == 1:
+                return error
+            # Other errors may not be made of one line.
+            kind = type(error) if isinstance(error, ShardsieveError) else ValueError
+            return kind(f"process {rank} ({host}): {error}")
     return None
 
 

@@ -145,7 +145,7 @@ def score_unsupervised(
     Every epoch's task encoder is recorded against the sample's own final pseudo-label. Labels of
     the store are not read. The last task encoder gives every sample with an embedding its
     pseudo-label, stored under the run's name: to train on, see `TrainConfig`. The epochs' encoders
-    are held: T·C·(d + 1) float32. Started again it only computes scores that are not stored yet.
+    are held: T·C·(d + 1) float32. Started again it only computes what is not stored yet.
 
     Args:
         store: Open for writing, with embeddings.
@@ -172,22 +172,24 @@ def score_unsupervised(
     made |= {"epochs": config.epochs, "seeds": len(ids), "seed": config.seed}
     made |= {"seeds_digest": KeepSet.from_ids(store, ids).digest, "view": "task encoder"}
     made["training"] = asdict(config)
-    if name in Recorder.runs(store):
-        held = Recorder.load(store, name)
-        if {key: held.made.get(key) for key in made} != made:
-            raise ShardsieveError(
-                f"dynamics {name!r} of {store.path} belong to another run; choose another name"
-            )
+    held = Recorder.load(store, name) if name in Recorder.runs(store) else None
+    if held is not None and {key: held.made.get(key) for key in made} != made:
+        raise ShardsieveError(
+            f"dynamics {name!r} of {store.path} belong to another run; choose another name"
+        )
+    store.refuse_other_pseudo_labels(name, {**made, "dynamics": name})
+    begin, encoders = time.perf_counter(), list[Layer]()
+    if held is None or name not in store.pseudo_label_sets:  # earlier releases stored none
+        for encoder in task_encoders(points, config):
+            encoders.append(encoder)
+            if progress:
+                progress(len(encoders), config.epochs)
+        labels = _labels(store, embedding, encoders[-1])
+        store.put_pseudo_labels(name, labels, provenance={**made, "dynamics": name})
+    if held is not None:
         add_scores(store, name, scores, window=window)
         return _result(held)
-    begin, encoders = time.perf_counter(), []
-    for encoder in task_encoders(points, config):
-        encoders.append(encoder)
-        if progress:
-            progress(len(encoders), config.epochs)
     recorder = _recorded(points, ids, encoders)
-    labels = _labels(store, embedding, encoders[-1])
-    store.put_pseudo_labels(name, labels, provenance={**made, "dynamics": name})
     spent = Cost.timed(time.perf_counter() - begin)
     recorder.made = {**made, **recorder.made, "cost": spent.to_dict()}
     recorder.save(store, name)
