@@ -93,12 +93,12 @@ def test_stopping_anywhere_and_going_on_elsewhere_loses_nothing(store, data, tai
 
 def pipeline_ids(pipeline, workers):
     """What a loader with so many workers hands out: their items in turn."""
+    streams, sent = [], pickle.dumps(pipeline)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NUM_WORKERS", str(max(workers, 1)))
-        streams = []
         for worker in range(max(workers, 1)):
             patch.setenv("WORKER", str(worker))
-            streams.append(list(pickle.loads(pickle.dumps(pipeline))))
+            streams.append(list(pickle.loads(sent)))
     longest = max(map(len, streams))
     return [s[i] for i in range(longest) for s in streams if i < len(s)]
 
