@@ -19,16 +19,18 @@ from torch import nn
 import shardsieve as ss
 from shardsieve import cli as program
 from shardsieve.commands.methods import make_task
+from shardsieve.commands.training import embed_store
 from shardsieve.pack import pack
 from shardsieve.pack.beton import pack_beton
 from shardsieve.store.append import append_shards
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
-from shardsieve.train.encoder import load_encoder
+from shardsieve.train.encoder import load_encoder, save_network
 from shardsieve.train.evaluation import evaluate, matched_accuracy
 from shardsieve.train.labels import labels_behind
 from shardsieve.train.loop import Trainer
 from shardsieve.train.nets import light
+from shardsieve.train.runfolder import RunFolder
 from shardsieve.train.seeding import draw_seeds, score_seeds
 from shardsieve.train.subset import train_subset
 
@@ -202,6 +204,15 @@ def test_a_seed_run_and_its_signals_know_them(folder, tmp_path):
         for store in pairs.values()
     ]
     assert np.array_equal(*(task.fit_beside["labels"] for task in tasks))
+
+
+def test_a_network_that_learned_those_of_another_store_embeds_without_signals(folder, tmp_path):
+    store = ss.index(folder / "labelled/test-*.tar", tmp_path / "s.zarr")
+    config = replace(CONFIG, size=8, channels=1, pseudo_labels="elsewhere")
+    tmp_path.joinpath("run").mkdir()
+    save_network(RunFolder(tmp_path / "run"), light(10, 1), config, 10)
+    made = embed_store(store.path, model=str(tmp_path / "run"), name="theirs")
+    assert (made["embedded_now"], made["signals_of_networks"]) == (len(store), 0)
 
 
 def test_a_beton_is_trained_on_them_too(folder, tmp_path):

@@ -318,6 +318,29 @@ def test_shards_that_changed_are_refused(makers, tmp_path):
         run_recipe(write(tmp_path, base))
 
 
+def test_labels_that_a_later_training_needs_are_asked_for_before_the_first_step(makers, tmp_path):
+    bare = write_tar(tmp_path / "bare.tar", [(f"{n}.jpg", b"1") for n in range(4)])
+    base = {
+        "work": str(tmp_path / "work"),
+        "data": {"store": str(tmp_path / "bare.zarr"), "urls": str(bare)},
+        "embed": {"model": "chains:tiny"},
+        "select": {"rule": "random"},
+    }
+    turtle = {"score": {"turtle": {"classes": 2}}}
+    for changes, message in (
+        ({"score": {"turtle": {}}}, "score: classes must be given, such as 10, where .* 4 of 4"),
+        ({"score": {"epochs": 12}}, "score: 4 of 4 samples of .* have no label"),
+        ({**turtle, "train": {}}, "train: 4 of 4 samples of .* have no label"),
+        ({**turtle, "train": {"pseudo_labels": "sed"}}, "train: pseudo-labels must be among"),
+        ({"train": {"pseudo_labels": "seed"}}, "train: pseudo-labels must be among"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_recipe(write(tmp_path, {**base, **changes}))
+    assert makers.ran == []
+    makes_them = {**base, **turtle, "train": {"pseudo_labels": "seed"}}
+    assert run_recipe(write(tmp_path, makes_them), until="embed")["skipped"] == []
+
+
 def test_a_work_folder_that_was_moved_goes_on(makers, data, tmp_path):
     base = recipe_in(tmp_path, data)
     run_recipe(write(tmp_path, base))

@@ -13,9 +13,11 @@ from pathlib import Path
 from accelerate.utils import gather_object
 
 import shardsieve as ss
+from shardsieve._errors import MissingDependencyError
 from shardsieve.commands.running import run_recipe
 from shardsieve.commands.sources import store_of
-from shardsieve.train import machines
+from shardsieve.train import machines, subset
+from shardsieve.train.config import TrainConfig
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.machines import check_same, check_shared, on_all, open_together
 
@@ -31,6 +33,19 @@ def refused(call):
 def bad_on(bad, rank):
     if rank in bad:
         raise ValueError("no luck")
+
+
+def without_scipy_on(bad, rank, accelerator, store):
+    def need_matching():
+        if rank == bad:
+            raise MissingDependencyError("scipy is missing")
+
+    subset.need_matching = need_matching
+    opened = ss.open_store(store, mode="r")
+    keep = ss.select(opened, rule="random", keep_fraction=0.5)
+    config = TrainConfig(epochs=1, size=8, channels=1, pseudo_labels="mine")
+    how = {"folder": "run", "accelerator": accelerator, "test": opened}
+    subset.train_subset(opened, keep, config, **how)
 
 
 def main(store, shared):
@@ -58,6 +73,7 @@ def main(store, shared):
         "other rate": partial(check_same, accelerator, {"seed": 0, "rate": 0.1 + rank}),
         "bad on one": partial(on_all, accelerator, partial(bad_on, [1], rank)),
         "bad on all": partial(on_all, accelerator, partial(bad_on, [0, 1], rank)),
+        "part of one": partial(without_scipy_on, 1, rank, accelerator, store),
         "own work": partial(run_recipe, Path("same.yaml")),
         "own recipe": partial(run_recipe, Path("other.yaml")),
     }

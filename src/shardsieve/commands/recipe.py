@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.commands.extrapolating import check_extrapolation
-from shardsieve.commands.sections import Recipe, Section
+from shardsieve.commands.scoring import pseudo_classes
+from shardsieve.commands.sections import SEED_RUN, Recipe, Section
 from shardsieve.policy.base import Policy
 from shardsieve.policy.named import make_policy
 from shardsieve.rules import Asked, checked_rule
@@ -19,6 +20,7 @@ from shardsieve.selection import num_kept
 from shardsieve.store.store import Store
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
+from shardsieve.train.labels import count_classes
 from shardsieve.train.launch import checked_precision, installed_trackers
 from shardsieve.train.loading import check_augmenting
 from shardsieve.train.measures import SIGNALS
@@ -86,7 +88,7 @@ def policy_of(recipe: Recipe) -> Policy | None:
 
 
 def check_trainings(recipe: Recipe, store: Store) -> None:
-    """Refuse a training, also a later one, whose settings the shards do not allow.
+    """Refuse a training, also a later one, whose settings the shards or labels do not allow.
 
     Raises:
         ValueError: If there is one, named by its section.
@@ -96,8 +98,19 @@ def check_trainings(recipe: Recipe, store: Store) -> None:
         try:
             if section is not None:
                 check_augmenting(store, settings(section))
+                _check_labels(recipe, section, store)
         except (ValueError, ShardsieveError) as error:
             raise ValueError(f"{name}: {error}") from error
+
+
+def _check_labels(recipe: Recipe, section: Any, store: Store) -> None:
+    turtle, name = getattr(section, "turtle", None), section.pseudo_labels
+    if turtle is not None:
+        pseudo_classes(store, turtle.classes)
+    elif name is None:
+        count_classes(store)
+    elif recipe.score is None or recipe.score.turtle is None or name != SEED_RUN:
+        store.pseudo_labels(name)  # those that the chain makes come later
 
 
 def _check(recipe: Recipe) -> None:

@@ -22,7 +22,7 @@ from shardsieve.commands.recipe import (
 )
 from shardsieve.commands.reporting import names_beside, report_score
 from shardsieve.commands.scoring import score_unsupervised_store
-from shardsieve.commands.sections import Recipe, Shards
+from shardsieve.commands.sections import SEED_RUN, Recipe, Shards
 from shardsieve.commands.steps import Result
 from shardsieve.commands.training import embed_store, score_store, train_store
 from shardsieve.keepset import select
@@ -34,7 +34,6 @@ from shardsieve.train.machines import on_all
 from shardsieve.train.runfolder import MODEL, RESULT
 
 STEPS = ("index", "score", "embed", "extrapolate", "train", "report")
-SEED_RUN = "seed"
 
 
 def run_recipe(path: Path, *, until: str = STEPS[-1]) -> Result:

@@ -92,7 +92,7 @@ def score_unsupervised_store(
     accelerator = make_accelerator()
     store = open_together(accelerator, path)
     embedding = store.embedding_name(embedding)
-    config = TurtleConfig(classes or count_classes(store), seed=seed, **settings)
+    config = TurtleConfig(pseudo_classes(store, classes), seed=seed, **settings)
     result: dict[str, Any] = {}
     if accelerator.is_main_process:
         seeds = draw_seeds(store, seed_fraction, seed=seed, per_class=per_class)
@@ -104,6 +104,21 @@ def score_unsupervised_store(
     accelerator.wait_for_everyone()
     made = [s for s in store.scores if s.startswith(f"{name}_")]
     return {"run": name, "pseudo_labels": name, **result, "scores": " ".join(made)}
+
+
+def pseudo_classes(store: Store, classes: int | None) -> int:
+    """Return the number of pseudo-classes to find: as many as there are labels unless it is given.
+
+    Raises:
+        ValueError: If it is not given and samples have no label.
+    """
+    missing = int((store.labels() < 0).sum())
+    if classes is None and missing:
+        raise ValueError(
+            f"classes must be given, such as 10, where labels do not tell: {missing} of "
+            f"{len(store)} samples of {store.path} have none"
+        )
+    return count_classes(store) if classes is None else classes
 
 
 def score_from_embedding(

@@ -10,6 +10,9 @@ from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.launch import DEFAULT_TRACKERS
 
+SEED_RUN = "seed"
+"""Name of a chain's seed run, and of its pseudo-labels."""
+
 
 class Section(BaseModel):
     """Part of a recipe; a key it does not know is refused."""

@@ -138,14 +138,18 @@ def embed_store(
         return load_encoder(model, weights=weights, num_classes=classes, channels=channels)
 
     encoder = on_all(accelerator, loaded)
-    labels = labels_of(store, encoder.pseudo_labels)
+    learned = encoder.pseudo_labels
+    if learned is not None and learned not in store.pseudo_label_sets:
+        # Of another store: what its classes are here nobody knows.
+        encoder, learned = encoder._replace(num_classes=None), None
+    labels = labels_of(store, learned)
     with bar("embed", shown=accelerator.is_main_process) as progress:
         embedded = embed(
             store,
             encoder.network,
             name=name,
             classifiers=encoder.classifiers(1 + int(labels.max(initial=-1))),
-            pseudo_labels=encoder.pseudo_labels,
+            pseudo_labels=learned,
             size=size or encoder.size,
             channels=channels or encoder.channels,
             normalise=encoder.normalise,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from shardsieve.train.evaluation import need_matching
 from shardsieve.train.labels import count_classes, identity_of
 from shardsieve.train.launch import on_main
 from shardsieve.train.ledger import NOTHING, Overhead, ledger
+from shardsieve.train.loading import check_augmenting
 from shardsieve.train.loop import Trainer
 from shardsieve.train.machines import check_same, enter_run, on_all
 from shardsieve.train.nets import load_model
@@ -77,9 +79,9 @@ def train_subset(
         ValueError: If nothing is kept, or the policy's schedule is shorter than the run.
         Stopped: After SIGTERM, when the state is saved.
     """
-    num_classes, config = on_all(accelerator, lambda: _known(store, keep, config))
-    matched = test is not None and config.pseudo_labels is not None
-    _check(store, keep, policy_score, matched=matched)
+    how: dict[str, Any] = {"matched": test is not None and config.pseudo_labels is not None}
+    checked = partial(_checked, store, keep, config, policy_score, **how)
+    num_classes, config = on_all(accelerator, checked)
     run = RunFolder(folder)
     identity: dict[str, Any] = {"kind": "train", "store": store.fingerprint, **_of(keep)}
     identity |= {"test": test.fingerprint if test else None, **config.to_dict()}
@@ -92,7 +94,7 @@ def train_subset(
     accelerator.wait_for_everyone()
     set_seed(config.seed)
     model = load_model(config.model, num_classes, config.channels or 3)
-    how: dict[str, Any] = {"folder": run, "checkpoint_steps": checkpoint_steps}
+    how = {"folder": run, "checkpoint_steps": checkpoint_steps}
     trainer = Trainer(model, store, keep, config, accelerator, adversary=adversary, **how)
     # Stores that are copies of each other may hold other scores.
     check_same(accelerator, {"keep set": trainer.keep.digest})
@@ -134,22 +136,29 @@ def tracked_as(run: RunFolder, identity: Mapping[str, Any]) -> dict[str, dict[st
     return {"wandb": {"dir": str(logs), "name": run.path.name, "id": name, "resume": "allow"}}
 
 
-def _known(store: Store, keep: KeepSet | Policy, config: TrainConfig) -> tuple[int, TrainConfig]:
-    """Return the number of classes, and the settings with what the first image tells."""
-    needed = keep.ids() if isinstance(keep, KeepSet) else None
-    classes = count_classes(store, config.pseudo_labels, ids=needed)
-    return classes, with_known_images(store, config)
+def _checked(
+    store: Store,
+    keep: KeepSet | Policy,
+    config: TrainConfig,
+    policy_score: str | None,
+    *,
+    matched: bool,
+) -> tuple[int, TrainConfig]:
+    """Return the number of classes, and the settings with what the first image tells.
 
-
-def _check(store: Store, keep: KeepSet | Policy, name: str | None, *, matched: bool) -> None:
-    """Refuse what could only fail after the training."""
+    What could only fail after the training is refused.
+    """
     if matched:
         need_matching()
-    if name is None:
-        return
-    if not isinstance(keep, Policy):
-        raise ValueError("policy_score must come with a policy; a keep set learns nothing")
-    keep.check_score(store, name)
+    if policy_score is not None:
+        if not isinstance(keep, Policy):
+            raise ValueError("policy_score must come with a policy; a keep set learns nothing")
+        keep.check_score(store, policy_score)
+    needed = keep.ids() if isinstance(keep, KeepSet) else None
+    classes = count_classes(store, config.pseudo_labels, ids=needed)
+    known = with_known_images(store, config)
+    check_augmenting(store, known)
+    return classes, known
 
 
 def _hand_over(
