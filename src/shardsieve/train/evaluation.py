@@ -51,7 +51,7 @@ def accuracy(table: Tensor, samples: int, *, matched: bool = False) -> float:
 
     Args:
         table: As of `evaluate`.
-        samples: Looked at.
+        samples: Looked at that have a label.
         matched: What the model says are pseudo-classes, each of which stands for one class at most:
             those that give the highest accuracy (Kuhn 1955), which is how clusterings are compared.
 

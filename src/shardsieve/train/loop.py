@@ -129,7 +129,8 @@ class Trainer:
     def evaluate(self, store: Store, keep: KeepSet) -> float:
         """Return the accuracy in `[0, 1]` over a keep set; what it took goes into `done`.
 
-        Pseudo-classes stand for the classes that suit them best.
+        Samples without a label are not counted. Pseudo-classes stand for the classes that suit
+        them best.
         """
         begin = time.perf_counter()
         network = self.stepper.evaluated()
@@ -137,7 +138,8 @@ class Trainer:
         table = evaluate(network, store, keep, labelled, self.accelerator)
         seen = Cost(forward=len(keep), nbytes=keep.nbytes(store))
         self.done.evaluation += seen + self.spent(begin)
-        return accuracy(table, len(keep), matched=labelled != self.config)
+        known = int((store.labels()[store.rows(keep.ids())] >= 0).sum())
+        return accuracy(table, known, matched=labelled != self.config)
 
     def spent(self, begin: float) -> Cost:
         """Return the time since `begin`, a reading of `time.perf_counter`."""

@@ -19,7 +19,7 @@ from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.encoder import save_network
 from shardsieve.train.evaluation import need_matching
-from shardsieve.train.labels import count_classes, identity_of
+from shardsieve.train.labels import check_test, count_classes, identity_of
 from shardsieve.train.launch import on_main
 from shardsieve.train.ledger import NOTHING, Overhead, ledger
 from shardsieve.train.loop import Trainer
@@ -73,13 +73,12 @@ def train_subset(
         the ledger.
 
     Raises:
-        ShardsieveError: If labels are missing or the folder holds another run.
+        ShardsieveError: If labels are missing, `test` has none or the folder holds another run.
         ValueError: If nothing is kept, or the policy's schedule is shorter than the run.
         Stopped: After SIGTERM, when the state is saved.
     """
     num_classes, config = on_all(accelerator, lambda: _known(store, keep, config))
-    matched = test is not None and config.pseudo_labels is not None
-    _check(store, keep, policy_score, matched=matched)
+    _check(store, keep, policy_score, test, matched=config.pseudo_labels is not None)
     run = RunFolder(folder)
     identity: dict[str, Any] = {"kind": "train", "store": store.fingerprint, **_of(keep)}
     identity |= {"test": test.fingerprint if test else None, **config.to_dict()}
@@ -141,9 +140,13 @@ def _known(store: Store, keep: KeepSet | Policy, config: TrainConfig) -> tuple[i
     return classes, with_known_images(store, config)
 
 
-def _check(store: Store, keep: KeepSet | Policy, name: str | None, *, matched: bool) -> None:
+def _check(
+    store: Store, keep: KeepSet | Policy, name: str | None, test: Store | None, *, matched: bool
+) -> None:
     """Refuse what could only fail after the training."""
-    if matched:
+    if test is not None:
+        check_test(test)
+    if test is not None and matched:
         need_matching()
     if name is None:
         return
