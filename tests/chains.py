@@ -173,13 +173,13 @@ def changed(recipe, **settings):
 
 
 def recipe_in(folder, data):
-    """A recipe of every step, of stores over these shards; `mine` is the user's own score."""
+    """A recipe of every step, over these shards; `mine` are a score and labels of the user."""
     folder.mkdir(exist_ok=True)
     for name in ("train.zarr", "test.zarr"):
         ss.index(data, folder / name)
     store = ss.open_store(folder / "train.zarr")
     store.put_score("mine", np.arange(len(store)))
-    store.put_pseudo_labels("mine", np.arange(len(store)))
+    store.put_pseudo_labels("mine", np.arange(len(store)) % 3)
     (folder / "weights").write_text("1")
     (folder / "full").mkdir()
     (folder / "full" / RESULT).write_text(full_run(3))

@@ -293,6 +293,8 @@ def test_from_shards_without_labels_to_a_trained_network(folder, tmp_path, capsy
     call("index", folder / "bare" / "train-*.tar", "--store", store)
     call("embed", "--store", store, "--model", "test_pseudo_labels:Pixels", "--name", "pixels")
     turtle = ["--paradigm", "unsupervised", "--classes", "10", "--epochs", "300", "--seeds", "0.5"]
+    with pytest.raises(ValueError, match=r"classes must be given, as .* without a label"):
+        call("score", "--store", store, "--paradigm", "unsupervised")
     made = call("score", "--store", store, *turtle, "--scores", "dyn_unc,confidence")
     assert made["pseudo_labels"] == "unsupervised"
     assert call("info", "--store", store)["pseudo_labels"] == ["unsupervised"]
@@ -311,6 +313,22 @@ def test_from_shards_without_labels_to_a_trained_network(folder, tmp_path, capsy
     assert result["accuracy"] > purity - 0.15
     again = call("train", "--store", store, "--out", tmp_path / "run", *train, "--epochs", "4")
     assert again == result
+
+
+def test_only_samples_with_a_label_are_evaluated(folder, tmp_path):
+    with pytest.raises(
+        ss.ShardsieveError, match=r"test must have labels, got .*bare\.zarr without"
+    ):
+        trained(opened(folder), tmp_path / "run", test=opened(folder, "bare"))
+    assert not (tmp_path / "run").exists()
+    for path in (folder / "labelled").glob("test-*.tar"):
+        with tarfile.open(path) as tar:
+            members = [(m.name, tar.extractfile(m).read()) for m in tar if m.isfile()]
+        labels = [one for one in members if one[0].endswith(".cls")]
+        write_tar(tmp_path / path.name, [one for one in members if one not in labels[::2]])
+    part = ss.index(sorted(tmp_path.glob("test-*.tar")), tmp_path / "part.zarr")
+    assert 0.4 < (part.labels() >= 0).mean() < 0.6
+    assert trained(opened(folder), tmp_path / "run", test=part)["accuracy"] > 0.8
 
 
 def test_options_that_do_not_fit_are_refused(folder, tmp_path):

@@ -1,6 +1,7 @@
 """`shardsieve run`: the whole chain, what it skips, and what it refuses."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from launching import TWO_CPUS, killed_at
+from launching import TWO_CPUS, killed_at, on_two_ranks
 
 import shardsieve as ss
 from shardsieve.commands.recipe import read_recipe
@@ -129,6 +130,23 @@ def test_an_unsupervised_chain_embeds_first_and_trains_on_its_pseudo_labels(pack
 
 
 @pytest.mark.slow
+def test_an_unsupervised_chain_finds_the_same_on_two_processes(packed, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # with the model in it
+    stores = []
+    for name in ("alone", "two"):
+        (tmp_path / name).mkdir()
+        path = unsupervised(packed, tmp_path / name)
+        if name == "alone":
+            run_recipe(path)
+        else:
+            on_two_ranks("tools/train_subset.py", path)
+        stores.append(ss.open_store(tmp_path / name / "train.zarr"))
+    alone, two = stores
+    assert two.pseudo_labels("seed").tolist() == alone.pseudo_labels("seed").tolist()
+    assert two.scores == alone.scores
+
+
+@pytest.mark.slow
 def test_an_adversarial_chain_attacks_where_it_is_told_to(packed, tmp_path):
     attack = {"method": "pgd", "steps": 1}
     path = recipe(packed, tmp_path, score={"adversary": attack}, train={"adversary": attack})
@@ -139,6 +157,24 @@ def test_an_adversarial_chain_attacks_where_it_is_told_to(packed, tmp_path):
     assert run["adversary"]["steps"] == 1
     path = recipe(packed, tmp_path, score={"adversary": attack}, train={"adversary": None})
     assert run_recipe(path)["skipped"] == ["score", "embed", "extrapolate", "report"]
+
+
+@pytest.mark.parametrize(
+    ("of_train", "message"),
+    [({"pseudo_labels": "sed"}, "^train: pseudo-labels must be among"), ({}, None)],
+)
+def test_what_labels_do_not_allow_is_refused_before_anything_is_trained(
+    packed, tmp_path, of_train, message
+):
+    path = unsupervised(packed, tmp_path)
+    made = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**made, "train": {**made["train"], **of_train}}))
+    if message is None:
+        assert run_recipe(path, until="index")["skipped"] == []
+        return
+    with pytest.raises(ValueError, match=message):
+        run_recipe(path)
+    assert ss.open_store(tmp_path / "train.zarr").embeddings == []
 
 
 @pytest.mark.parametrize(
@@ -161,6 +197,7 @@ def test_an_adversarial_chain_attacks_where_it_is_told_to(packed, tmp_path):
         ({"score": {"adversary": {"method": "x"}}}, "score: method must be one of trades, pgd"),
         ({"score": {"turtle": {}}, "embed": {"model": "a:b"}}, "batch_size, epochs must come with"),
         ({"score": {"turtle": {"class": 3}}}, "score.turtle.class is no known key; did you mean c"),
+        ({"embed": {"model": "a.b:c"}}, "embed: cannot load model 'a.b:c': No module named 'a'"),
         ({"embed": None}, "extrapolate must come with score and embed"),
         ({"extrapolate": None}, "select: rule top must have a score"),
     ],

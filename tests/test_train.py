@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -391,6 +392,16 @@ def test_bad_settings_are_refused_before_training(stores, tmp_path):
     with pytest.raises(ss.ShardsieveError, match="no network at"):
         load_encoder(str(tmp_path / "nothing.pt"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_factory_may_lie_in_the_folder_of_the_start(tmp_path, monkeypatch):
+    (tmp_path / "nets_of_mine.py").write_text(
+        "from torch.nn import Linear\ndef net(): return Linear(2, 3)"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path != ""])
+    assert load_model("nets_of_mine:net", 3).out_features == 3
+    assert sys.path.count(str(tmp_path)) == 1
 
 
 def test_a_folder_with_other_files_is_not_taken(tmp_path):

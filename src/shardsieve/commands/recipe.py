@@ -10,7 +10,6 @@ from pydantic import BaseModel, ValidationError
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.commands.extrapolating import check_extrapolation
-from shardsieve.commands.scoring import pseudo_classes
 from shardsieve.commands.sections import SEED_RUN, Recipe, Section
 from shardsieve.policy.base import Policy
 from shardsieve.policy.named import make_policy
@@ -20,7 +19,8 @@ from shardsieve.selection import num_kept
 from shardsieve.store.store import Store
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
-from shardsieve.train.labels import count_classes
+from shardsieve.train.encoder import check_encoder
+from shardsieve.train.labels import count_classes, count_pseudo_classes
 from shardsieve.train.launch import checked_precision, installed_trackers
 from shardsieve.train.loading import check_augmenting
 from shardsieve.train.measures import SIGNALS
@@ -104,13 +104,13 @@ def check_trainings(recipe: Recipe, store: Store) -> None:
 
 
 def _check_labels(recipe: Recipe, section: Any, store: Store) -> None:
-    turtle, name = getattr(section, "turtle", None), section.pseudo_labels
-    if turtle is not None:
-        pseudo_classes(store, turtle.classes)
-    elif name is None:
+    turtle = recipe.score.turtle if recipe.score is not None else None
+    if turtle is not None and section is recipe.score:
+        count_pseudo_classes(store, turtle.classes)
+    elif section.pseudo_labels is None:
         count_classes(store)
-    elif recipe.score is None or recipe.score.turtle is None or name != SEED_RUN:
-        store.pseudo_labels(name)  # those that the chain makes come later
+    elif turtle is None or section.pseudo_labels != SEED_RUN:  # which is not made yet
+        store.pseudo_labels(section.pseudo_labels)
 
 
 def _check(recipe: Recipe) -> None:
@@ -137,10 +137,21 @@ def _check(recipe: Recipe) -> None:
     if recipe.embed is not None and recipe.embed.model is None and recipe.score is None:
         raise ValueError("embed must name a model, or come with score; add one")
     _check_unsupervised(recipe)
+    _check_embed(recipe)
     if recipe.extrapolate is not None and (recipe.score is None or recipe.embed is None):
         raise ValueError("extrapolate must come with score and embed; add them")
     _check_scored(recipe)
     _check_kept(recipe)
+
+
+def _check_embed(recipe: Recipe) -> None:
+    embed = recipe.embed
+    if embed is None or embed.model is None:
+        return
+    try:
+        check_encoder(embed.model)
+    except ShardsieveError as error:
+        raise ValueError(f"embed: {error}") from error
 
 
 def _check_unsupervised(recipe: Recipe) -> None:

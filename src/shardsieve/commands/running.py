@@ -29,6 +29,7 @@ from shardsieve.keepset import select
 from shardsieve.store.create import check_labels
 from shardsieve.store.layout import holds_store
 from shardsieve.store.store import open_store
+from shardsieve.train.labels import check_test
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.machines import on_all
 from shardsieve.train.runfolder import MODEL, RESULT
@@ -84,6 +85,9 @@ class _Chain(Chain):
             if shards is not None:
                 self.results[name] = self._on_main(partial(_indexed, shards))
         self._on_main(lambda: check_trainings(self.recipe, self._store))
+        test = self.recipe.test
+        if test is not None and self.recipe.train is not None:
+            self._on_main(lambda: check_test(open_store(test.store, mode="r")))
 
     def score(self) -> None:
         """Train on the seed subset, or find pseudo-labels from what is embedded."""

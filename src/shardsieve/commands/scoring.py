@@ -23,8 +23,8 @@ from shardsieve.scores import (
 from shardsieve.scores.inputs import one_of
 from shardsieve.scores.recorded import name_of, parsed
 from shardsieve.store.store import Store, open_store
-from shardsieve.train.labels import count_classes
-from shardsieve.train.launch import make_accelerator
+from shardsieve.train.labels import count_pseudo_classes
+from shardsieve.train.launch import make_accelerator, on_main
 from shardsieve.train.machines import open_together
 from shardsieve.train.seeding import draw_seeds
 from shardsieve.train.seedscores import scores_from_dynamics
@@ -92,33 +92,19 @@ def score_unsupervised_store(
     accelerator = make_accelerator()
     store = open_together(accelerator, path)
     embedding = store.embedding_name(embedding)
-    config = TurtleConfig(pseudo_classes(store, classes), seed=seed, **settings)
-    result: dict[str, Any] = {}
-    if accelerator.is_main_process:
+    config = TurtleConfig(count_pseudo_classes(store, classes), seed=seed, **settings)
+
+    def scored() -> dict[str, Any]:
         seeds = draw_seeds(store, seed_fraction, seed=seed, per_class=per_class)
         how: dict[str, Any] = {"embedding": embedding, "name": name, "window": window}
         with bar("score") as progress:
             result = score_unsupervised(
                 store, seeds, config, scores=scores, progress=progress, **how
             )
-    accelerator.wait_for_everyone()
-    made = [s for s in store.scores if s.startswith(f"{name}_")]
-    return {"run": name, "pseudo_labels": name, **result, "scores": " ".join(made)}
+        made = [s for s in store.scores if s.startswith(f"{name}_")]
+        return {"run": name, "pseudo_labels": name, **result, "scores": " ".join(made)}
 
-
-def pseudo_classes(store: Store, classes: int | None) -> int:
-    """Return the number of pseudo-classes to find: as many as there are labels unless it is given.
-
-    Raises:
-        ValueError: If it is not given and samples have no label.
-    """
-    missing = int((store.labels() < 0).sum())
-    if classes is None and missing:
-        raise ValueError(
-            f"classes must be given, such as 10, where labels do not tell: {missing} of "
-            f"{len(store)} samples of {store.path} have none"
-        )
-    return count_classes(store) if classes is None else classes
+    return on_main(accelerator, scored)
 
 
 def score_from_embedding(

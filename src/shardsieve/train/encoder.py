@@ -10,7 +10,7 @@ from torch import nn
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.train.config import TrainConfig
-from shardsieve.train.nets import load_model
+from shardsieve.train.nets import check_model, load_model
 from shardsieve.train.runfolder import MODEL, RunFolder
 
 
@@ -51,6 +51,17 @@ def save_network(
     seen |= {"normalise": config.normalise, "pseudo_labels": config.pseudo_labels}
     name = f"model-{epoch:04d}.pt" if epoch else MODEL
     run.save(name, {**how, **seen, "weights": network.state_dict()})
+
+
+def check_encoder(model: str) -> None:
+    """Refuse a name that `load_encoder` would refuse, without loading a network.
+
+    Raises:
+        ShardsieveError: If there is no such model.
+    """
+    path = Path(model)
+    if not path.is_dir() and path.suffix != ".pt":
+        check_model(model)
 
 
 def load_encoder(

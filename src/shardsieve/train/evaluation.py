@@ -27,7 +27,7 @@ def evaluate(
 
     Args:
         model: On the device; gives P logits.
-        store: Its classes are the labels of its index. A sample without one is not told right.
+        store: Its classes are the labels of its index. A sample without one is not counted.
         keep: Samples to look at.
         config: Of the images.
         accelerator: The ranks share the samples.
@@ -43,13 +43,14 @@ def evaluate(
             said.append(logits.argmax(dim=1))
             true.append(batch.labels)
     taken, labels = torch.cat(said), torch.cat(true)
+    known = max(int((store.labels()[store.rows(keep.ids())] >= 0).sum()), 1)
     if not matched:
-        return int(accelerator.reduce((taken == labels).sum(), "sum")) / len(keep)
+        return int(accelerator.reduce((taken == labels).sum(), "sum")) / known
     # Of P by C counts: too many to be held for thousands of classes where nothing is matched.
     classes = int(store.labels().max(initial=0)) + 1
     pairs = (taken * classes + labels)[labels >= 0]
     table = torch.bincount(pairs, minlength=outputs * classes).reshape(outputs, classes)
-    return matched_accuracy(accelerator.reduce(table, "sum").cpu(), len(keep))
+    return matched_accuracy(accelerator.reduce(table, "sum").cpu(), known)
 
 
 def matched_accuracy(table: Tensor, samples: int) -> float:
@@ -60,7 +61,7 @@ def matched_accuracy(table: Tensor, samples: int) -> float:
 
     Args:
         table: int64 (P, C): how many samples are taken for a pseudo-class, by their class.
-        samples: Looked at.
+        samples: Looked at that have a label.
 
     >>> matched_accuracy(torch.tensor([[0, 5], [4, 1]]), 10)
     0.9

@@ -47,7 +47,7 @@ def count_classes(
     else:
         cure = (
             "pack them with a `cls` member, name the member with `shardsieve index "
-            "--label-member`, or train on pseudo-labels (`score --paradigm unsupervised`)"
+            "--label-member`, or train on pseudo-labels (`score`, `train --paradigm unsupervised`)"
         )
     missing = int((labels < 0).sum())
     if missing:
@@ -56,6 +56,33 @@ def count_classes(
             f"{missing} of {len(labels)} samples of {store.path} have no {kind}; {cure}"
         )
     return int(labels.max(initial=0)) + 1
+
+
+def check_test(store: Store) -> None:
+    """Refuse a store to evaluate on in which no sample has a label.
+
+    Raises:
+        ShardsieveError: If it is one.
+    """
+    if not (store.labels() >= 0).any():
+        raise ShardsieveError(
+            f"test must have labels, got {store.path} without any; pack it with a `cls` member, "
+            "name the member with `shardsieve index --label-member`, or leave test out"
+        )
+
+
+def count_pseudo_classes(store: Store, classes: int | None) -> int:
+    """Return how many pseudo-classes to find: `classes`, or as many as there are labels.
+
+    Raises:
+        ValueError: If neither says it.
+    """
+    if classes is None and (store.labels() < 0).any():
+        raise ValueError(
+            f"classes must be given, as {store.path} has samples without a label, got none; "
+            "say how many pseudo-classes to find"
+        )
+    return count_classes(store) if classes is None else classes
 
 
 def identity_of(store: Store, pseudo_labels: str | None) -> dict[str, Any]:

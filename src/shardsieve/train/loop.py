@@ -129,7 +129,8 @@ class Trainer:
     def evaluate(self, store: Store, keep: KeepSet) -> float:
         """Return the accuracy in `[0, 1]` over a keep set; what it took goes into `done`.
 
-        Pseudo-classes stand for the classes that suit them best.
+        Samples without a label are not counted. Pseudo-classes stand for the classes that suit
+        them best.
         """
         begin = time.perf_counter()
         network = self.stepper.evaluated()

@@ -110,9 +110,15 @@ class Recorder:
         if self._numbers >= _BUDGET:
             self._measure()
 
-    def end_epoch(self) -> None:
-        """Close the epoch; under `torch.distributed` all ranks must call it."""
-        self._share()
+    def end_epoch(self, *, share: bool = True) -> None:
+        """Close the epoch; under `torch.distributed` all ranks must call it.
+
+        Args:
+            share: Take in what the other ranks saw. False is for a process that records alone.
+        """
+        self._measure()
+        if share:
+            self._share()
         for column, name in enumerate(self.signals):
             self._history[name].append(self._now[:, column].copy())
         self._logs[~self._seen] = np.nan
@@ -257,8 +263,7 @@ class Recorder:
         return found, places[first]
 
     def _share(self) -> None:
-        """Measure what waits and give every rank the rows that the others saw."""
-        self._measure()
+        """Give every rank the rows that the others saw."""
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return
         fresh, parts = np.flatnonzero(self._fresh), [None] * dist.get_world_size()

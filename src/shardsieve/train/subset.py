@@ -20,7 +20,7 @@ from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.encoder import save_network
 from shardsieve.train.evaluation import need_matching
-from shardsieve.train.labels import count_classes, identity_of
+from shardsieve.train.labels import check_test, count_classes, identity_of
 from shardsieve.train.launch import on_main
 from shardsieve.train.ledger import NOTHING, Overhead, ledger
 from shardsieve.train.loading import check_augmenting
@@ -75,12 +75,12 @@ def train_subset(
         the ledger.
 
     Raises:
-        ShardsieveError: If labels are missing or the folder holds another run.
+        ShardsieveError: If labels are missing, `test` has none or the folder holds another run.
         ValueError: If nothing is kept, or the policy's schedule is shorter than the run.
         Stopped: After SIGTERM, when the state is saved.
     """
-    how: dict[str, Any] = {"matched": test is not None and config.pseudo_labels is not None}
-    checked = partial(_checked, store, keep, config, policy_score, **how)
+    how: dict[str, Any] = {"matched": config.pseudo_labels is not None}
+    checked = partial(_checked, store, keep, config, policy_score, test, **how)
     num_classes, config = on_all(accelerator, checked)
     run = RunFolder(folder)
     identity: dict[str, Any] = {"kind": "train", "store": store.fingerprint, **_of(keep)}
@@ -141,6 +141,7 @@ def _checked(
     keep: KeepSet | Policy,
     config: TrainConfig,
     policy_score: str | None,
+    test: Store | None,
     *,
     matched: bool,
 ) -> tuple[int, TrainConfig]:
@@ -148,7 +149,9 @@ def _checked(
 
     What could only fail after the training is refused.
     """
-    if matched:
+    if test is not None:
+        check_test(test)
+    if test is not None and matched:
         need_matching()
     if policy_score is not None:
         if not isinstance(keep, Policy):

@@ -206,7 +206,7 @@ def _recorded(points: Tensor, ids: NDArray[np.int64], encoders: Sequence[Layer])
         for rows, labels in zip(blocks, last, strict=True):
             logits = linear(points[rows], *encoder)
             recorder.record(torch.from_numpy(ids)[rows], logits, labels)
-        recorder.end_epoch()
+        recorder.end_epoch(share=False)  # the other processes wait
     return recorder
 
 
