@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate.utils import gather_object
 
 from shardsieve.commands.progress import bar
 from shardsieve.commands.trust import doubt_of
@@ -161,7 +160,7 @@ def embed_store(
             progress=progress,
         )
     dim = store.embedding_array(name).shape[-1]
-    counts = {"dim": dim, "samples": len(store), "embedded_now": sum(gather_object([embedded]))}
+    counts = {"dim": dim, "samples": len(store), "embedded_now": embedded}
     return {"embedding": name, **counts, "signals_of_networks": _num_networks(store, name)}
 
 

@@ -93,7 +93,7 @@ def embed(
         progress: Called with (shards done, shards in all) of this rank.
 
     Returns:
-        Samples that this rank embedded now.
+        Samples that all ranks embedded now.
 
     Raises:
         StoreMismatchError: If the name holds embeddings of other weights or another size.
@@ -129,8 +129,7 @@ def embed(
     embedded = sum(rows[shard] for shard in todo)
     spent = Cost(forward=embedded * pass_.networks, nbytes=data.ledger.total.kept)
     _add_cost(arrays[0], spent, begin, accelerator)
-    accelerator.wait_for_everyone()
-    return embedded
+    return sum(gather_object([embedded]))
 
 
 def _ids(store: Store, shard: int) -> range:
