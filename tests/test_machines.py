@@ -26,6 +26,7 @@ TOOL = str(ROOT / "tools/train_subset.py")
 def refused_by_both(folder):
     store = ss.index(write_shards(folder / "data", [9]), folder / "s.zarr")
     store.put_pseudo_labels("mine", [0] * len(store))
+    store.embedding_array("points", 2)[:] = 1
     on_two_ranks("tests/two_ranks_machines.py", store.path, folder)
     first, second = (json.loads((folder / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
@@ -53,6 +54,7 @@ def test_what_machines_do_not_share_both_refuse_before_anything_is_made(tmp_path
         "bad on one": r"ValueError: process 1 \(.*\): no luck$",
         "bad on all": r"ValueError: no luck$",
         "part of one": r"MissingDependencyError: process 1 \(.*\): scipy is missing$",
+        "taken name": r"StoreMismatchError: pseudo-labels 'mine' of .* were made otherwise",
         "own work": "ShardsieveError: " + unseen.format("work work"),
         "own recipe": r"StoreMismatchError: train must be the same on every process, got \{",
     }

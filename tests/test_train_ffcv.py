@@ -74,6 +74,12 @@ def test_the_loop_gets_the_same_batches_from_a_beton_as_from_tars(folder, store,
         assert tars.labels()[tars.rows(two[2])].tolist() == store.labels()[one[2]].tolist()
 
 
+def test_a_run_that_augments_while_decoding_may_be_evaluated_on_a_beton(store):
+    plain, evaluated = in_order(store), in_order(store, augment="resized")
+    assert len(plain) == len(evaluated)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(plain, evaluated, strict=True))
+
+
 def test_images_of_other_sizes_are_scaled_and_cut_as_those_of_tars(tmp_path):
     y, x = np.mgrid[0:96, 0:128]
     for label in "ab":

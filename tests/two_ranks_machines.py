@@ -15,11 +15,15 @@ from accelerate.utils import gather_object
 import shardsieve as ss
 from shardsieve._errors import MissingDependencyError
 from shardsieve.commands.running import run_recipe
+from shardsieve.commands.scoring import score_unsupervised_store
 from shardsieve.commands.sources import store_of
 from shardsieve.train import machines, subset
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.machines import check_same, check_shared, on_all, open_together
+
+TURTLE = {"seed_fraction": 1.0, "per_class": False, "embedding": None, "classes": 2, "seed": 0}
+TURTLE |= {"window": 3, "scores": None, "epochs": 4}
 
 
 def refused(call):
@@ -74,6 +78,7 @@ def main(store, shared):
         "bad on one": partial(on_all, accelerator, partial(bad_on, [1], rank)),
         "bad on all": partial(on_all, accelerator, partial(bad_on, [0, 1], rank)),
         "part of one": partial(without_scipy_on, 1, rank, accelerator, store),
+        "taken name": partial(score_unsupervised_store, Path(store), name="mine", **TURTLE),
         "own work": partial(run_recipe, Path("same.yaml")),
         "own recipe": partial(run_recipe, Path("other.yaml")),
     }

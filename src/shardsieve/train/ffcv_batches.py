@@ -44,13 +44,14 @@ def ffcv_loader(
     Args:
         store: Of one `.beton`.
         config: Its size and channels must be known.
-        in_order: Keep the order of the file.
+        in_order: Keep the order of the file and augment nothing.
         chosen: The sampler's `keep_set` or `policy`.
 
     Raises:
         ValueError: As `check_ffcv`.
     """
-    check_ffcv(config)
+    if not in_order:
+        check_ffcv(config)
     assert config.size is not None
     how: dict[str, Any] = {"seed": config.seed, "batch_size": config.batch_size}
     sampler = PrunedShardSampler(store, **chosen, **how, window=0 if in_order else None)

@@ -141,17 +141,15 @@ def score_seeds(
         watched[f"{name}_held_out"] = held_out
     finished = enter_run(accelerator, run, identity)
     if finished is not None and watched.keys() <= on_main(accelerator, lambda: _runs_of(store)):
-        if accelerator.is_main_process:
-            for one in watched:
-                add_scores(store, one, scores, window=window)
-        accelerator.wait_for_everyone()
+        how: dict[str, Any] = {"window": window}
+        on_main(accelerator, lambda: [add_scores(store, one, scores, **how) for one in watched])
         return finished
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         run.claim(identity)
     set_seed(config.seed)
     model = load_model(config.model, num_classes, config.channels or 3)
-    how: dict[str, Any] = {"folder": run, "checkpoint_steps": checkpoint_steps}
+    how = {"folder": run, "checkpoint_steps": checkpoint_steps}
     trainer = Trainer(model, store, keep, config, accelerator, adversary=adversary, **how)
     recorders = {
         one: Recorder(ids, num_classes, signals=signals_for(scores)) for one, ids in watched.items()
