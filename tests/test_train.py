@@ -408,6 +408,8 @@ def test_a_folder_with_other_files_is_not_taken(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ss.ShardsieveError, match="is in use"):
         RunFolder(tmp_path).claim({"kind": "train"})
+    with pytest.raises(ss.ShardsieveError, match=r"cannot make run folder .*; choose another one"):
+        RunFolder(tmp_path / "thesis.tex" / "run").claim({"kind": "train"})
 
 
 def test_built_in_nets_embed_what_they_classify():

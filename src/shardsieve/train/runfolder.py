@@ -58,7 +58,12 @@ class RunFolder:
     def claim(self, identity: Mapping[str, Any]) -> None:
         """Make the folder this run's own; see `refuse_another`."""
         self.refuse_another(identity)
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ShardsieveError(
+                f"cannot make run folder {self.path}: {error.strerror}; choose another one"
+            ) from error
         self.write_json(IDENTITY, identity)
 
     def result(self) -> dict[str, Any] | None:
