@@ -153,6 +153,10 @@ def constants_of_no_policy(tmp_path, data):
     return training(tmp_path, data, "--rule", "random", "--policy-arg", "epsilon=1")
 
 
+def no_policy(tmp_path, data):
+    return training(tmp_path, data, "--policy", "infobatc", "--rule", "random")
+
+
 def a_rule_beside_a_policy(tmp_path, data):
     return training(tmp_path, data, "--policy", "ucb", "--rule", "ccs", "--bins", "5")
 
@@ -190,6 +194,7 @@ CASES = [
     (nothing_kept, "the keep set must hold a sample, got none of 9"),
     (nothing_kept_by_a_policy, "the keep set must hold a sample, got none of 9"),
     (constants_of_no_policy, "--policy-arg must come with --policy, got 'epsilon=1' alone"),
+    (no_policy, "policy must be one of annealed, epsilon-greedy"),
     (a_rule_beside_a_policy, "rule, bins must come without --policy"),
     (tracked_by_nothing, "leave it empty for none"),
 ]

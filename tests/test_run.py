@@ -194,7 +194,10 @@ def test_what_labels_do_not_allow_is_refused_before_anything_is_trained(
         ({"score": {"scores": ["el3n"]}}, "score: score must be one of dyn_unc"),
         ({"extrapolate": {"score": "dyn_unk"}}, "extrapolate: score must be one that the seed run"),
         ({"score": {"scores": ["el2n"]}}, "makes (el2n), got 'dyn_unc'"),
-        ({"score": {"adversary": {"method": "x"}}}, "score: method must be one of trades, pgd"),
+        (
+            {"score": {"adversary": {"method": "x"}}},
+            "score: adversary: method must be one of trades, pgd",
+        ),
         ({"score": {"turtle": {}}, "embed": {"model": "a:b"}}, "batch_size, epochs must come with"),
         ({"score": {"turtle": {"class": 3}}}, "score.turtle.class is no known key; did you mean c"),
         ({"embed": {"model": "a.b:c"}}, "embed: cannot load model 'a.b:c': No module named 'a'"),

@@ -50,6 +50,9 @@ Channels = Annotated[int | None, typer.Option(help="3 or 1; the first image's if
 Precision = Annotated[str, typer.Option(help="no, bf16 or fp16")]
 Workers = Annotated[int, typer.Option(help="Loader processes per process.")]
 Seed = Annotated[int, typer.Option(help="Seed of every draw.")]
+EmbeddingName = Annotated[
+    str | None, typer.Option(help="Name of a stored embedding; the only one if none.")
+]
 PseudoLabels = Annotated[
     str | None, typer.Option(help="Stored pseudo-labels to train on, not the labels.")
 ]

@@ -11,6 +11,7 @@ from shardsieve.cli.groups import AttackOptions, NetworkOptions, grouped
 from shardsieve.cli.options import (
     BatchSize,
     Channels,
+    EmbeddingName,
     HeldOut,
     Json,
     MatchSteps,
@@ -62,7 +63,10 @@ def score(
     snapshots: Snapshots = 1,
     match_steps_of: MatchSteps = None,
     ceiling: Annotated[bool, typer.Option(help="Train again and compare both runs.")] = False,
-    embedding: Annotated[str | None, typer.Option(help="unsupervised, from-embedding.")] = None,
+    embedding: Annotated[
+        str | None,
+        typer.Option(help="unsupervised, from-embedding: a stored one; the only one if none."),
+    ] = None,
     classes: Annotated[
         int | None, typer.Option(help="unsupervised: pseudo-classes; as many as labels if none.")
     ] = None,
@@ -138,7 +142,7 @@ def extrapolate(
     store: StorePath,
     name: Annotated[str, typer.Option(help="Name of the score to make.")],
     score: Annotated[str | None, typer.Option(help="Stored seed score.")] = None,
-    embedding: Annotated[str | None, typer.Option()] = None,
+    embedding: EmbeddingName = None,
     method: Method = "knn",
     k: Annotated[str, typer.Option(help="Neighbours, or `auto`: by cross-validation.")] = "50",
     weights: str = "exp",

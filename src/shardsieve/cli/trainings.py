@@ -12,7 +12,7 @@ from shardsieve.cli.options import Json
 from shardsieve.commands import running, sources, training
 from shardsieve.commands.scoring import default_name
 from shardsieve.commands.texts import constants, pairs
-from shardsieve.policy.named import POLICIES
+from shardsieve.policy.named import POLICIES, checked_policy
 from shardsieve.train.config import TrainConfig
 
 app = typer.Typer()
@@ -96,6 +96,8 @@ def run_command(
 
 def _refuse_unused(policy: str | None, policy_args: list[str], rule: dict[str, Any]) -> None:
     """Refuse what would not be looked at: constants of no policy, a rule beside a policy."""
+    if policy is not None:
+        checked_policy(policy)
     if policy is None and policy_args:
         raise ValueError(f"--policy-arg must come with --policy, got {policy_args[0]!r} alone")
     shared = ("keep_fraction", "score", "seed")

@@ -74,7 +74,12 @@ def deciding(section: Section) -> dict[str, Any]:
 
 def adversary_of(section: Any) -> Adversary | None:
     """Return the attack that a section trains against."""
-    return Adversary(**section.adversary.model_dump()) if section.adversary is not None else None
+    if section.adversary is None:
+        return None
+    try:
+        return Adversary(**section.adversary.model_dump())
+    except ValueError as error:
+        raise ValueError(f"adversary: {error}") from error
 
 
 def policy_of(recipe: Recipe) -> Policy | None:

@@ -122,5 +122,6 @@ def _class_rows(store: Store, keep: KeepSet) -> list[dict[str, Any]]:
     rows = []
     for label in np.unique(labels).tolist():
         of, left = int((labels == label).sum()), int((kept == label).sum())
-        rows.append({"class": label, "kept": left, "of": of, "share": round(left / of, 4)})
+        name = "unlabelled" if label < 0 else label
+        rows.append({"class": name, "kept": left, "of": of, "share": round(left / of, 4)})
     return rows

@@ -22,6 +22,17 @@ POLICIES: dict[str, type[Policy]] = {
 _FROM_RUN = ("num_epochs", "seed")
 
 
+def checked_policy(name: str) -> str:
+    """Return the name of a policy.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if name not in POLICIES:
+        raise ValueError(f"policy must be one of {', '.join(sorted(POLICIES))}, got {name!r}")
+    return name
+
+
 def make_policy(
     name: str,
     *,
@@ -44,8 +55,7 @@ def make_policy(
     Raises:
         ValueError: If name or a constant is unknown, listing those there are, or out of range.
     """
-    if name not in POLICIES:
-        raise ValueError(f"policy must be one of {', '.join(sorted(POLICIES))}, got {name!r}")
+    checked_policy(name)
     known = [k for k in inspect.signature(POLICIES[name]).parameters if k not in _FROM_RUN]
     given: dict[str, Any] = {"num_epochs": epochs, "seed": seed}
     if name == "annealed":
