@@ -116,9 +116,10 @@ class Recorder:
         Args:
             share: Take in what the other ranks saw. False is for a process that records alone.
         """
-        self._measure()
         if share:
             self._share()
+        else:
+            self._measure()
         for column, name in enumerate(self.signals):
             self._history[name].append(self._now[:, column].copy())
         self._logs[~self._seen] = np.nan
@@ -263,7 +264,8 @@ class Recorder:
         return found, places[first]
 
     def _share(self) -> None:
-        """Give every rank the rows that the others saw."""
+        """Measure what waits and give every rank the rows that the others saw."""
+        self._measure()
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return
         fresh, parts = np.flatnonzero(self._fresh), [None] * dist.get_world_size()
