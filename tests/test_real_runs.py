@@ -5,6 +5,7 @@ import logging
 import signal
 import subprocess
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 import shardsieve as ss
+from shardsieve import cli as program
 from shardsieve.pack import pack
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.crops import Crop, RandomCrops, cropped
@@ -300,3 +302,26 @@ def test_a_tracker_keeps_its_files_with_the_run_and_goes_on_with_it(tmp_path):
 def test_bad_settings_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**setting)
+
+
+# Shards elsewhere --------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_shards_in_an_object_store_train_the_same_network(packed, s3, tmp_path, capsys):
+    def trained(name, urls):
+        store, run = tmp_path / f"{name}.zarr", tmp_path / name
+        keep = ["--rule", "random", "--epochs", "1", "--workers", "1", "--track", ""]
+        for command in (
+            ["index", *map(str, urls), "--store", str(store)],
+            ["train", "--store", str(store), "--out", str(run), *keep],
+        ):
+            program.app([*command, "--json"], standalone_mode=False)
+        return json.loads(capsys.readouterr().out.splitlines()[-1]), torch.load(run / "model.pt")
+
+    files = sorted(Path(packed[0].pattern).parent.glob("train-*.tar"))
+    (here, mine), (there, other) = trained("local", files), trained("remote", s3.upload(files))
+    assert here["samples"] == there["samples"] == there["kept"]
+    assert there["reads_since_start"]["kept"] == here["reads_since_start"]["kept"] > 0
+    weights = mine["weights"], other["weights"]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
