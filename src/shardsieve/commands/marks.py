@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shardsieve.store.store import Store
+from shardsieve.train import labels
 from shardsieve.train.embedding import weights_fingerprint
 from shardsieve.train.encoder import load_encoder
 from shardsieve.train.runfolder import MODEL
@@ -39,7 +40,7 @@ def mark_of_pseudo_labels(store: Store, name: str | None) -> Mark:
     """Return the mark of stored pseudo-labels."""
     if name is None or name not in store.pseudo_label_sets:
         return None
-    return _hashed(store.pseudo_labels(name).tobytes())
+    return labels.digest_of(store, name)
 
 
 def mark_of_score(store: Store, score: str) -> Mark:

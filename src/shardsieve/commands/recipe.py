@@ -1,6 +1,8 @@
 """The configuration of `shardsieve run`: what each step is given, checked before any starts."""
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -76,10 +78,8 @@ def adversary_of(section: Any) -> Adversary | None:
     """Return the attack that a section trains against."""
     if section.adversary is None:
         return None
-    try:
+    with _blamed("adversary"):
         return Adversary(**section.adversary.model_dump())
-    except ValueError as error:
-        raise ValueError(f"adversary: {error}") from error
 
 
 def policy_of(recipe: Recipe) -> Policy | None:
@@ -100,12 +100,19 @@ def check_trainings(recipe: Recipe, store: Store) -> None:
     """
     for name in ("score", "train"):
         section = getattr(recipe, name)
-        try:
-            if section is not None:
+        if section is not None:
+            with _blamed(name):
                 check_augmenting(store, settings(section))
                 _check_labels(recipe, section, store)
-        except (ValueError, ShardsieveError) as error:
-            raise ValueError(f"{name}: {error}") from error
+
+
+@contextmanager
+def _blamed(section: str) -> Iterator[None]:
+    """Put the name of a section before what is refused of it."""
+    try:
+        yield
+    except (ValueError, ShardsieveError) as error:
+        raise ValueError(f"{section}: {error}") from error
 
 
 def _check_labels(recipe: Recipe, section: Any, store: Store) -> None:
@@ -121,42 +128,34 @@ def _check_labels(recipe: Recipe, section: Any, store: Store) -> None:
 def _check(recipe: Recipe) -> None:
     """Refuse what would only come to light after hours."""
     _check_precisions(recipe)
-    for name in ("score", "train"):
-        section = getattr(recipe, name)
-        try:
-            if section is not None:
-                config = settings(section)
-                check_model(config.model)
-                check_augment(config.augment)
-                adversary_of(section)
-            if name == "train":
-                policy_of(recipe)
-                installed_trackers(section.track if section is not None else ())
-        except (ValueError, ShardsieveError) as error:
-            raise ValueError(f"{name}: {error}") from error
+    _check_networks(recipe)
     if recipe.extrapolate is not None:
-        try:
+        with _blamed("extrapolate"):
             check_extrapolation(**recipe.extrapolate.model_dump(exclude={"score", "match", "seed"}))
-        except ValueError as error:
-            raise ValueError(f"extrapolate: {error}") from error
     if recipe.embed is not None and recipe.embed.model is None and recipe.score is None:
         raise ValueError("embed must name a model, or come with score; add one")
     _check_unsupervised(recipe)
-    _check_embed(recipe)
+    if recipe.embed is not None and recipe.embed.model is not None:
+        with _blamed("embed"):
+            check_encoder(recipe.embed.model)
     if recipe.extrapolate is not None and (recipe.score is None or recipe.embed is None):
         raise ValueError("extrapolate must come with score and embed; add them")
     _check_scored(recipe)
     _check_kept(recipe)
 
 
-def _check_embed(recipe: Recipe) -> None:
-    embed = recipe.embed
-    if embed is None or embed.model is None:
-        return
-    try:
-        check_encoder(embed.model)
-    except ShardsieveError as error:
-        raise ValueError(f"embed: {error}") from error
+def _check_networks(recipe: Recipe) -> None:
+    for name in ("score", "train"):
+        section = getattr(recipe, name)
+        if section is not None:
+            with _blamed(name):
+                config = settings(section)
+                check_model(config.model)
+                check_augment(config.augment)
+                adversary_of(section)
+    with _blamed("train"):
+        policy_of(recipe)
+        installed_trackers(recipe.train.track if recipe.train is not None else ())
 
 
 def _check_unsupervised(recipe: Recipe) -> None:
@@ -172,21 +171,16 @@ def _check_unsupervised(recipe: Recipe) -> None:
             f"score: {', '.join(unused)} must come without turtle, which trains no network; "
             "its own settings stand under turtle"
         )
-    try:
+    with _blamed("score: turtle"):
         TurtleConfig(**{**score.turtle.model_dump(), "classes": score.turtle.classes or 2})
-    except ValueError as error:
-        raise ValueError(f"score: turtle: {error}") from error
 
 
 def _check_precisions(recipe: Recipe) -> None:
     for name in ("score", "embed", "train"):
         section = getattr(recipe, name)
-        if section is None or getattr(section, "turtle", None) is not None:
-            continue
-        try:
-            checked_precision(section.precision)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+        if section is not None and getattr(section, "turtle", None) is None:
+            with _blamed(name):
+                checked_precision(section.precision)
 
 
 def _check_scored(recipe: Recipe) -> None:
@@ -195,10 +189,8 @@ def _check_scored(recipe: Recipe) -> None:
         return
     if score.match_steps_of is None:
         epochs = score.turtle.epochs if score.turtle is not None else score.epochs
-        try:
+        with _blamed("score"):
             check_specs(epochs, score.window, score.scores)
-        except ValueError as error:
-            raise ValueError(f"score: {error}") from error
     made = computable(SIGNALS) if score.scores is None else [name_of(one) for one in score.scores]
     if extrapolate is not None and extrapolate.score not in made:
         raise ValueError(
@@ -210,11 +202,9 @@ def _check_scored(recipe: Recipe) -> None:
 def _check_kept(recipe: Recipe) -> None:
     select, train = recipe.select, recipe.train
     if train is not None and train.policy is None:
-        try:
+        with _blamed("select"):
             num_kept(0, select.keep_fraction)
             checked_rule(select.rule, Asked(**select.model_dump(exclude={"rule"})))
-        except ValueError as error:
-            raise ValueError(f"select: {error}") from error
         if train.policy_score is not None:
             raise ValueError("train: policy_score must come with a policy; add one")
     scored = select.score is not None or recipe.extrapolate is not None

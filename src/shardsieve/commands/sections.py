@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.launch import DEFAULT_TRACKERS
+from shardsieve.train.turtle import TurtleConfig
 
 SEED_RUN = "seed"
 """Name of a chain's seed run, and of its pseudo-labels."""
@@ -20,13 +21,21 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-_TRAINING: dict[str, Any] = {f.name: (f.type, f.default) for f in fields(TrainConfig)}
-Training: type[Section] = create_model("Training", __base__=Section, **_TRAINING)
+def _settings(kind: type[Any]) -> dict[str, Any]:
+    """Return the fields of a dataclass as those of a section."""
+    return {one.name: (one.type, one.default) for one in fields(kind)}
+
+
+Training: type[Section] = create_model("Training", __base__=Section, **_settings(TrainConfig))
 """A section with every setting of `TrainConfig`."""
 
-_ATTACK: dict[str, Any] = {f.name: (f.type, f.default) for f in fields(Adversary)}
-Attack: Any = create_model("Attack", __base__=Section, **_ATTACK)
+Attack: Any = create_model("Attack", __base__=Section, **_settings(Adversary))
 """Adversarial training: every setting of `Adversary`."""
+
+_TURTLE = _settings(TurtleConfig) | {"classes": (int | None, None)}
+del _TURTLE["seed"]  # that of the seed run
+Turtle: Any = create_model("Turtle", __base__=Section, **_TURTLE)
+"""Settings of `TurtleConfig`; without `classes` it finds as many as there are labels."""
 
 
 class Shards(Section):
@@ -35,17 +44,6 @@ class Shards(Section):
     store: Path
     urls: str | list[str] | None = None
     label_member: str = "cls"
-
-
-class Turtle(Section):
-    """Settings of `TurtleConfig`; without `classes` it finds as many as there are labels."""
-
-    classes: int | None = None
-    epochs: int = 400
-    gamma: float = 10.0
-    inner_steps: int = 10
-    learning_rate: float = 1e-3
-    batch_size: int = 10_000
 
 
 class Score(Training):  # type: ignore[misc,valid-type]

@@ -89,5 +89,10 @@ def identity_of(store: Store, pseudo_labels: str | None) -> dict[str, Any]:
     """Return what of the labels belongs to the identity of a run, besides the store."""
     if pseudo_labels is None:
         return {}
+    return {"pseudo_labels_digest": digest_of(store, pseudo_labels)}
+
+
+def digest_of(store: Store, pseudo_labels: str) -> str:
+    """Return a few digits that change exactly when pseudo-labels do."""
     values = store.pseudo_labels(pseudo_labels).tobytes()
-    return {"pseudo_labels_digest": hashlib.blake2b(values, digest_size=8).hexdigest()}
+    return hashlib.blake2b(values, digest_size=8).hexdigest()

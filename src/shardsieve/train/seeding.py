@@ -65,6 +65,21 @@ def with_known_images(store: Store, config: TrainConfig) -> TrainConfig:
     return replace(config, size=config.size or size, channels=config.channels or channels)
 
 
+def known_task(
+    store: Store, config: TrainConfig, *, ids: NDArray[np.int64] | None = None
+) -> tuple[int, TrainConfig]:
+    """Return the number of classes and the settings with what the first image tells.
+
+    Raises:
+        ShardsieveError: As `count_classes`, which is given `ids`, and as `check_augmenting`.
+        ValueError: As `check_augmenting`.
+    """
+    classes = count_classes(store, config.pseudo_labels, ids=ids)
+    known = with_known_images(store, config)
+    check_augmenting(store, known)
+    return classes, known
+
+
 def score_seeds(
     store: Store,
     seeds: NDArray[np.int64],
@@ -118,14 +133,7 @@ def score_seeds(
     """
     checked_name(name)
     _check_scores(config, window, scores, clean_pass, adversary)
-
-    def checked() -> tuple[int, TrainConfig]:
-        classes = count_classes(store, config.pseudo_labels)
-        known = with_known_images(store, config)
-        check_augmenting(store, known)
-        return classes, known
-
-    num_classes, config = on_all(accelerator, checked)
+    num_classes, config = on_all(accelerator, lambda: known_task(store, config))
     kept_epochs = set(snapshot_epochs(config.epochs, snapshots)) - {config.epochs}
     keep, run = KeepSet.from_ids(store, seeds), RunFolder(folder)
     identity: dict[str, Any] = {"kind": "score", "store": store.fingerprint, "seeds": keep.digest}

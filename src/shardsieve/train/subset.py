@@ -20,16 +20,15 @@ from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.encoder import save_network
 from shardsieve.train.evaluation import need_matching
-from shardsieve.train.labels import check_test, count_classes, identity_of
+from shardsieve.train.labels import check_test, identity_of
 from shardsieve.train.launch import on_main
 from shardsieve.train.ledger import NOTHING, Overhead, ledger
-from shardsieve.train.loading import check_augmenting
 from shardsieve.train.loop import Trainer
 from shardsieve.train.machines import check_same, enter_run, on_all
 from shardsieve.train.nets import load_model
 from shardsieve.train.progress import Progress
 from shardsieve.train.runfolder import RESULT, RunFolder
-from shardsieve.train.seeding import with_known_images
+from shardsieve.train.seeding import known_task
 
 LEARNED = "learned.pt"
 
@@ -145,7 +144,7 @@ def _checked(
     *,
     matched: bool,
 ) -> tuple[int, TrainConfig]:
-    """Return the number of classes, and the settings with what the first image tells.
+    """Return what `known_task` does.
 
     What could only fail after the training is refused.
     """
@@ -157,11 +156,7 @@ def _checked(
         if not isinstance(keep, Policy):
             raise ValueError("policy_score must come with a policy; a keep set learns nothing")
         keep.check_score(store, policy_score)
-    needed = keep.ids() if isinstance(keep, KeepSet) else None
-    classes = count_classes(store, config.pseudo_labels, ids=needed)
-    known = with_known_images(store, config)
-    check_augmenting(store, known)
-    return classes, known
+    return known_task(store, config, ids=keep.ids() if isinstance(keep, KeepSet) else None)
 
 
 def _hand_over(
