@@ -19,7 +19,7 @@ from shardsieve.commands.scoring import score_unsupervised_store
 from shardsieve.commands.sources import store_of
 from shardsieve.train import machines, subset
 from shardsieve.train.config import TrainConfig
-from shardsieve.train.launch import make_accelerator
+from shardsieve.train.launch import end_processes, make_accelerator
 from shardsieve.train.machines import check_same, check_shared, on_all, open_together
 
 TURTLE = {"seed_fraction": 1.0, "per_class": False, "embedding": None, "classes": 2, "seed": 0}
@@ -87,6 +87,7 @@ def main(store, shared):
         said[name] = refused(call)
         assert gather_object([name]) == [name] * 2
     Path(shared, f"{rank}.json").write_text(json.dumps(said))
+    end_processes()
 
 
 if __name__ == "__main__":

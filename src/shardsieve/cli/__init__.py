@@ -34,6 +34,7 @@ def run(call: Callable[[], Any]) -> int:
         raise
     except (ShardsieveError, ValueError) as error:
         _say(f"shardsieve: {str(error).strip()}\n")
+        end_processes()
         return 2
     except RuntimeError as error:
         if not lost_process(error):
@@ -48,6 +49,7 @@ def run(call: Callable[[], Any]) -> int:
         end_processes()
         _say(f"shardsieve: {stopped}; the same command goes on from there\n")
         return 143
+    end_processes()
     return 0
 
 

@@ -100,7 +100,10 @@ def on_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
 
 
 def end_processes() -> None:
-    """Leave the process group, if there is one: the last thing that a program does."""
+    """Leave the process group, if there is one: the last thing that a program does.
+
+    A program that ends inside of it is aborted now and then, as its threads still run.
+    """
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
