@@ -21,6 +21,7 @@ from shardsieve.store.layout import (
     make_array,
     opened_group,
     place_of,
+    release,
     told_about_disk,
     unpad,
     write_contents,
@@ -195,10 +196,11 @@ class Store(SampleTables):
             self.score_array(name)[: self.num_shards] = table
 
     def finish_score(self, name: str, **more: Any) -> None:
-        """List a score that is filled, with its date and what else is to be kept with it."""
+        """List a score that is filled, with version, date and what else is to be kept with it."""
         with told_about_disk(self.path):
             date = datetime.now(UTC).isoformat(timespec="seconds")
-            self._array(f"score/{name}").update_attributes({**more, "date": date})
+            made = {**more, "version": release(), "date": date}
+            self._array(f"score/{name}").update_attributes(made)
             write_contents(self.group)
 
     def forget_score(self, name: str) -> None:
