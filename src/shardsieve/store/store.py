@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import MissingScoreError, StoreFormatError, StoreMismatchError
 from shardsieve.io.source import cheap_fingerprints, same_fingerprint
+from shardsieve.scores.inputs import plain
 from shardsieve.store.layout import (
     FORMAT_VERSION,
     checked_name,
@@ -134,7 +135,7 @@ class Store(SampleTables):
             StoreMismatchError: If the name stands for another definition.
         """
         with np.errstate(over="ignore"):  # the check below says so
-            scores = np.asarray(values, dtype=np.float32)
+            scores = np.asarray(plain(values), dtype=np.float32)
         if scores.shape != (len(self),):
             raise ValueError(f"values must have shape ({len(self)},), got {scores.shape}")
         endless = np.flatnonzero(np.isinf(scores))
