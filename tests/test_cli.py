@@ -63,6 +63,30 @@ def test_a_users_error_is_one_line_with_status_2(cli, arguments, message):
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["score"], "missing option '--store'; see `shardsieve score --help`"),
+        (["index", "--store", "s"], "missing argument 'urls'; see `shardsieve index --help`"),
+        (["score", "--bogus"], "no such option: --bogus; see `shardsieve score --help`"),
+        (["sort"], "no such command 'sort'. Did you mean 'score', "),
+        (["select", "--store", "s", "--bins", "few"], "invalid value for '--bins': "),
+    ],
+)
+def test_a_misspelt_command_line_is_one_line_with_status_2(cli, arguments, message):
+    status, output, said = cli(*arguments)
+    assert (status, output) == (2, "")
+    assert said.startswith(f"shardsieve: {message}")
+    assert said.count("\n") == 1
+
+
+def test_help_is_no_error_and_who_says_nothing_gets_it(cli):
+    assert cli("select", "--help")[::2] == (0, "")
+    status, output, said = cli()
+    assert (status, "Usage: shardsieve" in output + said) == (2, True)
+    assert "shardsieve: " not in said
+
+
 def test_the_program_is_a_process_that_says_no_more_than_that():
     command = [sys.executable, "-m", "shardsieve", "info", "--store", "nowhere"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
