@@ -93,6 +93,7 @@ def test_auto_stores_the_k_that_was_chosen(store):
     made = extrapolate_score(store.path, "seed", "full", None, k="auto")
     chosen = store.provenance("full")["k"]
     assert made["k_tried"][str(chosen)] == max(made["k_tried"].values())
+    assert made["k"] == chosen
     with pytest.raises(
         ValueError, match="k must be at least 1, or auto for method knn, got 'some'"
     ):
