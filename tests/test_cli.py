@@ -101,6 +101,10 @@ def test_a_misspelt_command_line_is_one_line_with_status_2(cli, arguments, messa
             ["extrapolate", "--name", "x", "--score", "y", "--method", "gnn", "--search", "ivf"],
             "--search must come with --method knn",
         ),
+        (
+            ["extrapolate", "--name", "x", "--score", "y", "--keep-fraction", "7"],
+            "keep_fraction must lie in (0, 1], got 7",
+        ),
         (["embed"], "; run `shardsieve score` first, or pass --model"),
     ],
 )
