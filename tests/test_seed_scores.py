@@ -295,6 +295,19 @@ def test_trades_adds_the_divergence_of_the_attacked_from_the_clean_prediction():
     torch.testing.assert_close(recorded, network(images))
 
 
+@pytest.mark.parametrize("predictions", ["adversarial", "clean"])
+@pytest.mark.parametrize("method", ["pgd", "trades"])
+def test_the_passes_of_an_attack_are_those_that_it_makes(method, predictions):
+    network, with_gradient = light(10, 1), []
+    network.register_forward_hook(
+        lambda module, given, made: with_gradient.append(made.requires_grad)
+    )
+    images = normalised(torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8))
+    adversary = Adversary(method=method, steps=3, predictions=predictions)
+    adversary(network, network, images, torch.arange(2), nn.CrossEntropyLoss(reduction="none"))
+    assert adversary.passes == (len(with_gradient), sum(with_gradient))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["pgd", "trades"])
 def test_an_adversarial_run_records_the_predictions_asked_for(store, tmp_path, method):
