@@ -116,6 +116,20 @@ def test_what_would_not_be_looked_at_or_cannot_be_is_refused(cli, store, argumen
     assert not store.scores
 
 
+def test_every_option_says_what_it_is_for():
+    commands = get_command(app).commands
+    silent = [
+        f"{name} {parameter.opts[0]}"
+        for name, command in commands.items()
+        for parameter in command.params
+        if not parameter.help
+    ]
+    assert not silent
+    assert all(
+        command.help and "Example: shardsieve" in command.epilog for command in commands.values()
+    )
+
+
 def test_help_is_no_error_and_who_says_nothing_gets_it(cli):
     assert cli("select", "--help")[::2] == (0, "")
     status, output, said = cli()
