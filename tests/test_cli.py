@@ -88,6 +88,7 @@ def test_a_misspelt_command_line_is_one_line_with_status_2(cli, arguments, messa
         (["score", "--from-dynamics", "seed", "--model", "x"], "--model must come without --from"),
         (["score", "--from-embedding", "--ceiling"], "--ceiling must come without --from-embedd"),
         (["score", "--from-embedding", "--window", "5"], "--window must come without --from-emb"),
+        (["score", "--epochs", "9", "--match-steps-of", "6"], "--epochs must come without --match"),
         (["score", "--classes", "5"], "--classes must come with --paradigm unsupervised"),
         (
             ["score", "--paradigm", "unsupervised", "--workers", "2"],

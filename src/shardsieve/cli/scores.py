@@ -104,6 +104,8 @@ def score(
         show(scoring.score_unsupervised_store(store, **turtle, **draw), as_json)
         return
     refuse_unused("with --paradigm unsupervised", embedding=embedding, classes=classes)
+    if match_steps_of is not None:
+        refuse_unused("without --match-steps-of", epochs=epochs is not None)
     draw |= {**networks, "adversary": adversary, "folder": run_folder}
     config = TrainConfig(**asdict(network), epochs=20 if epochs is None else epochs)
     show(training.score_store(store, config, **draw), as_json)
