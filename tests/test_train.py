@@ -13,6 +13,7 @@ from PIL import Image
 
 import shardsieve as ss
 from shardsieve import scores
+from shardsieve.commands.training import embed_store
 from shardsieve.pack import pack
 from shardsieve.train import Recorder
 from shardsieve.train.adversary import Adversary
@@ -165,6 +166,12 @@ def test_a_killed_embedding_resumes_with_the_shards_that_are_left(stores):
     left = embed(store, model, name="cut", accelerator=Accelerator())
     assert left == len(store) - 400
     np.testing.assert_array_equal(store.embedding("cut"), store.embedding("whole"))
+
+
+def test_a_built_in_network_takes_as_many_channels_as_the_images_have(stores):
+    store = stores[0]
+    made = embed_store(store.path, model="light", name="grey")
+    assert (made["embedded_now"], made["dim"]) == (len(store), 64)
 
 
 def test_workers_embed_the_same_and_all_bytes_are_counted(stores):

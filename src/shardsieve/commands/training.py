@@ -19,6 +19,7 @@ from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
 from shardsieve.train.encoder import Encoder, load_encoder
+from shardsieve.train.images import fixed_size
 from shardsieve.train.labels import count_classes, labels_of
 from shardsieve.train.launch import DEFAULT_TRACKERS, make_accelerator, on_main
 from shardsieve.train.ledger import full_run_cost, overhead_of
@@ -140,7 +141,9 @@ def embed_store(
                 f"no seed run at {model}; run `shardsieve score` first, or pass --model"
             )
         classes = count_classes(store) if weights is None and model in MODELS else 1000
-        return load_encoder(model, weights=weights, num_classes=classes, channels=channels)
+        # A run's network knows its channels; a built-in one takes the images'.
+        seen = fixed_size(store)[1] if channels is None and model in MODELS else channels
+        return load_encoder(model, weights=weights, num_classes=classes, channels=seen)
 
     encoder = on_all(accelerator, loaded)
     learned = encoder.pseudo_labels
