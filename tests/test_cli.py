@@ -106,6 +106,10 @@ def test_a_misspelt_command_line_is_one_line_with_status_2(cli, arguments, messa
             ["extrapolate", "--name", "x", "--score", "y", "--keep-fraction", "7"],
             "keep_fraction must lie in (0, 1], got 7",
         ),
+        (["embed", "--batch-size", "0"], "batch_size must be a whole number of at least 1, got 0"),
+        (["embed", "--size", "0"], "size must be at least 1 pixel, got 0"),
+        (["embed", "--precision", "fp8"], "precision must be one of no, bf16, fp16, got 'fp8'"),
+        (["score", "--channels", "2"], "channels must be 1 or 3, got 2"),
         (["embed"], "; run `shardsieve score` first, or pass --model"),
     ],
 )
@@ -115,6 +119,7 @@ def test_what_would_not_be_looked_at_or_cannot_be_is_refused(cli, store, argumen
     assert message in said
     assert said.count("\n") == 1
     assert not store.scores
+    assert not store.embeddings
 
 
 def test_every_option_says_what_it_is_for():

@@ -14,9 +14,10 @@ from shardsieve.extrapolate.quality import measure
 from shardsieve.keepset import KeepSet, select
 from shardsieve.policy.base import Policy
 from shardsieve.policy.named import make_policy
+from shardsieve.scores.inputs import whole_number
 from shardsieve.store.store import Store
 from shardsieve.train.adversary import Adversary
-from shardsieve.train.config import TrainConfig
+from shardsieve.train.config import TrainConfig, check_images, check_precision
 from shardsieve.train.embedding import embed
 from shardsieve.train.encoder import Encoder, load_encoder
 from shardsieve.train.images import fixed_size
@@ -131,6 +132,11 @@ def embed_store(
     workers: int = 0,
 ) -> dict[str, Any]:
     """Embed every sample with the seed run's network, or with another one."""
+    check_images(size, channels)
+    check_precision(precision)
+    whole_number("batch_size", batch_size, 1)
+    whole_number("workers", workers, 0)
+    whole_number("max_unreadable", max_unreadable, 0)
     accelerator = make_accelerator(precision=precision)
     store = open_together(accelerator, path)
     given, model = model, model or str(runs_of(path) / "seed")

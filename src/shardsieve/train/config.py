@@ -12,6 +12,20 @@ PRECISIONS = ("no", "bf16", "fp16")
 _WARM = 0.3
 
 
+def check_images(size: int | None, channels: int | None) -> None:
+    """Refuse images that no network can take; None leaves a number to the first image."""
+    if size is not None and size < 1:
+        raise ValueError(f"size must be at least 1 pixel, got {size}; leave it out for the image's")
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels must be 1 or 3, got {channels}; leave it out for the image's")
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a precision that is none of `PRECISIONS`."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides the result of a training run, besides store and keep set.
@@ -82,6 +96,7 @@ class TrainConfig:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_images(self.size, self.channels)
         self._check_names()
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
@@ -94,11 +109,8 @@ class TrainConfig:
             )
 
     def _check_names(self) -> None:
-        for name, known in (
-            ("schedule", SCHEDULES),
-            ("precision", PRECISIONS),
-            ("normalise", NORMALISE),
-        ):
+        check_precision(self.precision)
+        for name, known in (("schedule", SCHEDULES), ("normalise", NORMALISE)):
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
