@@ -275,6 +275,8 @@ def test_bad_input_is_refused():
         GNN(layer="gin")
     with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got 1"):
         GNN(dropout=1.0)
+    with pytest.raises(ValueError, match="learning_rate must be above 0, got -1"):
+        GNN(learning_rate=-1)
     with pytest.raises(ValueError, match="must be fitted"):
         GNN().predict(points)
     with pytest.raises(ValueError, match="at least 3 seeds, got 2"):

@@ -164,6 +164,10 @@ def test_two_ranks_record_what_one_process_does(tmp_path):
 REFUSED = {
     "no seeds": (lambda: Recorder([], 2), r"^seed_ids must be integers, at least one, got 0 of"),
     "float seeds": (lambda: Recorder([1.0], 2), r"^seed_ids must be integers, .* of float64; "),
+    "one class": (
+        lambda: Recorder([1], 1),
+        r"^num_classes must be a whole number of at least 2, g",
+    ),
     "no such signal": (lambda: Recorder([1], 2, signals=("x",)), r"^signals must be among .*'x'"),
     "float ids": (
         lambda: Recorder([1], 2).record(torch.ones(1), torch.zeros(1, 2), torch.tensor([0])),

@@ -93,6 +93,8 @@ class GNN:
             whole_number(name, count, 1)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}; 0.5 is usual")
+        if not learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {learning_rate}; 1e-3 is usual")
         for name, choice, known in (("layer", layer, tuple(KINDS)), ("graph", graph, GRAPHS)):
             if choice not in known:
                 raise ValueError(

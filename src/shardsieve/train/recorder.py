@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from shardsieve._errors import ShardsieveError, StoreFormatError
 from shardsieve.io.objects import is_remote
+from shardsieve.scores.inputs import whole_number
 from shardsieve.store.layout import checked_name, told_about_disk, write_contents
 from shardsieve.store.store import Store
 from shardsieve.train.measures import KNOWN, SIGNALS, measure
@@ -45,7 +46,7 @@ class Recorder:
 
     Attributes:
         ids: int64 (m,), seed sample ids, ascending.
-        num_classes: C.
+        num_classes: C, at least 2.
         signals: Names of what is kept.
         epochs: Ended epochs.
         made: How the run was made, stored by `save` and read by `load`.
@@ -63,6 +64,7 @@ class Recorder:
                 f"seed_ids must be integers, at least one, got {given.size} of {given.dtype}; "
                 "a float loses large ids"
             )
+        whole_number("num_classes", num_classes, 2)
         self.ids = np.unique(given.astype(np.int64))
         self.num_classes, self.signals = num_classes, tuple(signals)
         self.epochs = 0
