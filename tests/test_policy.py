@@ -157,6 +157,46 @@ def test_groups_are_those_of_scikit_learns_kmeans():
     np.testing.assert_array_equal(groups_of(values, 4), rank[theirs.labels_])
 
 
+def squares(values, group):
+    return sum(((values[group == g] - values[group == g].mean()) ** 2).sum() for g in set(group))
+
+
+def slow_least_squares(values, groups):
+    """Return the least sum of squares over all ways to cut ascending values."""
+    ordered, least = np.sort(values), {(0, 0): 0.0}
+    for end in range(1, len(values) + 1):
+        for used in range(1, groups + 1):
+            ways = [
+                least[begin, used - 1] + ((part := ordered[begin:end]) - part.mean()).dot(part)
+                for begin in range(end)
+                if (begin, used - 1) in least
+            ]
+            least[end, used] = min(ways, default=np.inf)
+    return min(least[len(values), used] for used in range(1, groups + 1))
+
+
+@given(
+    st.lists(st.floats(0, 8).map(lambda x: round(x**4, 2)), min_size=1, max_size=25),
+    st.integers(1, 5),
+)
+def test_groups_have_the_least_squares(losses, groups):
+    values = np.array(losses)
+    found = groups_of(values, groups)
+    assert set(found.tolist()) <= set(range(groups))
+    order = np.argsort(values, kind="stable")
+    assert (np.diff(found[order]) >= 0).all()
+    assert squares(values, found) == pytest.approx(slow_least_squares(values, groups), abs=1e-6)
+
+
+@pytest.mark.parametrize("easy", [280, 28_000])
+def test_few_hard_samples_are_groups_of_their_own(easy):
+    """Late in a run nearly all losses are small."""
+    rng = np.random.default_rng(0)
+    sizes = (easy, 5, 5, 5, 5)
+    values = np.concatenate([rng.normal(i, 0.01, size) for i, size in enumerate(sizes)])
+    np.testing.assert_array_equal(groups_of(values, 5), np.repeat(np.arange(5), sizes))
+
+
 def test_seta_slides_its_window_from_easy_to_hard(store):
     policy = ss.SeTa(0.0, groups=5, alpha=0.6, num_epochs=20)
     assert policy.width == 3
