@@ -163,6 +163,20 @@ def test_accumulated_batches_of_any_sizes_make_the_step_of_one_large_batch(sizes
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_a_batch_of_one_sample_is_normalised_by_the_running_statistics():
+    """The last batch of an epoch may be one; here the last map is one pixel."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(108, 5), nn.BatchNorm1d(5), nn.Linear(5, 4))
+    stepper = Stepper(net, TrainConfig(), Accelerator(cpu=True))
+    stepper.batch(batch_of(4), epoch=0, place=0, share=1.0, last=True)
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    one = batch_of(1)
+    logits, _ = stepper.batch(one, epoch=0, place=4, share=1.0, last=True)
+    assert all(module.training for module in net.modules())
+    torch.testing.assert_close(dict(net.named_buffers()), before, rtol=0, atol=0)
+    torch.testing.assert_close(logits, net.eval()(normalised(one.images)))
+
+
 def test_the_average_of_weights_is_the_slow_one_and_is_what_is_evaluated():
     config = TrainConfig(ema=0.8, learning_rate=0.5)
     stepper = Stepper(plain_net(), config, Accelerator(cpu=True))
