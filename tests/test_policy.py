@@ -375,6 +375,18 @@ def test_a_sampler_with_a_policy_resumes_in_mid_epoch(store):
     store.epoch_weights = None
 
 
+def test_an_epoch_beyond_the_schedule_is_refused_however_often_it_is_asked_for(store):
+    sampler = ss.PrunedShardSampler(store, policy=ss.InfoBatch(num_epochs=4), batch_size=8)
+    sampler.set_epoch(3)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="epoch must be below num_epochs=4, got 4"):
+            sampler.set_epoch(4)
+        assert sampler.epoch == sampler.state_dict()["epoch"] == 3
+    with pytest.raises(ValueError, match="epoch must be below num_epochs=4, got 4"):
+        sampler.steps(5)
+    store.epoch_weights = None
+
+
 def test_static_rules_know_their_steps(store):
     sampler = ss.PrunedShardSampler(store, keep_fraction=0.5, rule="random", batch_size=16)
     assert sampler.steps(3) == sampler.steps(3).low == sampler.steps(3).high == 12
