@@ -279,6 +279,19 @@ def test_a_loss_that_is_not_finite_keeps_its_sample(store, name, caplog):
     assert f"sample id {store.ids()[7]} is nan" in caplog.text
 
 
+def test_all_losses_that_are_not_finite_are_named_up_to_eight_of_a_batch(store, caplog):
+    policy = ss.InfoBatch(num_epochs=4)
+    policy.bind(store)
+    ids = store.ids()[:10]
+    policy.update(ids[:3], [math.nan, 1.0, math.inf])
+    assert caplog.messages == [
+        f"the loss of sample id {ids[0]} is nan, of sample id {ids[2]} is inf"
+    ]
+    policy.update(ids, [math.nan] * 10)
+    assert f"sample id {ids[7]} is nan, 2 more of the batch are not finite" in caplog.messages[1]
+    assert f"sample id {ids[8]}" not in caplog.messages[1]
+
+
 def test_bad_updates_are_refused(store, tmp_path):
     policy = ss.InfoBatch(num_epochs=4)
     with pytest.raises(ValueError, match="must be bound"):
@@ -315,6 +328,25 @@ def test_a_schedule_that_is_none_is_refused(policy):
         policy(num_epochs=0)
     with pytest.raises(ValueError, match=r"delta must lie in \[0, 1\], got -1"):
         policy(num_epochs=3, delta=-1)
+
+
+@pytest.mark.parametrize(
+    ("policy", "name"),
+    [
+        (lambda **how: ss.UCB(0.5, **how), "period"),
+        (lambda **how: ss.EpsilonGreedy(0.5, **how), "period"),
+        (ss.SeTa, "groups"),
+        (ss.SeTa, "num_epochs"),
+        (ss.InfoBatch, "num_epochs"),
+        (lambda **how: ss.AnnealedScore("up", 1.0, 0.5, **how), "num_epochs"),
+    ],
+    ids=["ucb", "greedy", "seta-groups", "seta", "infobatch", "annealed"],
+)
+def test_counts_are_whole_numbers(policy, name):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number, got 2.5"):
+        policy(**{name: 2.5})
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        policy(**{name: 0})
 
 
 # In a loop ---------------------------------------------------------------------------------

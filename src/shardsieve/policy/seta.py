@@ -13,6 +13,7 @@ from shardsieve.policy.base import (
     LossPolicy,
     check_epoch,
     check_schedule,
+    check_whole,
     in_unit,
     is_last_part,
 )
@@ -51,8 +52,7 @@ class SeTa(LossPolicy):
     ) -> None:
         super().__init__(seed=seed, prior=prior)
         self.ratio = in_unit("ratio", ratio)
-        if groups < 1:
-            raise ValueError(f"groups must be at least 1, got {groups}; the paper uses 5")
+        check_whole("groups", groups, "; the paper uses 5")
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha must lie in (0, 1], got {alpha}")
         if rounding not in ("ceil", "round"):
