@@ -25,6 +25,7 @@ from shardsieve.train.crops import Crop, RandomCrops, cropped
 from shardsieve.train.images import NORMALISATIONS, Batch, normalised
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.loading import make_loader, set_epoch
+from shardsieve.train.loop import Trainer
 from shardsieve.train.nets import resnet50
 from shardsieve.train.runfolder import RunFolder
 from shardsieve.train.stepping import Stepper
@@ -135,9 +136,10 @@ def batch_of(n, seed=0, side=6):
     return Batch(images, labels, torch.arange(n), torch.ones(n))
 
 
-def plain_net():
+def plain_net(channels=3):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4))
+    convolution = nn.Conv2d(channels, 5, 3)
+    return nn.Sequential(convolution, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 10))
 
 
 def stepped(config, batches):
@@ -161,6 +163,19 @@ def test_accumulated_batches_of_any_sizes_make_the_step_of_one_large_batch(sizes
     one, many = stepped(config, [whole]), stepped(config, cut)
     for a, b in zip(one.bare.parameters(), many.bare.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_progress_ends_at_the_steps_that_were_announced(store, accumulate):
+    config = TrainConfig(epochs=2, batch_size=64, size=8, channels=1, accumulate=accumulate)
+    keep = ss.select(store, keep_fraction=0.8, rule="random")
+    trainer = Trainer(plain_net(1), store, keep, config, Accelerator(cpu=True))
+    told = []
+    for _ in trainer.epochs(progress=lambda done, total, note="": told.append((done, total))):
+        pass
+    of_epoch = -(-len(keep) // (64 * accumulate))
+    assert len(keep) % (64 * accumulate)
+    assert told == [(done, 2 * of_epoch) for done in range(1, 2 * of_epoch + 1)]
 
 
 def test_a_batch_of_one_sample_is_normalised_by_the_running_statistics():
