@@ -126,6 +126,14 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog):
     assert [p.name.split("-")[1] for p in tmp_path.iterdir()] == ["000000001"]
 
 
+@pytest.mark.parametrize("name", ["run.json", "result.json"])
+def test_a_damaged_record_of_a_run_is_named(tmp_path, name):
+    run = RunFolder(tmp_path)
+    (tmp_path / name).write_text('{"kind": "tr')
+    with pytest.raises(ss.ShardsieveError, match=f"{name} is damaged; delete {tmp_path}"):
+        run.refuse_another({}) if name == "run.json" else run.result()
+
+
 # Steps -------------------------------------------------------------------------------------
 
 
