@@ -109,6 +109,11 @@ def test_a_full_disk_is_one_line_and_leaves_no_store(shards, tmp_path, monkeypat
     assert len(ss.index(shards, tmp_path / "s.zarr")) == 13
 
 
+def test_a_path_that_cannot_be_a_folder_is_not_taken_for_a_full_disk(shards):
+    with pytest.raises(ss.ShardsieveError, match="; choose a path that can be written and start"):
+        ss.index(shards, shards[0] / "s.zarr")
+
+
 def test_other_shards_and_changed_shards_are_refused(shards, tmp_path):
     store = ss.index(shards, tmp_path / "s.zarr")
     with pytest.raises(ss.StoreMismatchError, match="made from other shards"):
