@@ -2,6 +2,8 @@
 
 import os
 from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,14 @@ def test_a_score_comes_back_as_it_was_put(shards, tmp_path):
         store.put_score("mine", values, provenance={"definition": "el2n"})
     with pytest.raises(ss.MissingScoreError, match=r"\(mine\), got 'none'"):
         store.score("none")
+
+
+def test_a_score_says_of_what_version_and_date_it_is(shards, tmp_path):
+    store = ss.index(shards, tmp_path / "s.zarr")
+    store.put_score("mine", np.zeros(13), provenance={"definition": "mine(1)", "version": "of old"})
+    made = store.provenance("mine")
+    assert made["version"] == version("shardsieve")
+    assert datetime.fromisoformat(made["date"]) <= datetime.now(UTC)
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])

@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ def rows_per_shard(largest: int) -> int:
     1024
     """
     return -(-largest // ROWS_MULTIPLE) * ROWS_MULTIPLE
+
+
+def release() -> str:
+    """Return the version of this software; that of a source tree which is not installed, none."""
+    try:
+        return version("shardsieve")
+    except PackageNotFoundError:
+        return "none"
 
 
 def checked_name(name: str) -> str:
