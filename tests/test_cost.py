@@ -144,6 +144,15 @@ def test_plan_needs_no_store(capsys, monkeypatch):
     assert "samples" not in made
 
 
+@pytest.mark.parametrize("runs", [1, 5])
+def test_scores_of_everything_are_shared_by_as_many_runs(capsys, monkeypatch, runs):
+    how = ("plan", "--seeds", 0.2, "--keep", 0.5, "--epochs", 50, "--runs", runs, "--json")
+    made = json.loads(said(capsys, monkeypatch, *how)[1].out)
+    ours, theirs = (0.2 * 50 + 1 / 3) / runs + 25, 50 / runs + 25
+    assert made["epochs_over_everything"]["total"] == pytest.approx(ours, abs=1e-4)
+    assert made["times_faster_than_scoring_everything"] == round(theirs / ours, 3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -73,6 +73,15 @@ def test_a_step_is_made_again_only_when_its_inputs_changed(packed, tmp_path):
     assert back["train"]["run"] == first["train"]["run"]
 
 
+@pytest.mark.parametrize("damaged", ["", "{", "[1]", "\0\0"])
+def test_a_damaged_record_of_steps_is_named(packed, tmp_path, damaged):
+    path = recipe(packed, tmp_path)
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "steps.json").write_text(damaged)
+    with pytest.raises(ss.ShardsieveError, match=r"steps.json is damaged; delete it"):
+        run_recipe(path, until="index")
+
+
 @pytest.mark.slow
 def test_a_killed_chain_goes_on_and_two_processes_make_it_too(packed, tmp_path):
     folders = [tmp_path / "cut", tmp_path / "two"]

@@ -125,10 +125,12 @@ class PrunedShardSampler(Sampler[int]):
             self._told = True
         if epoch == self.epoch:
             return
+        # An epoch that the policy refuses is not the sampler's: asked again, it is refused again.
+        choice = self.policy.choose(int(epoch)) if self.policy is not None else None
         self.epoch = int(epoch)
         self._begin(0)
-        if self.policy is not None:
-            self._take(self.policy.choose(self.epoch))
+        if choice is not None:
+            self._take(choice)
 
     def update(self, ids: ArrayLike, losses: ArrayLike) -> None:
         """Give the policy a batch's losses: integer ids (b,) and unweighted losses (b,)."""

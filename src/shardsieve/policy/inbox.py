@@ -18,6 +18,7 @@ Rows = NDArray[np.int64]
 Losses = tuple[Rows, Floats]
 
 _LOG = logging.getLogger("shardsieve")
+_MOST_NAMED = 8
 
 
 class Inbox:
@@ -150,9 +151,16 @@ def _checked(ids: ArrayLike, losses: ArrayLike, store: Store) -> Losses:
     rows = store.rows(wanted)
     bad = ~np.isfinite(values)
     if bad.any():
-        _LOG.warning("the loss of sample id %d is %s", wanted[bad][0], values[bad][0])
+        _LOG.warning("the loss of %s", _named(wanted[bad], values[bad]))
         values = np.where(bad, np.inf, values)
     return rows, values
+
+
+def _named(ids: Rows, losses: Floats) -> str:
+    """Say which losses of a batch are not finite; of a network that diverged these are all."""
+    said = [f"sample id {one} is {loss}" for one, loss in zip(ids, losses, strict=True)]
+    named, more = ", of ".join(said[:_MOST_NAMED]), len(said) - _MOST_NAMED
+    return f"{named}, {more} more of the batch are not finite" if more > 0 else named
 
 
 def _concatenated(parts: Sequence[tuple[Rows, Floats]]) -> tuple[Rows, Floats]:

@@ -172,8 +172,10 @@ class RunFolder:
         path = self.path / name
         if not path.is_file():
             return None
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
+        try:
+            return dict(json.loads(path.read_text()))
+        except (TypeError, ValueError) as error:
+            raise ShardsieveError(f"{path} is damaged; delete {self.path} to train anew") from error
 
     def _write(self, name: str, text: str) -> None:
         partial = self._partial(name)
