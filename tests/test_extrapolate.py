@@ -72,7 +72,9 @@ def test_agreement_and_ranks_match_values_worked_by_hand():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: KNN(0), "k must be at least 1"),
+        (lambda: KNN(0), "k must be a whole number of at least 1, got 0; "),
+        (lambda: KNN(2.5), "k must be a whole number of at least 1, got 2.5; "),
+        (lambda: KNN("auto"), "k must be a whole number of at least 1, got 'auto'; "),
         (lambda: KNN(weights="gauss"), "weights must be one of"),
         (lambda: KNN().predict([[1.0]]), "must be fitted"),
         (lambda: KNN().fit([[1.0]], [1.0, 2.0]), r"scores must have shape \(1,\)"),

@@ -229,6 +229,25 @@ def test_nothing_to_predict_is_nothing(make, shape):
 P, S = np.zeros((4, 2), "f4"), np.arange(4.0)
 
 
+@pytest.mark.parametrize("make", [Direct, lambda: Fused(2)], ids=["direct", "fused"])
+@pytest.mark.parametrize(
+    "other",
+    [{"loss": S, "margin": S}, {"loss": S}, np.stack([S, S], axis=1)],
+    ids=["another", "too few", "none"],
+)
+def test_signals_of_other_names_than_those_of_the_fit_are_refused(make, other):
+    """As many features are not the same features."""
+    model = make().fit(P, S, {"loss": S, "entropy": 2 * S})
+    assert model.predict(P, {"entropy": 2 * S, "loss": S}).shape == (4,)
+    with pytest.raises(ValueError, match=r"named as those of fit \(entropy, loss\), got "):
+        model.predict(P, other)
+    unnamed = make().fit(P, S, np.stack([S, 2 * S], 1))
+    with pytest.raises(
+        ValueError, match=r"named as those of fit \(no names\), got entropy, loss; "
+    ):
+        unnamed.predict(P, {"entropy": 2 * S, "loss": S})
+
+
 def several():
     """Fitted on signals of two networks."""
     signals = np.random.default_rng(0).normal(size=(4, 2, 3))
@@ -239,10 +258,12 @@ def several():
     ("call", "message"),
     [
         (lambda: Direct("forest"), "regressor must be one of auto, ridge, boosting"),
-        (lambda: Fused(0), "k must be at least 1"),
+        (lambda: Fused(0), "k must be a whole number of at least 1, got 0; "),
+        (lambda: Fused(1.5), "k must be a whole number of at least 1, got 1.5; "),
         (lambda: Direct().predict(P, S), "Direct must be fitted"),
         (lambda: Fused().predict(P, S), "Fused must be fitted"),
         (lambda: Direct().fit(P, S), "signals must be given"),
+        (lambda: Direct().fit(P, S, {}), "signals must be given, "),
         (lambda: Direct().fit(P, S, S[:3]), "one row for each of 4"),
         (lambda: Direct().fit(P, S, S * np.nan), "at least one sample"),
         (lambda: Direct().fit(P, S[:2], S), r"scores must have shape \(4,\)"),

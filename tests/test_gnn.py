@@ -267,8 +267,10 @@ def test_bad_input_is_refused():
         Ranks(2, 2)
     with pytest.raises(ValueError, match="graph must be 'seeds' and fitted to choose a search"):
         GNN().choose(points)
-    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="k must be a whole number of at least 1, got 0"):
         GNN(k=0)
+    with pytest.raises(ValueError, match=r"epochs must be a whole number of at least 1, got 2\.5"):
+        GNN(epochs=2.5)
     with pytest.raises(ValueError, match="layer must be one of gcn, sage, gat, got 'gin'"):
         GNN(layer="gin")
     with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got 1"):

@@ -1,4 +1,4 @@
-"""Scores of torch tensors, of any type and device, are those of the numbers that they hold."""
+"""What is made of torch tensors, of any type and device, is made of the numbers that they hold."""
 
 import subprocess
 import sys
@@ -9,6 +9,7 @@ import torch
 
 import shardsieve as ss
 from shardsieve import scores
+from shardsieve.extrapolate import KNN, Direct, Fused, by_class, match_quantiles, spearman
 from shardsieve.scores.inputs import plain
 
 RNG = np.random.default_rng(0)
@@ -30,7 +31,42 @@ CALLS = {
     "from_signals": lambda as_: scores.from_signals("dyn_unc", {"p_true": as_(P_TRUE)}).values,
     "oriented": lambda as_: scores.oriented("aum", as_(P_TRUE[0])),
     "streamed": lambda as_: streamed(as_),
+    "keep_top": lambda as_: ss.keep_top(as_(P_TRUE[0]), 0.5),
+    "keep_class_balanced": lambda as_: ss.keep_stratified(as_(P_TRUE[0]), as_(LABELS), 0.75),
+    "keep_ccs": lambda as_: ss.keep_ccs(as_(P_TRUE[0]), 0.5, difficulty=as_(P_TRUE[1])),
+    "keep_beta": lambda as_: ss.keep_beta(as_(P_TRUE[0]), as_(P_TRUE[1]), 0.5),
+    "keep_moderate": lambda as_: ss.keep_moderate(as_(PROBS[0]), as_(LABELS), 0.5),
+    "KNN": lambda as_: predicted(KNN(2), as_),
+    "KNN of rows": lambda as_: of_rows(KNN(2), as_),
+    "Direct": lambda as_: predicted(Direct(), as_, as_(PROBS[1])),
+    "Fused": lambda as_: predicted(Fused(2), as_, {"net": as_(np.stack(PROBS[1:3], axis=1))}),
+    "taught": lambda as_: taught(as_),
+    "spearman": lambda as_: np.full(2, spearman(as_(P_TRUE[0]), as_(P_TRUE[1]))),
+    "match_quantiles": lambda as_: match_quantiles(as_(P_TRUE[0]), as_(P_TRUE[1])),
+    "by_class": lambda as_: [
+        row["spearman"] for row in by_class(as_(P_TRUE[0]), as_(P_TRUE[1]), as_(LABELS))
+    ],
 }
+
+
+def predicted(model, as_, *signals):
+    """Predictions of the seeds themselves."""
+    model.fit(as_(PROBS[0]), as_(P_TRUE[0]), *signals)
+    return model.predict(as_(PROBS[0]), *signals)
+
+
+def of_rows(model, as_):
+    """Likewise, from a list of their embeddings."""
+    rows = [as_(row) for row in PROBS[0]]
+    return model.fit(rows, as_(P_TRUE[0])).predict(rows)
+
+
+def taught(as_):
+    labels, points = as_(LABELS), as_(PROBS[0])
+    model = Fused(2).fit(
+        points, as_(P_TRUE[0]), as_(PROBS[1]), labels=labels, trained=as_(np.arange(4) < 2)
+    )
+    return model.predict(points, as_(PROBS[1]), labels=labels)
 
 
 def streamed(as_):
@@ -111,6 +147,14 @@ def test_half_precision_losses_reach_a_policy(tmp_path):
         policy.choose(1)
         learned.append(policy.learned())
     np.testing.assert_array_equal(*learned)
+
+
+def test_a_stored_score_may_come_as_a_tensor(tmp_path):
+    from tars import write_shards
+
+    store = ss.index(write_shards(tmp_path / "d", [6]), tmp_path / "s.zarr")
+    store.put_score("mine", torch.arange(6).bfloat16().requires_grad_())
+    assert store.score("mine").tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_who_has_no_tensor_loads_no_torch():

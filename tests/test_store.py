@@ -2,6 +2,8 @@
 
 import os
 from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +62,14 @@ def test_a_score_comes_back_as_it_was_put(shards, tmp_path):
         store.score("none")
 
 
+def test_a_score_says_of_what_version_and_date_it_is(shards, tmp_path):
+    store = ss.index(shards, tmp_path / "s.zarr")
+    store.put_score("mine", np.zeros(13), provenance={"definition": "mine(1)", "version": "of old"})
+    made = store.provenance("mine")
+    assert made["version"] == version("shardsieve")
+    assert datetime.fromisoformat(made["date"]) <= datetime.now(UTC)
+
+
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_a_killed_index_resumes_to_the_same_store(shards, tmp_path, stop):
     whole = ss.index(shards, tmp_path / "whole.zarr")
@@ -107,6 +117,11 @@ def test_a_full_disk_is_one_line_and_leaves_no_store(shards, tmp_path, monkeypat
     assert not (tmp_path / "s.zarr").exists()
     monkeypatch.undo()
     assert len(ss.index(shards, tmp_path / "s.zarr")) == 13
+
+
+def test_a_path_that_cannot_be_a_folder_is_not_taken_for_a_full_disk(shards):
+    with pytest.raises(ss.ShardsieveError, match="; choose a path that can be written and start"):
+        ss.index(shards, shards[0] / "s.zarr")
 
 
 def test_other_shards_and_changed_shards_are_refused(shards, tmp_path):

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import shardsieve as ss
 from shardsieve.extrapolate import (
     KNN,
     by_class,
@@ -59,6 +60,35 @@ def test_matching_keeps_order_and_ties_and_takes_the_measured_distribution(rows,
     assert (np.subtract.outer(got, got)[rise == 0] == 0).all()
 
 
+def test_a_single_prediction_is_matched_to_the_median():
+    """As several that are tied are."""
+    measured = [0.0, 1.0, 9.0]
+    assert match_quantiles([7.0], measured).tolist() == [1.0]
+    assert match_quantiles([7.0, 7.0], measured).tolist() == [1.0, 1.0]
+    assert match_quantiles([], measured).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: match_quantiles([np.nan], [1.0]),
+            "predicted must be finite, got nan for sample 0",
+        ),
+        (lambda: match_quantiles([1.0], [np.inf]), "measured must be finite, got inf for sample 0"),
+        (lambda: match_quantiles([1.0], []), "measured must hold at least 1 score, got 0; "),
+        (lambda: measure([1, 2], [1, 2], labels=[0]), r"labels must be integers of shape \(2,\)"),
+        (
+            lambda: by_class([1, 2], [1, 2], [0.5, 1]),
+            r"labels must be integers of shape \(2,\), got f",
+        ),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
 def test_matched_predictions_are_distributed_as_the_measured_scores_to_the_value():
     rng = np.random.default_rng(0)
     measured = np.float32(rng.exponential(size=50))
@@ -99,6 +129,17 @@ def test_chance_is_doubted_and_a_good_prediction_is_not():
     for fraction in (0.1, 0.45, 0.9):
         assert "not shown to be better than a random" in doubt(noise, fraction)
         assert doubt(good, fraction) is None
+
+
+@pytest.mark.parametrize("samples", [3, 5, 8, 12])
+def test_agreement_that_any_keep_set_has_is_doubted_of_few_samples_too(samples):
+    """Of 5 samples 0.9 keeps all, so that any two keep sets agree."""
+    true = np.arange(samples)
+    for fraction in (0.3, 0.5, 0.7, 0.9):
+        assert doubt(measure(true, true[::-1]).to_dict(), fraction) is not None
+        assert (doubt(measure(true, true).to_dict(), fraction) is None) == (
+            ss.num_kept(samples, fraction) < samples
+        )
 
 
 def test_each_tried_seed_is_predicted_from_the_others_and_from_all_that_are_not_tried():

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from shardsieve._errors import MissingScoreError
 from shardsieve.order import permutation
 from shardsieve.scores.embedded import moderate_distance
+from shardsieve.scores.inputs import plain
 
 Ids = NDArray[np.int64]
 
@@ -128,7 +129,7 @@ def keep_moderate(embeddings: ArrayLike, labels: ArrayLike, keep_fraction: float
         labels: Shape (n,), integers at least 0.
         keep_fraction: In `(0, 1]`.
     """
-    points = np.asarray(embeddings)
+    points = np.asarray(plain(embeddings))
     distances = moderate_distance(points, known_labels(labels, len(points)))
     return middle_rows(distances, num_kept(len(points), keep_fraction))
 
@@ -171,7 +172,7 @@ def top_rows(values: NDArray[np.float64], count: int) -> Ids:
 
 def finite_scores(scores: ArrayLike, name: str = "scores") -> NDArray[np.float64]:
     """Return the scores as float64 (n,), all of them finite; negative ones are as good as any."""
-    values = np.asarray(scores, dtype=np.float64)
+    values = np.asarray(plain(scores), dtype=np.float64)
     if values.ndim != 1:
         raise ValueError(f"{name} must have shape (n,), got {values.shape}; one number per sample")
     bad = np.flatnonzero(~np.isfinite(values))
@@ -185,7 +186,7 @@ def finite_scores(scores: ArrayLike, name: str = "scores") -> NDArray[np.float64
 
 def known_labels(labels: ArrayLike, n: int) -> Ids:
     """Return the labels as int64 (n,), all of them at least 0."""
-    classes = np.asarray(labels)
+    classes = np.asarray(plain(labels))
     if classes.shape != (n,):
         raise ValueError(f"labels must have shape ({n},), got {classes.shape}")
     if n and classes.dtype.kind not in "iu":

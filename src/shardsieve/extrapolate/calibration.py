@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 
 from shardsieve.extrapolate.correlations import checked_pair, mean_ranks
 from shardsieve.extrapolate.protocol import Floats
+from shardsieve.scores.inputs import finite
 
 PERCENTILES = (5, 25, 50, 75, 95)
 
@@ -60,8 +61,9 @@ def spread(true: ArrayLike, predicted: ArrayLike) -> Spread:
 def match_quantiles(predicted: ArrayLike, measured: ArrayLike) -> Floats:
     """Return the predictions moved so that they are distributed as the measured scores are.
 
-    Order and ties stay. It is right when both are of random draws from one population, as seeds
-    and rest are; correlations of values may fall by it, those of ranks do not change.
+    Order and ties stay; a single prediction becomes the median. It is right when both are of random
+    draws from one population, as seeds and rest are; correlations of values may fall by it, those
+    of ranks do not change.
 
     Args:
         predicted: (n,), finite.
@@ -70,11 +72,17 @@ def match_quantiles(predicted: ArrayLike, measured: ArrayLike) -> Floats:
     Returns:
         float32 (n,), each within the range of the measured scores.
 
+    Raises:
+        ValueError: If a number is not finite, or nothing was measured.
+
     >>> match_quantiles([0.4, 0.5, 0.6], [0.0, 1.0, 5.0]).tolist()
     [0.0, 1.0, 5.0]
     """
-    got, want = np.asarray(predicted, dtype=np.float64), np.asarray(measured, dtype=np.float64)
+    got = finite("predicted", predicted, "n", cure="predict those samples again")
+    want = finite("measured", measured, "n", cure="give scored samples only")
+    if not len(want):
+        raise ValueError("measured must hold at least 1 score, got 0; score some samples first")
     if not len(got):
         return got.astype(np.float32)
-    places = (mean_ranks(got) - 1) / max(len(got) - 1, 1)
+    places = (mean_ranks(got) - 1) / (len(got) - 1) if len(got) > 1 else np.full(1, 0.5)
     return np.quantile(want, places).astype(np.float32)

@@ -8,8 +8,10 @@ from shardsieve.extrapolate.lesson import Lesson, learn, split
 from shardsieve.extrapolate.protocol import Floats, Rows, as_rows, checked_scores
 from shardsieve.extrapolate.signals import (
     Signals,
+    check_names,
     checked_regressor,
     make_regressor,
+    names_of,
     predicted,
     signal_features,
 )
@@ -62,6 +64,7 @@ class Direct:
         count = as_rows(embeddings).shape[0]
         values, features = checked_scores(scores, count), signal_features(signals, count)
         held, taught = split(features, trained, self.seed)
+        self._names = names_of(signals)
         self._model = make_regressor(self.regressor, len(held), self.seed)
         self._model.fit(features[held], values[held])
         self.lesson = learn(signals, features[:, :0], values, trained=taught, held_out=held)
@@ -79,6 +82,7 @@ class Direct:
         """
         if self._model is None:
             raise ValueError("Direct must be fitted before it predicts, got no seeds; call fit")
+        check_names(signals, self._names)
         count = as_rows(embeddings).shape[0]
         features = signal_features(signals, count)
         own = predicted(self._model, features)

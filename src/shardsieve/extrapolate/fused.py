@@ -18,11 +18,14 @@ from shardsieve.extrapolate.protocol import (
 )
 from shardsieve.extrapolate.signals import (
     Signals,
+    check_names,
     checked_regressor,
     make_regressor,
+    names_of,
     predicted,
     signal_features,
 )
+from shardsieve.scores.inputs import whole_number
 
 _BLOCK = 65_536
 _NEAR = 5  # nearest seeds whose distance tells how lonely a sample is
@@ -43,8 +46,7 @@ class Fused:
     """
 
     def __init__(self, k: int = 50, regressor: str = "auto", *, seed: int = 0) -> None:
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}; 50 is usual")
+        whole_number("k", k, 1)
         self.k, self.regressor, self.seed = k, checked_regressor(regressor), seed
         self.lesson: Lesson | None = None
         self._model: Any = None
@@ -74,6 +76,7 @@ class Fused:
         points, values = checked_seeds(embeddings, scores)
         features = signal_features(signals, len(values))
         held, taught = split(features, trained, self.seed)
+        self._names = names_of(signals)
         alone = len(held) == len(values)
         pool = np.arange(len(values)) if alone else np.setdiff1d(np.arange(len(values)), held)
         if len(pool) < 1 + alone:
@@ -109,6 +112,7 @@ class Fused:
         """
         if self._model is None:
             raise ValueError("Fused must be fitted before it predicts, got no seeds; call fit")
+        check_names(signals, self._names)
         rows = as_rows(embeddings, self._pool[0].shape[1])
         count = rows.shape[0]
         features, classes = signal_features(signals, count), checked_labels(labels, count)

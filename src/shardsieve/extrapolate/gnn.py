@@ -15,10 +15,18 @@ from shardsieve.extrapolate.graph import coefficients, edges_from, knn_graph, no
 from shardsieve.extrapolate.inference import apart, forward, forward_and_tables
 from shardsieve.extrapolate.knn import Finder, chosen_of, finder_for
 from shardsieve.extrapolate.layers import KINDS
-from shardsieve.extrapolate.protocol import Floats, Rows, as_rows, blocks, checked_seeds
+from shardsieve.extrapolate.protocol import (
+    Floats,
+    Rows,
+    as_rows,
+    blocks,
+    checked_labels,
+    checked_seeds,
+)
 from shardsieve.extrapolate.ranks import ALONE, Ranks
 from shardsieve.extrapolate.sampling import Sampler
 from shardsieve.order import permutation
+from shardsieve.scores.inputs import whole_number
 
 GRAPHS = ("all", "seeds")
 _SPLIT = 0x6E6E
@@ -82,8 +90,7 @@ class GNN:
     ) -> None:
         counts = {"k": k, "epochs": epochs, "patience": patience, "fan_out": min(fan_out)}
         for name, count in {**counts, "batch_size": batch_size}.items():
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}; see GNN for the usual")
+            whole_number(name, count, 1)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}; 0.5 is usual")
         for name, choice, known in (("layer", layer, tuple(KINDS)), ("graph", graph, GRAPHS)):
@@ -129,7 +136,7 @@ class GNN:
         if rest is not None and self.graph == "seeds":
             raise ValueError("rest must be left out of a graph of seeds, got some; use graph='all'")
         self._seeds, self._finder = points, None
-        self._labels = None if labels is None else _checked_labels(labels, len(values))
+        self._labels = checked_labels(labels, len(values))
         classes = np.zeros(0, np.int64) if self._labels is None else self._labels
         self._seen = np.bincount(classes[classes >= 0]) > 0
         x, ids, weights = self._nodes(rest, rest_labels)
@@ -243,7 +250,7 @@ class GNN:
                 f"labels must be given for all nodes or for none, got {got[0]} beside {got[1]} "
                 "seeds; give both or neither"
             )
-        return None if labels is None else _checked_labels(labels, rows.shape[0])
+        return checked_labels(labels, rows.shape[0])
 
     def _features(self, points: NDArray[Any], classes: NDArray[np.int64] | None) -> Tensor:
         x = torch.from_numpy(points).to(self.device)
@@ -287,13 +294,3 @@ class GNN:
                 break
         layers.load_state_dict(kept)
         self._layers = layers
-
-
-def _checked_labels(labels: ArrayLike, num_nodes: int) -> NDArray[np.int64]:
-    classes = np.asarray(labels)
-    if classes.shape != (num_nodes,) or not np.issubdtype(classes.dtype, np.integer):
-        raise ValueError(
-            f"labels must be integers of shape ({num_nodes},), got {classes.dtype} of shape "
-            f"{classes.shape}; give one per embedding, -1 where unknown"
-        )
-    return classes.astype(np.int64)

@@ -16,6 +16,7 @@ from shardsieve.extrapolate.approximate import (
 )
 from shardsieve.extrapolate.protocol import Floats, Rows, as_rows, blocks, checked_seeds
 from shardsieve.extrapolate.search import Doubles, ExactSearch, Ids
+from shardsieve.scores.inputs import whole_number
 
 WEIGHTS = ("exp", "mean", "inverse")
 METRICS = ("euclidean", "cosine")
@@ -55,9 +56,8 @@ class KNN:
         min_recall: float = 0.99,
         block_rows: int = 4096,
     ) -> None:
-        for name, number, usual in (("k", k, 50), ("block_rows", block_rows, 4096)):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}; {usual} is usual")
+        whole_number("k", k, 1)
+        whole_number("block_rows", block_rows, 1)
         choices = (("weights", weights, WEIGHTS), ("metric", metric, METRICS))
         for name, choice, known in (*choices, ("search", search, SEARCHES)):
             if choice not in known:
@@ -203,8 +203,7 @@ def neighbours(
     Raises:
         ValueError: If shapes disagree, a number is not finite, or k is below 1.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}; 50 is usual")
+    whole_number("k", k, 1)
     given = as_rows(seed_embeddings)
     rows = as_rows(query_embeddings, given.shape[1])
     kind = kind_for(search, given.shape[0], rows.shape[0], given.shape[1])

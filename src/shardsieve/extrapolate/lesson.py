@@ -17,6 +17,7 @@ from shardsieve.extrapolate.signals import (
     signal_features,
 )
 from shardsieve.order import permutation
+from shardsieve.scores.inputs import plain
 
 # A line through some hundred features needs no more, and all of a million would take hours.
 MOST = 20_000
@@ -110,7 +111,7 @@ def split(features: Floats, trained: ArrayLike | None, seed: int) -> tuple[Ids, 
         ValueError: If `trained` is no such mask, or no row with signals is held out.
     """
     known = rows_with_signals(features)
-    seen = np.zeros(len(known), dtype=np.bool_) if trained is None else np.asarray(trained)
+    seen = np.zeros(len(known), np.bool_) if trained is None else np.asarray(plain(trained))
     if seen.shape != known.shape or seen.dtype != np.bool_:
         raise ValueError(
             f"trained must be booleans of shape {known.shape}, got {seen.dtype} of shape "

@@ -1,10 +1,12 @@
 """What every extrapolator offers, and the checks of what it is given."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from shardsieve.scores.inputs import plain
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -48,7 +50,7 @@ def as_rows(embeddings: Rows | ArrayLike, dim: int | None = None) -> Rows:
     Raises:
         ValueError: If the shape is not (n, d), with d at least 1 and `dim` where given.
     """
-    rows: Any = embeddings if hasattr(embeddings, "shape") else np.asarray(embeddings)
+    rows: Any = embeddings if hasattr(embeddings, "shape") else np.asarray(plain(embeddings))
     if len(rows.shape) != 2 or rows.shape[1] < 1 or dim not in (None, rows.shape[1]):
         wanted = "n, d" if dim is None else f"n, {dim}"
         raise ValueError(
@@ -70,7 +72,8 @@ def blocks(rows: Rows, size: int, part: slice = slice(None)) -> Iterator[tuple[i
     for start in range(first, stop, size):
         # A float64 beyond float32 becomes infinite, and the check below says so.
         with np.errstate(over="ignore"):
-            block = np.ascontiguousarray(rows[start : min(start + size, stop)], dtype=np.float32)
+            read = plain(rows[start : min(start + size, stop)])
+            block = np.ascontiguousarray(read, dtype=np.float32)
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
         if len(bad):
             row = block[bad[0]]
@@ -99,7 +102,7 @@ def checked_scores(scores: ArrayLike, num_seeds: int) -> Floats:
         ValueError: If their number is another, there is no seed, or one is not finite.
     """
     with np.errstate(over="ignore"):
-        values = np.asarray(scores, dtype=np.float32)
+        values = np.asarray(plain(scores), dtype=np.float32)
     if num_seeds < 1:
         raise ValueError("embeddings must hold at least 1 seed, got 0; score some samples first")
     if values.shape != (num_seeds,):
@@ -116,6 +119,10 @@ def checked_scores(scores: ArrayLike, num_seeds: int) -> Floats:
     return values
 
 
+@overload
+def checked_labels(labels: None, num_samples: int) -> None: ...
+@overload
+def checked_labels(labels: ArrayLike, num_samples: int) -> Ids: ...
 def checked_labels(labels: ArrayLike | None, num_samples: int) -> Ids | None:
     """Return labels as int64 (n,), or None where none are given.
 
@@ -124,7 +131,7 @@ def checked_labels(labels: ArrayLike | None, num_samples: int) -> Ids | None:
     """
     if labels is None:
         return None
-    classes = np.asarray(labels)
+    classes = np.asarray(plain(labels))
     if classes.shape != (num_samples,) or not np.issubdtype(classes.dtype, np.integer):
         raise ValueError(
             f"labels must be integers of shape ({num_samples},), got {classes.dtype} of shape "

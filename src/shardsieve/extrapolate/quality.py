@@ -15,7 +15,7 @@ from shardsieve.extrapolate.correlations import (
     pearson,
     spearman,
 )
-from shardsieve.extrapolate.protocol import Extrapolator, Rows, checked_seeds
+from shardsieve.extrapolate.protocol import Extrapolator, Rows, checked_labels, checked_seeds
 from shardsieve.extrapolate.resampling import Interval, intervals
 from shardsieve.order import permutation
 from shardsieve.selection import keep_top, num_kept
@@ -100,7 +100,7 @@ def by_class(
         keep_fraction: In `(0, 1]`, keeping at least one of n.
     """
     want, got = checked_pair(true, predicted)
-    names, place = np.unique(np.asarray(labels), return_inverse=True)
+    names, place = np.unique(checked_labels(labels, len(want)), return_inverse=True)
     kept, kept_predicted = (
         np.isin(np.arange(len(want)), keep_top(values, keep_fraction)) for values in (want, got)
     )
@@ -125,7 +125,7 @@ def doubt(quality: Mapping[str, Any], keep_fraction: float) -> str | None:
     """Return a warning if the prediction is not shown to beat chance at a keep fraction.
 
     The measured fraction nearest to the asked one decides: the low end of its interval must lie
-    above the fraction itself, which is what a random keep set agrees in.
+    above the share of the samples that is kept, which is what a random keep set agrees in.
 
     Args:
         quality: As `Quality.to_dict` returns it.
@@ -134,12 +134,14 @@ def doubt(quality: Mapping[str, Any], keep_fraction: float) -> str | None:
     measured: Mapping[str, float] = quality["agreement"]
     nearest = min(measured, key=lambda name: abs(float(name) - keep_fraction))
     low, high = quality.get("intervals", {}).get(nearest, (measured[nearest],) * 2)
-    if low > float(nearest) or keep_fraction == 1:
+    samples = int(quality["num_held_out"])
+    chance = num_kept(samples, float(nearest)) / samples
+    if low > chance or keep_fraction == 1:
         return None
     return (
         f"at keep fraction {nearest} the predicted keep set is not shown to be better than a "
         f"random one: agreement {measured[nearest]:.3f} ({low:.3f} to {high:.3f}) over held-out "
-        f"seeds, random {nearest}; use rule 'random', or score more seeds for more steps"
+        f"seeds, random {chance:.3g}; use rule 'random', or score more seeds for more steps"
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import MissingDependencyError
+from shardsieve.scores.inputs import plain
 
 REGRESSORS = ("auto", "ridge", "boosting")
 # Trees of 20 samples a leaf need many samples; a line does not.
@@ -31,7 +32,7 @@ def signal_features(signals: Signals | None, num_samples: int) -> Features:
     >>> signal_features({"loss": [1, 2], "entropy": [3, 4]}, 2).tolist()
     [[3.0, 1.0], [4.0, 2.0]]
     """
-    if signals is None:
+    if signals is None or (isinstance(signals, Mapping) and not signals):
         raise ValueError(
             "signals must be given, (n, s): what the seed network says about each sample, such as "
             "its entropy and loss; or use KNN, which needs embeddings alone"
@@ -39,7 +40,7 @@ def signal_features(signals: Signals | None, num_samples: int) -> Features:
     if isinstance(signals, Mapping):  # by name, so that the order of a dictionary decides nothing
         parts = [signal_features(signals[name], num_samples) for name in sorted(signals)]
         return np.concatenate(parts, axis=1)
-    array = np.asarray(signals, dtype=np.float32)
+    array = np.asarray(plain(signals), dtype=np.float32)
     if array.ndim not in (1, 2, 3) or len(array) != num_samples:
         raise ValueError(
             f"signals must have one row for each of {num_samples} embeddings, got shape "
@@ -58,6 +59,25 @@ def signal_features(signals: Signals | None, num_samples: int) -> Features:
     return np.concatenate([flat, array.mean(axis=1), array.std(axis=1)], axis=1)
 
 
+def names_of(signals: Signals | None) -> list[str] | None:
+    """Return the names of signals in the order of their features; None where they have none."""
+    return sorted(signals) if isinstance(signals, Mapping) else None
+
+
+def check_names(signals: Signals | None, fitted: list[str] | None) -> None:
+    """Refuse signals of other names than those of the fit, of which no feature is the same.
+
+    Raises:
+        ValueError: Naming both.
+    """
+    names = names_of(signals)
+    if signals is not None and names != fitted:
+        given, wanted = (", ".join(n) if n is not None else "no names" for n in (names, fitted))
+        raise ValueError(
+            f"signals must be named as those of fit ({wanted}), got {given}; give the same signals"
+        )
+
+
 def num_networks(signals: Signals | None) -> int:
     """Return of how many networks there are signals, at least 1.
 
@@ -66,7 +86,7 @@ def num_networks(signals: Signals | None) -> int:
     """
     if isinstance(signals, Mapping):
         return max(map(num_networks, signals.values()), default=1)
-    shape = np.asarray(signals).shape
+    shape = np.shape(plain(signals))
     return max(1, shape[1]) if len(shape) == 3 else 1
 
 
@@ -74,7 +94,7 @@ def first_networks(signals: Signals, count: int) -> Signals:
     """Return the signals of the first networks; what is not by network stays."""
     if isinstance(signals, Mapping):
         return {name: np.asarray(first_networks(part, count)) for name, part in signals.items()}
-    array = np.asarray(signals, dtype=np.float32)
+    array = np.asarray(plain(signals), dtype=np.float32)
     return array[:, :count] if array.ndim == 3 else array
 
 

@@ -1,11 +1,13 @@
 """Names, versions and sizes of the store's arrays: the one place that knows them."""
 
+import errno
 import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,14 @@ def rows_per_shard(largest: int) -> int:
     1024
     """
     return -(-largest // ROWS_MULTIPLE) * ROWS_MULTIPLE
+
+
+def release() -> str:
+    """Return the version of this software; that of a source tree which is not installed, none."""
+    try:
+        return version("shardsieve")
+    except PackageNotFoundError:
+        return "none"
 
 
 def checked_name(name: str) -> str:
@@ -164,9 +174,11 @@ def told_about_disk(target: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        cure = "free some space" if full else "choose a path that can be written"
         raise ShardsieveError(
-            f"cannot write the store {target}: {error.strerror or error}; "
-            "free some space and start again: finished shards are kept"
+            f"cannot write the store {target}: {error.strerror or error}; {cure} and start again: "
+            "finished shards are kept"
         ) from error
 
 

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import MissingScoreError, StoreFormatError, StoreMismatchError
 from shardsieve.io.source import cheap_fingerprints, same_fingerprint
+from shardsieve.scores.inputs import plain
 from shardsieve.store.layout import (
     FORMAT_VERSION,
     checked_name,
@@ -21,6 +22,7 @@ from shardsieve.store.layout import (
     make_array,
     opened_group,
     place_of,
+    release,
     told_about_disk,
     unpad,
     write_contents,
@@ -133,7 +135,7 @@ class Store(SampleTables):
             StoreMismatchError: If the name stands for another definition.
         """
         with np.errstate(over="ignore"):  # the check below says so
-            scores = np.asarray(values, dtype=np.float32)
+            scores = np.asarray(plain(values), dtype=np.float32)
         if scores.shape != (len(self),):
             raise ValueError(f"values must have shape ({len(self)},), got {scores.shape}")
         endless = np.flatnonzero(np.isinf(scores))
@@ -195,10 +197,11 @@ class Store(SampleTables):
             self.score_array(name)[: self.num_shards] = table
 
     def finish_score(self, name: str, **more: Any) -> None:
-        """List a score that is filled, with its date and what else is to be kept with it."""
+        """List a score that is filled, with version, date and what else is to be kept with it."""
         with told_about_disk(self.path):
             date = datetime.now(UTC).isoformat(timespec="seconds")
-            self._array(f"score/{name}").update_attributes({**more, "date": date})
+            made = {**more, "version": release(), "date": date}
+            self._array(f"score/{name}").update_attributes(made)
             write_contents(self.group)
 
     def forget_score(self, name: str) -> None:
