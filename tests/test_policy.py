@@ -188,6 +188,11 @@ def test_groups_have_the_least_squares(losses, groups):
     assert squares(values, found) == pytest.approx(slow_least_squares(values, groups), abs=1e-6)
 
 
+def test_groups_of_huge_losses_are_found():
+    values = np.array([1e300] * 4 + [2.0] * 5 + [5e299])
+    np.testing.assert_array_equal(groups_of(values, 3), [2] * 4 + [0] * 5 + [1])
+
+
 @pytest.mark.parametrize("easy", [280, 28_000])
 def test_few_hard_samples_are_groups_of_their_own(easy):
     """Late in a run nearly all losses are small."""
@@ -277,6 +282,20 @@ def test_a_loss_that_is_not_finite_keeps_its_sample(store, name, caplog):
         assert 7 in policy.choose(epoch).rows
     assert policy.not_finite == 1
     assert f"sample id {store.ids()[7]} is nan" in caplog.text
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 1.0])
+def test_epsilon_greedy_keeps_what_is_not_finite_before_it_draws(store, epsilon):
+    policy = ss.EpsilonGreedy(0.2, epsilon=epsilon, period=1)
+    policy.bind(store)
+    losses = LOSSES[0].copy()
+    losses[40:55] = math.nan
+    policy.update(store.ids(), losses)
+    kept = policy.choose(1).rows.tolist()
+    assert set(range(40, 55)) < set(kept)
+    assert len(kept) == 20
+    policy.update(store.ids(), np.full(100, math.nan))
+    assert len(policy.choose(2).rows) == 20
 
 
 def test_all_losses_that_are_not_finite_are_named_up_to_eight_of_a_batch(store, caplog):

@@ -132,9 +132,9 @@ def test_objects_are_checked_several_at_a_time_and_named_in_order(tmp_path, monk
     paths = write_shards(tmp_path / "d", [5, 6, 7])
     meet, walk, done = threading.Barrier(3), create.index_shard, []
 
-    def walked(url):
+    def walked(url, **how):
         meet.wait(60)
-        return walk(url)
+        return walk(url, **how)
 
     with range_server(tmp_path / "d") as server:
         store = ss.index([f"{server.url}/{path.name}" for path in paths], tmp_path / "s.zarr")

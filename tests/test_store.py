@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tars import write_shards, write_tar
 
 import shardsieve as ss
+from shardsieve.commands.making import check_store
 from shardsieve.io.source import same_fingerprint
 from shardsieve.shards.names import expand_urls
 from shardsieve.store import create
@@ -134,6 +135,25 @@ def test_other_shards_and_changed_shards_are_refused(shards, tmp_path):
         ss.open_store(store.path)
     with pytest.raises(ss.StoreMismatchError, match="holds other samples"):
         check(store)
+
+
+def test_check_knows_copied_shards_again_by_their_samples_and_labels(tmp_path):
+    tars = write_shards(tmp_path / "d", [3, 2])
+    path = ss.index(tars, tmp_path / "s.zarr").path
+    os.utime(tars[1], ns=(1, 10**18 + 1))
+    with pytest.raises(ss.StoreMismatchError, match="run `shardsieve check`"):
+        ss.open_store(path)
+    found = check_store(path)
+    assert (found["samples"], found["same"], found["renewed"]) == (5, True, 1)
+    assert len(ss.open_store(path)) == 5
+    assert check_store(path)["renewed"] == 0
+    relabelled = tars[0].read_bytes().replace(b"0" + bytes(511), b"7" + bytes(511), 1)
+    assert relabelled != tars[0].read_bytes()
+    tars[0].write_bytes(relabelled)
+    with pytest.raises(ss.StoreMismatchError, match=r"holds other labels than the index"):
+        check_store(path)
+    with pytest.raises(ss.StoreMismatchError, match=r"is not the one"):
+        ss.open_store(path)
 
 
 def test_a_newer_format_and_a_missing_store_are_refused(shards, tmp_path):

@@ -104,6 +104,8 @@ class EpsilonGreedy(_Periodic):
         kept = len(self._kept)
         # 0.29 * 100 is 28.999...96 in floating point, and 29 in the paper.
         drawn = int(self.epsilon * kept + 1e-9)
+        # Samples whose loss was not finite come before all others, and are kept.
+        drawn = min(drawn, max(kept - int(np.isinf(self._mean).sum()), 0))
         top = highest(self._mean, kept - drawn, self.seed, _TIES, epoch)
         others = np.setdiff1d(np.arange(len(self._mean)), top, assume_unique=True)
         extra = highest(np.zeros(len(others)), drawn, self.seed, _OTHERS, epoch)

@@ -141,7 +141,8 @@ def _best_cuts(ordered: Floats, groups: int) -> Rows:
     By dynamic programming (Wang and Song, R Journal 3/2, 2011) over the places of `_places`.
     """
     places = _places(ordered)
-    centred = ordered - ordered.mean()
+    # Squares of any losses stay in range.
+    centred = (ordered - ordered.mean()) / max(np.ptp(ordered), np.finfo(np.float64).tiny)
     sums, squares = (np.concatenate([[0.0], np.cumsum(x)])[places] for x in (centred, centred**2))
     first, last = np.arange(len(places))[:, None], np.arange(len(places))
     sizes = np.maximum(places - places[:, None], 1)
