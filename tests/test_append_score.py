@@ -74,6 +74,17 @@ def test_a_new_sample_gets_the_score_of_an_old_one_like_it(store, how, match):
     assert append_score(store.path, "full")["predicted"] == 0
 
 
+def test_new_samples_that_nobody_embedded_are_told_of(store):
+    extrapolate_score(store.path, "seed_x", "full", "e", k=5, folds=2)
+    shards = sorted((store.path.parent / "d").glob("*.tar"))
+    ss.append_shards(shards, store.path)
+    made = append_score(store.path, "full")
+    assert (made["predicted"], made["without_embedding"]) == (0, 50)
+    assert made["warning"].startswith("50 samples have no embedding and stay without a score; ")
+    grown(store)
+    assert "no embedding" not in append_score(store.path, "full").get("warning", "")
+
+
 def test_predictions_that_depend_on_more_than_their_row_are_refused(store):
     extrapolate_score(store.path, "seed_x", "full", "e", method="gnn", k=5, folds=2)
     store = grown(store)

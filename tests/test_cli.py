@@ -63,6 +63,62 @@ def test_a_users_error_is_one_line_with_status_2(cli, arguments, message):
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["score"], "missing option '--store'; see `shardsieve score --help`"),
+        (["index", "--store", "s"], "missing argument 'urls'; see `shardsieve index --help`"),
+        (["score", "--bogus"], "no such option: --bogus; see `shardsieve score --help`"),
+        (["sort"], "no such command 'sort'. Did you mean 'score', "),
+        (["select", "--store", "s", "--bins", "few"], "invalid value for '--bins': "),
+    ],
+)
+def test_a_misspelt_command_line_is_one_line_with_status_2(cli, arguments, message):
+    status, output, said = cli(*arguments)
+    assert (status, output) == (2, "")
+    assert said.startswith(f"shardsieve: {message}")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["score", "--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["score", "--from-dynamics", "seed", "--epochs", "3"], "--epochs must come without --fr"),
+        (["score", "--from-dynamics", "seed", "--model", "x"], "--model must come without --from"),
+        (["score", "--from-embedding", "--ceiling"], "--ceiling must come without --from-embedd"),
+        (["score", "--from-embedding", "--window", "5"], "--window must come without --from-emb"),
+        (["score", "--classes", "5"], "--classes must come with --paradigm unsupervised"),
+        (
+            ["score", "--paradigm", "unsupervised", "--workers", "2"],
+            "--workers must come without --paradigm unsupervised",
+        ),
+        (
+            ["extrapolate", "--name", "x", "--append", "--k", "5", "--score", "y"],
+            "--score, --k must come without --append",
+        ),
+        (
+            ["extrapolate", "--name", "x", "--score", "y", "--method", "gnn", "--search", "ivf"],
+            "--search must come with --method knn",
+        ),
+        (["embed"], "; run `shardsieve score` first, or pass --model"),
+    ],
+)
+def test_what_would_not_be_looked_at_or_cannot_be_is_refused(cli, store, arguments, message):
+    status, output, said = cli(*arguments, "--store", store.path)
+    assert (status, output) == (2, "")
+    assert message in said
+    assert said.count("\n") == 1
+    assert not store.scores
+
+
+def test_help_is_no_error_and_who_says_nothing_gets_it(cli):
+    assert cli("select", "--help")[::2] == (0, "")
+    status, output, said = cli()
+    assert (status, "Usage: shardsieve" in output + said) == (2, True)
+    assert "shardsieve: " not in said
+
+
 def test_the_program_is_a_process_that_says_no_more_than_that():
     command = [sys.executable, "-m", "shardsieve", "info", "--store", "nowhere"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

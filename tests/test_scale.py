@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from tars import write_shards
 
 import shardsieve as ss
 from shardsieve.commands import extrapolating, filling
 from shardsieve.commands.appending import append_score
 from shardsieve.commands.extrapolating import extrapolate_score
-from shardsieve.extrapolate import GNN, KNN, choose_k, cross_validate, far_share
+from shardsieve.extrapolate import GNN, KNN, choose_k, cross_validate, far_share, intervals
 
 SIZES = [60, 64, 40, 50]
 
@@ -93,6 +94,7 @@ def test_auto_stores_the_k_that_was_chosen(store):
     made = extrapolate_score(store.path, "seed", "full", None, k="auto")
     chosen = store.provenance("full")["k"]
     assert made["k_tried"][str(chosen)] == max(made["k_tried"].values())
+    assert made["k"] == chosen
     with pytest.raises(
         ValueError, match="k must be at least 1, or auto for method knn, got 'some'"
     ):
@@ -132,6 +134,25 @@ def test_few_samples_drawn_like_the_seeds_are_far():
     points, _ = smooth(4000)
     assert far_share(points[:2000], points[2000:]) == pytest.approx(0.05, abs=0.02)
     assert far_share(points[:2000], points[2000:] + np.float16(9)) == 1
+    tensors = (torch.from_numpy(part).bfloat16() for part in (points[:2000], points[2000:]))
+    assert far_share(*tensors) == pytest.approx(0.05, abs=0.03)
+    assert far_share([[0.0], [1.0]], [[1.5], [3.0]]) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: far_share([[0.0]], [[1.0]]), "at least 2 seeds and 1 sample, got 1 and 1; "),
+        (lambda: far_share([[0.0]] * 2, np.zeros((0, 1))), "2 seeds and 1 sample, got 2 and 0; "),
+        (lambda: far_share([[0.0]] * 2, [[1.0, 2.0]]), r"embeddings must have shape \(n, 1\)"),
+        (lambda: choose_k([[0.0]] * 9, [1.0] * 9, ks=()), "ks must hold at least 1 number"),
+        (lambda: choose_k([[0.0]] * 9, [1.0] * 9, ks=(5, 0)), "ks must be a whole number of at l"),
+        (lambda: intervals([1, 2], [1, 2], (), resamples=0), "resamples must be a whole number"),
+    ],
+)
+def test_too_little_to_compare_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 @pytest.mark.parametrize("graph", ["seeds", "all"])

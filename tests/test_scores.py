@@ -3,6 +3,7 @@
 import inspect
 
 import numpy as np
+import pytest
 import reference_scores as reference
 from hypothesis import given
 from hypothesis import strategies as st
@@ -220,6 +221,11 @@ def test_every_scorer_has_an_orientation_and_takes_the_signals_it_names():
         assert row.signals
         assert set(row.signals) <= arguments
         assert row.arxiv is None or row.arxiv in inspect.getdoc(functions[name])
+
+
+@pytest.mark.parametrize("name", sorted(ORIENTATION))
+def test_every_scorer_has_a_worked_example(name):
+    assert f">>> {name}(" in getattr(scores, name).__doc__
 
 
 def test_low_scores_are_turned_round_so_that_the_hardest_is_kept_first():

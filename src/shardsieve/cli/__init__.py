@@ -21,17 +21,28 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Score a little, extrapolate the rest, and skip samples while streaming.",
 )
+# What stands on the command line wrongly; typer gives its name no one of its own.
+_UsageError: Any = typer.BadParameter.__base__
 for group in (shards, scores, kept, trainings):
     app.add_typer(group.app)
 
 
 def run(call: Callable[[], Any]) -> int:
-    """Return the exit status of a call: 2 with one line for a user's error, 143 after SIGTERM."""
+    """Return the exit status of a call: 2 with one line for a user's error, 143 after SIGTERM.
+
+    Args:
+        call: May return a status of its own.
+    """
     try:
-        call()
-    except SystemExit:  # typer's way to return
+        status = call()
+    except SystemExit:  # of a closed pipe
         end_processes()
         raise
+    except _UsageError as error:
+        # Without a message the help was asked for, and is printed.
+        if text := " ".join(error.format_message().split()).rstrip("."):
+            _say(f"shardsieve: {text[0].lower()}{text[1:]}; see `{_program(error)} --help`\n")
+        return 2
     except (ShardsieveError, ValueError) as error:
         _say(f"shardsieve: {str(error).strip()}\n")
         end_processes()
@@ -50,7 +61,11 @@ def run(call: Callable[[], Any]) -> int:
         _say(f"shardsieve: {stopped}; the same command goes on from there\n")
         return 143
     end_processes()
-    return 0
+    return status if isinstance(status, int) else 0
+
+
+def _program(error: Any) -> str:
+    return error.ctx.command_path if error.ctx else "shardsieve"
 
 
 def _say(line: str) -> None:
@@ -65,4 +80,4 @@ def main() -> None:
 
     A fault keeps its traceback.
     """
-    sys.exit(run(app))
+    sys.exit(run(lambda: app(prog_name="shardsieve", standalone_mode=False)))

@@ -102,6 +102,11 @@ class AttackOptions:
         return None
 
 
+def changed(options: Any) -> dict[str, bool]:
+    """Return by option of a group whether it is another than by default."""
+    return {one.name: getattr(options, one.name) != one.default for one in fields(options)}
+
+
 def grouped(command: Command) -> Command:
     """Replace every parameter that is a dataclass by the options that its fields are."""
     hints = get_type_hints(command, include_extras=True)

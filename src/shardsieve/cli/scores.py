@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from shardsieve.cli.base import example, refuse_unused, show
-from shardsieve.cli.groups import AttackOptions, NetworkOptions, grouped
+from shardsieve.cli.groups import AttackOptions, NetworkOptions, changed, grouped
 from shardsieve.cli.options import (
     BatchSize,
     Channels,
@@ -76,31 +76,35 @@ def score(
 ) -> None:
     """Train on a seed subset and store its scores; goes on where it was stopped."""
     specs = [spec for spec in scores.split(",") if spec] if scores is not None else None
+    networks: dict[str, Any] = {"clean_pass": clean_pass, "held_out": held_out}
+    networks |= {"snapshots": snapshots, "match_steps_of": match_steps_of, "ceiling": ceiling}
+    networks |= {"checkpoint_steps": checkpoint_steps}
+    of_networks = {**networks, "snapshots": snapshots != 1, "run_folder": run_folder}
+    of_networks |= {**changed(network), **changed(attacked)}
+    of_runs = {**of_networks, "seeds": seeds != 0.2, "per_class": per_class, "classes": classes}
+    of_runs |= {"paradigm": paradigm != "supervised", "epochs": epochs is not None}
     if from_dynamics is not None:
+        others = {"from_embedding": from_embedding, "embedding": embedding, "name": name}
+        refuse_unused("without --from-dynamics", **of_runs, **others)
         show(scoring.score_from_dynamics(store, from_dynamics, specs, window=window), as_json)
         return
     if from_embedding:
+        refuse_unused("without --from-embedding", **of_runs, window=window != 10)
         show(scoring.score_from_embedding(store, embedding, specs, prefix=name), as_json)
         return
     draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class, "window": window}
     usual = scoring.default_name(paradigm)  # refuses an unknown one, whatever the run is called
     draw |= {"name": name or usual, "scores": specs}
     adversary = attacked.adversary(paradigm)
-    networks: dict[str, Any] = {"clean_pass": clean_pass, "held_out": held_out}
-    networks |= {"snapshots": snapshots, "match_steps_of": match_steps_of, "ceiling": ceiling}
-    networks |= {"checkpoint_steps": checkpoint_steps}
     if paradigm == "unsupervised":
-        others = {**networks, "snapshots": snapshots != 1, "run_folder": run_folder}
-        others["pseudo_labels"] = network.pseudo_labels
-        refuse_unused("without --paradigm unsupervised", **others)
+        refuse_unused("without --paradigm unsupervised", **{**of_networks, "seed": False})
         turtle: dict[str, Any] = {"embedding": embedding, "classes": classes}
-        turtle["seed"] = network.seed
-        show(
-            scoring.score_unsupervised_store(store, epochs=epochs or 400, **turtle, **draw), as_json
-        )
+        turtle |= {"seed": network.seed, "epochs": 400 if epochs is None else epochs}
+        show(scoring.score_unsupervised_store(store, **turtle, **draw), as_json)
         return
+    refuse_unused("with --paradigm unsupervised", embedding=embedding, classes=classes)
     draw |= {**networks, "adversary": adversary, "folder": run_folder}
-    config = TrainConfig(**asdict(network), epochs=epochs or 20)
+    config = TrainConfig(**asdict(network), epochs=20 if epochs is None else epochs)
     show(training.score_store(store, config, **draw), as_json)
 
 
@@ -169,16 +173,24 @@ def extrapolate(
     as_json: Json = False,
 ) -> None:
     """Predict the score of every sample that has none, and say how well that works."""
+    of_gnn = {"layer": layer != "gcn", "graph": graph != "all", "labels": labels}
     if append:
+        unused: dict[str, Any] = {**of_gnn, "score": score, "embedding": embedding}
+        unused |= {"method": method != "knn", "k": k != "50", "weights": weights != "exp"}
+        unused |= {"search": search != "auto", "min_recall": min_recall != 0.99}
+        unused |= {"folds": folds != 5, "match_quantiles": match_quantiles is not None}
+        unused |= {"keep_fraction": keep_fraction != 0.5, "seed": seed != 0}
+        unused |= {"seed_scores": seed_scores != "measured"}
+        refuse_unused("without --append, which goes on as NAME was made", **unused)
         show(appending.append_score(store, name), as_json)
         return
     if score is None:
         raise ValueError("--score must name a stored seed score, got none; see `shardsieve info`")
     if method != "gnn":
-        of_gnn = {"layer": layer != "gcn", "graph": graph != "all", "labels": labels}
         refuse_unused("with --method gnn", **of_gnn)
     if method != "knn":
-        refuse_unused("with --method knn", weights=weights != "exp")
+        of_knn = {"weights": weights != "exp", "search": search != "auto"}
+        refuse_unused("with --method knn", **of_knn, min_recall=min_recall != 0.99)
     how: dict[str, Any] = {"method": method, "k": k, "weights": weights, "folds": folds}
     how |= {"search": search, "min_recall": min_recall, "seed": seed}
     how |= {"layer": layer, "graph": graph, "labels": labels}

@@ -54,7 +54,7 @@ def append_score(path: Path, name: str) -> dict[str, Any]:
     result: dict[str, Any] = {"score": name, "predicted": int(wanted.sum())}
     result["without_embedding"] = int((~readable).sum())
     if not wanted.any():
-        return result
+        return result | _warned(_unembedded(result["without_embedding"]))
     model = task.fitted(rows)
     sample = sample_of(rows, wanted)
     share = far_share(rows.take(np.flatnonzero(np.isfinite(task.values))), sample)
@@ -76,8 +76,19 @@ def append_score(path: Path, name: str) -> dict[str, Any]:
         entry = {"samples": result["predicted"], **added}
         store.finish_score(name, appended=[*made.get("appended", []), entry])
     accelerator.wait_for_everyone()
-    warning = warn_of_far(share)
-    return result | added | ({"warning": warning} if warning else {})
+    warnings = warn_of_far(share), _unembedded(result["without_embedding"])
+    return result | added | _warned(*warnings)
+
+
+def _unembedded(count: int) -> str | None:
+    if not count:
+        return None
+    return f"{count} samples have no embedding and stay without a score; run `shardsieve embed`"
+
+
+def _warned(*warnings: str | None) -> dict[str, Any]:
+    text = "; ".join(filter(None, warnings))
+    return {"warning": text} if text else {}
 
 
 def checked_method(name: str, made: dict[str, Any]) -> str:

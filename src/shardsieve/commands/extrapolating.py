@@ -230,7 +230,8 @@ def _best_k(
         folds=folds,
         seed=seed,
     )
-    return best, {"k_tried": {str(k): round(figure, 4) for k, figure in figures.items()}}
+    tried = {str(k): round(figure, 4) for k, figure in figures.items()}
+    return best, {"k": best, "k_tried": tried}
 
 
 def _number(k: int | str, method: str) -> int | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from shardsieve._errors import ShardsieveError
 from shardsieve.commands.progress import bar
 from shardsieve.commands.trust import doubt_of
 from shardsieve.extrapolate.quality import measure
@@ -131,9 +132,13 @@ def embed_store(
     """Embed every sample with the seed run's network, or with another one."""
     accelerator = make_accelerator(precision=precision)
     store = open_together(accelerator, path)
-    model = model or str(runs_of(path) / "seed")
+    given, model = model, model or str(runs_of(path) / "seed")
 
     def loaded() -> Encoder:
+        if given is None and not Path(model).is_dir():
+            raise ShardsieveError(
+                f"no seed run at {model}; run `shardsieve score` first, or pass --model"
+            )
         classes = count_classes(store) if weights is None and model in MODELS else 1000
         return load_encoder(model, weights=weights, num_classes=classes, channels=channels)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from shardsieve.extrapolate.protocol import Floats, Rows, blocks
 from shardsieve.extrapolate.search import Doubles, Ids, Part, distances_to, has_gpu, in_order
+from shardsieve.scores.inputs import plain
 
 SEARCHES = ("auto", "exact", "scan", "ivf", "hnsw")
 SAMPLE = 1024
@@ -75,7 +76,7 @@ def spread_rows(rows: Rows, count: int = SAMPLE, run: int = 16) -> Floats:
 
 
 def _run(rows: Rows, start: int, size: int) -> Iterator[tuple[int, Floats]]:
-    yield from blocks(np.asarray(rows[start : start + size]), size)
+    yield from blocks(np.asarray(plain(rows[start : start + size])), size)
 
 
 def choose_search(

@@ -10,6 +10,7 @@ from shardsieve.extrapolate.correlations import spearman
 from shardsieve.extrapolate.knn import KNN
 from shardsieve.extrapolate.protocol import Floats, Rows, as_rows
 from shardsieve.extrapolate.quality import out_of_fold
+from shardsieve.scores.inputs import whole_number
 
 KS = (5, 10, 20, 50, 100, 200)
 
@@ -30,11 +31,15 @@ def choose_k(
     Args:
         embeddings: (m, d), finite.
         scores: (m,), finite.
-        ks: To try, each at least 1; more than the seeds of a fit use them all.
+        ks: To try, at least one, each at least 1; more than the seeds of a fit use them all.
         make: Gives a `KNN` of k neighbours.
         folds: In `[2, m]`.
         seed: Decides the folds, as in `cross_validate`.
     """
+    if not len(ks):
+        raise ValueError("ks must hold at least 1 number to try, got 0; leave them out")
+    for k in ks:
+        whole_number("ks", k, 1)
     rows = as_rows(embeddings)
     several = np.empty((len(ks), rows.shape[0]), dtype=np.float32)
     tried: Any = lambda: _Several(make(max(ks)), ks, several)  # noqa: E731

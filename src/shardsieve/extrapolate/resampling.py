@@ -5,6 +5,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from shardsieve.extrapolate.correlations import Doubles, check_keeps, checked_pair
 from shardsieve.order import random_bits
+from shardsieve.scores.inputs import whole_number
 from shardsieve.selection import num_kept
 
 RESAMPLES = 200
@@ -37,6 +38,7 @@ def intervals(
     Returns:
         `pearson`, `spearman` and each fraction as a string -> (low, high).
     """
+    whole_number("resamples", resamples, 1)
     want, got = checked_pair(true, predicted)
     for fraction in fractions:
         check_keeps(len(want), fraction)

@@ -67,6 +67,9 @@ def tdds(
 
     Raises:
         ValueError: If there are too few epochs, or a value is NaN or outside `[0, 1]`.
+
+    >>> tdds([[[0.5, 0.5]], [[0.25, 0.75]], [[0.5, 0.5]]], window=3).round(4).tolist()
+    [0.0458]
     """
     p = probabilities("probs", probs, "T n C")
     whole_number("window", window, 3)

@@ -11,11 +11,11 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from shardsieve.order import hash_key
 from shardsieve.policy.weights import weighted
 from shardsieve.train.adversary import Adversary
+from shardsieve.train.averaging import RunningAverage
 from shardsieve.train.compiling import Compiled
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.images import Batch, augment, normalised
@@ -49,12 +49,7 @@ class Stepper:
             weight_decay=config.weight_decay,
             nesterov=config.momentum > 0,
         )
-        average = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
-        self._ema = (
-            AveragedModel(model, accelerator.device, multi_avg_fn=average, use_buffers=True)
-            if config.ema
-            else None
-        )
+        self._ema = RunningAverage(model, accelerator.device, config.ema) if config.ema else None
         running = Compiled(model, config.batch_size) if config.compile else model
         self.model, self.optimizer = accelerator.prepare(running, optimizer)
 
