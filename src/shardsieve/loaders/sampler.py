@@ -195,7 +195,8 @@ class PrunedShardSampler(Sampler[int]):
     def state_dict(self, *, steps_done: int | None = None) -> dict[str, Any]:
         """Return where the epoch stands, as JSON-ready numbers; with a policy, its arrays too.
 
-        It is the same on every rank. What a torch loader (also under Accelerate) has handed to the
+        It is the same on every rank; with a policy, once all of them called `policy.sync()`, see
+        its `state_dict`. What a torch loader (also under Accelerate) has handed to the
         loop counts as trained on, not what its workers asked for ahead.
 
         Args:

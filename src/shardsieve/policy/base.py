@@ -102,6 +102,9 @@ class Policy(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Return all that later choices depend on; on several ranks call `sync` first.
 
+        Without, a state holds the losses of its own rank since the last epoch began: every rank
+        must save and load its own then.
+
         Tensors and plain values: `torch.load` reads it with `weights_only=True`.
         """
         arrays = {name: torch.from_numpy(array.copy()) for name, array in self._arrays().items()}

@@ -78,8 +78,10 @@ class Inbox:
         return [torch.from_numpy(x) for x in _concatenated([*self._joined, *self._waiting])]
 
     def load(self, state: Sequence[Any]) -> None:
-        """Hold what a state of all ranks holds, and nothing else."""
+        """Hold what the states of all ranks hold, and nothing else. A collective call."""
         rows, losses = (np.asarray(array) for array in state)
+        if world_size() > 1:
+            rows, losses = _of_all(_gathered((rows, losses)))
         self._joined = [(rows, losses)] if len(rows) else []
         self._waiting, self._on_device, self._trouble = [], [], None
 
@@ -161,6 +163,19 @@ def _named(ids: Rows, losses: Floats) -> str:
     said = [f"sample id {one} is {loss}" for one, loss in zip(ids, losses, strict=True)]
     named, more = ", of ".join(said[:_MOST_NAMED]), len(said) - _MOST_NAMED
     return f"{named}, {more} more of the batch are not finite" if more > 0 else named
+
+
+def _of_all(parts: Sequence[Losses]) -> Losses:
+    """Return what states hold together: all ranks may have been given one, or each its own."""
+    first = parts[0]
+    if all(
+        np.array_equal(one, other) for part in parts for one, other in zip(part, first, strict=True)
+    ):
+        return first
+    rows, losses = _concatenated(parts)
+    # What had been joined before stands in each of them.
+    once = np.sort(np.unique(rows, return_index=True)[1])
+    return rows[once], losses[once]
 
 
 def _concatenated(parts: Sequence[tuple[Rows, Floats]]) -> tuple[Rows, Floats]:

@@ -75,7 +75,7 @@ def train_subset(
 
     Raises:
         ShardsieveError: If labels are missing, `test` has none or the folder holds another run.
-        ValueError: If nothing is kept, or the policy's schedule is shorter than the run.
+        ValueError: If nothing is kept, or the policy's schedule is not of the run's length.
         Stopped: After SIGTERM, when the state is saved.
     """
     how: dict[str, Any] = {"matched": config.pseudo_labels is not None}
@@ -158,6 +158,12 @@ def _checked(
         if not isinstance(keep, Policy):
             raise ValueError("policy_score must come with a policy; a keep set learns nothing")
         keep.check_score(store, policy_score)
+    scheduled = keep.settings().get("num_epochs") if isinstance(keep, Policy) else None
+    if scheduled is not None and scheduled > config.epochs:
+        raise ValueError(
+            f"the policy's num_epochs must be the run's {config.epochs}, got {scheduled}; "
+            "the end of its schedule would never come"
+        )
     return classes, known
 
 
