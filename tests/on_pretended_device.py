@@ -175,6 +175,16 @@ def loop(folder):
     return {"weights": network.classifier.weight.detach().cpu().numpy()}, waits
 
 
+def take(folder):
+    """Ids and labels that are on the device, given to a store."""
+    store, _ = opened(folder)
+    ids = torch.from_numpy(store.ids()).to(DEVICE)
+    store.put_pseudo_labels("mine", ids % 3)
+    made = {"labels": store.pseudo_labels("mine"), "rows": store.rows(ids)}
+    made["kept"] = ss.KeepSet.from_ids(store, ids[:9]).ids()
+    return made | {"seeds": Recorder(ids[:9], 3).ids}, []
+
+
 def stop(folder):
     """One of two processes; the other one is asked to stop in its twelfth step."""
     added, before = iter([0, 1, 1]), len(pretended_device.WAITS)
@@ -198,7 +208,15 @@ def ffcv(folder):
     return {"weights": weights(folder / "run")}, watch.waits
 
 
-PARTS = {"train": train, "score": score, "fit": fit, "loop": loop, "stop": stop, "ffcv": ffcv}
+PARTS = {
+    "train": train,
+    "score": score,
+    "fit": fit,
+    "loop": loop,
+    "take": take,
+    "stop": stop,
+    "ffcv": ffcv,
+}
 
 if __name__ == "__main__":
     pretended_device.install()
