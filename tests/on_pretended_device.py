@@ -6,6 +6,8 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pretended_device
@@ -29,6 +31,7 @@ from shardsieve.train.nets import ImageNet
 from shardsieve.train.recorder import Recorder
 from shardsieve.train.runfolder import MODEL
 from shardsieve.train.seeding import score_seeds
+from shardsieve.train.stopping import Stopping
 from shardsieve.train.subset import train_subset
 from shardsieve.train.turtle import TurtleConfig, score_unsupervised
 
@@ -172,6 +175,30 @@ def loop(folder):
     return {"weights": network.classifier.weight.detach().cpu().numpy()}, waits
 
 
+def take(folder):
+    """Ids and labels that are on the device, given to a store."""
+    store, _ = opened(folder)
+    ids = torch.from_numpy(store.ids()).to(DEVICE)
+    store.put_pseudo_labels("mine", ids % 3)
+    made = {"labels": store.pseudo_labels("mine"), "rows": store.rows(ids)}
+    made["kept"] = ss.KeepSet.from_ids(store, ids[:9]).ids()
+    return made | {"seeds": Recorder(ids[:9], 3).ids}, []
+
+
+def stop(folder):
+    """One of two processes; the other one is asked to stop in its twelfth step."""
+    added, before = iter([0, 1, 1]), len(pretended_device.WAITS)
+
+    def all_reduce(counted, *, async_op):
+        counted += next(added)
+        return SimpleNamespace(wait=lambda: None)
+
+    with mock.patch("torch.distributed.all_reduce", all_reduce):
+        pair = Stopping(SimpleNamespace(device=DEVICE, num_processes=2))
+        said = [pair.after_step() for _ in range(24)]
+    return {"step": np.flatnonzero(said) + 1}, pretended_device.WAITS[before:]
+
+
 def ffcv(folder):
     """A run over a .beton, of grey images."""
     store = ss.index(write_beton(folder / "x.beton", n=STEPS * 32, side=64), folder / "store.zarr")
@@ -181,7 +208,15 @@ def ffcv(folder):
     return {"weights": weights(folder / "run")}, watch.waits
 
 
-PARTS = {"train": train, "score": score, "fit": fit, "loop": loop, "ffcv": ffcv}
+PARTS = {
+    "train": train,
+    "score": score,
+    "fit": fit,
+    "loop": loop,
+    "take": take,
+    "stop": stop,
+    "ffcv": ffcv,
+}
 
 if __name__ == "__main__":
     pretended_device.install()

@@ -88,6 +88,7 @@ def test_a_misspelt_command_line_is_one_line_with_status_2(cli, arguments, messa
         (["score", "--from-dynamics", "seed", "--model", "x"], "--model must come without --from"),
         (["score", "--from-embedding", "--ceiling"], "--ceiling must come without --from-embedd"),
         (["score", "--from-embedding", "--window", "5"], "--window must come without --from-emb"),
+        (["score", "--epochs", "9", "--match-steps-of", "6"], "--epochs must come without --match"),
         (["score", "--classes", "5"], "--classes must come with --paradigm unsupervised"),
         (
             ["score", "--paradigm", "unsupervised", "--workers", "2"],
@@ -101,6 +102,10 @@ def test_a_misspelt_command_line_is_one_line_with_status_2(cli, arguments, messa
             ["extrapolate", "--name", "x", "--score", "y", "--method", "gnn", "--search", "ivf"],
             "--search must come with --method knn",
         ),
+        (
+            ["extrapolate", "--name", "x", "--score", "y", "--keep-fraction", "7"],
+            "keep_fraction must lie in (0, 1], got 7",
+        ),
         (["embed"], "; run `shardsieve score` first, or pass --model"),
     ],
 )
@@ -110,6 +115,20 @@ def test_what_would_not_be_looked_at_or_cannot_be_is_refused(cli, store, argumen
     assert message in said
     assert said.count("\n") == 1
     assert not store.scores
+
+
+def test_every_option_says_what_it_is_for():
+    commands = get_command(app).commands
+    silent = [
+        f"{name} {parameter.opts[0]}"
+        for name, command in commands.items()
+        for parameter in command.params
+        if not parameter.help
+    ]
+    assert not silent
+    assert all(
+        command.help and "Example: shardsieve" in command.epilog for command in commands.values()
+    )
 
 
 def test_help_is_no_error_and_who_says_nothing_gets_it(cli):

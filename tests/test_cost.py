@@ -105,16 +105,17 @@ def test_a_ledger_balances(scoring, training, keep):
 
 def test_a_run_on_everything_is_its_own_measured_full_run():
     training = Cost(400, 400, 10.0, 20.0, 99)
-    made = ledger(training, NOTHING, samples=100, epochs=4)
+    made = ledger(training, NOTHING, seen=400, samples=100, epochs=4)
     assert made["full_run"] == {"measured": True, **training.to_dict()}
     assert made["saved"]["device_seconds"] == 0
-    half = ledger(Cost(200, 200, 5.0, 10.0, 49), NOTHING, samples=100, epochs=4)
+    half = ledger(Cost(200, 200, 5.0, 10.0, 49), NOTHING, seen=200, samples=100, epochs=4)
     assert half["full_run"]["measured"] is False
     assert half["full_run"]["device_seconds"] == 20.0
     assert half["saved"]["trained_samples_fraction"] == 0.5
     compared = ledger(
         Cost(200, 200, 5.0, 10.0, 49),
         Overhead({"scoring": Cost(80, 80, 2.0, 4.0)}, ("embedding",)),
+        seen=200,
         samples=100,
         epochs=4,
         full=training,

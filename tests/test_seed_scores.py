@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,12 +10,14 @@ import pytest
 import reference_scores as reference
 import torch
 from accelerate import Accelerator
+from tars import content, write_shards, write_tar
 from test_train import Killed, kill_after
 from torch import nn
 
 import shardsieve as ss
 from shardsieve import cli as program
 from shardsieve import scores
+from shardsieve.commands.scoring import score_from_embedding
 from shardsieve.pack import pack
 from shardsieve.scores import RECORDED, from_signals
 from shardsieve.train import Recorder
@@ -50,6 +53,12 @@ def finished(packed, tmp_path_factory):
     store = ss.index(packed.pattern, folder / "s.zarr")
     score_seeds(store, draw_seeds(store, 0.2), CONFIG, **settings(folder))
     return store.path
+
+
+def write_unlabelled(folder, samples):
+    folder.mkdir()
+    members = [(f"{row:03d}.jpg", content(f"{row}", 300)) for row in range(samples)]
+    return [write_tar(folder / "u.tar", members)]
 
 
 @pytest.fixture
@@ -295,6 +304,19 @@ def test_trades_adds_the_divergence_of_the_attacked_from_the_clean_prediction():
     torch.testing.assert_close(recorded, network(images))
 
 
+@pytest.mark.parametrize("predictions", ["adversarial", "clean"])
+@pytest.mark.parametrize("method", ["pgd", "trades"])
+def test_the_passes_of_an_attack_are_those_that_it_makes(method, predictions):
+    network, with_gradient = light(10, 1), []
+    network.register_forward_hook(
+        lambda module, given, made: with_gradient.append(made.requires_grad)
+    )
+    images = normalised(torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8))
+    adversary = Adversary(method=method, steps=3, predictions=predictions)
+    adversary(network, network, images, torch.arange(2), nn.CrossEntropyLoss(reduction="none"))
+    assert adversary.passes == (len(with_gradient), sum(with_gradient))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["pgd", "trades"])
 def test_an_adversarial_run_records_the_predictions_asked_for(store, tmp_path, method):
@@ -389,6 +411,30 @@ def test_an_unsupervised_run_scores_what_lies_between_clusters_highest(store, tm
         score_unsupervised(store, store.ids(), config, **how)
     with pytest.raises(ValueError, match="classes must be at least 2"):
         TurtleConfig(1)
+
+
+def test_labels_that_are_all_alike_are_refused_before_anything_is_trained(tmp_path):
+    store = ss.index(write_shards(tmp_path / "d", [20], classes=1), tmp_path / "s.zarr")
+    with pytest.raises(ss.ShardsieveError, match="labels must tell at least 2 classes apart, got"):
+        score_seeds(store, store.ids(), replace(CONFIG, size=8, channels=1), **settings(tmp_path))
+    assert not list(tmp_path.glob("*/run.json"))
+    assert not store.scores
+
+
+def test_without_labels_embeddings_give_the_scores_that_need_none(tmp_path):
+    store = ss.index(write_unlabelled(tmp_path / "d", 20), tmp_path / "s.zarr")
+    store.embedding_array("e", 2)[0, :20] = np.random.default_rng(0).normal(size=(20, 2))
+    with pytest.raises(
+        ss.MissingScoreError, match="labels must be known for 'moderate', got 20 of"
+    ):
+        score_from_embedding(store.path, None, ["semdedup", "moderate"], prefix=None)
+    with pytest.raises(
+        ss.MissingScoreError, match="labels must be known for 'd2:score=semdedup:pe"
+    ):
+        score_from_embedding(store.path, None, ["d2:score=semdedup:per_class=true"], prefix=None)
+    assert not store.scores
+    made = score_from_embedding(store.path, None, None, prefix=None)
+    assert made["scores"] == "prototypicality semdedup"
 
 
 # The command -------------------------------------------------------------------------------

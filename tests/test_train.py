@@ -338,7 +338,13 @@ def test_a_subset_trained_adversarially_stands_its_attack_better(stores, tmp_pat
     losses = []
     for name, adversary in (("plain", None), ("attacked", attack)):
         folder, config = tmp_path / name, TrainConfig(epochs=6, batch_size=32)
-        train_subset(store, keep, config, folder=folder, adversary=adversary, **how)
+        result = train_subset(store, keep, config, folder=folder, adversary=adversary, **how)
+        # The attack's passes are counted, but no sample is seen more often for it.
+        passes = 4 if adversary else 1
+        assert result["samples"] == 6 * len(keep)
+        spent, full = result["cost"]["phases"]["training"], result["cost"]["full_run"]
+        assert spent["forward"] == spent["backward"] == passes * 6 * len(keep)
+        assert full["backward"] == pytest.approx(passes * 6 * len(store), abs=passes)
         network = load_encoder(str(folder), weights=None, num_classes=10).network.eval()
         batch = next(iter(make_loader(test, keep_all(test), with_known_images(test, config))[0]))
         loss = torch.nn.CrossEntropyLoss(reduction="none")

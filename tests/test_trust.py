@@ -76,6 +76,10 @@ def test_a_single_prediction_is_matched_to_the_median():
             "predicted must be finite, got nan for sample 0",
         ),
         (lambda: match_quantiles([1.0], [np.inf]), "measured must be finite, got inf for sample 0"),
+        (
+            lambda: doubt(measure([1, 2], [1, 2]).to_dict(), 7),
+            r"keep_fraction must lie in \(0, 1\]",
+        ),
         (lambda: match_quantiles([1.0], []), "measured must hold at least 1 score, got 0; "),
         (lambda: measure([1, 2], [1, 2], labels=[0]), r"labels must be integers of shape \(2,\)"),
         (

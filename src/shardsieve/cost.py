@@ -13,8 +13,9 @@ class Cost:
     """What one phase took, over all ranks and starts.
 
     Attributes:
-        forward: Samples sent through the network.
-        backward: Samples whose gradients were computed; each was sent forward too.
+        forward: Samples sent through the network, as often as they were: an attack sends each
+            several times.
+        backward: Of these, samples whose gradients were computed.
         seconds: Of wall time.
         device_seconds: Seconds times processes.
         nbytes: Bytes of the samples in their shards.

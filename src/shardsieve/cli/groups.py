@@ -17,12 +17,14 @@ from shardsieve.cli.options import (
     Difficulty,
     DropMissing,
     HardCutoff,
+    KeepFraction,
     Model,
     Precision,
     PseudoLabels,
     Rate,
     Rule,
     RuleEmbedding,
+    ScoreName,
     Seed,
     Size,
     Threshold,
@@ -38,8 +40,8 @@ Command = Callable[..., None]
 class KeepOptions:
     """What is kept: the arguments of `select`."""
 
-    keep_fraction: float = 0.5
-    score: Annotated[str | None, typer.Option()] = None
+    keep_fraction: KeepFraction = 0.5
+    score: ScoreName = None
     rule: Rule = "top"
     threshold: Threshold = None
     class_floor: ClassFloor = 0

@@ -8,7 +8,7 @@ import typer
 
 from shardsieve.cli.base import example, show
 from shardsieve.cli.groups import KeepOptions, grouped
-from shardsieve.cli.options import Json, Seed, StorePath
+from shardsieve.cli.options import Json, KeepFraction, Seed, StorePath
 from shardsieve.commands import exporting, planning, reporting, showing
 from shardsieve.cost import Plan
 
@@ -59,7 +59,7 @@ def report(
     store: StorePath,
     score: Annotated[str, typer.Option(help="Stored score of every sample.")],
     out: Annotated[Path, typer.Option(help="The HTML page.")] = Path("report.html"),
-    keep_fraction: float = 0.5,
+    keep_fraction: KeepFraction = 0.5,
     reference: Annotated[str | None, typer.Option(help="Measured score to compare.")] = None,
     as_json: Json = False,
 ) -> None:

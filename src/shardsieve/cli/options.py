@@ -33,6 +33,9 @@ MatchSteps = Annotated[
     int | None,
     typer.Option(help="As many steps, and windows as long, as in a full run of so many epochs."),
 ]
+LabelMember = Annotated[str, typer.Option(help="Suffix of the members that hold labels.")]
+KeepFraction = Annotated[float, typer.Option(help="Share of all samples to keep, in (0, 1].")]
+ScoreName = Annotated[str | None, typer.Option(help="Stored score to keep by.")]
 Method = Annotated[str, typer.Option(help="knn, gnn, direct or fused")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Model = Annotated[str, typer.Option(help="light, resnet18, resnet50 or package.module:factory")]

@@ -14,6 +14,7 @@ from shardsieve.cli.options import (
     EmbeddingName,
     HeldOut,
     Json,
+    LabelMember,
     MatchSteps,
     Method,
     Precision,
@@ -103,6 +104,8 @@ def score(
         show(scoring.score_unsupervised_store(store, **turtle, **draw), as_json)
         return
     refuse_unused("with --paradigm unsupervised", embedding=embedding, classes=classes)
+    if match_steps_of is not None:
+        refuse_unused("without --match-steps-of", epochs=epochs is not None)
     draw |= {**networks, "adversary": adversary, "folder": run_folder}
     config = TrainConfig(**asdict(network), epochs=20 if epochs is None else epochs)
     show(training.score_store(store, config, **draw), as_json)
@@ -149,7 +152,7 @@ def extrapolate(
     embedding: EmbeddingName = None,
     method: Method = "knn",
     k: Annotated[str, typer.Option(help="Neighbours, or `auto`: by cross-validation.")] = "50",
-    weights: str = "exp",
+    weights: Annotated[str, typer.Option(help="Of neighbours: exp, mean or inverse")] = "exp",
     search: Annotated[str, typer.Option(help="auto, exact, scan, ivf or hnsw")] = "auto",
     min_recall: Annotated[float, typer.Option(help="Of a search that is not exact.")] = 0.99,
     layer: Annotated[str, typer.Option(help="Of the GNN: gcn, sage or gat")] = "gcn",
@@ -160,7 +163,7 @@ def extrapolate(
     append: Annotated[bool, typer.Option(help="Only what score NAME lacks, as it was made.")] = (
         False
     ),
-    folds: int = 5,
+    folds: Annotated[int, typer.Option(help="Of the seeds, to measure the quality.")] = 5,
     match_quantiles: Annotated[
         bool | None,
         typer.Option(help="Distribute predictions as measured scores are; direct and fused do."),
@@ -210,7 +213,7 @@ def build(
     epochs: Annotated[int, typer.Option(help="Epochs of the seed run.")] = 20,
     window: Annotated[int, typer.Option(help="Epochs per window of the scores.")] = 10,
     clean_pass: Annotated[bool, typer.Option(help="Record a second, clean pass.")] = False,
-    label_member: str = "cls",
+    label_member: LabelMember = "cls",
     method: Method = "knn",
     held_out: Annotated[
         float | None, typer.Option(help="As of score; direct and fused: 0.1.")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from shardsieve.cli.base import example, show
-from shardsieve.cli.options import Json, Seed, StorePath
+from shardsieve.cli.options import Json, LabelMember, Seed, StorePath
 from shardsieve.commands import making, packing, showing
 
 app = typer.Typer()
@@ -22,19 +22,23 @@ def pack(
     ],
     out: Annotated[Path, typer.Argument(help="Folder to fill; from tars the .beton to make.")],
     to: Annotated[str, typer.Option(help="tar or beton")] = "tar",
-    samples_per_shard: int = 1000,
-    bytes_per_shard: Annotated[int | None, typer.Option()] = None,
+    samples_per_shard: Annotated[int, typer.Option(help="Most samples of a tar.")] = 1000,
+    bytes_per_shard: Annotated[
+        int | None, typer.Option(help="Most bytes of a tar; any number if none.")
+    ] = None,
     page_size: Annotated[int, typer.Option(help="Of a .beton: a power of two.")] = 8 << 20,
-    test_fraction: float = 0.0,
+    test_fraction: Annotated[
+        float, typer.Option(help="Share held out for a test split, where the source has none.")
+    ] = 0.0,
     keep: Annotated[
         str | None,
         typer.Option(help="Write these only: a score of --store, highest first; a file of ids."),
     ] = None,
     keep_fraction: Annotated[float, typer.Option(help="Of --keep SCORE.")] = 1.0,
     store: Annotated[Path | None, typer.Option(help="Of the tars or the .beton.")] = None,
-    label_member: str = "cls",
+    label_member: LabelMember = "cls",
     seed: Seed = 0,
-    overwrite: bool = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write tar shards or an FFCV file: images shuffled once, tars and .beton in their order."""
@@ -60,7 +64,7 @@ def realign(
 def index_command(
     urls: Annotated[list[str], typer.Argument(help="Brace pattern, glob, or .txt list.")],
     store: StorePath,
-    label_member: str = "cls",
+    label_member: LabelMember = "cls",
     append: Annotated[bool, typer.Option(help="Add new shards to the store.")] = False,
     as_json: Json = False,
 ) -> None:

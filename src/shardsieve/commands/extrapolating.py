@@ -26,6 +26,7 @@ from shardsieve.cost import Cost
 from shardsieve.extrapolate.calibration import match_quantiles
 from shardsieve.extrapolate.choosing import choose_k
 from shardsieve.extrapolate.knn import KNN
+from shardsieve.selection import num_kept
 from shardsieve.store.rows import StoredRows
 from shardsieve.store.store import Store
 from shardsieve.train.launch import make_accelerator, on_main
@@ -73,6 +74,7 @@ def extrapolate_score(
             those of the other are passed over.
     """
     checked_seed_scores(seed_scores, method in ON_SIGNALS)
+    num_kept(0, keep_fraction)
     begin, accelerator = time.perf_counter(), make_accelerator()
     store = open_together(accelerator, path)
     embedding = store.embedding_name(embedding)

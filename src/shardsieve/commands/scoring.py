@@ -116,14 +116,22 @@ def score_from_embedding(
         path: Of the store.
         embedding: Name; may be left out when there is just one.
         specs: `prototypicality:clusters=100`, `moderate`, `semdedup`, `d2:score=NAME`; by default
-            the first three.
+            the first three, without labels but `moderate`.
         prefix: Of the stored names, with `_` behind it.
     """
     store = open_store(path)
     embedding = store.embedding_name(embedding)
-    wanted = [(spec, *parsed(spec, EMBEDDED)) for spec in specs or list(EMBEDDED)[:3]]
     points = store.embedding(embedding).astype(np.float32)
     rows = np.flatnonzero(np.isfinite(points).all(axis=1))
+    unlabelled = int((store.labels()[rows] < 0).sum())
+    possible = [kind for kind in list(EMBEDDED)[:3] if not (unlabelled and kind == "moderate")]
+    wanted = [(spec, *parsed(spec, EMBEDDED)) for spec in specs or possible]
+    for spec, kind, options in wanted:
+        if unlabelled and (kind == "moderate" or options.get("per_class")):
+            raise MissingScoreError(
+                f"labels must be known for {spec!r}, got {unlabelled} of {len(rows)} samples "
+                "without; leave it out of --scores, or index again with their --label-member"
+            )
     names = []
     for spec, kind, options in wanted:
         begin, values = time.perf_counter(), np.full(len(store), np.nan)

@@ -130,7 +130,11 @@ def doubt(quality: Mapping[str, Any], keep_fraction: float) -> str | None:
     Args:
         quality: As `Quality.to_dict` returns it.
         keep_fraction: In `(0, 1]`.
+
+    Raises:
+        ValueError: If the fraction lies outside.
     """
+    num_kept(0, keep_fraction)
     measured: Mapping[str, float] = quality["agreement"]
     nearest = min(measured, key=lambda name: abs(float(name) - keep_fraction))
     low, high = quality.get("intervals", {}).get(nearest, (measured[nearest],) * 2)

@@ -80,7 +80,7 @@ class Store(SampleTables):
         Raises:
             ValueError: If an id belongs to no sample, naming the first.
         """
-        wanted = np.asarray(ids, dtype=np.int64)
+        wanted = np.asarray(plain(ids), dtype=np.int64)
         shard, position = np.divmod(wanted, self.rows_per_shard)
         inside = (shard >= 0) & (shard < self.num_shards)
         inside &= position < self.samples[np.where(inside, shard, 0)]

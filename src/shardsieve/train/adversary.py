@@ -56,6 +56,17 @@ class Adversary:
                 f"steps must be at least 1 and beta at least 0, got {self.steps} and {self.beta}"
             )
 
+    @property
+    def passes(self) -> tuple[int, int]:
+        """How often a sample is sent forward, and how often backward too, in one epoch.
+
+        >>> Adversary(method="trades", steps=10).passes, Adversary(method="pgd", steps=10).passes
+        ((13, 12), (11, 11))
+        """
+        if self.method == "trades":  # the attack's target, its steps, and both predictions
+            return self.steps + 3, self.steps + 2
+        return self.steps + 1 + (self.predictions == "clean"), self.steps + 1
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings, JSON-ready."""
         return asdict(self)

@@ -74,18 +74,25 @@ def full_run_cost(folder: str | Path) -> Cost:
 
 
 def ledger(
-    training: Cost, overhead: Overhead, *, samples: int, epochs: int, full: Cost | None = None
+    training: Cost,
+    overhead: Overhead,
+    *,
+    seen: int,
+    samples: int,
+    epochs: int,
+    full: Cost | None = None,
 ) -> dict[str, Any]:
     """Return the ledger of a run, JSON-ready; see `account`.
 
     Args:
         training: What it took.
         overhead: What its scores took.
+        seen: Samples that it trained on, over all epochs.
         samples: In the store.
         epochs: Of the training.
         full: What training on everything took; None estimates it from this run, unless this is it.
     """
-    everything, seen = samples * epochs, training.backward
+    everything = samples * epochs
     measured = full is not None or seen == everything
     if full is None:
         full = estimated_full(training, seen, everything)

@@ -214,7 +214,10 @@ class Trainer:
 
     def _end_epoch(self, epoch: int) -> None:
         kept, mean = len(self.keep), self.done.loss / max(self.done.batches, 1)
-        seen = Cost(forward=kept, backward=kept, nbytes=self.keep.nbytes(self.store))
+        adversary = self.stepper.adversary
+        forward, backward = adversary.passes if adversary else (1, 1)
+        passes = {"forward": kept * forward, "backward": kept * backward}
+        seen = Cost(**passes, nbytes=self.keep.nbytes(self.store))
         self.done.training += seen
         row = {"epoch": epoch, "kept": kept, "loss": mean}
         row["rate"] = self.config.rate((epoch + 1) / self.config.epochs)

@@ -42,7 +42,7 @@ class Done:
     @property
     def samples(self) -> int:
         """Samples trained on in finished epochs."""
-        return self.training.backward
+        return sum(row["kept"] for row in self.history)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers, for a checkpoint."""

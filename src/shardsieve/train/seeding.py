@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
 
+from shardsieve._errors import ShardsieveError
 from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet
 from shardsieve.order import random_bits
@@ -135,12 +136,12 @@ def score_seeds(
         The result: steps, samples, seconds, bytes, and seeds trained on.
 
     Raises:
-        ShardsieveError: If labels are missing or the folder holds another run.
+        ShardsieveError: If labels are missing or all alike, or the folder holds another run.
         ValueError: If there are too few epochs for the window, or a score is unknown.
     """
     checked_name(name)
     scored = _check_scores(config, window, scores, clean_pass, adversary)
-    num_classes, config = on_all(accelerator, lambda: known_task(store, config))
+    num_classes, config = on_all(accelerator, lambda: _several_classes(store, config))
     kept_epochs = set(snapshot_epochs(config.epochs, snapshots)) - {config.epochs}
     keep, run = KeepSet.from_ids(store, seeds), RunFolder(folder)
     identity: dict[str, Any] = {"kind": "score", "store": store.fingerprint, "seeds": keep.digest}
@@ -183,6 +184,16 @@ def score_seeds(
         run.forget_checkpoints()
     accelerator.wait_for_everyone()
     return result
+
+
+def _several_classes(store: Store, config: TrainConfig) -> tuple[int, TrainConfig]:
+    classes, known = known_task(store, config)
+    if classes < 2:
+        raise ShardsieveError(
+            f"labels must tell at least 2 classes apart, got 0 for every sample of {store.path}; "
+            "name the member that holds them with `shardsieve index --label-member`"
+        )
+    return classes, known
 
 
 def _runs_of(store: Store) -> set[str]:

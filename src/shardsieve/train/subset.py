@@ -198,7 +198,7 @@ def _of(keep: KeepSet | Policy) -> dict[str, Any]:
 
 def _result(trainer: Trainer, overhead: Overhead, full: Cost | None) -> dict[str, Any]:
     done, samples, policy = trainer.done, len(trainer.store), trainer.sampler.policy
-    counted = {"samples": samples, "epochs": trainer.config.epochs}
+    counted = {"seen": done.samples, "samples": samples, "epochs": trainer.config.epochs}
     return {
         "accuracy": done.history[-1].get("accuracy"),
         "kept": len(trainer.keep),
