@@ -435,6 +435,8 @@ def test_an_epoch_beyond_the_schedule_is_refused_however_often_it_is_asked_for(s
         assert sampler.epoch == sampler.state_dict()["epoch"] == 3
     with pytest.raises(ValueError, match="epoch must be below num_epochs=4, got 4"):
         sampler.steps(5)
+    with pytest.raises(ValueError, match="epoch must be at least 0, got -1"):
+        ss.PrunedShardSampler(store).set_epoch(-1)
     store.epoch_weights = None
 
 

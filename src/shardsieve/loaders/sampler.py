@@ -117,6 +117,9 @@ class PrunedShardSampler(Sampler[int]):
 
         With a policy every rank must call it: losses are joined here, once per epoch. Accelerate's
         loader calls it for every pass, and counts on from the epoch that was chosen or loaded.
+
+        Raises:
+            ValueError: If it is below 0.
         """
         if numbered_by_accelerate():
             self._ahead = self.epoch - epoch if self._told else self._ahead
@@ -125,6 +128,8 @@ class PrunedShardSampler(Sampler[int]):
             self._told = True
         if epoch == self.epoch:
             return
+        if epoch < 0:
+            raise ValueError(f"epoch must be at least 0, got {epoch}; the first one is 0")
         # An epoch that the policy refuses is not the sampler's: asked again, it is refused again.
         choice = self.policy.choose(int(epoch)) if self.policy is not None else None
         self.epoch = int(epoch)

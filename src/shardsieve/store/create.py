@@ -250,9 +250,11 @@ def _existing(target: Path | str, shards: list[str], label_member: str) -> Store
         wanted *= store.num_shards
     if store.urls != wanted:
         other = next((a for a in wanted if a not in store.urls), f"{len(wanted)} shards")
+        grown = wanted[: store.num_shards] == store.urls
+        cure = "add the new ones with --append" if grown else "choose another --store"
         raise StoreMismatchError(
             f"{target} was made from other shards: it holds {store.num_shards}, "
-            f"got {len(wanted)} with {other}; choose another --store"
+            f"got {len(wanted)} with {other}; {cure}"
         )
     return store
 
