@@ -73,7 +73,7 @@ def main() -> None:
     )
     train, test = stores(options)
     rows: dict[str, list[dict[str, Any]]] = {}
-    for method, removed, seed in todo(options.removed, options.seeds):
+    for method, removed, seed in todo(options):
         if method == "full":
             scored(train, config, options.out, seed)
         name = method if method == "full" else f"{method}, {round(100 * removed)} % removed"
@@ -104,6 +104,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--removed", type=float, nargs="+", default=[0.5, 0.3, 0.7])
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="rows whose names hold one of these"
+    )
     parser.add_argument("--augment", default="crop")
     parser.add_argument("--model", default="light", help="resnet18 where a GPU is at hand")
     parser.add_argument("--precision", default="no", help="bf16 likewise")
@@ -152,11 +155,14 @@ def scored(store: ss.Store, config: TrainConfig, out: Path, seed: int) -> None:
                 extrapolate_score(path, f"{name}_{score}", target, name, method=method, k=k)
 
 
-def todo(removed: list[float], seeds: int) -> list[tuple[str, float, int]]:
+def todo(options: argparse.Namespace) -> list[tuple[str, float, int]]:
     """Return (method, removed, seed), share by share: the first is soon complete."""
-    methods, draws = ("static random", *STATIC, *MOVING), range(seeds)
+    methods, draws = ("static random", *STATIC, *MOVING), range(options.seeds)
+    methods = tuple(name for name in methods if any(part in name for part in options.only))
     full = [("full", 0.0, seed) for seed in draws]
-    return full + [(name, share, seed) for share in removed for seed in draws for name in methods]
+    return full + [
+        (name, share, seed) for share in options.removed for seed in draws for name in methods
+    ]
 
 
 def chosen(

@@ -26,8 +26,11 @@ def loss_of(epoch, ids):
     return np.random.default_rng(epoch).gamma(2, 1, 10**4)[ids]
 
 
-def trained(store, policy, state_path, *, stop):
-    """Train; return what this process was given by epoch."""
+def trained(store, policy, state_path, *, stop, own=False):
+    """Train; return what this process was given by epoch.
+
+    Losses are joined before the state is saved, unless every process keeps its `own` one.
+    """
     sampler = ss.PrunedShardSampler(store, policy=policy, batch_size=BATCH)
     if state_path.exists():
         sampler.load_state_dict(torch.load(state_path, weights_only=True))
@@ -46,29 +49,26 @@ def trained(store, policy, state_path, *, stop):
             sampler.update(ids, loss_of(epoch, ids))
             here["seen"] += ids.tolist()
             if stop and (epoch, number) == STOP:
-                policy.sync()
-                torch.save(sampler.state_dict(), f"{state_path}.{sampler_rank()}")
+                if not own:
+                    policy.sync()
+                torch.save(sampler.state_dict(), state_path)
                 return epochs
     return epochs
 
 
-def sampler_rank():
-    return Accelerator(cpu=True).process_index
-
-
-def main(store_path, out, stop):
+def main(store_path, out, stop, own=""):
     accelerator = Accelerator(cpu=True)
+    # Joined, a state is the same on every rank: any of them may be kept.
+    last = accelerator.num_processes - 1
+    mine = stop == "stop" and accelerator.process_index != last
+    name_of = f"{{}}.{accelerator.process_index}.pt" if own or mine else "{}.pt"
     store = ss.open_store(store_path, mode="r")
     given = {}
     for name, make in POLICIES.items():
-        state = Path(out, f"{name}.pt")
-        given[name] = trained(store, make(), state, stop=stop == "stop")
+        state = Path(out, name_of.format(name))
+        given[name] = trained(store, make(), state, stop=stop == "stop", own=bool(own))
         store.epoch_weights = None
         accelerator.wait_for_everyone()
-        if accelerator.is_main_process and stop == "stop":
-            # The same on every rank: any of them may be kept.
-            last = accelerator.num_processes - 1
-            Path(f"{state}.{last}").rename(state)
     path = Path(out, f"{stop}-{accelerator.process_index}.json")
     path.write_text(json.dumps({"world": accelerator.num_processes, "given": given}))
     accelerator.end_training()

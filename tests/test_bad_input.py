@@ -161,6 +161,10 @@ def a_rule_beside_a_policy(tmp_path, data):
     return training(tmp_path, data, "--policy", "ucb", "--rule", "ccs", "--bins", "5")
 
 
+def a_fraction_beside_a_policy_without(tmp_path, data):
+    return training(tmp_path, data, "--policy", "infobatch", "--keep-fraction", "0.3")
+
+
 def tracked_by_nothing(tmp_path, data):
     return training(tmp_path, data, "--rule", "random", "--track", "nothing")
 
@@ -195,6 +199,7 @@ CASES = [
     (nothing_kept_by_a_policy, "the keep set must hold a sample, got none of 9"),
     (constants_of_no_policy, "--policy-arg must come with --policy, got 'epsilon=1' alone"),
     (no_policy, "policy must be one of annealed, epsilon-greedy"),
+    (a_fraction_beside_a_policy_without, "keep_fraction must come without --policy infobatch"),
     (a_rule_beside_a_policy, "rule, bins must come without --policy"),
     (tracked_by_nothing, "leave it empty for none"),
 ]

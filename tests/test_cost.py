@@ -3,12 +3,15 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import shardsieve as ss
 from shardsieve import cli
 from shardsieve.cost import NO_COST, Cost, Plan, account, estimated_full
+from shardsieve.pack import pack
 from shardsieve.train.ledger import NOTHING, Overhead, ledger
 
 COUNTS = st.integers(0, 10**9)
@@ -145,6 +148,15 @@ def test_plan_needs_no_store(capsys, monkeypatch):
     assert "samples" not in made
 
 
+@pytest.mark.parametrize("runs", [1, 5])
+def test_scores_of_everything_are_shared_by_as_many_runs(capsys, monkeypatch, runs):
+    how = ("plan", "--seeds", 0.2, "--keep", 0.5, "--epochs", 50, "--runs", runs, "--json")
+    made = json.loads(said(capsys, monkeypatch, *how)[1].out)
+    ours, theirs = (0.2 * 50 + 1 / 3) / runs + 25, 50 / runs + 25
+    assert made["epochs_over_everything"]["total"] == pytest.approx(ours, abs=1e-4)
+    assert made["times_faster_than_scoring_everything"] == round(theirs / ours, 3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -158,3 +170,33 @@ def test_a_plan_that_cannot_be_is_one_line(capsys, monkeypatch, arguments, messa
     assert status == 2
     assert message in out.err
     assert out.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("choice", "phases"),
+    [
+        (["--policy", "ucb", "--policy-arg", "prior=made"], {"scoring"}),
+        (["--policy", "ucb", "--score", "made"], {"scoring"}),
+        (["--policy", "annealed", "--score", "made"], {"scoring"}),
+        (["--policy", "random-dynamic", "--score", "made"], set()),
+        (["--rule", "top", "--score", "made"], {"scoring"}),
+        (["--rule", "random", "--score", "made"], set()),
+        (["--rule", "moderate"], {"embedding"}),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_what_the_choice_goes_by_is_counted(tmp_path, capsys, monkeypatch, choice, phases):
+    tars = pack("digits", tmp_path, samples_per_shard=50, test_fraction=0.95)[0]
+    store = ss.index(tars.pattern, tmp_path / "s.zarr")
+    spent = Cost(7, 7, 1.0, 1.0, 9).to_dict()
+    store.put_score("made", range(len(store)), provenance={"definition": "x", "cost": spent})
+    points = store.embedding_array("e", 2)
+    points[:] = np.random.default_rng(0).random(points.shape)
+    points.attrs["cost"] = spent
+    how = ["train", "--store", store.path, "--out", tmp_path / "run", "--epochs", 1, "--json"]
+    status, out = said(capsys, monkeypatch, *how, "--track", "", *choice)
+    cost = json.loads(out.out)["cost"]
+    assert status == 0
+    assert cost["uncounted"] == []
+    assert {name for name in cost["phases"] if name != "training"} == phases
+    assert all(cost["phases"][name] == spent for name in phases)

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "extrapolate": CORE,
     "shards": {"_errors"},
     "io": {"_errors"},
-    "store": {"_errors", "shards", "io"},
+    "store": {"_errors", "shards", "io", "scores"},  # of scores, what takes in values
     "rules": DATA,
     "keepset": DATA | {"rules"},
     "pack": DATA,

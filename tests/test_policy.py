@@ -157,6 +157,51 @@ def test_groups_are_those_of_scikit_learns_kmeans():
     np.testing.assert_array_equal(groups_of(values, 4), rank[theirs.labels_])
 
 
+def squares(values, group):
+    return sum(((values[group == g] - values[group == g].mean()) ** 2).sum() for g in set(group))
+
+
+def slow_least_squares(values, groups):
+    """Return the least sum of squares over all ways to cut ascending values."""
+    ordered, least = np.sort(values), {(0, 0): 0.0}
+    for end in range(1, len(values) + 1):
+        for used in range(1, groups + 1):
+            ways = [
+                least[begin, used - 1] + ((part := ordered[begin:end]) - part.mean()).dot(part)
+                for begin in range(end)
+                if (begin, used - 1) in least
+            ]
+            least[end, used] = min(ways, default=np.inf)
+    return min(least[len(values), used] for used in range(1, groups + 1))
+
+
+@given(
+    st.lists(st.floats(0, 8).map(lambda x: round(x**4, 2)), min_size=1, max_size=25),
+    st.integers(1, 5),
+)
+def test_groups_have_the_least_squares(losses, groups):
+    values = np.array(losses)
+    found = groups_of(values, groups)
+    assert set(found.tolist()) <= set(range(groups))
+    order = np.argsort(values, kind="stable")
+    assert (np.diff(found[order]) >= 0).all()
+    assert squares(values, found) == pytest.approx(slow_least_squares(values, groups), abs=1e-6)
+
+
+def test_groups_of_huge_losses_are_found():
+    values = np.array([1e300] * 4 + [2.0] * 5 + [5e299])
+    np.testing.assert_array_equal(groups_of(values, 3), [2] * 4 + [0] * 5 + [1])
+
+
+@pytest.mark.parametrize("easy", [280, 28_000])
+def test_few_hard_samples_are_groups_of_their_own(easy):
+    """Late in a run nearly all losses are small."""
+    rng = np.random.default_rng(0)
+    sizes = (easy, 5, 5, 5, 5)
+    values = np.concatenate([rng.normal(i, 0.01, size) for i, size in enumerate(sizes)])
+    np.testing.assert_array_equal(groups_of(values, 5), np.repeat(np.arange(5), sizes))
+
+
 def test_seta_slides_its_window_from_easy_to_hard(store):
     policy = ss.SeTa(0.0, groups=5, alpha=0.6, num_epochs=20)
     assert policy.width == 3
@@ -239,6 +284,33 @@ def test_a_loss_that_is_not_finite_keeps_its_sample(store, name, caplog):
     assert f"sample id {store.ids()[7]} is nan" in caplog.text
 
 
+@pytest.mark.parametrize("epsilon", [0.5, 1.0])
+def test_epsilon_greedy_keeps_what_is_not_finite_before_it_draws(store, epsilon):
+    policy = ss.EpsilonGreedy(0.2, epsilon=epsilon, period=1)
+    policy.bind(store)
+    losses = LOSSES[0].copy()
+    losses[40:55] = math.nan
+    policy.update(store.ids(), losses)
+    kept = policy.choose(1).rows.tolist()
+    assert set(range(40, 55)) < set(kept)
+    assert len(kept) == 20
+    policy.update(store.ids(), np.full(100, math.nan))
+    assert len(policy.choose(2).rows) == 20
+
+
+def test_all_losses_that_are_not_finite_are_named_up_to_eight_of_a_batch(store, caplog):
+    policy = ss.InfoBatch(num_epochs=4)
+    policy.bind(store)
+    ids = store.ids()[:10]
+    policy.update(ids[:3], [math.nan, 1.0, math.inf])
+    assert caplog.messages == [
+        f"the loss of sample id {ids[0]} is nan, of sample id {ids[2]} is inf"
+    ]
+    policy.update(ids, [math.nan] * 10)
+    assert f"sample id {ids[7]} is nan, 2 more of the batch are not finite" in caplog.messages[1]
+    assert f"sample id {ids[8]}" not in caplog.messages[1]
+
+
 def test_bad_updates_are_refused(store, tmp_path):
     policy = ss.InfoBatch(num_epochs=4)
     with pytest.raises(ValueError, match="must be bound"):
@@ -275,6 +347,25 @@ def test_a_schedule_that_is_none_is_refused(policy):
         policy(num_epochs=0)
     with pytest.raises(ValueError, match=r"delta must lie in \[0, 1\], got -1"):
         policy(num_epochs=3, delta=-1)
+
+
+@pytest.mark.parametrize(
+    ("policy", "name"),
+    [
+        (lambda **how: ss.UCB(0.5, **how), "period"),
+        (lambda **how: ss.EpsilonGreedy(0.5, **how), "period"),
+        (ss.SeTa, "groups"),
+        (ss.SeTa, "num_epochs"),
+        (ss.InfoBatch, "num_epochs"),
+        (lambda **how: ss.AnnealedScore("up", 1.0, 0.5, **how), "num_epochs"),
+    ],
+    ids=["ucb", "greedy", "seta-groups", "seta", "infobatch", "annealed"],
+)
+def test_counts_are_whole_numbers(policy, name):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number, got 2.5"):
+        policy(**{name: 2.5})
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        policy(**{name: 0})
 
 
 # In a loop ---------------------------------------------------------------------------------
@@ -332,6 +423,20 @@ def test_a_sampler_with_a_policy_resumes_in_mid_epoch(store):
     first.set_epoch(2)
     second.set_epoch(2)
     assert list(second) == list(first)
+    store.epoch_weights = None
+
+
+def test_an_epoch_beyond_the_schedule_is_refused_however_often_it_is_asked_for(store):
+    sampler = ss.PrunedShardSampler(store, policy=ss.InfoBatch(num_epochs=4), batch_size=8)
+    sampler.set_epoch(3)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="epoch must be below num_epochs=4, got 4"):
+            sampler.set_epoch(4)
+        assert sampler.epoch == sampler.state_dict()["epoch"] == 3
+    with pytest.raises(ValueError, match="epoch must be below num_epochs=4, got 4"):
+        sampler.steps(5)
+    with pytest.raises(ValueError, match="epoch must be at least 0, got -1"):
+        ss.PrunedShardSampler(store).set_epoch(-1)
     store.epoch_weights = None
 
 

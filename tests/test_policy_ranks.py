@@ -34,12 +34,15 @@ def of_all_ranks(folder, part, world):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(
+    ("before", "after", "own"), [(2, 1, []), (1, 2, []), (2, 2, ["own"])], ids=str
+)
 def test_a_policy_goes_on_elsewhere_as_if_nothing_had_happened(
-    store, undisturbed, tmp_path, before, after
+    store, undisturbed, tmp_path, before, after, own
 ):
-    on_ranks(before, "tests/ranks_policies.py", store.path, tmp_path, "stop")
-    on_ranks(after, "tests/ranks_policies.py", store.path, tmp_path, "rest")
+    """With one state that was joined, or with every rank's own one."""
+    on_ranks(before, "tests/ranks_policies.py", store.path, tmp_path, "stop", *own)
+    on_ranks(after, "tests/ranks_policies.py", store.path, tmp_path, "rest", *own)
     first = of_all_ranks(tmp_path, "stop", before)
     rest = of_all_ranks(tmp_path, "rest", after)
     for name, epochs in undisturbed.items():

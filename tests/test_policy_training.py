@@ -168,8 +168,10 @@ def test_bad_policies_are_one_line_before_training(store, tmp_path):
         make_policy("ucb", epochs=4)
     with pytest.raises(ValueError, match="annealed must be given score, got none"):
         make_policy("annealed", epochs=4, keep_fraction=0.5)
-    short = ss.InfoBatch(num_epochs=3)
+    short, long = (ss.InfoBatch(num_epochs=CONFIG.epochs + by) for by in (-1, 1))
     how = {"folder": tmp_path / "run", "accelerator": Accelerator()}
+    with pytest.raises(ValueError, match="num_epochs must be the run's 4, got 5"):
+        train_subset(store, long, CONFIG, **how)
     with pytest.raises(ValueError, match="must be below num_epochs=3, got 3; plan longer"):
         train_subset(store, short, CONFIG, **how)
     keep = ss.select(store, rule="random", keep_fraction=0.5)

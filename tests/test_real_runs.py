@@ -25,6 +25,7 @@ from shardsieve.train.crops import Crop, RandomCrops, cropped
 from shardsieve.train.images import NORMALISATIONS, Batch, normalised
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.loading import make_loader, set_epoch
+from shardsieve.train.loop import Trainer
 from shardsieve.train.nets import resnet50
 from shardsieve.train.runfolder import RunFolder
 from shardsieve.train.stepping import Stepper
@@ -125,6 +126,14 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog):
     assert [p.name.split("-")[1] for p in tmp_path.iterdir()] == ["000000001"]
 
 
+@pytest.mark.parametrize("name", ["run.json", "result.json"])
+def test_a_damaged_record_of_a_run_is_named(tmp_path, name):
+    run = RunFolder(tmp_path)
+    (tmp_path / name).write_text('{"kind": "tr')
+    with pytest.raises(ss.ShardsieveError, match=f"{name} is damaged; delete {tmp_path}"):
+        run.refuse_another({}) if name == "run.json" else run.result()
+
+
 # Steps -------------------------------------------------------------------------------------
 
 
@@ -135,9 +144,10 @@ def batch_of(n, seed=0, side=6):
     return Batch(images, labels, torch.arange(n), torch.ones(n))
 
 
-def plain_net():
+def plain_net(channels=3):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4))
+    convolution = nn.Conv2d(channels, 5, 3)
+    return nn.Sequential(convolution, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 10))
 
 
 def stepped(config, batches):
@@ -161,6 +171,33 @@ def test_accumulated_batches_of_any_sizes_make_the_step_of_one_large_batch(sizes
     one, many = stepped(config, [whole]), stepped(config, cut)
     for a, b in zip(one.bare.parameters(), many.bare.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_progress_ends_at_the_steps_that_were_announced(store, accumulate):
+    config = TrainConfig(epochs=2, batch_size=64, size=8, channels=1, accumulate=accumulate)
+    keep = ss.select(store, keep_fraction=0.8, rule="random")
+    trainer = Trainer(plain_net(1), store, keep, config, Accelerator(cpu=True))
+    told = []
+    for _ in trainer.epochs(progress=lambda done, total, note="": told.append((done, total))):
+        pass
+    of_epoch = -(-len(keep) // (64 * accumulate))
+    assert len(keep) % (64 * accumulate)
+    assert told == [(done, 2 * of_epoch) for done in range(1, 2 * of_epoch + 1)]
+
+
+def test_a_batch_of_one_sample_is_normalised_by_the_running_statistics():
+    """The last batch of an epoch may be one; here the last map is one pixel."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(108, 5), nn.BatchNorm1d(5), nn.Linear(5, 4))
+    stepper = Stepper(net, TrainConfig(), Accelerator(cpu=True))
+    stepper.batch(batch_of(4), epoch=0, place=0, share=1.0, last=True)
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    one = batch_of(1)
+    logits, _ = stepper.batch(one, epoch=0, place=4, share=1.0, last=True)
+    assert all(module.training for module in net.modules())
+    torch.testing.assert_close(dict(net.named_buffers()), before, rtol=0, atol=0)
+    torch.testing.assert_close(logits, net.eval()(normalised(one.images)))
 
 
 def test_the_average_of_weights_is_the_slow_one_and_is_what_is_evaluated():

@@ -1,5 +1,6 @@
 """What goes wrong with stores and shards that are not on this machine, on loopback."""
 
+import json
 import multiprocessing
 import os
 import threading
@@ -131,9 +132,9 @@ def test_objects_are_checked_several_at_a_time_and_named_in_order(tmp_path, monk
     paths = write_shards(tmp_path / "d", [5, 6, 7])
     meet, walk, done = threading.Barrier(3), create.index_shard, []
 
-    def walked(url):
+    def walked(url, **how):
         meet.wait(60)
-        return walk(url)
+        return walk(url, **how)
 
     with range_server(tmp_path / "d") as server:
         store = ss.index([f"{server.url}/{path.name}" for path in paths], tmp_path / "s.zarr")
@@ -234,6 +235,19 @@ def test_every_name_of_an_endpoint_may_be_plain_http(s3, tmp_path, monkeypatch):
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     monkeypatch.setenv("AWS_ENDPOINT", s3.endpoint)
     assert objects.size_of(url) == (tmp_path / "d" / "s-000.tar").stat().st_size
+
+
+def test_an_emulator_of_googles_storage_may_be_plain_http(tmp_path, monkeypatch):
+    (tmp_path / "bucket").mkdir()
+    (tmp_path / "bucket" / "shard").write_bytes(b"x" * 700)
+    key = dict.fromkeys(["client_email", "private_key", "private_key_id"], "")
+    with range_server(tmp_path) as server:
+        key |= {"gcs_base_url": server.url, "disable_oauth": True}
+        (tmp_path / "key.json").write_text(json.dumps(key))
+        monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "key.json"))
+        monkeypatch.setenv("GOOGLE_ALLOW_HTTP", "true")
+        assert objects.size_of("gs://bucket/shard") == 700
+        assert objects.fetch("gs://bucket/shard", 3, 5).data == b"xxxxx"
 
 
 def fetched(store, **how):

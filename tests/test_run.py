@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from launching import TWO_CPUS, killed_at, on_two_ranks
+from tars import write_shards
 
 import shardsieve as ss
 from shardsieve.commands.recipe import read_recipe
@@ -70,6 +71,15 @@ def test_a_step_is_made_again_only_when_its_inputs_changed(packed, tmp_path):
     same = ss.open_store(tmp_path / "train.zarr").score("seed_dyn_unc")
     np.testing.assert_array_equal(before, same)
     assert back["train"]["run"] == first["train"]["run"]
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[1]", "\0\0"])
+def test_a_damaged_record_of_steps_is_named(packed, tmp_path, damaged):
+    path = recipe(packed, tmp_path)
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "steps.json").write_text(damaged)
+    with pytest.raises(ss.ShardsieveError, match=r"steps.json is damaged; delete it"):
+        run_recipe(path, until="index")
 
 
 @pytest.mark.slow
@@ -161,7 +171,7 @@ def test_an_adversarial_chain_attacks_where_it_is_told_to(packed, tmp_path):
 
 @pytest.mark.parametrize(
     ("of_train", "message"),
-    [({"pseudo_labels": "sed"}, "^train: pseudo-labels must be among"), ({}, None)],
+    [({"pseudo_labels": "sed"}, "recipe.yaml: train: pseudo-labels must be among"), ({}, None)],
 )
 def test_what_labels_do_not_allow_is_refused_before_anything_is_trained(
     packed, tmp_path, of_train, message
@@ -177,6 +187,15 @@ def test_what_labels_do_not_allow_is_refused_before_anything_is_trained(
     assert ss.open_store(tmp_path / "train.zarr").embeddings == []
 
 
+def test_a_test_store_of_other_classes_is_refused_before_anything_is_trained(packed, tmp_path):
+    write_shards(tmp_path, [11], classes=11)
+    test = {"store": str(tmp_path / "test.zarr"), "urls": str(tmp_path / "s-000.tar")}
+    path = recipe(packed, tmp_path, test=test)
+    with pytest.raises(ValueError, match=r"recipe.yaml: test: .* labels below 10, .* got 10 in"):
+        run_recipe(path)
+    assert not ss.open_store(tmp_path / "train.zarr").scores
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -190,7 +209,7 @@ def test_what_labels_do_not_allow_is_refused_before_anything_is_trained(
         ({"train": {"model": "resnet"}}, "train: model must be light, resnet18, resnet50 or"),
         ({"train": {"track": ["mlflow"]}}, "train: track must be among tensorboard, wandb"),
         ({"select": {"keep_fraction": 0}}, "select: keep_fraction must lie in (0, 1], got 0"),
-        ({"score": {"epochs": 3}}, "score: epochs must be more than window=3, got 3"),
+        ({"score": {"epochs": 3}}, "score: p_true must have more than window=3 epochs, got 3"),
         ({"score": {"scores": ["el3n"]}}, "score: score must be one of dyn_unc"),
         ({"extrapolate": {"score": "dyn_unk"}}, "extrapolate: score must be one that the seed run"),
         ({"score": {"scores": ["el2n"]}}, "makes (el2n), got 'dyn_unc'"),

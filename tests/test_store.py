@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tars import write_shards, write_tar
 
 import shardsieve as ss
+from shardsieve.commands.making import check_store
 from shardsieve.io.source import same_fingerprint
 from shardsieve.shards.names import expand_urls
 from shardsieve.store import create
@@ -119,16 +120,43 @@ def test_a_full_disk_is_one_line_and_leaves_no_store(shards, tmp_path, monkeypat
     assert len(ss.index(shards, tmp_path / "s.zarr")) == 13
 
 
+def test_a_path_that_cannot_be_a_folder_is_not_taken_for_a_full_disk(shards):
+    with pytest.raises(ss.ShardsieveError, match="; choose a path that can be written and start"):
+        ss.index(shards, shards[0] / "s.zarr")
+
+
 def test_other_shards_and_changed_shards_are_refused(shards, tmp_path):
     store = ss.index(shards, tmp_path / "s.zarr")
     with pytest.raises(ss.StoreMismatchError, match="made from other shards"):
         ss.index(shards[:2], store.path)
+    more = write_shards(tmp_path / "more", [2])
+    with pytest.raises(ss.StoreMismatchError, match="add the new ones with --append"):
+        ss.index([*shards, *more], store.path)
     assert len(ss.index(shards, store.path)) == 13
     write_tar(shards[2], [("z.jpg", b"1")])
     with pytest.raises(ss.StoreMismatchError, match=r"s-002\.tar is not the one"):
         ss.open_store(store.path)
     with pytest.raises(ss.StoreMismatchError, match="holds other samples"):
         check(store)
+
+
+def test_check_knows_copied_shards_again_by_their_samples_and_labels(tmp_path):
+    tars = write_shards(tmp_path / "d", [3, 2])
+    path = ss.index(tars, tmp_path / "s.zarr").path
+    os.utime(tars[1], ns=(1, 10**18 + 1))
+    with pytest.raises(ss.StoreMismatchError, match="run `shardsieve check`"):
+        ss.open_store(path)
+    found = check_store(path)
+    assert (found["samples"], found["same"], found["renewed"]) == (5, True, 1)
+    assert len(ss.open_store(path)) == 5
+    assert check_store(path)["renewed"] == 0
+    relabelled = tars[0].read_bytes().replace(b"0" + bytes(511), b"7" + bytes(511), 1)
+    assert relabelled != tars[0].read_bytes()
+    tars[0].write_bytes(relabelled)
+    with pytest.raises(ss.StoreMismatchError, match=r"holds other labels than the index"):
+        check_store(path)
+    with pytest.raises(ss.StoreMismatchError, match=r"is not the one"):
+        ss.open_store(path)
 
 
 def test_a_newer_format_and_a_missing_store_are_refused(shards, tmp_path):

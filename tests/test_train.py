@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from tars import write_shards
 
 import shardsieve as ss
 from shardsieve import scores
@@ -396,15 +397,29 @@ def test_crops_keep_the_shape_and_move_at_most_an_eighth():
 def test_bad_settings_are_refused_before_training(stores, tmp_path):
     store = stores[0]
     how = {"folder": tmp_path / "run", "accelerator": Accelerator()}
-    with pytest.raises(ValueError, match=r"epochs must be more than window=10, got 5"):
+    with pytest.raises(ValueError, match=r"must have more than window=10 epochs, got 5.*dyn_unc"):
         score_seeds(store, store.ids()[:50], CONFIG, **how)
+    with pytest.raises(ValueError, match=r"window must be .* at least 3, got 2; .*score tdds; `sc"):
+        score_seeds(store, store.ids()[:50], CONFIG, window=2, **how)
+    store.put_score("seed_el2n", np.zeros(len(store)))
+    with pytest.raises(ss.StoreMismatchError, match="'seed_el2n' holds the definition 'user'"):
+        score_seeds(store, store.ids()[:50], CONFIG, window=3, **how)
     with pytest.raises(ss.ShardsieveError, match="model must be light, resnet18, resnet50 or"):
         load_model("nothing", 10)
     with pytest.raises(ss.ShardsieveError, match=r"cannot load model 'no.such:thing'"):
         load_model("no.such:thing", 10)
     with pytest.raises(ss.ShardsieveError, match="no network at"):
         load_encoder(str(tmp_path / "nothing.pt"))
+    other = ss.index(write_shards(tmp_path, [11], classes=11), tmp_path / "other.zarr")
+    with pytest.raises(ss.ShardsieveError, match=r"labels below 10, .*, got 10 in .*other\.zarr"):
+        train_subset(store, ss.select(store, keep_fraction=1.0), CONFIG, test=other, **how)
     assert not (tmp_path / "run").exists()
+
+
+def test_only_the_scores_that_are_asked_for_need_a_window(stores, tmp_path):
+    how = {"folder": tmp_path / "run", "accelerator": Accelerator(), "scores": ["el2n"]}
+    score_seeds(stores[0], stores[0].ids()[:50], replace(CONFIG, epochs=1), **how)
+    assert stores[0].scores == ["seed_el2n"]
 
 
 def test_a_factory_may_lie_in_the_folder_of_the_start(tmp_path, monkeypatch):
@@ -415,14 +430,6 @@ def test_a_factory_may_lie_in_the_folder_of_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.path", [path for path in sys.path if path != ""])
     assert load_model("nets_of_mine:net", 3).out_features == 3
     assert sys.path.count(str(tmp_path)) == 1
-
-
-def test_a_folder_with_other_files_is_not_taken(tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ss.ShardsieveError, match="is in use"):
-        RunFolder(tmp_path).claim({"kind": "train"})
-    with pytest.raises(ss.ShardsieveError, match=r"cannot make run folder .*; choose another one"):
-        RunFolder(tmp_path / "thesis.tex" / "run").claim({"kind": "train"})
 
 
 def test_built_in_nets_embed_what_they_classify():

@@ -150,7 +150,7 @@ def test_a_chain_says_so_before_its_first_training(folder, tmp_path):
     made = {"work": str(tmp_path / "work"), "data": data, "select": {"rule": "random"}}
     made |= {"score": {"epochs": 5, "window": 3}, "train": {"augment": "resized"}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(made))
-    with pytest.raises(ValueError, match=r"^train: augment must .* for a \.beton"):
+    with pytest.raises(ValueError, match=r"recipe.yaml: train: augment must .* for a \.beton"):
         run_recipe(tmp_path / "recipe.yaml")
     assert not (tmp_path / "work").exists()
 

@@ -6,10 +6,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import StoreMismatchError
 from shardsieve.rules import Asked, chosen_rows
+from shardsieve.scores.inputs import plain
 from shardsieve.store.store import Store
 
 
@@ -64,11 +65,12 @@ class KeepSet:
         return int(store.ranges[shard, position, 1].sum())
 
     @classmethod
-    def from_ids(cls, store: Store, ids: NDArray[np.int64]) -> "KeepSet":
+    def from_ids(cls, store: Store, ids: ArrayLike) -> "KeepSet":
         """Return the keep set of these ids of a store."""
-        store.rows(ids)
+        kept = np.asarray(plain(ids), dtype=np.int64)
+        store.rows(kept)
         mask = np.zeros((store.num_shards, store.rows_per_shard), dtype=bool)
-        mask[np.divmod(np.asarray(ids, dtype=np.int64), store.rows_per_shard)] = True
+        mask[np.divmod(kept, store.rows_per_shard)] = True
         return cls(np.packbits(mask, axis=1), store.rows_per_shard, store.fingerprint)
 
 

@@ -90,5 +90,5 @@ def info(
 
 @app.command(epilog=example("check --store train.zarr"))
 def check(store: StorePath, as_json: Json = False) -> None:
-    """Walk the shards again and compare them with the index exactly."""
+    """Walk the shards again and compare them with the index exactly; copies are known again."""
     show(making.check_store(store), as_json)

@@ -12,7 +12,7 @@ from shardsieve.cli.options import Json
 from shardsieve.commands import running, sources, training
 from shardsieve.commands.scoring import default_name
 from shardsieve.commands.texts import constants, pairs
-from shardsieve.policy.named import POLICIES, checked_policy
+from shardsieve.policy.named import POLICIES, checked_policy, keeps_a_fraction
 from shardsieve.train.config import TrainConfig
 
 app = typer.Typer()
@@ -96,13 +96,19 @@ def run_command(
 
 def _refuse_unused(policy: str | None, policy_args: list[str], rule: dict[str, Any]) -> None:
     """Refuse what would not be looked at: constants of no policy, a rule beside a policy."""
-    if policy is not None:
-        checked_policy(policy)
     if policy is None and policy_args:
         raise ValueError(f"--policy-arg must come with --policy, got {policy_args[0]!r} alone")
     shared = ("keep_fraction", "score", "seed")
     unused = [k for k, v in rule.items() if k not in shared and v not in (None, 0, False, "top")]
-    if policy is not None and unused:
+    if policy is None:
+        return
+    checked_policy(policy)
+    if unused:
         raise ValueError(
             f"{', '.join(unused)} must come without --policy, got both; a policy chooses by itself"
+        )
+    if rule["keep_fraction"] != KeepOptions.keep_fraction and not keeps_a_fraction(policy):
+        raise ValueError(
+            f"keep_fraction must come without --policy {policy}, got both; its own constants "
+            "decide how much it keeps (--policy-arg)"
         )

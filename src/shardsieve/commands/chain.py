@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.commands import marks
-from shardsieve.commands.sections import Recipe
+from shardsieve.commands.recipe import read_recipe
 from shardsieve.commands.steps import Result, Steps
 from shardsieve.store.store import Store, open_store
 from shardsieve.train.launch import on_main
@@ -27,18 +27,20 @@ class Chain:
 
     Attributes:
         recipe: What is made.
+        file: Which says so.
         path: Of the store.
         results: What each step returned, by its name.
         skipped: Names of the steps that were done before.
     """
 
-    def __init__(self, recipe: Recipe, accelerator: Any) -> None:
-        self.recipe, self.path = recipe, recipe.data.store
+    def __init__(self, file: Path, accelerator: Any) -> None:
+        self.recipe, self.file = read_recipe(file), file
+        self.path = self.recipe.data.store
         self.results: Result = {}
         self.skipped: list[str] = []
         self._check_files()
         self._accelerator = accelerator
-        self._steps = Steps(recipe.work / STATE)
+        self._steps = Steps(self.recipe.work / STATE)
 
     def check_machines(self) -> None:
         """See that all processes were given one recipe and share what it makes."""

@@ -26,8 +26,9 @@ def make_index(
 
 
 def check_store(path: Path) -> dict[str, Any]:
-    """Compare a store's index with its shards exactly."""
-    store = open_store(path, mode="r")
+    """Compare a store's index with its shards exactly; see `check`."""
+    store = open_store(path, check_shards=False)
     with bar("check") as progress:
-        check(store, progress=progress)
-    return {"store": str(path), "shards": store.num_shards, "samples": len(store), "same": True}
+        renewed = check(store, progress=progress)
+    counts = {"shards": store.num_shards, "samples": len(store)}
+    return {"store": str(path), **counts, "same": True, "renewed": renewed}

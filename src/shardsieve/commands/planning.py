@@ -18,7 +18,8 @@ def describe_plan(
         samples: In the data set; adds counts.
         seconds_per_epoch: Of training on everything, on all devices; adds hours.
     """
-    even, full_scores = plan.break_even, (1 + plan.keep) * plan.epochs
+    # Scores of a training on everything would be shared by as many runs.
+    even, full_scores = plan.break_even, (1 / plan.runs + plan.keep) * plan.epochs
     made: dict[str, Any] = {
         "epochs_over_everything": {
             "scoring": round(plan.scoring, 4),

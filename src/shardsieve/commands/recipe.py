@@ -22,7 +22,7 @@ from shardsieve.store.store import Store
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.encoder import check_encoder
-from shardsieve.train.labels import count_classes, count_pseudo_classes
+from shardsieve.train.labels import check_test, count_classes, count_pseudo_classes
 from shardsieve.train.launch import checked_precision, installed_trackers
 from shardsieve.train.loading import check_augmenting
 from shardsieve.train.measures import SIGNALS
@@ -78,7 +78,7 @@ def adversary_of(section: Any) -> Adversary | None:
     """Return the attack that a section trains against."""
     if section.adversary is None:
         return None
-    with _blamed("adversary"):
+    with blamed("adversary"):
         return Adversary(**section.adversary.model_dump())
 
 
@@ -92,8 +92,13 @@ def policy_of(recipe: Recipe) -> Policy | None:
     return make_policy(**{"name": "", **given}, epochs=train.epochs, seed=train.seed)
 
 
-def check_trainings(recipe: Recipe, store: Store) -> None:
+def check_trainings(recipe: Recipe, store: Store, test: Store | None) -> None:
     """Refuse a training, also a later one, whose settings the shards or labels do not allow.
+
+    Args:
+        recipe: Of the chain.
+        store: Of the training samples.
+        test: Of the samples to evaluate on, if there are any.
 
     Raises:
         ValueError: If there is one, named by its section.
@@ -101,14 +106,17 @@ def check_trainings(recipe: Recipe, store: Store) -> None:
     for name in ("score", "train"):
         section = getattr(recipe, name)
         if section is not None:
-            with _blamed(name):
+            with blamed(name):
                 check_augmenting(store, settings(section))
                 _check_labels(recipe, section, store)
+    if test is not None and recipe.train is not None:
+        with blamed("test"):
+            check_test(test, None if recipe.train.pseudo_labels else count_classes(store))
 
 
 @contextmanager
-def _blamed(section: str) -> Iterator[None]:
-    """Put the name of a section before what is refused of it."""
+def blamed(section: str | Path) -> Iterator[None]:
+    """Put the name of a section, or of the file, before what is refused of it."""
     try:
         yield
     except (ValueError, ShardsieveError) as error:
@@ -130,13 +138,13 @@ def _check(recipe: Recipe) -> None:
     _check_precisions(recipe)
     _check_networks(recipe)
     if recipe.extrapolate is not None:
-        with _blamed("extrapolate"):
+        with blamed("extrapolate"):
             check_extrapolation(**recipe.extrapolate.model_dump(exclude={"score", "match", "seed"}))
     if recipe.embed is not None and recipe.embed.model is None and recipe.score is None:
         raise ValueError("embed must name a model, or come with score; add one")
     _check_unsupervised(recipe)
     if recipe.embed is not None and recipe.embed.model is not None:
-        with _blamed("embed"):
+        with blamed("embed"):
             check_encoder(recipe.embed.model)
     if recipe.extrapolate is not None and (recipe.score is None or recipe.embed is None):
         raise ValueError("extrapolate must come with score and embed; add them")
@@ -148,12 +156,12 @@ def _check_networks(recipe: Recipe) -> None:
     for name in ("score", "train"):
         section = getattr(recipe, name)
         if section is not None:
-            with _blamed(name):
+            with blamed(name):
                 config = settings(section)
                 check_model(config.model)
                 check_augment(config.augment)
                 adversary_of(section)
-    with _blamed("train"):
+    with blamed("train"):
         policy_of(recipe)
         installed_trackers(recipe.train.track if recipe.train is not None else ())
 
@@ -171,7 +179,7 @@ def _check_unsupervised(recipe: Recipe) -> None:
             f"score: {', '.join(unused)} must come without turtle, which trains no network; "
             "its own settings stand under turtle"
         )
-    with _blamed("score: turtle"):
+    with blamed("score: turtle"):
         TurtleConfig(**{**score.turtle.model_dump(), "classes": score.turtle.classes or 2})
 
 
@@ -179,7 +187,7 @@ def _check_precisions(recipe: Recipe) -> None:
     for name in ("score", "embed", "train"):
         section = getattr(recipe, name)
         if section is not None and getattr(section, "turtle", None) is None:
-            with _blamed(name):
+            with blamed(name):
                 checked_precision(section.precision)
 
 
@@ -189,7 +197,7 @@ def _check_scored(recipe: Recipe) -> None:
         return
     if score.match_steps_of is None:
         epochs = score.turtle.epochs if score.turtle is not None else score.epochs
-        with _blamed("score"):
+        with blamed("score"):
             check_specs(epochs, score.window, score.scores)
     made = computable(SIGNALS) if score.scores is None else [name_of(one) for one in score.scores]
     if extrapolate is not None and extrapolate.score not in made:
@@ -202,7 +210,7 @@ def _check_scored(recipe: Recipe) -> None:
 def _check_kept(recipe: Recipe) -> None:
     select, train = recipe.select, recipe.train
     if train is not None and train.policy is None:
-        with _blamed("select"):
+        with blamed("select"):
             num_kept(0, select.keep_fraction)
             checked_rule(select.rule, Asked(**select.model_dump(exclude={"rule"})))
         if train.policy_score is not None:

@@ -14,10 +14,10 @@ from shardsieve.commands.making import make_index
 from shardsieve.commands.methods import ON_SIGNALS, held_out_score
 from shardsieve.commands.recipe import (
     adversary_of,
+    blamed,
     check_trainings,
     deciding,
     policy_of,
-    read_recipe,
     settings,
 )
 from shardsieve.commands.reporting import names_beside, report_score
@@ -29,7 +29,6 @@ from shardsieve.keepset import select
 from shardsieve.store.create import check_labels
 from shardsieve.store.layout import holds_store
 from shardsieve.store.store import open_store
-from shardsieve.train.labels import check_test
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.machines import on_all
 from shardsieve.train.runfolder import MODEL, RESULT
@@ -56,7 +55,7 @@ def run_recipe(path: Path, *, until: str = STEPS[-1]) -> Result:
     if until not in STEPS:
         raise ValueError(f"until must be one of {', '.join(STEPS)}, got {until!r}")
     accelerator = make_accelerator()
-    chain = on_all(accelerator, lambda: _Chain(read_recipe(path), accelerator))
+    chain = on_all(accelerator, lambda: _Chain(path, accelerator))
     chain.check_machines()
     steps = order_of(chain.recipe)
     for name in steps[: steps.index(until) + 1]:
@@ -84,10 +83,7 @@ class _Chain(Chain):
         for name, shards in (("index", self.recipe.data), ("index_test", self.recipe.test)):
             if shards is not None:
                 self.results[name] = self._on_main(partial(_indexed, shards))
-        self._on_main(lambda: check_trainings(self.recipe, self._store))
-        test = self.recipe.test
-        if test is not None and self.recipe.train is not None:
-            self._on_main(lambda: check_test(open_store(test.store, mode="r")))
+        self._on_main(self._check_data)
 
     def score(self) -> None:
         """Train on the seed subset, or find pseudo-labels from what is embedded."""
@@ -228,6 +224,13 @@ class _Chain(Chain):
         self._step("report", inputs, make, output, lambda _: [])
 
     # Inside ---------------------------------------------------------------------------------
+
+    def _check_data(self) -> None:
+        test = self.recipe.test
+        with blamed(self.file):
+            check_trainings(
+                self.recipe, self._store, open_store(test.store, mode="r") if test else None
+            )
 
     def _unsupervised(self, section: Any) -> None:
         embedding = self.results["embed"]["embedding"]

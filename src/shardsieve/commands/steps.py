@@ -1,9 +1,12 @@
 """What is known about the steps of a chain, on disk: which are finished, from what, with what."""
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from shardsieve._errors import ShardsieveError
 
 Result = dict[str, Any]
 
@@ -21,7 +24,7 @@ class Steps:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._steps: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        self._steps = _held(path) if path.is_file() else {}
 
     def result(self, name: str, inputs: str, output: Callable[[Result], Any]) -> Result | None:
         """Return the result of a step that was finished from these inputs; None of any other.
@@ -71,5 +74,17 @@ class Steps:
         self._steps[name] = entry
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = self.path.with_name(f".{self.path.name}.partial")
-        new.write_text(json.dumps(self._steps, indent=1) + "\n")
+        with new.open("w") as file:
+            file.write(json.dumps(self._steps, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         new.replace(self.path)
+
+
+def _held(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise ShardsieveError(
+            f"{path} is damaged; delete it: finished runs are found again, other steps made again"
+        ) from error

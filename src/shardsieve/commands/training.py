@@ -23,7 +23,7 @@ from shardsieve.train.encoder import Encoder, load_encoder
 from shardsieve.train.images import fixed_size
 from shardsieve.train.labels import count_classes, labels_of
 from shardsieve.train.launch import DEFAULT_TRACKERS, make_accelerator, on_main
-from shardsieve.train.ledger import full_run_cost, overhead_of
+from shardsieve.train.ledger import Overhead, embedding_overhead, full_run_cost, overhead_of
 from shardsieve.train.machines import on_all, open_together
 from shardsieve.train.nets import MODELS
 from shardsieve.train.seeding import draw_seeds, score_seeds
@@ -235,7 +235,7 @@ def train_store(
             evaluate_every=evaluate_every,
             checkpoint_steps=checkpoint_steps,
             policy_score=policy_score,
-            overhead=overhead_of(store, rule.get("score")),
+            overhead=_overhead(store, keep, rule),
             full=full,
             progress=progress,
         )
@@ -246,6 +246,17 @@ def chosen_policy(policy: dict[str, Any], rule: dict[str, Any], config: TrainCon
     """Return the policy of a run; see `make_policy`."""
     shared = {"keep_fraction": rule.get("keep_fraction"), "score": rule.get("score")}
     return make_policy(**{**shared, **policy}, epochs=config.epochs, seed=config.seed)
+
+
+def _overhead(store: Store, keep: KeepSet | Policy, rule: dict[str, Any]) -> Overhead:
+    """Return what was spent on the score or embedding that the choice really goes by."""
+    if isinstance(keep, Policy):
+        given = keep.settings()
+        return overhead_of(store, given.get("prior") or given.get("score"))
+    if rule.get("rule") == "moderate":
+        return embedding_overhead(store, store.embedding_name(rule.get("embedding")))
+    blind = rule.get("rule") == "random" and not rule.get("drop_missing")
+    return overhead_of(store, None if blind else rule.get("score"))
 
 
 def _scores_of(store: Store, run: str) -> list[str]:

@@ -96,8 +96,9 @@ class FfcvImages:
         kept = int(self._lengths[rows].sum())
         self.ledger.add(Counts(kept=kept, read=kept, requests=len(rows)))
         ids = torch.from_numpy(rows)
-        # FFCV fills the same memory again some batches later.
-        own = images.clone(memory_format=torch.contiguous_format)
+        # FFCV fills the same memory again some batches later; a GPU is sent pinned memory.
+        how: Any = {"dtype": images.dtype, "pin_memory": torch.cuda.is_available()}
+        own = torch.empty(images.shape, **how).copy_(images)
         batch = Batch((own, self._labels[ids]))
         weights = self.store.epoch_weights
         batch.ids = ids

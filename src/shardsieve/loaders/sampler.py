@@ -117,6 +117,9 @@ class PrunedShardSampler(Sampler[int]):
 
         With a policy every rank must call it: losses are joined here, once per epoch. Accelerate's
         loader calls it for every pass, and counts on from the epoch that was chosen or loaded.
+
+        Raises:
+            ValueError: If it is below 0.
         """
         if numbered_by_accelerate():
             self._ahead = self.epoch - epoch if self._told else self._ahead
@@ -125,10 +128,14 @@ class PrunedShardSampler(Sampler[int]):
             self._told = True
         if epoch == self.epoch:
             return
+        if epoch < 0:
+            raise ValueError(f"epoch must be at least 0, got {epoch}; the first one is 0")
+        # An epoch that the policy refuses is not the sampler's: asked again, it is refused again.
+        choice = self.policy.choose(int(epoch)) if self.policy is not None else None
         self.epoch = int(epoch)
         self._begin(0)
-        if self.policy is not None:
-            self._take(self.policy.choose(self.epoch))
+        if choice is not None:
+            self._take(choice)
 
     def update(self, ids: ArrayLike, losses: ArrayLike) -> None:
         """Give the policy a batch's losses: integer ids (b,) and unweighted losses (b,)."""
@@ -193,7 +200,8 @@ class PrunedShardSampler(Sampler[int]):
     def state_dict(self, *, steps_done: int | None = None) -> dict[str, Any]:
         """Return where the epoch stands, as JSON-ready numbers; with a policy, its arrays too.
 
-        It is the same on every rank. What a torch loader (also under Accelerate) has handed to the
+        It is the same on every rank; with a policy, once all of them called `policy.sync()`, see
+        its `state_dict`. What a torch loader (also under Accelerate) has handed to the
         loop counts as trained on, not what its workers asked for ahead.
 
         Args:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,6 +101,9 @@ class Policy(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that later choices depend on; on several ranks call `sync` first.
+
+        Without, a state holds the losses of its own rank since the last epoch began: every rank
+        must save and load its own then.
 
         Tensors and plain values: `torch.load` reads it with `weights_only=True`.
         """
@@ -258,6 +262,14 @@ def in_unit(name: str, value: float) -> float:
     return value
 
 
+def check_whole(name: str, value: int, usual: str = "") -> None:
+    """Refuse what is no whole number of at least 1."""
+    if not isinstance(value, Integral):
+        raise ValueError(f"{name} must be a whole number, got {value}{usual}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}{usual}")
+
+
 def is_last_part(epoch: int, num_epochs: int | None, delta: float) -> bool:
     """Return whether an epoch is among the last (1 - delta) of the run: at least the last one.
 
@@ -274,8 +286,8 @@ def is_last_part(epoch: int, num_epochs: int | None, delta: float) -> bool:
 
 def check_schedule(num_epochs: int | None, delta: float) -> None:
     """Refuse a length of the run, or a share of it, that is none."""
-    if num_epochs is not None and num_epochs < 1:
-        raise ValueError(f"num_epochs must be at least 1, got {num_epochs}")
+    if num_epochs is not None:
+        check_whole("num_epochs", num_epochs)
     if not 0 <= delta <= 1:
         raise ValueError(f"delta must lie in [0, 1], got {delta}")
 

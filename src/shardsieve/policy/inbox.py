@@ -18,6 +18,7 @@ Rows = NDArray[np.int64]
 Losses = tuple[Rows, Floats]
 
 _LOG = logging.getLogger("shardsieve")
+_MOST_NAMED = 8
 
 
 class Inbox:
@@ -77,8 +78,10 @@ class Inbox:
         return [torch.from_numpy(x) for x in _concatenated([*self._joined, *self._waiting])]
 
     def load(self, state: Sequence[Any]) -> None:
-        """Hold what a state of all ranks holds, and nothing else."""
+        """Hold what the states of all ranks hold, and nothing else. A collective call."""
         rows, losses = (np.asarray(array) for array in state)
+        if world_size() > 1:
+            rows, losses = _of_all(_gathered((rows, losses)))
         self._joined = [(rows, losses)] if len(rows) else []
         self._waiting, self._on_device, self._trouble = [], [], None
 
@@ -150,9 +153,29 @@ def _checked(ids: ArrayLike, losses: ArrayLike, store: Store) -> Losses:
     rows = store.rows(wanted)
     bad = ~np.isfinite(values)
     if bad.any():
-        _LOG.warning("the loss of sample id %d is %s", wanted[bad][0], values[bad][0])
+        _LOG.warning("the loss of %s", _named(wanted[bad], values[bad]))
         values = np.where(bad, np.inf, values)
     return rows, values
+
+
+def _named(ids: Rows, losses: Floats) -> str:
+    """Say which losses of a batch are not finite; of a network that diverged these are all."""
+    said = [f"sample id {one} is {loss}" for one, loss in zip(ids, losses, strict=True)]
+    named, more = ", of ".join(said[:_MOST_NAMED]), len(said) - _MOST_NAMED
+    return f"{named}, {more} more of the batch are not finite" if more > 0 else named
+
+
+def _of_all(parts: Sequence[Losses]) -> Losses:
+    """Return what states hold together: all ranks may have been given one, or each its own."""
+    first = parts[0]
+    if all(
+        np.array_equal(one, other) for part in parts for one, other in zip(part, first, strict=True)
+    ):
+        return first
+    rows, losses = _concatenated(parts)
+    # What had been joined before stands in each of them.
+    once = np.sort(np.unique(rows, return_index=True)[1])
+    return rows[once], losses[once]
 
 
 def _concatenated(parts: Sequence[tuple[Rows, Floats]]) -> tuple[Rows, Floats]:

@@ -33,6 +33,11 @@ def checked_policy(name: str) -> str:
     return name
 
 
+def keeps_a_fraction(name: str) -> bool:
+    """Return whether a policy is told what fraction to keep; the others' constants decide it."""
+    return name == "annealed" or "keep_fraction" in inspect.signature(POLICIES[name]).parameters
+
+
 def make_policy(
     name: str,
     *,

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardsieve.policy.base import Choice, Expected, LossPolicy, highest
+from shardsieve.policy.base import Choice, Expected, LossPolicy, check_whole, highest
 from shardsieve.policy.inbox import Floats, Rows
 from shardsieve.selection import num_kept
 from shardsieve.store.store import Store
@@ -29,8 +29,7 @@ class _Periodic(LossPolicy):
     ) -> None:
         super().__init__(seed=seed, prior=prior)
         num_kept(1 << 40, keep_fraction)
-        if period < 1:
-            raise ValueError(f"period must be at least 1, got {period}; the paper uses 10")
+        check_whole("period", period, "; the paper uses 10")
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha must lie in (0, 1], got {alpha}; 0.8 is usual")
         self.keep_fraction, self.period, self.alpha = keep_fraction, period, alpha
@@ -105,6 +104,8 @@ class EpsilonGreedy(_Periodic):
         kept = len(self._kept)
         # 0.29 * 100 is 28.999...96 in floating point, and 29 in the paper.
         drawn = int(self.epsilon * kept + 1e-9)
+        # Samples whose loss was not finite come before all others, and are kept.
+        drawn = min(drawn, max(kept - int(np.isinf(self._mean).sum()), 0))
         top = highest(self._mean, kept - drawn, self.seed, _TIES, epoch)
         others = np.setdiff1d(np.arange(len(self._mean)), top, assume_unique=True)
         extra = highest(np.zeros(len(others)), drawn, self.seed, _OTHERS, epoch)
@@ -159,6 +160,6 @@ class UCB(_Periodic):
 
 def in_range(c: float) -> float:
     """Return a factor that is at least 0."""
-    if c < 0:
+    if not c >= 0:
         raise ValueError(f"c must be at least 0, got {c}; the paper uses 1")
     return c

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from shardsieve.policy.base import Choice, Expected, Policy, check_epoch
+from shardsieve.policy.base import Choice, Expected, Policy, check_epoch, check_whole
 from shardsieve.selection import keep_top, num_kept
 
 
@@ -15,8 +15,7 @@ class AnnealedScore(Policy):
         super().__init__(seed=seed)
         num_kept(1 << 40, first)
         num_kept(1 << 40, last)
-        if num_epochs < 1:
-            raise ValueError(f"num_epochs must be at least 1, got {num_epochs}")
+        check_whole("num_epochs", num_epochs)
         self.score, self.first, self.last, self.num_epochs = score, first, last, num_epochs
 
     def settings(self) -> dict[str, Any]:

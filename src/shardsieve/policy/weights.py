@@ -21,7 +21,8 @@ def weighted(losses: Tensor, batch: Any) -> Tensor:
     tensor(2.)
     """
     try:
-        weights = torch.as_tensor(_weights(batch), dtype=losses.dtype, device=losses.device)
+        weights = torch.as_tensor(_weights(batch), dtype=losses.dtype)
+        weights = weights.to(losses.device, non_blocking=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"batch must carry one weight per sample, got a {type(batch).__name__} without; let "

@@ -250,9 +250,11 @@ def _existing(target: Path | str, shards: list[str], label_member: str) -> Store
         wanted *= store.num_shards
     if store.urls != wanted:
         other = next((a for a in wanted if a not in store.urls), f"{len(wanted)} shards")
+        grown = wanted[: store.num_shards] == store.urls
+        cure = "add the new ones with --append" if grown else "choose another --store"
         raise StoreMismatchError(
             f"{target} was made from other shards: it holds {store.num_shards}, "
-            f"got {len(wanted)} with {other}; choose another --store"
+            f"got {len(wanted)} with {other}; {cure}"
         )
     return store
 
@@ -271,25 +273,39 @@ def check_labels(store: Store, label_member: str) -> None:
         )
 
 
-def check(store: Store, *, progress: Progress | None = None) -> None:
+def check(store: Store, *, progress: Progress | None = None) -> int:
     """Walk every shard again and compare its sample table with the index, byte for byte.
 
-    Objects are walked several at a time; the first shard in order that is not as indexed is named.
+    Shards with the same table and labels are the indexed ones, also where size and time say
+    otherwise, as after copying: what they say now is then written to the store. Objects are walked
+    several at a time; the first shard in order that is not as indexed is named.
+
+    Returns:
+        For how many shards size or time were others.
 
     Raises:
-        StoreMismatchError: If a shard's table differs, naming the first such shard.
+        StoreMismatchError: If a shard's table or labels differ, naming the first such shard.
         CorruptShardError: If a shard is damaged.
     """
-    if store.kind == "ffcv":
-        check_beton(store)
-        return
+    found = check_beton(store) if store.kind == "ffcv" else _check_tars(store, progress)
+    return store.renew_fingerprints(found)
+
+
+def _check_tars(store: Store, progress: Progress | None) -> list[str]:
+    """Compare every tar; return their cheap fingerprints, each from before it was walked."""
     remote = any(map(is_remote, store.urls))
-    tables = at_once(lambda url: index_shard(url).table, store.urls, remote=remote)
-    each = zip(store.urls, store.tables(), tables, strict=True)
-    for number, (url, want, table) in enumerate(each):
-        if table != want:
+    member = str(store.group.attrs.get("label_member", LABEL_MEMBER))
+    shards = at_once(lambda url: index_shard(url, label_member=member), store.urls, remote=remote)
+    each = zip(store.urls, store.tables(), store.labels_by_shard(), shards, strict=True)
+    found = list[str]()
+    for number, (url, table, labels, shard) in enumerate(each):
+        same_samples = table == shard.table
+        if not (same_samples and np.array_equal(labels, shard.label)):
+            other = "labels" if same_samples else "samples"
             raise StoreMismatchError(
-                f"shard {url} holds other samples than the index of {store.path}; index it again"
+                f"shard {url} holds other {other} than the index of {store.path}; index it again"
             )
+        found.append(shard.fingerprint)
         if progress:
             progress(number + 1, store.num_shards)
+    return found

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from shardsieve._errors import ShardsieveError, StoreMismatchError
 from shardsieve.io.objects import is_remote
 from shardsieve.io.source import cheap_fingerprint
@@ -52,24 +54,30 @@ def beton_blocks(path: str, label_field: str | None) -> tuple[list[IndexedShard]
     return blocks, {"kind": "ffcv", "page_size": beton.page_size, "nbytes": beton.nbytes}
 
 
-def check_beton(store: Store) -> None:
+def check_beton(store: Store) -> list[str]:
     """Read the tables again and compare every block with the index.
+
+    Returns:
+        Their cheap fingerprints, from before that.
 
     Raises:
         StoreMismatchError: If a block differs, naming its rows.
     """
-    blocks, _ = beton_blocks(store.urls[0], None)
-    want = store.tables()
-    got = [block.table for block in blocks]
-    for number, table in enumerate(want):
-        if number >= len(got) or got[number] != table:
+    member = store.group.attrs.get("label_member")
+    blocks, _ = beton_blocks(store.urls[0], None if member is None else str(member))
+    want = [*zip(store.tables(), store.labels_by_shard(), strict=True)]
+    got = [(block.table, block.label) for block in blocks]
+    for number, (table, labels) in enumerate(want):
+        same = number < len(got) and got[number][0] == table
+        if not (same and np.array_equal(got[number][1], labels)):
             first = number * store.rows_per_shard
             raise StoreMismatchError(
-                f"{store.urls[0]} holds other samples than the index of {store.path} from row "
-                f"{first} on; index it again"
+                f"{store.urls[0]} holds other samples than the index of {store.path}, or labels, "
+                f"from row {first} on; index it again"
             )
     if len(got) > len(want):
         raise StoreMismatchError(f"{store.urls[0]} has more rows than {store.path}; index it again")
+    return [block.fingerprint for block in blocks]
 
 
 def _known(beton: Beton, field: str | None) -> str | None:

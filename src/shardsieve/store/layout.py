@@ -1,5 +1,6 @@
 """Names, versions and sizes of the store's arrays: the one place that knows them."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -173,9 +174,11 @@ def told_about_disk(target: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        cure = "free some space" if full else "choose a path that can be written"
         raise ShardsieveError(
-            f"cannot write the store {target}: {error.strerror or error}; "
-            "free some space and start again: finished shards are kept"
+            f"cannot write the store {target}: {error.strerror or error}; {cure} and start again: "
+            "finished shards are kept"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """The open store: ids, byte ranges, labels, embeddings, scores and keep sets by shard."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -80,7 +80,7 @@ class Store(SampleTables):
         Raises:
             ValueError: If an id belongs to no sample, naming the first.
         """
-        wanted = np.asarray(ids, dtype=np.int64)
+        wanted = np.asarray(plain(ids), dtype=np.int64)
         shard, position = np.divmod(wanted, self.rows_per_shard)
         inside = (shard >= 0) & (shard < self.num_shards)
         inside &= position < self.samples[np.where(inside, shard, 0)]
@@ -107,6 +107,10 @@ class Store(SampleTables):
     def labels(self) -> NDArray[np.int64]:
         """Return the label of every sample in id order, int64 (n,); -1 where it is missing."""
         return unpad(self._read("sample/label"), self.samples).astype(np.int64)
+
+    def labels_by_shard(self) -> list[NDArray[np.int64]]:
+        """Return `labels()` shard by shard."""
+        return np.split(self.labels(), np.cumsum(self.samples)[:-1])
 
     # Scores ---------------------------------------------------------------------------------
 
@@ -253,6 +257,21 @@ class Store(SampleTables):
                     f"({want} then, {got} now); run `shardsieve check`, or index again"
                 )
 
+    def renew_fingerprints(self, found: Sequence[str]) -> int:
+        """Take shards that were compared exactly for those of the index.
+
+        Args:
+            found: Their cheap fingerprints, from before they were compared.
+
+        Returns:
+            How many of them were others than those at indexing.
+        """
+        held = zip(self.shard_fingerprints(), found, strict=True)
+        changed = sum(not same_fingerprint(one, other) for one, other in held)
+        if changed:
+            self._array("shard/fingerprint")[: len(found)] = np.array(found, dtype=object)
+        return changed
+
     # Inside ---------------------------------------------------------------------------------
 
     def _need_chunks(self, name: str, whole: NDArray[np.bool_], *, first: int = 0) -> None:
@@ -264,12 +283,13 @@ class Store(SampleTables):
             )
 
 
-def open_store(path: str | Path, *, mode: str = "r+") -> Store:
+def open_store(path: str | Path, *, mode: str = "r+", check_shards: bool = True) -> Store:
     """Open a store and check that its shards are still those it was made from.
 
     Args:
         path: Folder of the store, or its `s3://`, `gs://`, `az://`, `http(s)://` URL.
         mode: `r` forbids writing.
+        check_shards: Compare their sizes and times; False is for who compares their samples.
 
     Raises:
         StoreFormatError: If there is no store, or a newer version wrote it.
@@ -290,5 +310,6 @@ def open_store(path: str | Path, *, mode: str = "r+") -> Store:
             "upgrade shardsieve"
         )
     store = Store(path, group)
-    store.check_shards()
+    if check_shards:
+        store.check_shards()
     return store

@@ -11,6 +11,7 @@ import zarr
 from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import MissingScoreError, StoreFormatError, StoreMismatchError
+from shardsieve.scores.inputs import plain
 from shardsieve.store.layout import (
     checked_name,
     make_array,
@@ -124,7 +125,7 @@ class SampleTables:
             ValueError: If shape or type differ, or a class is below -1 or takes more than 31 bits.
             StoreMismatchError: If the name holds others.
         """
-        values = np.asarray(labels)
+        values = np.asarray(plain(labels))
         if values.shape != (len(self),) or values.dtype.kind not in "iu":
             raise ValueError(
                 f"labels must be integers of shape ({len(self)},), got {values.dtype} "

@@ -29,11 +29,11 @@ class FfcvBatches:
         return len(self.dataset)
 
     def __iter__(self) -> Iterator[Batch]:
-        device = PartialState().device
+        to: Any = {"device": PartialState().device, "non_blocking": True}
         for batch in self.dataset:
-            images, labels = (part.to(device, non_blocking=True) for part in batch)
-            pixels = images if self._channels == 3 else grey(images)
-            yield Batch(pixels, labels, batch.ids.to(device), batch.weights.to(device))
+            parts = (*batch, batch.ids, batch.weights)
+            images, *others = (part.to(**to) for part in parts)
+            yield Batch(images if self._channels == 3 else grey(images), *others)
 
 
 def ffcv_loader(
@@ -79,7 +79,7 @@ def grey(images: Tensor) -> Tensor:
     >>> grey(torch.tensor([200, 100, 50], dtype=torch.uint8).reshape(1, 3, 1, 1)).item()
     124
     """
+    red, green, blue = images.to(torch.int32).unbind(dim=1)
     # ITU-R 601-2 luma in 16 bits.
-    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32, device=images.device)
-    luma = (images.to(torch.int32) * weights[:, None, None]).sum(dim=1, keepdim=True)
-    return ((luma + 0x8000) >> 16).to(torch.uint8)
+    luma: Tensor = 19595 * red + 38470 * green + 7471 * blue
+    return ((luma + 0x8000) >> 16).to(torch.uint8)[:, None]

@@ -136,17 +136,18 @@ def augment(images: Tensor, generator: torch.Generator, *, flip: bool = True) ->
         generator: A CPU generator; decides every crop and flip.
         flip: Mirror half of them; wrong for digits and text.
     """
-    count, channels, height, width = images.shape
+    count, _, height, _ = images.shape
     border = height // 8
-    shift = torch.randint(0, 2 * border + 1, (2, count, 1), generator=generator)
-    rows, columns = shift[0] + torch.arange(height), shift[1] + torch.arange(width)
+    # Only draws are sent, some kilobytes: the host need not wait for the device to take them.
+    to: Any = {"device": images.device, "non_blocking": True}
+    shift = torch.randint(0, 2 * border + 1, (2, count, 1), generator=generator).to(**to)
+    sample, channel, row, column = (torch.arange(n, device=images.device) for n in images.shape)
+    rows, columns = shift[0] + row, shift[1] + column
     if flip:
-        mirrored = torch.rand((count, 1), generator=generator) < 0.5
+        mirrored = (torch.rand((count, 1), generator=generator) < 0.5).to(**to)
         columns = torch.where(mirrored, columns.flip(1), columns)
-    device = images.device
-    rows, columns = rows[:, None, :, None].to(device), columns[:, None, None, :].to(device)
-    sample = torch.arange(count, device=device)[:, None, None, None]
-    channel = torch.arange(channels, device=device)[None, :, None, None]
+    rows, columns = rows[:, None, :, None], columns[:, None, None, :]
+    sample, channel = sample[:, None, None, None], channel[:, None, None]
     return pad(images, (border,) * 4)[sample, channel, rows, columns]
 
 

@@ -58,16 +58,26 @@ def count_classes(
     return int(labels.max(initial=0)) + 1
 
 
-def check_test(store: Store) -> None:
-    """Refuse a store to evaluate on in which no sample has a label.
+def check_test(test: Store, classes: int | None = None) -> None:
+    """Refuse a store to evaluate on without labels, or with labels that training cannot learn.
+
+    Args:
+        test: Open.
+        classes: How many the network tells; None for one that tells pseudo-classes.
 
     Raises:
         ShardsieveError: If it is one.
     """
-    if not (store.labels() >= 0).any():
+    largest = int(test.labels().max(initial=-1))
+    if largest < 0:
         raise ShardsieveError(
-            f"test must have labels, got {store.path} without any; pack it with a `cls` member, "
+            f"test must have labels, got {test.path} without any; pack it with a `cls` member, "
             "name the member with `shardsieve index --label-member`, or leave test out"
+        )
+    if classes is not None and largest >= classes:
+        raise ShardsieveError(
+            f"test must have labels below {classes}, the classes of the training samples, got "
+            f"{largest} in {test.path}; is it a split of the same data set?"
         )
 
 

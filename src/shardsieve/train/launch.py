@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DataLoaderConfiguration, broadcast_object_list
 
 from shardsieve._errors import MissingDependencyError, ShardsieveError
 
@@ -55,6 +55,8 @@ def make_accelerator(
         mixed_precision=precision or "no",
         log_with=tracked or None,
         project_dir=str(folder) if tracked else None,
+        # The loaders' batches are pinned: no step waits until the device has taken the next one.
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))

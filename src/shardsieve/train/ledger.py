@@ -46,6 +46,12 @@ def overhead_of(store: Store, score: str | None) -> Overhead:
     return Overhead(counted, tuple(name for name in found if name not in counted))
 
 
+def embedding_overhead(store: Store, name: str) -> Overhead:
+    """Return what a stored embedding cost."""
+    cost = _embedding_cost(store, name)
+    return Overhead({"embedding": Cost.from_dict(cost)}) if cost else Overhead({}, ("embedding",))
+
+
 def _embedding_cost(store: Store, name: str) -> Any:
     return store.embedding_array(name).attrs.get("cost") if name in store.embeddings else None
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from shardsieve.keepset import KeepSet
@@ -63,6 +64,7 @@ def make_loader(
         batch_size=config.batch_size,
         num_workers=config.workers,
         collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
         persistent_workers=config.workers > 0,
     )
     return loader, sampler

@@ -1,5 +1,6 @@
 """One training loop for keep sets, alone or under `accelerate launch`, that can stop and go on."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -76,7 +77,9 @@ class Trainer:
             raise ValueError(
                 f"the keep set must hold a sample, got none of {len(store)}; keep more"
             )
-        self.planned = self.sampler.steps(config.epochs)
+        # An epoch's last step may be of fewer batches.
+        batches = self.sampler.steps(config.epochs) / config.epochs
+        self.planned = config.epochs * math.ceil(batches / config.accumulate)
         self.dataset: Any = plain.dataset
         self.stepper = Stepper(model, config, accelerator, adversary)
         self.loader = accelerator.prepare(plain)
@@ -176,7 +179,7 @@ class Trainer:
             self.done.steps += 1
             self.done.place = place_after
             if progress:
-                progress(self.done.steps, int(self.planned), str(self.dataset.ledger.total))
+                progress(self.done.steps, self.planned, str(self.dataset.ledger.total))
             stop = stopping.after_step() and self.done.place < len(self.keep)
             if stop or self._checkpoint_is_due():
                 self._add_up(means, begin)

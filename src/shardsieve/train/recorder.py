@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from shardsieve._errors import ShardsieveError, StoreFormatError
 from shardsieve.io.objects import is_remote
-from shardsieve.scores.inputs import whole_number
+from shardsieve.scores.inputs import plain, whole_number
 from shardsieve.store.layout import checked_name, told_about_disk, write_contents
 from shardsieve.store.store import Store
 from shardsieve.train.measures import KNOWN, SIGNALS, measure
@@ -58,7 +58,7 @@ class Recorder:
         unknown = [name for name in signals if name not in KNOWN]
         if unknown:
             raise ValueError(f"signals must be among {', '.join(KNOWN)}, got {unknown[0]!r}")
-        given = np.asarray(seed_ids)
+        given = np.asarray(plain(seed_ids))
         if given.size == 0 or given.dtype.kind not in "iu":
             raise ValueError(
                 f"seed_ids must be integers, at least one, got {given.size} of {given.dtype}; "

@@ -1,10 +1,12 @@
 """A run's folder: what run it is, its newest checkpoint, its history and its result."""
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import re
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)-([0-9a-f]{16})\.pt")
 _KEPT = 2
 LEFT = ".shardsieve-seen-by-all-"
 """How a file begins by which processes find out whether they see one folder; see `machines`."""
+_LOCK = ".lock"
 
 _LOG = logging.getLogger("shardsieve")
 
@@ -56,7 +59,12 @@ class RunFolder:
                 )
 
     def claim(self, identity: Mapping[str, Any]) -> None:
-        """Make the folder this run's own; see `refuse_another`."""
+        """Make the folder this run's own, and this process' until it ends or drops this object.
+
+        Raises:
+            ShardsieveError: As `refuse_another`, if the folder cannot be made, or another process
+                trains in it.
+        """
         self.refuse_another(identity)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -64,6 +72,7 @@ class RunFolder:
             raise ShardsieveError(
                 f"cannot make run folder {self.path}: {error.strerror}; choose another one"
             ) from error
+        self._lock()
         self.write_json(IDENTITY, identity)
 
     def result(self) -> dict[str, Any] | None:
@@ -137,7 +146,23 @@ class RunFolder:
     # Inside ---------------------------------------------------------------------------------
 
     def _holds_anything(self) -> bool:
-        return any(not path.name.startswith(LEFT) for path in self.path.iterdir())
+        ours = (LEFT, _LOCK)
+        return any(not path.name.startswith(ours) for path in self.path.iterdir())
+
+    def _lock(self) -> None:
+        # A record lock belongs to the process alone: workers forked from it do not keep it when
+        # it is killed. Where the file system knows no locks, nothing is refused.
+        handle = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        weakref.finalize(self, os.close, handle)
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise ShardsieveError(
+                f"another process trains in run folder {self.path}; wait for it or choose another "
+                "folder, and launch processes of several machines as one with --num_machines"
+            ) from error
+        except OSError:
+            pass
 
     def _checkpoints(self) -> list[Path]:
         found = [p for p in self.path.glob("checkpoint-*.pt") if _CHECKPOINT.fullmatch(p.name)]
@@ -147,8 +172,10 @@ class RunFolder:
         path = self.path / name
         if not path.is_file():
             return None
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
+        try:
+            return dict(json.loads(path.read_text()))
+        except (TypeError, ValueError) as error:
+            raise ShardsieveError(f"{path} is damaged; delete {self.path} to train anew") from error
 
     def _write(self, name: str, text: str) -> None:
         partial = self._partial(name)

@@ -17,6 +17,7 @@ from shardsieve._errors import ShardsieveError
 from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet
 from shardsieve.order import random_bits
+from shardsieve.scores.recorded import SeedScore
 from shardsieve.selection import keep_random
 from shardsieve.store.layout import checked_name
 from shardsieve.store.store import Store
@@ -34,7 +35,13 @@ from shardsieve.train.nets import load_model
 from shardsieve.train.progress import Progress
 from shardsieve.train.recorder import Recorder, Watcher
 from shardsieve.train.runfolder import RESULT, RunFolder
-from shardsieve.train.seedscores import add_scores, check_specs, put_seed_scores, signals_for
+from shardsieve.train.seedscores import (
+    add_scores,
+    check_names,
+    check_specs,
+    put_seed_scores,
+    signals_for,
+)
 from shardsieve.train.splits import snapshot_epochs
 
 
@@ -133,7 +140,7 @@ def score_seeds(
         ValueError: If there are too few epochs for the window, or a score is unknown.
     """
     checked_name(name)
-    _check_scores(config, window, scores, clean_pass, adversary)
+    scored = _check_scores(config, window, scores, clean_pass, adversary)
     num_classes, config = on_all(accelerator, lambda: _several_classes(store, config))
     kept_epochs = set(snapshot_epochs(config.epochs, snapshots)) - {config.epochs}
     keep, run = KeepSet.from_ids(store, seeds), RunFolder(folder)
@@ -153,9 +160,8 @@ def score_seeds(
         how: dict[str, Any] = {"window": window}
         on_main(accelerator, lambda: [add_scores(store, one, scores, **how) for one in watched])
         return finished
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        run.claim(identity)
+    on_main(accelerator, lambda: check_names(store, watched, scored))
+    on_main(accelerator, lambda: run.claim(identity))
     set_seed(config.seed)
     model = load_model(config.model, num_classes, config.channels or 3)
     how = {"folder": run, "checkpoint_steps": checkpoint_steps}
@@ -200,10 +206,10 @@ def _check_scores(
     scores: Sequence[str] | None,
     clean_pass: bool,
     adversary: Adversary | None,
-) -> None:
-    """Refuse what could only fail after the training."""
+) -> list[SeedScore]:
+    """Return the scores to make; refuse what could only fail after the training."""
     signals = signals_for(scores)
-    check_specs(config.epochs, window, scores)
+    made = check_specs(config.epochs, window, scores)
     if adversary is not None and clean_pass:
         raise ValueError(
             "clean_pass must not come with an adversary, got both; "
@@ -211,6 +217,7 @@ def _check_scores(
         )
     if adversary is not None and "grand" in signals:
         raise ValueError("grand_last_layer must come without an adversary, got both")
+    return made
 
 
 def _made(

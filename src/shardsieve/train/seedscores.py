@@ -1,6 +1,6 @@
 """From recorded dynamics to stored scores of the seed samples."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,22 +18,36 @@ def signals_for(specs: Iterable[str] | None) -> tuple[str, ...]:
     return (*SIGNALS, "grand") if "grand_last_layer" in named else SIGNALS
 
 
-def check_specs(epochs: int, window: int, specs: Sequence[str] | None) -> None:
-    """Refuse what could only fail after the run: too few epochs, a wrong specification.
+def check_specs(epochs: int, window: int, specs: Sequence[str] | None) -> list[SeedScore]:
+    """Return the scores that a run will make, of a sample that nothing is known of.
 
     Raises:
-        ValueError: With what is wrong.
+        ValueError: Now and not after the run: too few epochs or too small a window for one of
+            them, a wrong specification.
     """
-    if window < 3:
-        raise ValueError(f"window must be at least 3 for TDDS, got {window}; 10 is usual")
-    if epochs <= window:
-        raise ValueError(
-            f"epochs must be more than window={window}, got {epochs}; train longer or "
-            "pass a smaller window"
-        )
     nothing = {name: np.zeros((epochs, 1)) for name in signals_for(specs)}
-    for spec in specs or ():
-        from_signals(spec, nothing, window=window)
+    return [
+        _of_enough_epochs(spec, nothing, window)
+        for spec in (computable(nothing) if specs is None else specs)
+    ]
+
+
+def _of_enough_epochs(spec: str, signals: Mapping[str, Any], window: int) -> SeedScore:
+    try:
+        return from_signals(spec, signals, window=window)
+    except ValueError as error:
+        raise ValueError(f"{error} (score {spec}; `scores` names which ones to make)") from error
+
+
+def check_names(store: Store, runs: Iterable[str], scores: Sequence[SeedScore]) -> None:
+    """Refuse to make scores of runs whose names stand for others in the store.
+
+    Raises:
+        StoreMismatchError: If there is one.
+    """
+    for run in runs:
+        for score in scores:
+            store.check_score(f"{run}_{score.name}", score.definition)
 
 
 def seed_scores(

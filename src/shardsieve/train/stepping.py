@@ -1,6 +1,7 @@
 """One optimiser step: forward, weighted loss, backward, update, running average."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -9,11 +10,12 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from shardsieve.order import hash_key
 from shardsieve.policy.weights import weighted
 from shardsieve.train.adversary import Adversary
+from shardsieve.train.averaging import RunningAverage
 from shardsieve.train.compiling import Compiled
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.images import Batch, augment, normalised
@@ -47,12 +49,7 @@ class Stepper:
             weight_decay=config.weight_decay,
             nesterov=config.momentum > 0,
         )
-        average = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
-        self._ema = (
-            AveragedModel(model, accelerator.device, multi_avg_fn=average, use_buffers=True)
-            if config.ema
-            else None
-        )
+        self._ema = RunningAverage(model, accelerator.device, config.ema) if config.ema else None
         running = Compiled(model, config.batch_size) if config.compile else model
         self.model, self.optimizer = accelerator.prepare(running, optimizer)
 
@@ -87,7 +84,8 @@ class Stepper:
         draw = hash_key(self.config.seed, epoch, place, self.accelerator.process_index) % 2**63
         torch.manual_seed(draw)
         images = self._prepared(batch.images, epoch, draw)
-        with nullcontext() if last else self.accelerator.no_sync(self.model):
+        joined = nullcontext() if last else self.accelerator.no_sync(self.model)
+        with joined, _normalised_as_before(self.bare, len(images)):
             logits, losses = self._forward(images, batch.labels)
             self.accelerator.backward(weighted(losses, batch) * share)
         return logits, losses.detach()
@@ -140,3 +138,20 @@ class Stepper:
         if self.config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return images
+
+
+@contextmanager
+def _normalised_as_before(model: nn.Module, samples: int) -> Iterator[None]:
+    """Let batch normalisation go by its running statistics where a batch has none: of one sample.
+
+    An epoch's last batch may be one, and on a last map of one pixel torch refuses that.
+    """
+    layers = [one for one in model.modules() if isinstance(one, _BatchNorm) and one.training]
+    layers = layers if samples == 1 else []
+    for one in layers:
+        one.eval()
+    try:
+        yield
+    finally:
+        for one in layers:
+            one.train()

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from contextlib import nullcontext
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -30,6 +31,11 @@ class Stopping:
         self._many = accelerator.num_processes > 1
         self._asked, self._steps = False, 0
         self._sum: tuple[torch.Tensor, Any] | None = None
+        self._beside: Any = nullcontext()
+        if self._many and self._device.type == "cuda":
+            # In the stream of the steps a GPU would read the sum after all that it has been given.
+            stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            self._beside = torch.cuda.stream(stream)
         self._owner, self._before = os.getpid(), None  # type: ignore[var-annotated]
 
     def __enter__(self) -> Self:
@@ -56,9 +62,10 @@ class Stopping:
         stop = False
         if self._sum is not None:
             counted, work = self._sum
-            work.wait()
-            stop = bool(counted.item())
-        counted = torch.tensor([int(self._asked)], device=self._device)
+            with self._beside:
+                work.wait()
+                stop = bool(counted.item())
+        counted = torch.full((1,), int(self._asked), device=self._device)
         self._sum = counted, dist.all_reduce(counted, async_op=True)
         return stop
 

@@ -75,7 +75,7 @@ def train_subset(
 
     Raises:
         ShardsieveError: If labels are missing, `test` has none or the folder holds another run.
-        ValueError: If nothing is kept, or the policy's schedule is shorter than the run.
+        ValueError: If nothing is kept, or the policy's schedule is not of the run's length.
         Stopped: After SIGTERM, when the state is saved.
     """
     how: dict[str, Any] = {"matched": config.pseudo_labels is not None}
@@ -97,8 +97,7 @@ def train_subset(
     trainer = Trainer(model, store, keep, config, accelerator, adversary=adversary, **how)
     # Stores that are copies of each other may hold other scores.
     check_same(accelerator, {"keep set": trainer.keep.digest})
-    if accelerator.is_main_process:
-        run.claim(identity)
+    on_main(accelerator, lambda: run.claim(identity))
     if accelerator.log_with and accelerator.is_main_process:  # the others' trackers do nothing
         how = tracked_as(run, identity)
         accelerator.init_trackers("shardsieve", config=_plain(config), init_kwargs=how)
@@ -148,15 +147,24 @@ def _checked(
 
     What could only fail after the training is refused.
     """
+    classes, known = known_task(
+        store, config, ids=keep.ids() if isinstance(keep, KeepSet) else None
+    )
     if test is not None:
-        check_test(test)
-    if test is not None and matched:
-        need_matching()
+        check_test(test, None if matched else classes)
+        if matched:
+            need_matching()
     if policy_score is not None:
         if not isinstance(keep, Policy):
             raise ValueError("policy_score must come with a policy; a keep set learns nothing")
         keep.check_score(store, policy_score)
-    return known_task(store, config, ids=keep.ids() if isinstance(keep, KeepSet) else None)
+    scheduled = keep.settings().get("num_epochs") if isinstance(keep, Policy) else None
+    if scheduled is not None and scheduled > config.epochs:
+        raise ValueError(
+            f"the policy's num_epochs must be the run's {config.epochs}, got {scheduled}; "
+            "the end of its schedule would never come"
+        )
+    return classes, known
 
 
 def _hand_over(

@@ -19,7 +19,12 @@ from shardsieve.store.layout import checked_name
 from shardsieve.store.store import Store
 from shardsieve.train.progress import Progress
 from shardsieve.train.recorder import Recorder
-from shardsieve.train.seedscores import add_scores, check_specs, put_seed_scores
+from shardsieve.train.seedscores import (
+    add_scores,
+    check_names,
+    check_specs,
+    put_seed_scores,
+)
 
 _BLOCK, _ORDER = 8192, 0x707
 Layer = tuple[Tensor, Tensor]
@@ -166,7 +171,7 @@ def score_unsupervised(
         ValueError: If there are too few epochs for the window, or a score is unknown.
     """
     checked_name(name)
-    check_specs(config.epochs, window, scores)
+    scored = check_specs(config.epochs, window, scores)
     points, ids = _points(store, seeds, embedding)
     made: dict[str, Any] = {"paradigm": "unsupervised", "model": "turtle", "embedding": embedding}
     made |= {"epochs": config.epochs, "seeds": len(ids), "seed": config.seed}
@@ -178,6 +183,8 @@ def score_unsupervised(
             f"dynamics {name!r} of {store.path} belong to another run; choose another name"
         )
     store.refuse_other_pseudo_labels(name, {**made, "dynamics": name})
+    if held is None:
+        check_names(store, [name], scored)
     begin, encoders = time.perf_counter(), list[Layer]()
     if held is None or name not in store.pseudo_label_sets:  # earlier releases stored none
         for encoder in task_encoders(points, config):
