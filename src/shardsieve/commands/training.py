@@ -15,6 +15,7 @@ from shardsieve.keepset import KeepSet, select
 from shardsieve.policy.base import Policy
 from shardsieve.policy.named import make_policy
 from shardsieve.scores.inputs import whole_number
+from shardsieve.store.layout import checked_name
 from shardsieve.store.store import Store
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig, check_images, check_precision
@@ -132,6 +133,7 @@ def embed_store(
     workers: int = 0,
 ) -> dict[str, Any]:
     """Embed every sample with the seed run's network, or with another one."""
+    checked_name(name)
     check_images(size, channels)
     check_precision(precision)
     whole_number("batch_size", batch_size, 1)
