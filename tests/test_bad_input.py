@@ -123,6 +123,10 @@ def a_layer_of_no_network(tmp_path, data):
     return ["extrapolate", "--store", str(data.path), *how]
 
 
+def no_scores(tmp_path, data):
+    return ["score", "--store", str(data.path), "--scores", ""]
+
+
 def weights_of_no_neighbours(tmp_path, data):
     how = ["--score", "mine", "--name", "other", "--method", "direct", "--weights", "mean"]
     return ["extrapolate", "--store", str(data.path), *how]
@@ -192,6 +196,7 @@ CASES = [
     (a_ceiling_of_pseudo_labels, "--held-out, --ceiling must come without --paradigm unsup"),
     (an_attack_on_nobody, "must come with --paradigm adversarial"),
     (a_layer_of_no_network, "--layer, --labels must come with --method gnn"),
+    (no_scores, "--scores must name a score, got ''; leave it out for all"),
     (weights_of_no_neighbours, "--weights must come with --method knn"),
     (no_seeds, "seeds must lie in (0, 1], got 0.0"),
     (too_few_seeds, "seeds must draw a sample, got 0.01 of 9"),

@@ -275,6 +275,8 @@ def test_bad_input_is_refused():
         GNN(layer="gin")
     with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got 1"):
         GNN(dropout=1.0)
+    with pytest.raises(ValueError, match="fan_out must be two numbers, one per hop, got 10"):
+        GNN(fan_out=10)
     with pytest.raises(ValueError, match="learning_rate must be above 0, got -1"):
         GNN(learning_rate=-1)
     with pytest.raises(ValueError, match="must be fitted"):

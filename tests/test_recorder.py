@@ -45,6 +45,16 @@ def outputs(batch, epoch, seed):
     return logits, torch.tensor([int(i) % 59 % 4 for i in batch], dtype=torch.int64)
 
 
+def test_arrays_are_recorded_as_tensors_are():
+    ids, (logits, labels) = np.array([3, 2**60]), outputs([3, 2**60], 0, 1)
+    one, other = Recorder(ids, 4), Recorder(ids, 4)
+    one.record(torch.from_numpy(ids), logits, labels)
+    other.record(ids, logits.numpy(), labels.tolist())
+    for recorder in (one, other):
+        recorder.end_epoch()
+    same_table(one, other)
+
+
 @given(runs(), st.sampled_from([1, 9, 2**22]))
 def test_every_signal_is_the_plain_formula_of_what_was_shown_first(run, budget):
     ids, epochs, seed = run

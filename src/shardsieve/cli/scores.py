@@ -77,6 +77,8 @@ def score(
 ) -> None:
     """Train on a seed subset and store its scores; goes on where it was stopped."""
     specs = [spec for spec in scores.split(",") if spec] if scores is not None else None
+    if specs == []:
+        raise ValueError(f"--scores must name a score, got {scores!r}; leave it out for all")
     networks: dict[str, Any] = {"clean_pass": clean_pass, "held_out": held_out}
     networks |= {"snapshots": snapshots, "match_steps_of": match_steps_of, "ceiling": ceiling}
     networks |= {"checkpoint_steps": checkpoint_steps}

@@ -1,6 +1,7 @@
 """Graph-network extrapolation (Score Extrapolation, arXiv 2506.09010): needs torch-geometric."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -88,6 +89,8 @@ class GNN:
         device: str = "cpu",
         ranks: Ranks = ALONE,
     ) -> None:
+        if not isinstance(fan_out, Sequence) or len(fan_out) != 2:
+            raise ValueError(f"fan_out must be two numbers, one per hop, got {fan_out}")
         counts = {"k": k, "epochs": epochs, "patience": patience, "fan_out": min(fan_out)}
         for name, count in {**counts, "batch_size": batch_size}.items():
             whole_number(name, count, 1)

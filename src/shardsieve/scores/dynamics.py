@@ -54,7 +54,8 @@ def dynamic_uncertainty(
     Whether the last window counts can flip the ranking of two samples, so note what was used.
 
     Args:
-        p_true: (T, n), probability of the label per epoch, in `[0, 1]`; T > window.
+        p_true: (T, n), probability of the label per epoch, in `[0, 1]`; T > window, or
+            T >= window with `include_last`.
         window: J, epochs per window, at least 2.
         variant: A name of `DYNAMIC_UNCERTAINTY`: `paper`; `official`, the authors' code (BAAI);
             `dual`, in the code of DUAL; `schmidt` and `schmidt_unsupervised`, in the code of Score
@@ -80,7 +81,7 @@ def dynamic_uncertainty(
     whole_number("window", window, 2)
     whole_number("skip_epochs", skip_epochs, 0)
     q = q[skip_epochs:]
-    enough_epochs("p_true", len(q), window, more=True, skipped=skip_epochs)
+    enough_epochs("p_true", len(q), window, more=not include_last, skipped=skip_epochs)
     num_windows = len(q) - window + include_last
     total = np.zeros(q.shape[1])
     for start in range(num_windows):

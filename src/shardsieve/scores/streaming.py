@@ -69,9 +69,10 @@ class StreamingDynamicUncertainty:
             ValueError: If a sample has had too few values, naming the first.
         """
         count = self._ring.count
-        require(count, self._window + 1, f"more than window={self._window} values")
         if not self._include_last:
+            require(count, self._window + 1, f"more than window={self._window} values")
             return self._total / (count - self._window)
+        require(count, self._window, f"at least window={self._window} values")
         newest = self._deviation(np.arange(self._num_samples))
         return (self._total + newest) / (count - self._window + 1)
 
@@ -97,7 +98,9 @@ class StreamingTDDS:
     `load_state_dict(state_dict())` changes nothing.
     """
 
-    def __init__(self, num_samples: int, window: int = 10, decay: float = 0.9) -> None:
+    def __init__(
+        self, num_samples: int, window: int = 10, decay: float = 0.9, *, squared: bool = False
+    ) -> None:
         whole_number("num_samples", num_samples, 0)
         whole_number("window", window, 3)
         within_decay(decay)
@@ -107,7 +110,8 @@ class StreamingTDDS:
             "window": window,
             "decay": decay,
         }
-        self._num_samples, self._decay = num_samples, decay
+        self._settings |= {"squared": True} if squared else {}  # unknown to earlier releases
+        self._num_samples, self._decay, self._squared = num_samples, decay, squared
         self._ring = Ring(window - 1, num_samples)
         self._average = np.zeros(num_samples)
 
@@ -122,6 +126,7 @@ class StreamingTDDS:
         self._ring.push(where, batch_values(values, where, np.inf))
         full = self._ring.full(where)
         norm = fluctuation(self._ring.window(full))
+        norm = norm**2 if self._squared else norm
         self._average[full] = (1 - self._decay) * self._average[full] + self._decay * norm
 
     def score(self) -> Floats:

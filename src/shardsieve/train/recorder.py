@@ -75,16 +75,14 @@ class Recorder:
         self._start_epoch()
 
     @torch.no_grad()
-    def record(
-        self, ids: Tensor, logits: Tensor, labels: Tensor, features: Tensor | None = None
-    ) -> None:
+    def record(self, ids: Any, logits: Any, labels: Any, features: Tensor | None = None) -> None:
         """Take in one batch; samples that are not of the seed are left out.
 
         Nothing is copied to the CPU and nothing measured before some megabytes have come together,
         so that a GPU is not waited for after every step.
 
         Args:
-            ids: int64 (n,).
+            ids: int64 (n,), as logits and labels a tensor or what torch makes one of.
             logits: (n, C), on any device and of any float type.
             labels: int64 (n,), in `[0, C)`.
             features: (n, d), the last layer's input; for the signal `grand` only.
@@ -93,6 +91,7 @@ class Recorder:
             ValueError: If ids are not integers, shapes disagree, or features are missing. A label
                 out of range is found when the batch is measured, at `end_epoch` at the latest.
         """
+        ids, logits, labels = map(torch.as_tensor, (ids, logits, labels))
         if ids.is_floating_point() or ids.dtype == torch.bool:
             raise ValueError(f"ids must be integers, got {ids.dtype}; a float loses large ids")
         shape = (len(ids), self.num_classes)
