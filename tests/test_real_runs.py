@@ -186,7 +186,7 @@ def test_progress_ends_at_the_steps_that_were_announced(store, accumulate):
     assert told == [(done, 2 * of_epoch) for done in range(1, 2 * of_epoch + 1)]
 
 
-def test_a_batch_of_one_sample_is_normalised_by_the_running_statistics():
+def test_one_value_per_channel_is_normalised_by_the_running_statistics():
     """The last batch of an epoch may be one; here the last map is one pixel."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(108, 5), nn.BatchNorm1d(5), nn.Linear(5, 4))
@@ -198,6 +198,18 @@ def test_a_batch_of_one_sample_is_normalised_by_the_running_statistics():
     assert all(module.training for module in net.modules())
     torch.testing.assert_close(dict(net.named_buffers()), before, rtol=0, atol=0)
     torch.testing.assert_close(logits, net.eval()(normalised(one.images)))
+
+
+def test_one_sample_of_larger_maps_has_statistics_of_its_own():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Flatten(), nn.LazyLinear(4)]
+    net = nn.Sequential(*layers).train()
+    one = batch_of(1)
+    with torch.no_grad():
+        wanted = net(normalised(one.images))
+    stepper = Stepper(net, TrainConfig(), Accelerator(cpu=True))
+    logits, _ = stepper.batch(one, epoch=0, place=0, share=1.0, last=True)
+    torch.testing.assert_close(logits.detach(), wanted)
 
 
 def test_the_average_of_weights_is_the_slow_one_and_is_what_is_evaluated():

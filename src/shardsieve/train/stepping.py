@@ -142,16 +142,24 @@ class Stepper:
 
 @contextmanager
 def _normalised_as_before(model: nn.Module, samples: int) -> Iterator[None]:
-    """Let batch normalisation go by its running statistics where a batch has none: of one sample.
+    """Let batch normalisation go by its running statistics where it has one value per channel.
 
-    An epoch's last batch may be one, and on a last map of one pixel torch refuses that.
+    An epoch's last batch may be one sample, and on a map of one pixel torch refuses that. Layers
+    with larger maps go by that sample's own statistics, as ever: running ones of the first epochs
+    would throw the network off.
     """
     layers = [one for one in model.modules() if isinstance(one, _BatchNorm) and one.training]
-    layers = layers if samples == 1 else []
-    for one in layers:
-        one.eval()
+    # Ranks that share their statistics have more samples than this one, and wait for each other.
+    layers = [one for one in layers if samples == 1 and not isinstance(one, nn.SyncBatchNorm)]
+    hooks = [one.register_forward_pre_hook(_settle) for one in layers]
     try:
         yield
     finally:
-        for one in layers:
+        for one, hook in zip(layers, hooks, strict=True):
+            hook.remove()
             one.train()
+
+
+def _settle(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+    if inputs[0][:, 0].numel() == 1:
+        layer.eval()
