@@ -148,9 +148,12 @@ def _normalised_as_before(model: nn.Module, samples: int) -> Iterator[None]:
     with larger maps go by that sample's own statistics, as ever: running ones of the first epochs
     would throw the network off.
     """
+    if samples > 1:
+        yield
+        return
     layers = [one for one in model.modules() if isinstance(one, _BatchNorm) and one.training]
     # Ranks that share their statistics have more samples than this one, and wait for each other.
-    layers = [one for one in layers if samples == 1 and not isinstance(one, nn.SyncBatchNorm)]
+    layers = [one for one in layers if not isinstance(one, nn.SyncBatchNorm)]
     hooks = [one.register_forward_pre_hook(_settle) for one in layers]
     try:
         yield
