@@ -343,7 +343,7 @@ def test_bad_updates_are_refused(store, tmp_path):
 
 @pytest.mark.parametrize("policy", [ss.InfoBatch, ss.SeTa])
 def test_a_schedule_that_is_none_is_refused(policy):
-    with pytest.raises(ValueError, match="num_epochs must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_epochs must be a whole number of at least 1, got 0"):
         policy(num_epochs=0)
     with pytest.raises(ValueError, match=r"delta must lie in \[0, 1\], got -1"):
         policy(num_epochs=3, delta=-1)
@@ -362,10 +362,10 @@ def test_a_schedule_that_is_none_is_refused(policy):
     ids=["ucb", "greedy", "seta-groups", "seta", "infobatch", "annealed"],
 )
 def test_counts_are_whole_numbers(policy, name):
-    with pytest.raises(ValueError, match=f"{name} must be a whole number, got 2.5"):
-        policy(**{name: 2.5})
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-        policy(**{name: 0})
+    for wrong in (2.5, 0):
+        said = f"{name} must be a whole number of at least 1, got {wrong}"
+        with pytest.raises(ValueError, match=said):
+            policy(**{name: wrong})
 
 
 # In a loop ---------------------------------------------------------------------------------

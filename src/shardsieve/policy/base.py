@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from shardsieve._errors import MissingScoreError, StoreMismatchError
 from shardsieve.order import random_bits
 from shardsieve.policy.inbox import Floats, Inbox, Rows, together, world_size
+from shardsieve.scores.inputs import whole_number
 from shardsieve.store.store import Store
 
 
@@ -262,14 +262,6 @@ def in_unit(name: str, value: float) -> float:
     return value
 
 
-def check_whole(name: str, value: int, usual: str = "") -> None:
-    """Refuse what is no whole number of at least 1."""
-    if not isinstance(value, Integral):
-        raise ValueError(f"{name} must be a whole number, got {value}{usual}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}{usual}")
-
-
 def is_last_part(epoch: int, num_epochs: int | None, delta: float) -> bool:
     """Return whether an epoch is among the last (1 - delta) of the run: at least the last one.
 
@@ -287,7 +279,7 @@ def is_last_part(epoch: int, num_epochs: int | None, delta: float) -> bool:
 def check_schedule(num_epochs: int | None, delta: float) -> None:
     """Refuse a length of the run, or a share of it, that is none."""
     if num_epochs is not None:
-        check_whole("num_epochs", num_epochs)
+        whole_number("num_epochs", num_epochs, 1)
     if not 0 <= delta <= 1:
         raise ValueError(f"delta must lie in [0, 1], got {delta}")
 

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardsieve.policy.base import Choice, Expected, LossPolicy, check_whole, highest
+from shardsieve.policy.base import Choice, Expected, LossPolicy, highest
 from shardsieve.policy.inbox import Floats, Rows
+from shardsieve.scores.inputs import whole_number
 from shardsieve.selection import num_kept
 from shardsieve.store.store import Store
 
@@ -29,7 +30,7 @@ class _Periodic(LossPolicy):
     ) -> None:
         super().__init__(seed=seed, prior=prior)
         num_kept(1 << 40, keep_fraction)
-        check_whole("period", period, "; the paper uses 10")
+        whole_number("period", period, 1)
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha must lie in (0, 1], got {alpha}; 0.8 is usual")
         self.keep_fraction, self.period, self.alpha = keep_fraction, period, alpha

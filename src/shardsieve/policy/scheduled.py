@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from shardsieve.policy.base import Choice, Expected, Policy, check_epoch, check_whole
+from shardsieve.policy.base import Choice, Expected, Policy, check_epoch
+from shardsieve.scores.inputs import whole_number
 from shardsieve.selection import keep_top, num_kept
 
 
@@ -15,7 +16,7 @@ class AnnealedScore(Policy):
         super().__init__(seed=seed)
         num_kept(1 << 40, first)
         num_kept(1 << 40, last)
-        check_whole("num_epochs", num_epochs)
+        whole_number("num_epochs", num_epochs, 1)
         self.score, self.first, self.last, self.num_epochs = score, first, last, num_epochs
 
     def settings(self) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from shardsieve.policy.base import (
     LossPolicy,
     check_epoch,
     check_schedule,
-    check_whole,
     in_unit,
     is_last_part,
 )
 from shardsieve.policy.inbox import Floats, Rows
+from shardsieve.scores.inputs import whole_number
 from shardsieve.selection import num_kept
 from shardsieve.store.store import Store
 
@@ -52,7 +52,7 @@ class SeTa(LossPolicy):
     ) -> None:
         super().__init__(seed=seed, prior=prior)
         self.ratio = in_unit("ratio", ratio)
-        check_whole("groups", groups, "; the paper uses 5")
+        whole_number("groups", groups, 1)
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha must lie in (0, 1], got {alpha}")
         if rounding not in ("ceil", "round"):
