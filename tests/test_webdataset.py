@@ -1,8 +1,10 @@
 """`prune` around real webdataset pipelines."""
 
 import functools
+import gc
 import io
 import json
+import multiprocessing
 import pickle
 import tarfile
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset as wds
+from accelerate import Accelerator
 from tars import write_shards
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -295,9 +298,10 @@ def test_passes_in_a_row_are_epochs_in_a_row(urls, store, workers, persistent):
     assert ids_of(other) == whole[1]
     other.set_epoch(2)
     third, seen = ids_of(other), []
+    passing = Accelerator(cpu=True).gradient_state
     for batch in first:
         seen += [sample["__id__"] for sample in batch]
-        ends.append(first.end_of_dataloader)
+        ends.append(passing.end_of_dataloader)
         if len(ends) == 3:
             break
     state = first.state_dict()
@@ -306,7 +310,23 @@ def test_passes_in_a_row_are_epochs_in_a_row(urls, store, workers, persistent):
     again.load_state_dict(state)
     again.set_epoch(2)  # as a loop over epochs does: it stays where the state stands
     assert seen + ids_of(again) == third
-    assert ends + [first.end_of_dataloader for _ in first] == [False] * 10 + [True]
+    assert ends + [passing.end_of_dataloader for _ in first] == [False] * 10 + [True]
+
+
+@pytest.mark.parametrize("broken_off", [False, True])
+def test_workers_that_stay_end_with_the_last_reference_to_their_loader(urls, store, broken_off):
+    how = {"batch_size": None, "num_workers": 2, "persistent_workers": True}
+    loader = ss.prune(torch.utils.data.DataLoader(pipeline_of(urls), **how), store, seed=1)
+    for _ in loader:
+        if broken_off:
+            break
+    assert len(multiprocessing.active_children()) == 2
+    gc.disable()  # which would end them too, after 5 seconds each
+    try:
+        del loader
+        assert multiprocessing.active_children() == []
+    finally:
+        gc.enable()
 
 
 def test_a_pipelines_state_knows_the_pass_under_way(urls, store):

@@ -2,7 +2,8 @@
 
 import copy
 import functools
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -135,11 +136,26 @@ def prune_loader(loader: Any, store: Store, **options: Any) -> Any:
     own["dataset"], own["_iterator"] = source, None
     own["_is_accelerate_prepared"] = True
     own["_handed_out"] = None
-    own["_get_iterator"] = functools.partial(_counted_iterator, pruned)
-    own["state_dict"] = functools.partial(_loader_state, pruned)
+    own["_get_iterator"] = _method_of(pruned, _counted_iterator)
+    own["state_dict"] = _method_of(pruned, _loader_state)
     for name in ("set_epoch", "load_state_dict"):
         own[name] = getattr(pruned.dataset, name)
     return pruned
+
+
+def _method_of(loader: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Bind a function to a loader that does not hold itself by it.
+
+    A loader in a cycle is found by the garbage collector, which takes the workers' queues apart
+    before the workers were told to end: torch then waits 5 seconds for each.
+    """
+    weakly = weakref.ref(loader)
+
+    @functools.wraps(function)
+    def method(**options: Any) -> Any:
+        return function(weakly(), **options)
+
+    return method
 
 
 def _counted_iterator(loader: Any) -> Any:
@@ -149,7 +165,7 @@ def _counted_iterator(loader: Any) -> Any:
         return iterator
 
     begin, batches = loader.dataset.source.begin_pass, _hands_out_batches(loader)
-    return RegisteredIterator(loader, made, functools.partial(begin, batches=batches))
+    return RegisteredIterator(made, functools.partial(begin, batches=batches))
 
 
 def _hands_out_batches(loader: Any) -> bool:
