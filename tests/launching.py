@@ -1,4 +1,4 @@
-"""Start scripts and the program as real processes."""
+"""Launch scripts and the program as users do; `forks` is quicker where that does not matter."""
 
 import contextlib
 import pathlib
@@ -27,29 +27,7 @@ LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_po
 TWO_CPUS = [*LAUNCH, "--config_file", str(ROOT / "configs/two_cpu.yaml")]
 
 
-def launch(ranks, script, *arguments):
-    """The command that runs a script on so many CPU processes."""
-    return [*TWO_CPUS, "--num_processes", str(ranks), str(ROOT / script), *map(str, arguments)]
-
-
 def on_two_ranks(script, *arguments):
-    """Run a script on two CPU processes and wait for both."""
-    on_ranks(2, script, *arguments)
-
-
-def on_ranks(ranks, script, *arguments):
-    """Run a script on so many CPU processes and wait for all."""
-    alone = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    command = launch(ranks, script, *arguments) if ranks > 1 else alone
+    """Run a script on two CPU processes, as a user launches them, and wait for both."""
+    command = [*TWO_CPUS, str(ROOT / script), *map(str, arguments)]
     subprocess.run(command, check=True, timeout=300)
-
-
-def killed_at(pattern, command):
-    """Run a Python command that kills itself with SIGKILL once a file or folder is there.
-
-    It happens at its next use of a file, however slow the machine is: somebody who looks on from
-    outside may come too late. Returns its exit status.
-    """
-    dying = [sys.executable, str(ROOT / "tests/dying.py"), str(pattern), *command[1:]]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.run(dying, timeout=300, **quiet).returncode

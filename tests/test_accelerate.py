@@ -1,12 +1,11 @@
-"""Two real processes under `accelerate launch`."""
+"""Loops of Accelerate on two real processes, or three."""
 
 import json
 import signal
 
+import forks
 import numpy as np
 import pytest
-from killed_ranks import stopped
-from launching import launch, on_ranks, on_two_ranks
 from tars import write_shards
 from torch.utils.data import DataLoader
 
@@ -26,7 +25,7 @@ import shardsieve as ss
 )
 def test_two_ranks_read_the_keep_set_in_equally_many_steps(tmp_path, tail, prepared):
     ss.index(write_shards(tmp_path / "d", [9, 0 + 1, 14, 6]), tmp_path / "s.zarr")
-    on_two_ranks("tests/two_ranks.py", tmp_path / "s.zarr", tmp_path, tail, prepared)
+    forks.run("tests/two_ranks.py", tmp_path / "s.zarr", tmp_path, tail, prepared, ranks=2)
     a, b = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert a["world"] == b["world"] == 2
     assert a["steps"] == b["steps"] == a["promised"] == b["promised"] == 3
@@ -59,13 +58,13 @@ def test_killed_on_two_ranks_a_run_goes_on_on_any_number(tmp_path, kind, after):
     second.mkdir()
     state = first / "state.json"
     how = ["tests/ranks_resume.py", store.path]
-    cut = launch(2, *how, first, state, kind, "waits")
-    forty_done = lambda: state.exists() and done_of(state) >= 40  # noqa: E731
-    assert stopped(cut, forty_done, signal.SIGKILL) == -signal.SIGKILL
+    cut = forks.start(*how, first, state, kind, "waits", ranks=2)
+    forks.wait_for(lambda: state.exists() and done_of(state) >= 40, cut)
+    assert forks.kill(cut) == [-signal.SIGKILL] * 2
     assert not list(first.glob("done*"))
     place = done_of(state)
     assert 40 <= place < len(keep)
-    on_ranks(after, *how, second, state, kind, "ends")
+    forks.run(*how, second, state, kind, "ends", ranks=after)
     assert len(list(second.glob(f"done*of{after}"))) == after
     before, rest = logged(first, steps=place // 8), logged(second)
     assert len({len(steps) for steps in rest}) == 1
@@ -92,7 +91,7 @@ def alone(store):
 @pytest.mark.slow
 def test_two_ranks_prune_by_the_losses_of_both(tmp_path):
     store = ss.index(write_shards(tmp_path / "d", [25, 40, 14, 6]), tmp_path / "s.zarr")
-    on_two_ranks("tests/two_ranks_policy.py", tmp_path / "s.zarr", tmp_path)
+    forks.run("tests/two_ranks_policy.py", tmp_path / "s.zarr", tmp_path, ranks=2)
     a, b = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert a["world"] == b["world"] == 2
     for first, second, keep in zip(a["epochs"], b["epochs"], alone(store), strict=True):
@@ -104,7 +103,7 @@ def test_two_ranks_prune_by_the_losses_of_both(tmp_path):
 @pytest.mark.slow
 def test_the_steps_that_schedules_are_told_are_the_steps_made(tmp_path):
     store = ss.index(write_shards(tmp_path / "d", [25, 40, 14, 6, 17]), tmp_path / "s.zarr")
-    on_two_ranks("tests/two_ranks_steps.py", store.path, tmp_path)
+    forks.run("tests/two_ranks_steps.py", store.path, tmp_path, ranks=2)
     a, b = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert a == b
     assert len(a) == 30

@@ -3,8 +3,9 @@
 import json
 import subprocess
 
+import forks
 import pytest
-from launching import TWO_CPUS, launch
+from launching import TWO_CPUS
 from tars import write_shards
 
 import shardsieve as ss
@@ -25,30 +26,33 @@ def store(tmp_path_factory):
 
 
 def launched(store, out, kind):
-    command = launch(2, "tests/two_ranks_bad.py", store.path, out, kind)
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    """Exit statuses of two ranks, and what they said."""
+    said = out.with_suffix(".said")
+    said.touch()
+    ranks = forks.start("tests/two_ranks_bad.py", store.path, out, kind, ranks=2, err=said)
+    return forks.ended(ranks), said.read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", BAD)
 def test_all_ranks_stop_with_one_message(store, tmp_path, kind):
-    done = launched(store, tmp_path, kind)
-    said = [line for line in done.stderr.splitlines() if line.startswith("shardsieve: ")]
-    assert done.returncode != 0
+    statuses, printed = launched(store, tmp_path, kind)
+    said = [line for line in printed.splitlines() if line.startswith("shardsieve: ")]
+    assert statuses == [2, 2]
     assert len(said) == 1
     assert BAD[kind] in said[0]
-    assert 'two_ranks_bad.py", line' not in done.stderr
+    assert 'two_ranks_bad.py", line' not in printed
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0.stopped", "1.stopped"]
 
 
 @pytest.mark.slow
 def test_a_nan_of_one_rank_is_named_counted_and_kept_on_all(store, tmp_path):
-    done = launched(store, tmp_path, "nan")
-    assert done.returncode == 0, done.stderr
+    statuses, printed = launched(store, tmp_path, "nan")
+    assert statuses == [0, 0], printed
     a, b = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert a == b
     assert a["not_finite"] == 1
-    assert "the loss of sample id" in done.stderr
+    assert "the loss of sample id" in printed
 
 
 @pytest.mark.slow

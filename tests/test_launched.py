@@ -2,13 +2,12 @@
 
 import json
 import signal
-import subprocess
-import sys
 
+import forks
 import numpy as np
 import pytest
 import torch
-from launching import ROOT, TWO_CPUS, killed_at, on_ranks, on_two_ranks
+from launching import ROOT
 from tars import write_shards
 from two_ranks_gnn import clouds
 
@@ -18,7 +17,8 @@ from shardsieve.pack import pack
 # One process makes what they share.
 pytestmark = pytest.mark.xdist_group("launched")
 
-PROGRAM = [sys.executable, "-m", "shardsieve"]
+PROGRAM = ["-m", "shardsieve"]
+TRAIN = ROOT / "tools/train_subset.py"
 BUILD = ["--epochs", "5", "--window", "3", "--batch-size", "32", "--k", "10", "--method", "fused"]
 
 
@@ -31,18 +31,14 @@ def packed(tmp_path_factory):
 def built(packed, tmp_path_factory):
     """The store of an undisturbed build."""
     path = tmp_path_factory.mktemp("built") / "s.zarr"
-    run(*PROGRAM, "build", packed[0].pattern, "--store", path, *BUILD)
+    forks.run(*PROGRAM, "build", packed[0].pattern, "--store", path, *BUILD)
     return ss.open_store(path, mode="r")
-
-
-def run(*command):
-    return subprocess.run([*map(str, command)], check=True, capture_output=True, text=True).stdout
 
 
 @pytest.mark.slow
 def test_two_ranks_train_on_the_keep_set_exactly_once_in_equal_steps(packed, tmp_path):
     ss.index(packed[0].pattern, tmp_path / "s.zarr")
-    on_two_ranks("tests/two_ranks_train.py", tmp_path / "s.zarr", tmp_path)
+    forks.run("tests/two_ranks_train.py", tmp_path / "s.zarr", tmp_path, ranks=2)
     a, b = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     for first, second in zip(a["epochs"], b["epochs"], strict=True):
         assert len(first) == len(second)
@@ -53,7 +49,7 @@ def test_two_ranks_train_on_the_keep_set_exactly_once_in_equal_steps(packed, tmp
 @pytest.mark.slow
 def test_a_build_on_two_ranks_scores_and_embeds_everything(packed, built, tmp_path):
     store = tmp_path / "s.zarr"
-    on_two_ranks("tools/build_store.py", packed[0].pattern, "--store", store, *BUILD)
+    forks.run("tools/build_store.py", packed[0].pattern, "--store", store, *BUILD, ranks=2)
     two = ss.open_store(store, mode="r")
     assert two.scores == built.scores
     for name in two.scores:
@@ -74,7 +70,7 @@ def test_graph_networks_on_two_ranks_predict_what_one_does(tmp_path):
         for shard, part in enumerate(np.split(points, [50, 114])):
             array[shard, : len(part)] = part
         store.put_score("seed", np.where(np.arange(160) % 3, np.nan, values))
-        on_ranks(ranks, "tests/two_ranks_gnn.py", store.path, tmp_path)
+        forks.run("tests/two_ranks_gnn.py", store.path, tmp_path, ranks=ranks)
     alone, first, second = (np.load(tmp_path / f"{name}.npz") for name in ("1_0", "2_0", "2_1"))
     assert len(alone.files) == 11
     np.testing.assert_allclose(first["seeds, appended"], first["seeds, stored"], rtol=1e-4)
@@ -99,9 +95,9 @@ def test_a_build_killed_at_every_step_ends_in_the_same_store(packed, built, tmp_
     command = [*PROGRAM, "build", packed[0].pattern, "--store", str(store), *BUILD]
     for moment, pattern in MOMENTS.items():
         assert not any(tmp_path.glob(pattern)), moment
-        assert killed_at(tmp_path / pattern, command) == -signal.SIGKILL, moment
+        assert forks.killed_at(tmp_path / pattern, *command) == -signal.SIGKILL, moment
         assert any(tmp_path.glob(pattern)), moment
-    run(*command)
+    forks.run(*command)
     again = ss.open_store(store, mode="r")
     assert again.fingerprint == built.fingerprint
     assert again.scores == built.scores
@@ -119,13 +115,13 @@ def test_training_killed_in_mid_epoch_ends_in_the_same_weights(packed, built, tm
     ss.index(packed[1].pattern, test)
     how = ["--store", str(built.path), "--test", str(test), "--score", "dyn_unc"]
     how += ["--epochs", "4", "--batch-size", "32", "--augment", "crop", "--checkpoint-steps", "3"]
-    tool = [sys.executable, str(ROOT / "tools/train_subset.py"), *how]
+    tool = [TRAIN, *how]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run(*tool, "--out", whole)
-    status = killed_at(cut / "checkpoint-*.pt", [*tool, "--out", str(cut)])
+    forks.run(*tool, "--out", whole)
+    status = forks.killed_at(cut / "checkpoint-*.pt", *tool, "--out", cut)
     assert status == -signal.SIGKILL
     assert not (cut / "result.json").exists()
-    run(*tool, "--out", cut)
+    forks.run(*tool, "--out", cut)
     a, b = (torch.load(folder / "model.pt")["weights"] for folder in (whole, cut))
     assert all(torch.equal(a[name], b[name]) for name in a)
     results = [json.loads((folder / "result.json").read_text()) for folder in (whole, cut)]
@@ -138,9 +134,8 @@ def test_a_run_goes_on_with_two_processes_where_one_was_killed(packed, built, tm
     how = ["--store", str(built.path), "--score", "dyn_unc", "--out", str(tmp_path / "run")]
     how += ["--epochs", "3", "--batch-size", "16", "--checkpoint-steps", "2", "--json"]
     how += ["--precision", "bf16", "--schedule", "cosine", "--evaluate-every", "2"]
-    script = str(ROOT / "tools/train_subset.py")
-    status = killed_at(tmp_path / "run/checkpoint-*.pt", [sys.executable, script, *how])
+    status = forks.killed_at(tmp_path / "run/checkpoint-*.pt", TRAIN, *how)
     assert status == -signal.SIGKILL
-    result = json.loads(run(*TWO_CPUS, script, *how).splitlines()[-1])
+    result = json.loads(forks.run(TRAIN, *how, ranks=2).splitlines()[-1])
     assert result["processes"] == 2
     assert result["samples"] == 3 * ss.num_kept(len(built), 0.5)

@@ -1,18 +1,14 @@
 """Several machines: one run on all of them, or one line that says why not."""
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
-import time
 
+import forks
 import pytest
 import torch
-from killed_ranks import kill
-from launching import LAUNCH, ROOT, free_port, on_two_ranks
-from psutil import Process
+from launching import LAUNCH, ROOT, free_port
 from tars import write_shards
 
 import shardsieve as ss
@@ -27,7 +23,7 @@ def refused_by_both(folder):
     store = ss.index(write_shards(folder / "data", [9]), folder / "s.zarr")
     store.put_pseudo_labels("mine", [0] * len(store))
     store.embedding_array("points", 2)[:] = 1
-    on_two_ranks("tests/two_ranks_machines.py", store.path, folder)
+    forks.run("tests/two_ranks_machines.py", store.path, folder, ranks=2)
     first, second = (json.loads((folder / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
     left = [p for p in folder.rglob("*") if p.name.startswith(".shardsieve")]
@@ -72,23 +68,11 @@ def test_an_error_that_is_not_made_of_one_line_is_told_on_all_too():
     assert str(found).startswith("process 1 (node1): Expecting ")
 
 
-def machines(said, arguments, *, launcher=True):
-    """Start a run on two machines of one process each; `said` takes in what they print.
-
-    Without a launcher its processes are started as it would, which saves its own.
-    """
-    port, started = str(free_port()), []
-    where = ["--main_process_ip", "127.0.0.1", "--main_process_port", port]
+def launched_on_two_machines(*arguments):
+    """Start a run on two machines of one process each, as the guide says."""
+    where = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
     launch = [*LAUNCH[:-2], *CPU, "--num_processes", "2", *where, "--machine_rank"]
-    for rank in range(2):
-        command = [*launch, str(rank)] if launcher else [sys.executable]
-        place = {"RANK": str(rank), "GROUP_RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
-        place |= {"LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        env = {**os.environ, **({} if launcher else place)}
-        with said.with_suffix(f".{rank}").open("w") as file:
-            command += [TOOL, *arguments]
-            started.append(subprocess.Popen(command, stdout=file, stderr=file, env=env))
-    return started
+    return [subprocess.Popen([*launch, str(rank), TOOL, *arguments]) for rank in range(2)]
 
 
 @pytest.mark.slow
@@ -98,29 +82,21 @@ def test_a_machine_that_is_lost_ends_the_other_and_both_go_on_to_the_same_result
     how = ["--store", str(store.path), "--epochs", "5", "--batch-size", "16", "--augment", "crop"]
     how += ["--policy", "infobatch", "--checkpoint-steps", "3", "--track", ""]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    undisturbed = machines(tmp_path / "said", [*how, "--out", str(whole)], launcher=False)
-    assert [one.wait(300) for one in undisturbed] == [0, 0], (tmp_path / "said.0").read_text()
+    forks.run(TOOL, *how, "--out", whole, ranks=2, machines=2)
 
-    first, lost = machines(tmp_path / "said", [*how, "--out", str(cut)], launcher=False)
-    try:
-        while not any(cut.glob("checkpoint-*.pt")):
-            assert (first.poll(), lost.poll()) == (None, None)
-            time.sleep(0.01)
-        family = [Process(lost.pid), *Process(lost.pid).children(recursive=True)]
-        kill(family)
-        assert lost.wait(300) == -signal.SIGKILL
-        assert first.wait(300) == 1
-    finally:
-        for one in (first, lost):
-            one.kill()
-    said = (tmp_path / "said.0").read_text().splitlines()
-    lines = [line for line in said if line.startswith("shardsieve: ")]
+    said = tmp_path / "said"
+    said.touch()
+    first, lost = forks.start(TOOL, *how, "--out", cut, ranks=2, machines=2, err=said)
+    forks.wait_for(lambda: any(cut.glob("checkpoint-*.pt")), [first, lost])
+    assert forks.kill([lost]) == [-signal.SIGKILL]
+    assert forks.ended([first]) == [1]
+    lines = [line for line in said.read_text().splitlines() if line.startswith("shardsieve: ")]
     assert len(lines) == 1
     assert "another process of this run has ended" in lines[0]
     assert not (cut / "result.json").exists()
 
-    both = machines(tmp_path / "said", [*how, "--out", str(cut)])
-    assert [one.wait(300) for one in both] == [0, 0], (tmp_path / "said.0").read_text()
+    both = launched_on_two_machines(*how, "--out", str(cut))
+    assert [one.wait(300) for one in both] == [0, 0]
     results = [json.loads((folder / "result.json").read_text()) for folder in (whole, cut)]
     for name in ("kept", "steps", "samples", "processes", "policy"):
         assert results[0][name] == results[1][name]

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+import forks
 import pytest
-from launching import on_ranks
 from ranks_policies import EPOCHS, POLICIES, STOP, trained
 from tars import write_shards
 
@@ -41,8 +41,8 @@ def test_a_policy_goes_on_elsewhere_as_if_nothing_had_happened(
     store, undisturbed, tmp_path, before, after, own
 ):
     """With one state that was joined, or with every rank's own one."""
-    on_ranks(before, "tests/ranks_policies.py", store.path, tmp_path, "stop", *own)
-    on_ranks(after, "tests/ranks_policies.py", store.path, tmp_path, "rest", *own)
+    forks.run("tests/ranks_policies.py", store.path, tmp_path, "stop", *own, ranks=before)
+    forks.run("tests/ranks_policies.py", store.path, tmp_path, "rest", *own, ranks=after)
     first = of_all_ranks(tmp_path, "stop", before)
     rest = of_all_ranks(tmp_path, "rest", after)
     for name, epochs in undisturbed.items():

@@ -1,12 +1,10 @@
 """Everything that uses a GPU, on a pretended one with the CPU's numbers: see its module."""
 
 import json
-import subprocess
-import sys
 
+import forks
 import numpy as np
 import pytest
-from launching import ROOT
 from on_pretended_device import PARTS
 
 IN_A_GROUP = {"ffcv": pytest.mark.xdist_group("ffcv")}
@@ -18,9 +16,7 @@ def test_a_device_makes_what_a_cpu_does_and_no_step_waits_for_it(tmp_path, part)
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()
-    program = [sys.executable, "tests/on_pretended_device.py", part, str(there)]
-    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    forks.run("tests/on_pretended_device.py", part, there)
     wanted, _ = PARTS[part](here)
     with np.load(there / "made.npz") as made:
         assert made.keys() == wanted.keys()

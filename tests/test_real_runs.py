@@ -4,16 +4,18 @@ import json
 import logging
 import signal
 import subprocess
+import time
 from itertools import pairwise
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
-from killed_ranks import ALONE, ON_TWO, stopped
+from launching import ROOT, TWO_CPUS
 from PIL import Image
 from torch import nn
 
@@ -30,6 +32,8 @@ from shardsieve.train.nets import resnet50
 from shardsieve.train.runfolder import RunFolder
 from shardsieve.train.stepping import Stepper
 from shardsieve.train.subset import tracked_as
+
+TOOL = str(ROOT / "tools/train_subset.py")
 
 
 @pytest.fixture(scope="module")
@@ -75,30 +79,35 @@ def steps_saved(folder):
 def test_two_ranks_stopped_and_then_killed_end_as_an_undisturbed_run(store, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     drawn = ("--augment", "trivial", "--workers", "1")
-    subprocess.run([*ON_TWO, *arguments(store, whole, *drawn)], check=True, capture_output=True)
-    command = [*ON_TWO, *arguments(store, cut, *drawn)]
-    assert stopped(command, lambda: steps_saved(cut) >= 3, signal.SIGTERM) != 0
+    forks.run(TOOL, *arguments(store, whole, *drawn), ranks=2)
+    command = [TOOL, *arguments(store, cut, *drawn)]
+    with subprocess.Popen([*TWO_CPUS, *command]) as launched:
+        while steps_saved(cut) < 3:
+            assert launched.poll() is None
+            time.sleep(0.01)
+        launched.terminate()
+    assert launched.returncode != 0
     saved = steps_saved(cut)
-    assert saved >= 3
     assert not (cut / "result.json").exists()
-    assert (
-        stopped(command, lambda: steps_saved(cut) >= saved + 9, signal.SIGKILL) == -signal.SIGKILL
-    )
-    assert steps_saved(cut) >= saved + 9
+    ranks = forks.start(*command, ranks=2)
+    forks.wait_for(lambda: steps_saved(cut) >= saved + 9, ranks)
+    assert forks.kill(ranks) == [-signal.SIGKILL] * 2
     assert not (cut / "result.json").exists()
-    subprocess.run(command, check=True, capture_output=True)
+    forks.run(*command, ranks=2)
     assert_same([whole, cut])
 
 
 @pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_goes_on(store, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    subprocess.run([*ALONE, *arguments(store, whole)], check=True, capture_output=True)
-    command = [*ALONE, *arguments(store, cut)]
-    assert stopped(command, lambda: steps_saved(cut) >= 3, signal.SIGTERM) == 143
-    assert steps_saved(cut) >= 3
+    forks.run(TOOL, *arguments(store, whole))
+    command = [TOOL, *arguments(store, cut)]
+    alone = forks.start(*command)
+    forks.wait_for(lambda: steps_saved(cut) >= 3, alone)
+    alone[0].terminate()
+    assert forks.ended(alone) == [143]
     assert not (cut / "result.json").exists()
-    subprocess.run(command, check=True, capture_output=True)
+    forks.run(*command)
     assert_same([whole, cut])
 
 

@@ -1,12 +1,12 @@
 """The recorder: what it keeps, in batches, over ranks, and stopped anywhere."""
 
+import forks
 import numpy as np
 import pytest
 import torch
 import two_ranks_recorder as shared
 from hypothesis import given
 from hypothesis import strategies as st
-from launching import on_two_ranks
 from torch import nn
 
 import shardsieve as ss
@@ -155,7 +155,7 @@ def test_features_give_the_gradient_of_the_last_layer():
 
 @pytest.mark.slow
 def test_two_ranks_record_what_one_process_does(tmp_path):
-    on_two_ranks("tests/two_ranks_recorder.py", tmp_path)
+    forks.run("tests/two_ranks_recorder.py", tmp_path, ranks=2)
     a, b = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     alone = Recorder(shared.IDS, shared.CLASSES)
     for epoch in range(shared.EPOCHS):

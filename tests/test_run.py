@@ -1,16 +1,13 @@
 """`shardsieve run`: the whole chain, what it skips, and what it refuses."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 import yaml
-from launching import TWO_CPUS, killed_at, on_two_ranks
 from tars import write_shards
 
 import shardsieve as ss
@@ -90,14 +87,14 @@ def test_a_killed_chain_goes_on_and_two_processes_make_it_too(packed, tmp_path):
     policy = {"name": "infobatch", "prune_probability": 0.5}
     changes = {"train": {"epochs": 3, "policy": policy, "policy_score": "learned"}}
     paths = [recipe(packed, folder, **changes) for folder in folders]
-    command = [sys.executable, "-m", "shardsieve", "run", str(paths[0]), "--json"]
+    command = ["-m", "shardsieve", "run", paths[0], "--json"]
     embedding = folders[0] / "train.zarr/embedding/*"
-    assert killed_at(embedding, command) == -signal.SIGKILL
-    done = json.loads(subprocess.check_output(command))
+    assert forks.killed_at(embedding, *command) == -signal.SIGKILL
+    done = json.loads(forks.run(*command).splitlines()[-1])
     assert "score" in done["skipped"]
     assert "train" not in done["skipped"]
-    program = [*TWO_CPUS, "-m", "shardsieve", "run", str(paths[1]), "--json"]
-    two = json.loads(subprocess.check_output(program).splitlines()[-1])
+    program = ["-m", "shardsieve", "run", paths[1], "--json"]
+    two = json.loads(forks.run(*program, ranks=2).splitlines()[-1])
     assert two["train"]["processes"] == 2
     assert two["train"]["policy"]["policy"] == "infobatch"
     assert np.isfinite(ss.open_store(folders[1] / "train.zarr").score("learned")).all()
@@ -140,8 +137,7 @@ def test_an_unsupervised_chain_embeds_first_and_trains_on_its_pseudo_labels(pack
 
 
 @pytest.mark.slow
-def test_an_unsupervised_chain_finds_the_same_on_two_processes(packed, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # with the model in it
+def test_an_unsupervised_chain_finds_the_same_on_two_processes(packed, tmp_path):
     stores = []
     for name in ("alone", "two"):
         (tmp_path / name).mkdir()
@@ -149,7 +145,7 @@ def test_an_unsupervised_chain_finds_the_same_on_two_processes(packed, tmp_path,
         if name == "alone":
             run_recipe(path)
         else:
-            on_two_ranks("tools/train_subset.py", path)
+            forks.run("tools/train_subset.py", path, ranks=2)
         stores.append(ss.open_store(tmp_path / name / "train.zarr"))
     alone, two = stores
     assert two.pseudo_labels("seed").tolist() == alone.pseudo_labels("seed").tolist()

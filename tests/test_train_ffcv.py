@@ -3,16 +3,14 @@
 import io
 import json
 import signal
-import sys
 
+import forks
 import numpy as np
 import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from launching import ROOT, TWO_CPUS, killed_at, on_two_ranks
 from PIL import Image
-from test_launched import run
 from test_train import Killed, digest, kill_after
 
 import shardsieve as ss
@@ -232,7 +230,7 @@ def test_seeds_of_a_beton_are_scored_and_embedded(folder, tmp_path, clean_pass):
 
 @pytest.mark.slow
 def test_two_ranks_train_on_the_keep_set_exactly_once_in_equal_steps(folder, tmp_path):
-    on_two_ranks("tests/two_ranks_train.py", folder / "train.zarr", tmp_path)
+    forks.run("tests/two_ranks_train.py", folder / "train.zarr", tmp_path, ranks=2)
     a, b = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     for first, second in zip(a["epochs"], b["epochs"], strict=True):
         assert len(first) == len(second) > 1
@@ -246,12 +244,11 @@ def test_a_run_over_a_beton_goes_on_with_two_processes_where_one_was_killed(fold
     data += ["--store", str(tmp_path / "made.zarr"), "--rule", "random", "--keep-fraction", "0.5"]
     how = ["--out", str(tmp_path / "run"), "--epochs", "3", "--batch-size", "16", "--json"]
     how += ["--checkpoint-steps", "2", "--schedule", "cosine"]
-    script = str(ROOT / "tools/train_subset.py")
-    command = [sys.executable, script, *data, *how]
-    status = killed_at(tmp_path / "run/checkpoint*.pt", command)
+    script = "tools/train_subset.py"
+    status = forks.killed_at(tmp_path / "run/checkpoint*.pt", script, *data, *how)
     assert status == -signal.SIGKILL
     assert not (tmp_path / "run/result.json").exists()
-    result = json.loads(run(*TWO_CPUS, script, *data, *how).splitlines()[-1])
+    result = json.loads(forks.run(script, *data, *how, ranks=2).splitlines()[-1])
     assert result["processes"] == 2
     assert result["accuracy"] > 0.5
     assert result["samples"] == 3 * ss.num_kept(len(ss.open_store(tmp_path / "made.zarr")), 0.5)
