@@ -4,6 +4,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${SHARDSIEVE_VENV:-.venv}
+# Modules are compiled when they are imported: few of them ever are.
+install=("$venv/bin/pip" install -q --no-compile -c constraints.txt)
 
 say() { echo "setup: $*"; }
 die() { echo "setup: $*" >&2; exit 2; }
@@ -40,10 +42,10 @@ install_ffcv() {
     say "compiling ffcv"
     # Its metadata asks for opencv-python, whose GUI libraries servers lack, and for what only its
     # own benchmarks import; what it needs is named instead. setuptools brings distutils.
-    "$venv/bin/pip" install -q -c constraints.txt setuptools wheel numba opencv-python-headless \
+    "${install[@]}" setuptools wheel numba opencv-python-headless \
         tqdm pytorch-pfn-extras ||
         die "no ffcv: pip could not install what it imports, see above"
-    "$venv/bin/pip" install -q -c constraints.txt --no-deps ffcv >"$venv/ffcv.log" 2>&1 || {
+    "${install[@]}" --no-deps ffcv >"$venv/ffcv.log" 2>&1 || {
         tail -n 20 "$venv/ffcv.log" >&2
         die "no ffcv: it did not compile, see above and $venv/ffcv.log"
     }
@@ -54,7 +56,7 @@ install_ffcv() {
 install_torchvision() {
     say "installing torchvision"
     # Without dependencies: torch stays the one that is there.
-    "$venv/bin/pip" install -q -c constraints.txt --no-deps torchvision || {
+    "${install[@]}" --no-deps torchvision || {
         say "no torchvision: pip could not install it, see above"
         return
     }
@@ -84,9 +86,8 @@ say "virtual environment in $venv"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv" ||
     die "cannot make a virtual environment; on Debian: apt-get install python3-venv"
 say "installing packages (a few minutes the first time)"
-# torch first and pinned: an open version pulls gigabytes of CUDA libraries.
-"$venv/bin/pip" install -q -c constraints.txt torch==2.13.0
-"$venv/bin/pip" install -q -c constraints.txt -e '.[dev,gnn,vision,track]'
+# torch is pinned: an open version pulls gigabytes of CUDA libraries.
+"${install[@]}" torch==2.13.0 -e '.[dev,gnn,vision,track]'
 install_torchvision
 install_ffcv
 echo "$stamp" >"$venv/stamp"
