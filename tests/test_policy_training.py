@@ -94,6 +94,18 @@ def test_a_killed_run_under_a_policy_makes_the_steps_of_an_undisturbed_one(store
     store.epoch_weights = None
 
 
+def test_an_epochs_loss_is_the_mean_over_its_samples(store):
+    """Also of those in a smaller last batch."""
+    keep = ss.select(store, rule="random", keep_fraction=1)
+    trainer = Trainer(load_model("light", 10, 1), store, keep, CONFIG, Accelerator(cpu=True))
+    seen, update = [], trainer.sampler.update
+    trainer.sampler.update = lambda ids, losses: seen.append(losses) or update(ids, losses)
+    next(trainer.epochs())
+    assert len(seen[-1]) < len(seen[0])
+    wanted = torch.cat(seen).mean().item()
+    assert trainer.done.history[0]["loss"] == pytest.approx(wanted, rel=1e-6)
+
+
 def test_weights_of_the_policy_reach_the_gradient(store):
     """A step under weights is the step on the weighted mean of per-sample losses."""
     policy = ss.InfoBatch(0.5, num_epochs=4, seed=1)

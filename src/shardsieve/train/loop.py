@@ -159,7 +159,7 @@ class Trainer:
     ) -> None:
         self.model.train()
         set_epoch(self.loader, self.sampler, epoch)
-        begin, means = time.perf_counter(), list[Tensor]()
+        begin, seen = time.perf_counter(), list[Tensor]()
         for batches, place_after in self._steps():
             before = self._progress()
             samples = sum(len(batch.ids) for _, batch in batches)
@@ -171,7 +171,7 @@ class Trainer:
                     share=len(batch.ids) / samples,
                     last=number == len(batches),
                 )
-                means.append(losses.mean())
+                seen.append(losses)
                 self.sampler.update(batch.ids, losses)
                 if recorder is not None:
                     recorder.record(batch.ids, logits, batch.labels)
@@ -182,12 +182,12 @@ class Trainer:
                 progress(self.done.steps, self.planned, str(self.dataset.ledger.total))
             stop = stopping.after_step() and self.done.place < len(self.keep)
             if stop or self._checkpoint_is_due():
-                self._add_up(means, begin)
+                self._add_up(seen, begin)
                 begin = time.perf_counter()
                 self._save()
             if stop:
                 raise Stopped(f"stopped in epoch {epoch}")
-        self._add_up(means, begin)
+        self._add_up(seen, begin)
         self._end_epoch(epoch)
 
     def _steps(self) -> Iterator[tuple[list[tuple[int, Batch]], int]]:
@@ -201,19 +201,18 @@ class Trainer:
                 yield held, first + steps.places_done(number)
                 held = []
 
-    def _add_up(self, means: list[Tensor], begin: float) -> None:
+    def _add_up(self, seen: list[Tensor], begin: float) -> None:
         """Move losses and time since `begin` into `done`, over all ranks."""
-        held = torch.stack([*means, torch.zeros((), device=self.accelerator.device)]).double()
-        counted = torch.tensor([float(len(means))], device=held.device, dtype=held.dtype)
-        summed = self.accelerator.reduce(torch.cat([held.sum()[None], counted]), "sum")
-        loss, batches = summed.tolist()
-        means.clear()
-        self.done.loss += loss
-        self.done.batches += int(batches)
+        # On the CPU: not every device has float64.
+        losses = torch.cat(seen).cpu() if seen else torch.zeros(0)
+        seen.clear()
+        for loss, samples in gather_object([(float(losses.double().sum()), len(losses))]):
+            self.done.loss += loss
+            self.done.summed += samples
         self.done.training += self.spent(begin)
 
     def _end_epoch(self, epoch: int) -> None:
-        kept, mean = len(self.keep), self.done.loss / max(self.done.batches, 1)
+        kept, mean = len(self.keep), self.done.loss / max(self.done.summed, 1)
         adversary = self.stepper.adversary
         forward, backward = adversary.passes if adversary else (1, 1)
         passes = {"forward": kept * forward, "backward": kept * backward}
@@ -222,7 +221,7 @@ class Trainer:
         row = {"epoch": epoch, "kept": kept, "loss": mean}
         row["rate"] = self.config.rate((epoch + 1) / self.config.epochs)
         self.done.history.append({**row, "seconds": round(self.done.training.seconds, 3)})
-        self.done.loss, self.done.batches = 0.0, 0
+        self.done.loss, self.done.summed = 0.0, 0
 
     def _checkpoint_is_due(self) -> bool:
         return bool(self.checkpoint_steps) and self.done.steps % self.checkpoint_steps == 0

@@ -23,8 +23,8 @@ class Done:
         epoch: Finished epochs.
         place: Samples done in the epoch that follows.
         steps: Optimiser steps.
-        loss: Sum of the batches' mean losses in the epoch that follows, over all ranks.
-        batches: How many those are.
+        loss: Sum of the samples' losses in the epoch that follows, over all ranks.
+        summed: How many samples those are.
         training: What training took; the samples of an epoch count when it is finished.
         evaluation: What evaluation took.
         history: One row per finished epoch.
@@ -34,7 +34,7 @@ class Done:
     place: int = 0
     steps: int = 0
     loss: float = 0.0
-    batches: int = 0
+    summed: int = 0
     training: Cost = NO_COST
     evaluation: Cost = NO_COST
     history: list[dict[str, Any]] = field(default_factory=list)
