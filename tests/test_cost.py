@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 import shardsieve as ss
 from shardsieve import cli
+from shardsieve.commands.training import train_store
 from shardsieve.cost import NO_COST, Cost, Plan, account, estimated_full
 from shardsieve.pack import pack
+from shardsieve.train.config import TrainConfig
 from shardsieve.train.ledger import NOTHING, Overhead, ledger
 
 COUNTS = st.integers(0, 10**9)
@@ -124,6 +126,26 @@ def test_a_run_on_everything_is_its_own_measured_full_run():
     assert compared["saved"]["device_seconds"] == 6.0
     assert compared["uncounted"] == ["embedding"]
     assert estimated_full(NO_COST, 0, 100) == NO_COST
+
+
+@pytest.mark.slow
+def test_a_full_run_of_other_settings_is_said_before_training_and_in_the_ledger(tmp_path, caplog):
+    shards = pack("digits", tmp_path / "d", samples_per_shard=100, test_fraction=0.9)[0]
+    path = ss.index(shards.pattern, tmp_path / "s.zarr").path
+    half = {"rule": "random", "keep_fraction": 0.5}
+    folder, how = tmp_path / "full", {"size": 8, "channels": 1}
+    train_store(path, TrainConfig(epochs=2, **how), out=folder, rule={**half, "keep_fraction": 1})
+    said = {}
+    for epochs in (2, 3):
+        out = tmp_path / str(epochs)
+        result = train_store(
+            path, TrainConfig(epochs=epochs, **how), out=out, rule=half, full_run=folder
+        )
+        said[epochs] = result["cost"]["full_run"], caplog.text
+    assert "unlike" not in said[2][0]
+    assert said[2][1] == ""
+    assert said[3][0]["unlike"] == ["epochs"]
+    assert "the full run has another epochs; its costs are of that" in said[3][1]
 
 
 def said(capsys, monkeypatch, *arguments):

@@ -12,7 +12,7 @@ from shardsieve.commands.recipe import read_recipe
 from shardsieve.commands.steps import Result, Steps
 from shardsieve.store.store import Store, open_store
 from shardsieve.train.launch import on_main
-from shardsieve.train.ledger import full_run_cost
+from shardsieve.train.ledger import full_run_in
 from shardsieve.train.machines import check_same, check_shared
 from shardsieve.train.seedscores import forget_run
 
@@ -89,7 +89,7 @@ class Chain:
         """Refuse what would only come to light after hours."""
         train: Any = self.recipe.train
         if train is not None and train.full_run is not None:
-            full_run_cost(train.full_run)
+            full_run_in(train.full_run)
         embed = self.recipe.embed
         if embed is not None and embed.weights is not None and not embed.weights.is_file():
             raise ShardsieveError(f"no checkpoint at {embed.weights}; check embed.weights")

@@ -24,7 +24,7 @@ from shardsieve.train.encoder import Encoder, load_encoder
 from shardsieve.train.images import fixed_size
 from shardsieve.train.labels import count_classes, labels_of
 from shardsieve.train.launch import DEFAULT_TRACKERS, make_accelerator, on_main
-from shardsieve.train.ledger import Overhead, embedding_overhead, full_run_cost, overhead_of
+from shardsieve.train.ledger import Overhead, embedding_overhead, full_run_in, overhead_of
 from shardsieve.train.machines import on_all, open_together
 from shardsieve.train.nets import MODELS
 from shardsieve.train.seeding import draw_seeds, score_seeds
@@ -223,7 +223,7 @@ def train_store(
         return chosen_policy(policy, rule, config) if policy else select(store, **rule)
 
     keep = on_all(accelerator, chosen)
-    full = on_main(accelerator, lambda: full_run_cost(full_run) if full_run else None)
+    full = on_main(accelerator, lambda: full_run_in(full_run) if full_run else None)
     warning = doubt_of(store, rule.get("score"), rule["keep_fraction"])
     with bar("train", shown=accelerator.is_main_process) as progress:
         result = train_subset(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from shardsieve._errors import ShardsieveError
 from shardsieve.cost import NO_COST, Cost, account, estimated_full
 from shardsieve.store.store import Store
-from shardsieve.train.runfolder import RunFolder
+from shardsieve.train.runfolder import RunFolder, differences
 
 
 class Overhead(NamedTuple):
@@ -56,13 +56,31 @@ def _embedding_cost(store: Store, name: str) -> Any:
     return store.embedding_array(name).attrs.get("cost") if name in store.embeddings else None
 
 
-def full_run_cost(folder: str | Path) -> Cost:
-    """Return what the training of a finished run on everything took.
+class FullRun(NamedTuple):
+    """A finished run on everything.
+
+    Attributes:
+        identity: Which run it is; empty if its folder does not say.
+        training: What its training took.
+    """
+
+    identity: Mapping[str, Any]
+    training: Cost
+
+    def unlike(self, identity: Mapping[str, Any]) -> list[str]:
+        """Return the settings that a run does not share with it, but for what it keeps."""
+        apart = differences(self.identity, identity) if self.identity else {}
+        return [name for name in apart if name not in ("keep", "policy", "test")]
+
+
+def full_run_in(folder: str | Path) -> FullRun:
+    """Return the finished run on everything in a folder.
 
     Raises:
         ShardsieveError: If the folder holds no such run.
     """
-    result = RunFolder(folder).result()
+    run = RunFolder(folder)
+    result = run.result()
     if result is None or "cost" not in result:
         raise ShardsieveError(f"full run {folder} must be finished; it has no result.json")
     phases = result["cost"]["phases"]
@@ -70,7 +88,7 @@ def full_run_cost(folder: str | Path) -> Cost:
         raise ShardsieveError(
             f"full run {folder} must have kept everything, got {result['kept']} of {result['of']}"
         )
-    return Cost.from_dict(phases["training"])
+    return FullRun(run.identity() or {}, Cost.from_dict(phases["training"]))
 
 
 def ledger(

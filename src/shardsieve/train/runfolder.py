@@ -26,6 +26,13 @@ _LOCK = ".lock"
 _LOG = logging.getLogger("shardsieve")
 
 
+def differences(held: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return both values of every name in which what `run.json` holds and a run differ."""
+    wanted = json.loads(json.dumps(identity))
+    pairs = {name: (held.get(name), wanted.get(name)) for name in sorted({*held, *wanted})}
+    return {name: (there, now) for name, (there, now) in pairs.items() if there != now}
+
+
 class RunFolder:
     """The files of one run; each is written to a temporary name and renamed.
 
@@ -45,18 +52,16 @@ class RunFolder:
         Raises:
             ShardsieveError: If it holds another run, naming what differs.
         """
-        held = self._json(IDENTITY)
+        held = self.identity()
         if held is None:
             if self.path.exists() and (not self.path.is_dir() or self._holds_anything()):
                 raise ShardsieveError(f"run folder {self.path} is in use; choose another one")
             return
-        wanted = json.loads(json.dumps(identity))
-        for name in sorted({*held, *wanted}):
-            if held.get(name) != wanted.get(name):
-                raise ShardsieveError(
-                    f"run folder {self.path} holds another run: {name} is {held.get(name)!r} "
-                    f"there, {wanted.get(name)!r} now; choose another folder or delete it"
-                )
+        for name, (there, now) in differences(held, identity).items():
+            raise ShardsieveError(
+                f"run folder {self.path} holds another run: {name} is {there!r} "
+                f"there, {now!r} now; choose another folder or delete it"
+            )
 
     def claim(self, identity: Mapping[str, Any]) -> None:
         """Make the folder this run's own, and this process' until it ends or drops this object.
@@ -74,6 +79,10 @@ class RunFolder:
             ) from error
         self._lock()
         self.write_json(IDENTITY, identity)
+
+    def identity(self) -> dict[str, Any] | None:
+        """Return which run the folder holds, None if it was never claimed."""
+        return self._json(IDENTITY)
 
     def result(self) -> dict[str, Any] | None:
         """Return the result of a finished run, None before that."""

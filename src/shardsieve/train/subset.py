@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from shardsieve.train.encoder import save_network
 from shardsieve.train.evaluation import need_matching
 from shardsieve.train.labels import check_test, identity_of
 from shardsieve.train.launch import on_main
-from shardsieve.train.ledger import NOTHING, Overhead, ledger
+from shardsieve.train.ledger import NOTHING, FullRun, Overhead, ledger
 from shardsieve.train.loop import Trainer
 from shardsieve.train.machines import check_same, enter_run, on_all
 from shardsieve.train.nets import load_model
@@ -31,6 +32,8 @@ from shardsieve.train.runfolder import RESULT, RunFolder
 from shardsieve.train.seeding import known_task
 
 LEARNED = "learned.pt"
+
+_LOG = logging.getLogger("shardsieve")
 
 
 def train_subset(
@@ -46,7 +49,7 @@ def train_subset(
     checkpoint_steps: int = 0,
     policy_score: str | None = None,
     overhead: Overhead = NOTHING,
-    full: Cost | None = None,
+    full: FullRun | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train a fresh network on a keep set; go on from the folder's checkpoint if it has one.
@@ -66,7 +69,7 @@ def train_subset(
         checkpoint_steps: Steps between checkpoints inside an epoch; 0 makes one per epoch.
         policy_score: Name of a score to store: what the policy learned.
         overhead: What the scores took, for the ledger.
-        full: What training on everything took; None estimates it.
+        full: The run on everything to compare with; None estimates what it would take.
         progress: Called with steps done, steps in all, and what was read.
 
     Returns:
@@ -90,6 +93,7 @@ def train_subset(
     if finished is not None:
         _hand_over(run, store, keep, policy_score, accelerator)
         return finished
+    unlike = _unlike(full, identity, accelerator)
     accelerator.wait_for_everyone()
     set_seed(config.seed)
     model = load_model(config.model, num_classes, config.channels or 3)
@@ -114,7 +118,7 @@ def train_subset(
             run.save(LEARNED, {"learned": learned})
         accelerator.wait_for_everyone()
     _hand_over(run, store, keep, policy_score, accelerator)
-    result = _result(trainer, overhead, full)
+    result = _result(trainer, overhead, full and full.training, unlike)
     if accelerator.is_main_process:
         save_network(run, trainer.network, config, num_classes)
         run.write_json(RESULT, result)
@@ -190,15 +194,29 @@ def _hand_over(
     on_main(accelerator, handed_over)
 
 
+def _unlike(
+    full: FullRun | None, identity: Mapping[str, Any], accelerator: Accelerator
+) -> list[str]:
+    """Return the settings in which the full run differs, and warn of them before any training."""
+    names = full.unlike(identity) if full else []
+    if names and accelerator.is_main_process:
+        _LOG.warning("the full run has another %s; its costs are of that", ", ".join(names))
+    return names
+
+
 def _of(keep: KeepSet | Policy) -> dict[str, Any]:
     if isinstance(keep, KeepSet):
         return {"keep": keep.digest, "policy": None}
     return {"keep": None, "policy": keep.settings()}
 
 
-def _result(trainer: Trainer, overhead: Overhead, full: Cost | None) -> dict[str, Any]:
+def _result(
+    trainer: Trainer, overhead: Overhead, full: Cost | None, unlike: list[str]
+) -> dict[str, Any]:
     done, samples, policy = trainer.done, len(trainer.store), trainer.sampler.policy
     counted = {"seen": done.samples, "samples": samples, "epochs": trainer.config.epochs}
+    cost = ledger(done.training, overhead, **counted, full=full)
+    cost["full_run"] |= {"unlike": unlike} if unlike else {}
     return {
         "accuracy": done.history[-1].get("accuracy"),
         "kept": len(trainer.keep),
@@ -215,10 +233,7 @@ def _result(trainer: Trainer, overhead: Overhead, full: Cost | None) -> dict[str
             name: {"seconds": round(cost.seconds, 3), "bytes": cost.nbytes}
             for name, cost in (("train", done.training), ("evaluate", done.evaluation))
         },
-        "cost": {
-            **ledger(done.training, overhead, **counted, full=full),
-            "evaluation": done.evaluation.to_dict(),
-        },
+        "cost": {**cost, "evaluation": done.evaluation.to_dict()},
     }
 
 
