@@ -230,8 +230,8 @@ def _result(
         "reads_since_start": trainer.reads(),
         "processes": trainer.accelerator.num_processes,
         "phases": {
-            name: {"seconds": round(cost.seconds, 3), "bytes": cost.nbytes}
-            for name, cost in (("train", done.training), ("evaluate", done.evaluation))
+            name: {"seconds": round(took.seconds, 3), "bytes": took.nbytes}
+            for name, took in (("train", done.training), ("evaluate", done.evaluation))
         },
         "cost": {**cost, "evaluation": done.evaluation.to_dict()},
     }
