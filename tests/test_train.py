@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import os
 import shutil
 import sys
@@ -498,3 +499,34 @@ def test_unreadable_samples_are_counted_over_workers(tmp_path):
     loader, _ = make_loader(store, keep, config)
     assert sum(len(batch.ids) for batch in loader) == 38
     assert loader.dataset.unreadable == [1, 66]
+
+
+# Resources ---------------------------------------------------------------------------------
+
+
+def test_evaluations_leave_no_workers_behind(tmp_path):
+    store = damaged_store(tmp_path, [])
+    keep = ss.select(store, keep_fraction=1.0)
+    config = TrainConfig(epochs=3, batch_size=40, workers=1, size=8, channels=3)
+    running = []
+
+    def progress(done, total, note=""):
+        running.append(len(multiprocessing.active_children()))
+
+    how = {"test": store, "evaluate_every": 1, "progress": progress}
+    how["accelerator"] = make_accelerator()
+    train_subset(store, keep, config, folder=tmp_path / "run", **how)
+    assert running == [1, 1, 1]
+    assert multiprocessing.active_children() == []
+
+
+def test_what_accelerate_prepared_for_a_run_ends_with_it(tmp_path):
+    store = damaged_store(tmp_path, [])
+    accelerator = make_accelerator()
+    ids, own = store.ids(), accelerator.prepare(torch.nn.Linear(2, 2))
+    config = TrainConfig(epochs=3, batch_size=16, workers=1, size=8, channels=3)
+    how = {"scores": ["el2n"], "held_out": ids[::4], "window": 2, "accelerator": accelerator}
+    score_seeds(store, np.setdiff1d(ids, ids[::4]), config, folder=tmp_path / "run", **how)
+    assert multiprocessing.active_children() == []
+    assert accelerator._models == [own]
+    assert accelerator._optimizers == accelerator._dataloaders == []

@@ -11,6 +11,7 @@ from shardsieve.keepset import KeepSet
 from shardsieve.store.store import Store
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.images import normalised
+from shardsieve.train.launch import let_go
 from shardsieve.train.loading import make_loader
 
 
@@ -36,12 +37,15 @@ def evaluate(
     loader = accelerator.prepare(make_loader(store, keep, config, in_order=True)[0])
     model.eval()
     said, true, outputs = list[Tensor](), list[Tensor](), 0
-    with torch.inference_mode(), accelerator.autocast():
-        for batch in loader:
-            logits = model(normalised(batch.images, config.normalise))
-            outputs = logits.shape[1]
-            said.append(logits.argmax(dim=1))
-            true.append(batch.labels)
+    try:
+        with torch.inference_mode(), accelerator.autocast():
+            for batch in loader:
+                logits = model(normalised(batch.images, config.normalise))
+                outputs = logits.shape[1]
+                said.append(logits.argmax(dim=1))
+                true.append(batch.labels)
+    finally:
+        let_go(accelerator, loader)
     taken, labels = torch.cat(said), torch.cat(true)
     known = max(int((store.labels()[store.rows(keep.ids())] >= 0).sum()), 1)
     if not matched:

@@ -68,6 +68,18 @@ def make_accelerator(
     return accelerator
 
 
+def let_go(accelerator: Accelerator, *prepared: Any) -> None:
+    """Let Accelerate forget what it prepared: it keeps every loader with its workers and files.
+
+    Args:
+        accelerator: That prepared it.
+        prepared: Loaders and optimisers; networks with what was wrapped around.
+    """
+    gone = {id(one) for one in prepared}
+    for held in (accelerator._dataloaders, accelerator._models, accelerator._optimizers):
+        held[:] = [one for one in held if id(one) not in gone]
+
+
 def checked_precision(precision: str) -> str:
     """Return a precision: `no`, `bf16` or `fp16`. The settings decide, a launcher may only agree.
 

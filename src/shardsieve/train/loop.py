@@ -21,7 +21,7 @@ from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.evaluation import evaluate
 from shardsieve.train.images import Batch
-from shardsieve.train.launch import on_main
+from shardsieve.train.launch import let_go, on_main
 from shardsieve.train.loading import make_loader, set_epoch
 from shardsieve.train.machines import on_all
 from shardsieve.train.progress import Done, Progress
@@ -122,12 +122,15 @@ class Trainer:
         Raises:
             Stopped: After SIGTERM, when the state is saved.
         """
-        with Stopping(self.accelerator) as stopping:
-            for epoch in range(self.done.epoch, self.config.epochs):
-                self._train(epoch, recorder, progress, stopping)
-                self.done.epoch, self.done.place = epoch + 1, 0
-                yield epoch
-                self._save()
+        try:
+            with Stopping(self.accelerator) as stopping:
+                for epoch in range(self.done.epoch, self.config.epochs):
+                    self._train(epoch, recorder, progress, stopping)
+                    self.done.epoch, self.done.place = epoch + 1, 0
+                    yield epoch
+                    self._save()
+        finally:
+            let_go(self.accelerator, self.loader, *self.stepper.prepared())
 
     def evaluate(self, store: Store, keep: KeepSet) -> float:
         """Return the accuracy in `[0, 1]` over a keep set; what it took goes into `done`.

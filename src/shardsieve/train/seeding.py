@@ -27,7 +27,7 @@ from shardsieve.train.config import TrainConfig
 from shardsieve.train.encoder import save_network
 from shardsieve.train.images import fixed_size, normalised
 from shardsieve.train.labels import count_classes, identity_of
-from shardsieve.train.launch import on_main
+from shardsieve.train.launch import let_go, on_main
 from shardsieve.train.loading import check_augmenting, make_loader
 from shardsieve.train.loop import Trainer
 from shardsieve.train.machines import enter_run, on_all
@@ -257,6 +257,7 @@ def _train(
             seen = Cost(forward=len(samples), nbytes=samples.nbytes(store))
             clean[name] = trainer.accelerator.prepare(loader), seen
     with ExitStack() as stack:
+        stack.callback(let_go, trainer.accelerator, *(loader for loader, _ in clean.values()))
         watchers = {
             # A clean pass asks the network that is saved, which may be an average.
             name: stack.enter_context(

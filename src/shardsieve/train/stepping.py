@@ -53,6 +53,11 @@ class Stepper:
         running = Compiled(model, config.batch_size) if config.compile else model
         self.model, self.optimizer = accelerator.prepare(running, optimizer)
 
+    def prepared(self) -> Iterator[Any]:
+        """Yield what Accelerate prepared: the optimiser, and the model with what is around it."""
+        yield self.optimizer
+        yield from self.model.modules()
+
     @property
     def network(self) -> nn.Module:
         """What is evaluated and saved: the running average, if there is one."""
