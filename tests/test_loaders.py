@@ -1,11 +1,13 @@
 import json
 import os
 import resource
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import webdataset as wds
 from accelerate import PartialState
 from accelerate.data_loader import BatchSamplerShard, DataLoaderDispatcher
 from tars import write_shards, write_tar
@@ -172,6 +174,42 @@ def test_only_files_read_in_order_are_left_to_readahead(tmp_path, monkeypatch):
     data.__getitems__(ids[[3, 70]].tolist())
     assert told[0] == (0, 0, os.POSIX_FADV_RANDOM)
     assert len(told) == 3
+
+
+def test_a_batch_of_more_shards_than_stay_open_is_read_ahead_from_its_own_files(store, monkeypatch):
+    told = []
+
+    def told_about(file, offset, length, advice):
+        if advice == os.POSIX_FADV_WILLNEED:
+            told.append(os.readlink(f"/proc/self/fd/{file}"))
+
+    monkeypatch.setattr(local, "_MAX_OPEN", 2)
+    monkeypatch.setattr(local, "_in_memory", lambda *_: False)
+    monkeypatch.setattr(os, "posix_fadvise", told_about)
+    ss.ShardDataset(store).__getitems__(store.ids().tolist())
+    assert sorted(told) == sorted(np.repeat(store.urls, store.samples))
+
+
+def test_a_loop_that_was_left_holds_no_samples(store):
+    sampler = ss.PrunedShardSampler(store)
+    loader = loader_of(store, sampler)
+    data = weakref.ref(loader.dataset)
+    for _ in zip(range(2), loader, strict=False):
+        pass
+    del loader
+    assert data() is None
+    assert sampler.state_dict()["samples_done"] == 8
+
+
+def test_the_variables_of_a_training_loop_are_not_kept(store):
+    sampler, batch = ss.PrunedShardSampler(store), torch.zeros(3)
+    pruned = ss.prune(wds.WebDataset(store.urls, shardshuffle=False), store)
+    seen = weakref.ref(batch)
+    sampler.set_epoch(1)
+    pruned.set_epoch(1)
+    len(sampler), next(iter(sampler))
+    del batch
+    assert seen() is None
 
 
 def test_the_next_batch_is_begun_before_this_one_is_decoded(store, monkeypatch):

@@ -73,11 +73,12 @@ class LocalReader:
         between the first range and the last is wanted, and much of it, the file is read in order
         with the kernel's own readahead instead.
         """
-        wanted = [(url, self._opened(url), ranges) for url, ranges in requests]
-        if all(_in_memory(file, *ranges[len(ranges) // 2]) for _, file, ranges in wanted):
+        wanted = list(requests)
+        # Each file is opened where it is asked: of more than are kept open the first are closed.
+        if all(_in_memory(self._opened(url), *each[len(each) // 2]) for url, each in wanted):
             return
-        for url, file, ranges in wanted:
-            in_order = is_dense(ranges)
+        for url, ranges in wanted:
+            file, in_order = self._opened(url), is_dense(ranges)
             if in_order != (url in self._in_order):
                 advice = os.POSIX_FADV_SEQUENTIAL if in_order else os.POSIX_FADV_RANDOM
                 os.posix_fadvise(file, 0, 0, advice)

@@ -19,6 +19,8 @@ from torch.utils.data.distributed import DistributedSampler
 from shardsieve._errors import ShardsieveError
 
 _DEPTH = 24
+_LIBRARIES = ("torch.", "torchdata.", "accelerate.")
+_PROTOCOL = ("__iter__", "__next__", "__len__")
 
 
 class HandedOut:
@@ -28,8 +30,9 @@ class HandedOut:
     """
 
     def __init__(self, iterator: _BaseDataLoaderIter) -> None:
-        # Its attributes, not itself: they outlive a loop that was left, and keep no worker alive.
+        # Its attributes, not itself: that would keep its workers alive.
         self._attributes = vars(iterator)
+        weakref.finalize(iterator, self._keep_count_alone)
         self.workers = int(getattr(iterator, "_num_workers", 0))
         self.shard: weakref.ref[Any] | None = None
 
@@ -39,6 +42,13 @@ class HandedOut:
         shard = self.shard() if self.shard is not None else None
         held_back = shard is not None and not shard.end_of_dataloader
         return max(taken - held_back, 0)
+
+    def _keep_count_alone(self) -> None:
+        """Outlive a loop that was left, but not with its queues, samples and open shards.
+
+        Among them is the sampler's own iterator, which holds this: a cycle.
+        """
+        self._attributes = {"_num_yielded": self._attributes.get("_num_yielded", 0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +70,7 @@ class Asking:
 
 def caller_of() -> Any:
     """Return the `self` of the method that called the caller of this function, if any."""
-    return sys._getframe(2).f_locals.get("self")
+    return _self_of(sys._getframe(2))
 
 
 def numbered_by_accelerate() -> bool:
@@ -69,10 +79,10 @@ def numbered_by_accelerate() -> bool:
     It numbers the passes since it was made; a user's own call of its `set_epoch` is another thing.
     """
     called = sys._getframe(2)
-    loader, above = called.f_locals.get("self"), called.f_back
+    loader, above = _self_of(called), called.f_back
     if not isinstance(loader, DataLoaderShard) or above is None:
         return False
-    return above.f_code.co_name == "__iter__" and above.f_locals.get("self") is loader
+    return above.f_code.co_name == "__iter__" and _self_of(above) is loader
 
 
 def planned_samples(loader: Any) -> int | None:
@@ -120,8 +130,20 @@ def _owners() -> Iterator[Any]:
     for _ in range(_DEPTH):
         if frame is None:
             return
-        yield frame.f_locals.get("self")
+        yield _self_of(frame)
         frame = frame.f_back
+
+
+def _self_of(frame: Any) -> Any:
+    """Return the `self` of a library's method, or of a method by which things are iterated.
+
+    Others are not looked at. Python keeps a copy of the variables of a frame that was: in a
+    training loop it would keep the last batch, or a loader and its workers, until the loop returns.
+    """
+    library = str(frame.f_globals.get("__name__")).startswith(_LIBRARIES)
+    if library or frame.f_code.co_name in _PROTOCOL:
+        return frame.f_locals.get("self")
+    return None
 
 
 def _refuse_second_split(owner: Any) -> None:
