@@ -2,6 +2,7 @@ import json
 import os
 import resource
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -181,7 +182,7 @@ def test_a_batch_of_more_shards_than_stay_open_is_read_ahead_from_its_own_files(
 
     def told_about(file, offset, length, advice):
         if advice == os.POSIX_FADV_WILLNEED:
-            told.append(os.readlink(f"/proc/self/fd/{file}"))
+            told.append(str(Path(f"/proc/self/fd/{file}").readlink()))
 
     monkeypatch.setattr(local, "_MAX_OPEN", 2)
     monkeypatch.setattr(local, "_in_memory", lambda *_: False)

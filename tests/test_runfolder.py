@@ -1,9 +1,12 @@
 """A run's folder belongs to one run, and to one process at a time."""
 
+import resource
+import signal
 import subprocess
 import sys
 
 import pytest
+import torch
 
 import shardsieve as ss
 from shardsieve.train.runfolder import RunFolder
@@ -37,3 +40,37 @@ def test_a_folder_with_other_files_is_not_taken(tmp_path):
         RunFolder(tmp_path).claim({"kind": "train"})
     with pytest.raises(ss.ShardsieveError, match=r"cannot make run folder .*; choose another one"):
         RunFolder(tmp_path / "thesis.tex" / "run").claim({"kind": "train"})
+
+
+@pytest.fixture
+def full_disk():
+    """Lets no file grow beyond 50 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_is_one_line_and_takes_no_checkpoint(tmp_path, full_disk):
+    run, large = RunFolder(tmp_path), {"weights": torch.zeros(100_000)}
+    run.claim({"kind": "train"})
+    run.save_checkpoint({"steps": 10}, 10)
+    message = r"cannot write to run folder .*: File too large; free some space"
+    with pytest.raises(ss.ShardsieveError, match=message):
+        run.save_checkpoint(large, 20)
+    with pytest.raises(ss.ShardsieveError, match=message):
+        run.save("model.pt", large)
+    with pytest.raises(ss.ShardsieveError, match=message):
+        run.write_json("result.json", {"note": "x" * 100_000})
+    assert run.need(run.newest_checkpoint()) == {"steps": 10}
+    assert not list(tmp_path.glob("*partial*"))
+
+
+def test_what_a_killed_process_left_in_a_run_folder_is_removed(tmp_path):
+    RunFolder(tmp_path).claim({"kind": "train"})
+    for name in ("checkpoint", "model.pt", "result.json"):
+        (tmp_path / f".{name}.partial-123").write_bytes(b"cut short")
+    RunFolder(tmp_path).claim({"kind": "train"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "run.json"]

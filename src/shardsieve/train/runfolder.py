@@ -7,9 +7,10 @@ import logging
 import os
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -78,6 +79,8 @@ class RunFolder:
                 f"cannot make run folder {self.path}: {error.strerror}; choose another one"
             ) from error
         self._lock()
+        for left in self.path.glob(".*.partial-*"):  # by a killed process: this one is alone here
+            left.unlink(missing_ok=True)
         self.write_json(IDENTITY, identity)
 
     def identity(self) -> dict[str, Any] | None:
@@ -102,12 +105,11 @@ class RunFolder:
 
     def save_checkpoint(self, state: Mapping[str, Any], steps: int) -> None:
         """Write a checkpoint after so many steps, and delete all but the one before it."""
-        partial = self._partial("checkpoint")
-        torch.save(dict(state), partial)
+        partial = self._partial("checkpoint", lambda file: torch.save(dict(state), file))
         name = f"checkpoint-{steps:09d}-{_digest(partial)}.pt"
-        self._into_place(partial, name)
+        partial.replace(self.path / name)
         older = [p for p in self._checkpoints() if p.name != name and _steps(p) <= steps]
-        for path in {*self._checkpoints(), *self.path.glob(".checkpoint.partial-*")}:
+        for path in self._checkpoints():
             if path not in (self.path / name, *older[: _KEPT - 1]):
                 path.unlink(missing_ok=True)
 
@@ -135,17 +137,15 @@ class RunFolder:
 
     def save(self, name: str, state: Mapping[str, Any]) -> None:
         """Write a file of tensors and plain values."""
-        partial = self._partial(name)
-        torch.save(dict(state), partial)
-        self._into_place(partial, name)
+        self._write(name, lambda file: torch.save(dict(state), file))
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file."""
-        self._write(name, json.dumps(values, indent=2) + "\n")
+        self._write_text(name, json.dumps(values, indent=2) + "\n")
 
     def write_history(self, epochs: list[dict[str, Any]]) -> None:
         """Write one line of JSON per finished epoch."""
-        self._write(HISTORY, "".join(json.dumps(epoch) + "\n" for epoch in epochs))
+        self._write_text(HISTORY, "".join(json.dumps(epoch) + "\n" for epoch in epochs))
 
     def forget_checkpoints(self) -> None:
         """Delete the checkpoints of a finished run."""
@@ -186,18 +186,38 @@ class RunFolder:
         except (TypeError, ValueError) as error:
             raise ShardsieveError(f"{path} is damaged; delete {self.path} to train anew") from error
 
-    def _write(self, name: str, text: str) -> None:
-        partial = self._partial(name)
-        partial.write_text(text)
-        self._into_place(partial, name)
+    def _write_text(self, name: str, text: str) -> None:
+        self._write(name, lambda file: file.write(text.encode()))
 
-    def _partial(self, name: str) -> Path:
-        return self.path / f".{name}.partial-{os.getpid()}"
+    def _write(self, name: str, write: Callable[[IO[bytes]], Any]) -> None:
+        self._partial(name, write).replace(self.path / name)
 
-    def _into_place(self, partial: Path, name: str) -> None:
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(self.path / name)
+    def _partial(self, name: str, write: Callable[[IO[bytes]], Any]) -> Path:
+        """Return a whole file under a temporary name; one that cannot be whole is removed."""
+        partial = self.path / f".{name}.partial-{os.getpid()}"
+        try:
+            with self._told_about_disk(), partial.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        return partial
+
+    @contextmanager
+    def _told_about_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            # torch makes a RuntimeError of the file's own, which says nothing of the disk.
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            raise ShardsieveError(
+                f"cannot write to run folder {self.path}: {cause.strerror or cause}; free some "
+                "space and start again: the run goes on from its newest checkpoint"
+            ) from error
 
 
 def _steps(path: Path) -> int:
