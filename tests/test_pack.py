@@ -1,3 +1,4 @@
+import fcntl
 import gzip
 import struct
 from pathlib import Path
@@ -9,6 +10,7 @@ from tars import by_webdataset
 
 import shardsieve as ss
 from shardsieve.pack import pack, writer
+from shardsieve.pack.beton import pack_beton
 
 
 @pytest.fixture
@@ -53,6 +55,19 @@ def test_a_shard_holds_no_more_bytes_than_asked(images, tmp_path):
     sizes = [(tmp_path / "out" / p.rsplit("/", 1)[1]).stat().st_size for p in split.shards]
     assert max(sizes) <= 9000 + 1024
     assert len(read(split)) == 24
+
+
+@pytest.mark.parametrize("to", ["tar", "beton"])
+def test_what_a_killed_packing_left_goes_and_what_is_being_written_stays(images, tmp_path, to):
+    out = tmp_path / "out"
+    out.mkdir()
+    name = "train-000123.tar" if to == "tar" else "train.beton"
+    left, busy = (out / f".{name}.tmp-{pid}" for pid in (1, 2))
+    left.write_bytes(b"cut short")
+    with busy.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        (pack if to == "tar" else pack_beton)(images, out)
+    assert [path for path in out.iterdir() if path.name.startswith(".")] == [busy]
 
 
 @pytest.mark.parametrize("zipped", [False, True])

@@ -1,11 +1,13 @@
 """The store: what goes in comes out, interrupted or not, and mismatches are refused."""
 
 import os
+import signal
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 import zarr
@@ -85,6 +87,13 @@ def test_a_killed_index_resumes_to_the_same_store(shards, tmp_path, stop):
     resumed = ss.index(shards, tmp_path / "s.zarr")
     assert contents(resumed) == contents(whole)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s.zarr", "shards", "whole.zarr"]
+
+
+def test_an_index_killed_while_the_store_is_written_leaves_nothing(shards, tmp_path):
+    command = ["-m", "shardsieve", "index", *shards, "--store", tmp_path / "s.zarr"]
+    assert forks.killed_at(tmp_path / ".s.zarr.*/s*", *command) == -signal.SIGKILL
+    ss.index(shards, tmp_path / "s.zarr")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["s.zarr", "shards"]
 
 
 def test_finished_shards_are_not_walked_again(shards, tmp_path, monkeypatch):

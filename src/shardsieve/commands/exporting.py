@@ -10,7 +10,7 @@ import numpy as np
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.keepset import KeepSet, select
-from shardsieve.pack.writer import replaced
+from shardsieve.pack.writer import remove_left_of, replaced
 from shardsieve.store.store import Store, open_store
 
 
@@ -31,6 +31,7 @@ def export_keep_set(path: Path, out: Path, layout: str, rule: dict[str, Any]) ->
     store = open_store(path, mode="r")
     keep = select(store, **rule)
     data = LAYOUTS[layout](store, keep, rule.get("score"))
+    remove_left_of(out)
     with replaced(out) as file:
         file.write(data)
     return {"out": str(out), "layout": layout, "kept": len(keep), "samples": len(store)}

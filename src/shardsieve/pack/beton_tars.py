@@ -1,5 +1,6 @@
 """Tar shards from an FFCV file: same order, same keys, same JPEG bytes."""
 
+import glob
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from shardsieve._errors import ShardsieveError
 from shardsieve.io.local import LocalReader
 from shardsieve.pack.beton import checked_rows, refuse_existing
-from shardsieve.pack.writer import PackedSplit, replaced, tar_member, told_about_folder
+from shardsieve.pack.writer import PackedSplit, remove_left, replaced, tar_member, told_about_folder
 from shardsieve.shards.beton import read_beton
 from shardsieve.shards.beton_fields import BetonFields
 from shardsieve.shards.tar import BLOCK
@@ -60,6 +61,7 @@ def beton_to_tars(
         refuse_existing(old[0], overwrite)
     with told_about_folder(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        remove_left(folder, f"{glob.escape(name)}-*.tar")
         for first in range(0, len(wanted), samples_per_shard):
             path = folder / f"{name}-{len(paths):06d}.tar"
             with replaced(path) as file:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.pack.writer import replaced
+from shardsieve.pack.writer import remove_left_of, replaced
 from shardsieve.shards.beton import ALLOCATION, DESCRIPTOR, HEADER, KEYS_MAGIC, VERSION
 
 PAGE_SIZE = 8 << 20
@@ -102,6 +102,7 @@ def write_beton(
         raise ShardsieveError(f"no samples to write to {path}; keep at least one")
     metadata, keys = np.zeros(num_samples, row_dtype), []
     start = HEADER.itemsize + descriptors.nbytes
+    remove_left_of(Path(path))
     with replaced(Path(path)) as file:
         writer = BetonWriter(file, start + metadata.nbytes, page_size)
         for number, (key, row, data, sizes, pointers) in enumerate(rows):

@@ -1,11 +1,13 @@
 """Write a split as tar shards: shuffled once, same bytes every time, no half-written file."""
 
+import fcntl
+import glob
 import io
 import json
 import os
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +103,7 @@ def _pack_split(
 ) -> PackedSplit:
     order = permutation(len(split.labels), seed, 0x9AC4).tolist()
     old = {p.name for p in folder.glob(f"{split.name}-*.tar")}
+    remove_left(folder, f"{split.name}-*.tar")
     paths: list[Path] = []
     done = 0
     while done < len(order):
@@ -152,14 +155,45 @@ def tar_member(name: str, data: bytes) -> bytes:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[io.BufferedWriter]:
-    """Give a temporary file that becomes `path` when the block ends without an error."""
+    """Give a temporary file that becomes `path` when the block ends without an error.
+
+    It is locked meanwhile: see `remove_left`.
+    """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
+        with _locked(temporary) as file:
             yield file
-        temporary.replace(path)
+            file.flush()
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> io.BufferedWriter:
+    while True:
+        file = path.open("wb")
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():
+            return file
+        file.close()  # taken for a left one before it was locked
+
+
+def remove_left(folder: Path, names: str) -> None:
+    """Remove what killed processes left of files of such names, a pattern.
+
+    What another process is writing is locked and stays. Where the file system knows no locks
+    everything stays.
+    """
+    for left in folder.glob(f".{names}.tmp-*"):
+        with suppress(OSError), left.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+
+
+def remove_left_of(path: Path) -> None:
+    """Remove what killed processes left of one file; see `remove_left`."""
+    remove_left(path.parent, glob.escape(path.name))
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from shardsieve.store.layout import (
     make_array,
     need_writable,
     place_of,
-    replaced_folder,
+    renamed_folder,
     rows_per_shard,
     stored_key,
     told_about_disk,
@@ -89,15 +89,15 @@ def _make(
     label_member: str,
     progress: Progress | None,
 ) -> None:
-    """Make a store with the help of a folder of finished shards, which goes."""
+    """Make a store with the help of a folder, which goes: of finished shards and of its making."""
     if is_beton(shards):
         blocks, attributes = beton_blocks(shards[0], label_member)
-        with _made(target) as folder:
+        with _made(target, partial) as folder:
             _write(folder, shards * len(blocks), blocks, label_member, attributes)
-        return
-    done = walked(shards, partial, label_member, progress)
-    with _made(target) as folder:
-        _write(folder, shards, done, label_member)
+    else:
+        done = walked(shards, partial, label_member, progress)
+        with _made(target, partial) as folder:
+            _write(folder, shards, done, label_member)
     shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -142,9 +142,11 @@ def beside(target: Path | str) -> Path:
     return Path(tempfile.gettempdir()) / f"shardsieve-{name}.indexing"
 
 
-def _made(target: Path | str) -> AbstractContextManager[Path]:
+def _made(target: Path | str, partial: Path) -> AbstractContextManager[Path]:
     """Give the folder to write to, which becomes the store in one step."""
-    return replaced_folder(target) if isinstance(target, Path) else uploaded_folder(target)
+    if isinstance(target, Path):
+        return renamed_folder(target, partial)
+    return uploaded_folder(target, partial)
 
 
 def index_shard(url: str, *, label_member: str = LABEL_MEMBER) -> IndexedShard:

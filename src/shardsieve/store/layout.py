@@ -1,8 +1,6 @@
 """Names, versions and sizes of the store's arrays: the one place that knows them."""
 
 import errno
-import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -132,31 +130,31 @@ def write_contents(group: zarr.Group) -> None:
 
 
 @contextmanager
-def replaced_folder(target: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes `target` when the block ends without an error."""
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with told_about_disk(target):
-            yield partial
-            old = target.with_name(f".{target.name}.old-{os.getpid()}")
-            if target.exists():
-                target.rename(old)
-            partial.rename(target)
-            shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def renamed_folder(target: Path, beside: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes `target` when the block ends without an error.
+
+    Args:
+        target: Not there yet.
+        beside: A folder beside it to work in.
+    """
+    with told_about_disk(target), _folder_in(beside) as partial:
+        yield partial / target.name
+        (partial / target.name).rename(target)
 
 
 @contextmanager
-def uploaded_folder(target: str) -> Iterator[Path]:
+def uploaded_folder(target: str, beside: Path) -> Iterator[Path]:
     """Give a temporary folder that is put at the URL `target` when the block ends without an error.
 
     What lies there already stays unless it has the same name. The root's zarr.json, by which a
     store is known, is put last: a store that was cut short is none.
+
+    Args:
+        target: Where to put it.
+        beside: A folder to work in.
     """
-    with told_about_disk(target), tempfile.TemporaryDirectory(prefix="shardsieve-") as name:
-        folder, root = Path(name), "zarr.json"
+    with told_about_disk(target), _folder_in(beside) as folder:
+        root = "zarr.json"
         yield folder
         files = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]
 
@@ -166,6 +164,12 @@ def uploaded_folder(target: str) -> Iterator[Path]:
         for _ in at_once(upload, sorted(set(files) - {root}), remote=True):
             pass
         upload(root)
+
+
+@contextmanager
+def _folder_in(folder: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="store-", dir=folder) as name:
+        yield Path(name)
 
 
 @contextmanager
