@@ -13,6 +13,8 @@ from zarr.storage import LocalStore
 import shardsieve as ss
 from shardsieve.store import append, create
 from shardsieve.store.create import check
+from shardsieve.store.layout import opened_group
+from shardsieve.store.store import Store
 
 SIZES = [5, 1, 7, 64, 3]
 
@@ -26,11 +28,6 @@ def scored(store):
     return store
 
 
-def comparable(store):
-    arrays, attributes = contents(store)
-    return arrays, {name: v for name, v in attributes.items() if name != "num_shards"}
-
-
 @settings(max_examples=6)
 @given(first=st.integers(1, 4), second=st.integers(1, 4))
 def test_an_appended_store_is_the_store_of_all_shards(tmp_path_factory, first, second):
@@ -40,11 +37,20 @@ def test_an_appended_store_is_the_store_of_all_shards(tmp_path_factory, first, s
     ids = ss.index(shards[:first], folder / "s.zarr").ids()
     ss.append_shards(shards[:second], folder / "s.zarr")
     grown = ss.append_shards(shards, folder / "s.zarr")
-    assert comparable(grown) == comparable(whole)
+    assert contents(grown) == contents(whole)
     assert grown.ids()[: len(ids)].tolist() == ids.tolist()
     assert grown.urls == whole.urls
     check(grown)
     assert sorted(p.name for p in folder.iterdir()) == ["d", "s.zarr", "whole.zarr"]
+
+
+def test_who_opens_a_store_that_grows_sees_the_one_of_before(tmp_path):
+    shards = write_shards(tmp_path / "d", SIZES)
+    old = ss.index(shards[:3], tmp_path / "s.zarr")
+    group = opened_group(old.path, "r")
+    ss.append_shards(shards[3:], old.path)
+    opened = Store(old.path, group)
+    assert (len(opened), opened.fingerprint) == (13, old.fingerprint)
 
 
 def test_scores_and_embeddings_of_before_stay_and_new_rows_have_none(tmp_path):

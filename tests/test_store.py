@@ -2,6 +2,7 @@
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -71,6 +72,17 @@ def test_a_score_says_of_what_version_and_date_it_is(shards, tmp_path):
     made = store.provenance("mine")
     assert made["version"] == version("shardsieve")
     assert datetime.fromisoformat(made["date"]) <= datetime.now(UTC)
+
+
+def test_one_name_may_be_stored_by_several_at_once(shards, tmp_path):
+    path = ss.index(shards, tmp_path / "s.zarr").path
+
+    def put(number):
+        ss.open_store(path).put_score("mine", np.full(13, number))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(put, range(10)))
+    assert len(set(ss.open_store(path).score("mine").tolist())) == 1
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])

@@ -29,6 +29,27 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+@contextmanager
+def in_turn(store: Path | str) -> Iterator[None]:
+    """Change arrays of a store while no other process does: those that come wait here.
+
+    Nobody waits where the file system knows no locks, nor in an object store.
+    """
+    if not isinstance(store, Path):
+        yield
+        return
+    with told_about_disk(store):
+        handle = os.open(store, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # also for a child forked meanwhile
+        os.close(handle)
+
+
 def _locked(folder: Path) -> int:
     """Return an open and locked folder."""
     while True:

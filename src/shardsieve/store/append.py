@@ -11,7 +11,7 @@ from shardsieve._errors import ShardsieveError, StoreMismatchError
 from shardsieve.io.source import absolute
 from shardsieve.shards.fingerprint import index_fingerprint
 from shardsieve.shards.names import expand_urls
-from shardsieve.store.alone import alone_in
+from shardsieve.store.alone import alone_in, in_turn
 from shardsieve.store.create import Progress, beside, walked
 from shardsieve.store.indexed import IndexedShard
 from shardsieve.store.layout import (
@@ -67,7 +67,7 @@ def append_shards(
         entries = walked(new, partial, label_member, progress)
         for url, entry in zip(new, entries, strict=True):
             _check_size(url, len(entry.keys), old)
-        with told_about_disk(old.path):
+        with told_about_disk(old.path), in_turn(old.path):
             _grow(old, new, entries)
         shutil.rmtree(partial, ignore_errors=True)
     return open_store(store)

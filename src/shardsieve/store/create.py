@@ -226,6 +226,8 @@ def _write(
     group.update_attributes(
         {
             "kind": "webdataset",
+            # Who opens the store while shards are appended must not read longer arrays.
+            "num_shards": len(shards),
             "rows_per_shard": shape[1],
             "members": sorted({name for shard in shards for name in shard.suffixes}),
             "fingerprint": index_fingerprint(tables),

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from shardsieve._errors import MissingScoreError, StoreFormatError, StoreMismatchError
 from shardsieve.io.source import cheap_fingerprints, same_fingerprint
 from shardsieve.scores.inputs import plain
+from shardsieve.store.alone import in_turn
 from shardsieve.store.layout import (
     FORMAT_VERSION,
     checked_name,
@@ -128,6 +129,8 @@ class Store(SampleTables):
     ) -> None:
         """Store one score per sample, aligned with `ids()`; NaN means not scored.
 
+        Processes that store one name at once do it one after the other; the last one's stays.
+
         Args:
             name: Letters, digits, `_`, `-`, `.`; a stored score of that name is replaced only by
                 the same definition.
@@ -148,9 +151,10 @@ class Store(SampleTables):
                 f"values must be finite as float32, or NaN where not scored, got an infinity for "
                 f"sample id {self.ids()[endless[0]]} ({len(endless)} of {len(scores)})"
             )
-        self.begin_score(name, provenance, afresh=True)
-        self.write_score(name, scores)
-        self.finish_score(name)
+        with in_turn(self.path):
+            self.begin_score(name, provenance, afresh=True)
+            self.write_score(name, scores)
+            self.finish_score(name)
 
     def check_score(self, name: str, definition: str) -> None:
         """Refuse a name that `put_score` would refuse; writes nothing.
