@@ -1,6 +1,9 @@
 """A keep set in the words of other loaders."""
 
 import csv
+import resource
+import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from tars import write_shards
 from typer.testing import CliRunner
 
 import shardsieve as ss
-from shardsieve.cli import app
+from shardsieve.cli import app, main
 from shardsieve.commands.exporting import export_keep_set
 
 HALF = {"keep_fraction": 0.5, "rule": "top", "score": "up"}
@@ -34,6 +37,36 @@ def test_ids_keys_and_the_list_to_exclude(store, tmp_path):
     assert dropped[:2] == ["s-000.tar/00-0000", "s-000.tar/00-0001"]
     assert len(set(keys) | set(dropped)) == 30
     assert not set(keys) & set(dropped)
+
+
+@pytest.mark.parametrize("command", [["export", "OUT"], ["select", "--out", "OUT"]])
+def test_what_cannot_be_written_whole_is_one_line_and_leaves_what_was_there(
+    store, tmp_path, command, capsys, monkeypatch
+):
+    out = tmp_path / "new" / "out.txt"
+    how = ["--store", str(store.path), "--score", "up", "--keep-fraction", "0.5"]
+    command = ["shardsieve", *(str(out) if word == "OUT" else word for word in command), *how]
+    monkeypatch.setattr(sys, "argv", command)
+    for status in (0, 2):
+        with pytest.raises(SystemExit) as done, limited(20 if status else resource.RLIM_INFINITY):
+            main()
+        assert done.value.code == status
+        whole = out.read_bytes()
+        assert len(whole) > 20
+    assert [path.name for path in out.parent.iterdir()] == ["out.txt"]
+    line = f"shardsieve: cannot write {out}: File too large; free some space or choose another"
+    assert capsys.readouterr().err == f"{line} place\n"
+
+
+@contextmanager
+def limited(nbytes):
+    """Let no file grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_table_of_every_sample(store, tmp_path):

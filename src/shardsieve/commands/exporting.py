@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from shardsieve._errors import ShardsieveError
+from shardsieve.io.replacing import write_whole
 from shardsieve.keepset import KeepSet, select
-from shardsieve.pack.writer import remove_left_of, replaced
 from shardsieve.store.store import Store, open_store
 
 
@@ -31,9 +31,7 @@ def export_keep_set(path: Path, out: Path, layout: str, rule: dict[str, Any]) ->
     store = open_store(path, mode="r")
     keep = select(store, **rule)
     data = LAYOUTS[layout](store, keep, rule.get("score"))
-    remove_left_of(out)
-    with replaced(out) as file:
-        file.write(data)
+    write_whole(out, data)
     return {"out": str(out), "layout": layout, "kept": len(keep), "samples": len(store)}
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from shardsieve.commands.trust import doubt_of
 from shardsieve.epoch import SHUFFLES
 from shardsieve.io.local import readahead_of
+from shardsieve.io.replacing import write_whole
 from shardsieve.keepset import KeepSet, select
 from shardsieve.loaders.mixing import mixing
 from shardsieve.loaders.pages import ReadEstimate, estimate_reads
@@ -98,7 +99,7 @@ def kept_per_class(
     store = open_store(path, mode="r")
     keep = select(store, **rule)
     if out is not None:
-        out.write_text("\n".join(map(str, keep.ids().tolist())) + "\n")
+        write_whole(out, "".join(f"{one}\n" for one in keep.ids().tolist()).encode())
     warning = doubt_of(store, rule["score"], rule["keep_fraction"])
     return {
         **({"warning": warning} if warning else {}),

@@ -17,11 +17,12 @@ from PIL import Image, UnidentifiedImageError
 
 from shardsieve._errors import ShardsieveError, UnreadableSampleError
 from shardsieve.io.local import LocalReader
+from shardsieve.io.replacing import replaced
 from shardsieve.io.source import reader_of
 from shardsieve.order import permutation
 from shardsieve.pack.beton_writer import PAGE_SIZE, Row, descriptors_of, write_beton
 from shardsieve.pack.sources import SUFFIXES, Split, find_splits
-from shardsieve.pack.writer import PackedSplit, replaced, told_about_folder
+from shardsieve.pack.writer import PackedSplit, told_about_folder
 from shardsieve.shards.beton import IMAGE, INT, POINTERS, Beton, read_beton, row_type
 from shardsieve.shards.beton_fields import JPEG, RAW, BetonFields
 from shardsieve.shards.tar import parse_sample

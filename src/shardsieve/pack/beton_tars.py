@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.io.local import LocalReader
+from shardsieve.io.replacing import remove_left, replaced
 from shardsieve.pack.beton import checked_rows, refuse_existing
-from shardsieve.pack.writer import PackedSplit, remove_left, replaced, tar_member, told_about_folder
+from shardsieve.pack.writer import PackedSplit, tar_member, told_about_folder
 from shardsieve.shards.beton import read_beton
 from shardsieve.shards.beton_fields import BetonFields
 from shardsieve.shards.tar import BLOCK

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.pack.writer import remove_left_of, replaced
+from shardsieve.io.replacing import remove_left_of, replaced
 from shardsieve.shards.beton import ALLOCATION, DESCRIPTOR, HEADER, KEYS_MAGIC, VERSION
 
 PAGE_SIZE = 8 << 20

@@ -1,17 +1,15 @@
 """Write a split as tar shards: shuffled once, same bytes every time, no half-written file."""
 
-import fcntl
-import glob
 import io
 import json
-import os
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from shardsieve._errors import ShardsieveError
+from shardsieve.io.replacing import remove_left, replaced
 from shardsieve.order import permutation
 from shardsieve.pack.sources import Split, find_splits
 from shardsieve.shards.tar import BLOCK
@@ -151,49 +149,6 @@ def tar_member(name: str, data: bytes) -> bytes:
     info = tarfile.TarInfo(name)
     info.size = len(data)
     return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % BLOCK)
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[io.BufferedWriter]:
-    """Give a temporary file that becomes `path` when the block ends without an error.
-
-    It is locked meanwhile: see `remove_left`.
-    """
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with _locked(temporary) as file:
-            yield file
-            file.flush()
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _locked(path: Path) -> io.BufferedWriter:
-    while True:
-        file = path.open("wb")
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if path.exists():
-            return file
-        file.close()  # taken for a left one before it was locked
-
-
-def remove_left(folder: Path, names: str) -> None:
-    """Remove what killed processes left of files of such names, a pattern.
-
-    What another process is writing is locked and stays. Where the file system knows no locks
-    everything stays.
-    """
-    for left in folder.glob(f".{names}.tmp-*"):
-        with suppress(OSError), left.open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink()
-
-
-def remove_left_of(path: Path) -> None:
-    """Remove what killed processes left of one file; see `remove_left`."""
-    remove_left(path.parent, glob.escape(path.name))
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """`write_report`: the page's figures and where they come from."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from shardsieve._errors import MissingScoreError
 from shardsieve.extrapolate.quality import Quality, doubt, measure
+from shardsieve.io.replacing import write_whole
 from shardsieve.report.figures import against, contact_sheet, histogram, shares, spread_of
 from shardsieve.selection import keep_top
 from shardsieve.store.store import Store
@@ -108,7 +108,5 @@ def _class_shares(
 
 def _write(out: Path, shown: dict[str, Any]) -> None:
     pages = Environment(loader=PackageLoader("shardsieve.report", ""), autoescape=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    partial.write_text(pages.get_template("page.html").render(shown))
-    partial.replace(out)
+    page = pages.get_template("page.html").render(shown)
+    write_whole(out, page.encode())

@@ -1,0 +1,72 @@
+"""Files that appear as a whole or not at all, and what killed processes left of them."""
+
+import fcntl
+import glob
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from shardsieve._errors import ShardsieveError
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file in place of one of that name, which stays where that fails; make its folder.
+
+    Raises:
+        ShardsieveError: If it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_left_of(path)
+        with replaced(path) as file:
+            file.write(data)
+    except OSError as error:
+        raise ShardsieveError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another "
+            "place"
+        ) from error
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[io.BufferedWriter]:
+    """Give a temporary file that becomes `path` when the block ends without an error.
+
+    It is locked meanwhile: see `remove_left`.
+    """
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with _locked(temporary) as file:
+            yield file
+            file.flush()
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> io.BufferedWriter:
+    while True:
+        file = path.open("wb")
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():
+            return file
+        file.close()  # taken for a left one before it was locked
+
+
+def remove_left(folder: Path, names: str) -> None:
+    """Remove what killed processes left of files of such names, a pattern.
+
+    What another process is writing is locked and stays. Where the file system knows no locks
+    everything stays.
+    """
+    for left in folder.glob(f".{names}.tmp-*"):
+        with suppress(OSError), left.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+
+
+def remove_left_of(path: Path) -> None:
+    """Remove what killed processes left of one file; see `remove_left`."""
+    remove_left(path.parent, glob.escape(path.name))
