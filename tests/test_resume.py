@@ -168,3 +168,67 @@ def test_gathered_metrics_count_what_the_loaders_own_sampler_gives(store, statef
     again.load_state_dict(sampler.state_dict())
     assert len(gathered(rest)) == total - 8
     assert len(gathered(rest)) == total
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [1, 7, KEPT])
+def test_a_loader_that_does_not_batch_takes_one_sample_per_step(store, workers, stop):
+    def loader(sampler):
+        data = ss.ShardDataset(store, decode=lambda sample: sample["__id__"])
+        return DataLoader(data, batch_size=None, sampler=sampler, num_workers=workers)
+
+    whole, sampler = list(sampler_of(store)), sampler_of(store)
+    assert len(loader(sampler)) == KEPT
+    assert taken(loader(sampler), stop) == whole[:stop]
+    fresh = sampler_of(store)
+    fresh.load_state_dict(sampler.state_dict())
+    assert list(loader(fresh)) == whole[stop:]
+
+
+@pytest.mark.parametrize("stop", [0, 1, 7, KEPT])
+def test_a_bare_pass_counts_its_ids(store, stop):
+    whole, sampler = list(sampler_of(store)), sampler_of(store)
+    ids = iter(sampler)
+    assert [next(ids) for _ in range(stop)] == whole[:stop]
+    fresh = sampler_of(store)
+    fresh.load_state_dict(sampler.state_dict())
+    assert list(fresh) == whole[stop:]
+
+
+class OwnBatches:
+    """A batch sampler of somebody else's, of which nothing is known."""
+
+    def __init__(self, ids):
+        self.ids = ids
+
+    def __iter__(self):
+        for one in self.ids:
+            yield [one]
+
+    def __len__(self):
+        return len(self.ids)
+
+
+def test_batches_of_an_unknown_size_are_not_counted(store):
+    def loader(sampler):
+        data = ss.ShardDataset(store)
+        return DataLoader(data, batch_sampler=OwnBatches(sampler), collate_fn=ids_of)
+
+    unknown, known = sampler_of(store), sampler_of(store, batch_size=1)
+    assert taken(loader(unknown), 3) == taken(loader(known), 3)
+    for steps in ({}, {"steps_done": 3}):
+        with pytest.raises(ValueError, match="batch_size must be known"):
+            unknown.state_dict(**steps)
+    assert unknown.state_dict(steps_done=0)["samples_done"] == 0
+    assert known.state_dict()["samples_done"] == 3
+
+
+@pytest.mark.parametrize("tail", ["uneven", "pad", "drop"])
+@pytest.mark.parametrize("size", [1, 2, 5, 30])
+def test_a_bare_pass_has_the_length_it_says(store, size, tail):
+    ranks = [sampler_of(store, tail=tail, world=ss.World(rank, size)) for rank in range(size)]
+    given = [list(sampler) for sampler in ranks]
+    assert [len(sampler) for sampler in ranks] == [len(ids) for ids in given]
+    if tail == "drop":
+        assert {len(ids) for ids in given} == {KEPT // size}
+        assert len({one for ids in given for one in ids}) == KEPT // size * size

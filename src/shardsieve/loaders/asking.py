@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from accelerate.data_loader import BatchSamplerShard, DataLoaderDispatcher, DataLoaderShard
+from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 from torch.utils.data.distributed import DistributedSampler
 
@@ -56,7 +57,7 @@ class Asking:
     """What the asking loader will do with the ids.
 
     Attributes:
-        batch_size: Of one rank; None when nobody batches.
+        batch_size: Of one rank, 1 for a loader that does not batch; None when none is to be seen.
         dealt_over: Ranks over which Accelerate deals whole batches, 1 when it does not.
         rank: This process' number among those ranks.
         handed_out: Counts batches, where a torch loader asks.
@@ -120,8 +121,15 @@ def who_asks(sampler: Any) -> Asking:
         elif type(owner) is DataLoaderShard and handed_out is not None:
             handed_out.shard = weakref.ref(owner)
         elif batch_size is None and getattr(owner, "sampler", None) is sampler:
-            batch_size = getattr(owner, "batch_size", None)  # torchdata asks before it has one
+            batch_size = _batch_size_of(owner)
     return Asking(batch_size, dealt_over, rank, handed_out)
+
+
+def _batch_size_of(owner: Any) -> int | None:
+    if not hasattr(owner, "batch_size"):
+        return None  # torchdata asks before it has one
+    unbatched = owner.batch_size is None and isinstance(owner, DataLoader)
+    return 1 if unbatched else owner.batch_size
 
 
 def _owners() -> Iterator[Any]:

@@ -179,8 +179,6 @@ class PrunedShardSampler(Sampler[int]):
     def __len__(self) -> int:
         asking = self._asking(who_asks(self))
         self._seen_size = asking.batch_size
-        if asking.batch_size is None:
-            return len(self.keep_set)
         steps = self._steps(asking, 0)
         if asking.dealt_over > 1:
             return len(steps) * steps.global_batch
@@ -194,7 +192,8 @@ class PrunedShardSampler(Sampler[int]):
         self._start = self._next_start()
         if self._block is None:
             self._block = self._steps(asking, 0).global_batch
-        self._pass = _Pass(self._steps(asking, self._start), asking.handed_out)
+        steps = self._steps(asking, self._start)
+        self._pass = _Pass(steps, asking.handed_out, batched=asking.batch_size is not None)
         return self._hand_out(self._pass, world, dealt=asking.dealt_over > 1)
 
     def state_dict(self, *, steps_done: int | None = None) -> dict[str, Any]:
@@ -207,6 +206,10 @@ class PrunedShardSampler(Sampler[int]):
         Args:
             steps_done: Steps that training finished in this pass, where something else than a torch
                 loader stands between.
+
+        Raises:
+            ValueError: If steps were done and the batch size is not known: it was not given, and
+                the loader has batches of its own.
         """
         done = self._places_done(steps_done, asked=called_by_torchdata())
         state = {
@@ -252,6 +255,12 @@ class PrunedShardSampler(Sampler[int]):
         under_way = self._pass
         if under_way is None:
             return 0
+        counted = under_way.handed_out is not None if steps_done is None else steps_done > 0
+        if counted and not under_way.batched:
+            raise ValueError(
+                "batch_size must be known to count what was trained on, got None; "
+                "give it to PrunedShardSampler"
+            )
         if steps_done is not None:
             return under_way.steps.places_done(steps_done)
         if asked or under_way.handed_out is None:
@@ -283,8 +292,8 @@ class PrunedShardSampler(Sampler[int]):
         world = self._own_world(asking)
         left = len(self.keep_set) - start
         # Nobody batches: each rank's whole share counts as one batch.
-        size = asking.batch_size or max(-(-left // world.size), 1)
-        return Steps(left, size, world.size, self.tail)
+        share = left // world.size if self.tail == "drop" else -(-left // world.size)
+        return Steps(left, asking.batch_size or max(share, 1), world.size, self.tail)
 
     def _by_step(self, steps: Steps) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Yield (step, ids of all ranks in that step)."""
@@ -314,6 +323,9 @@ class PrunedShardSampler(Sampler[int]):
         for done, batch in batches:
             mine = batch[:left]
             left -= len(mine)
+            if not under_way.batched and world.size == 1:
+                yield from under_way.counted(mine)
+                continue
             yield from mine[:-1]
             under_way.asked = steps.places_done(done)
             yield from mine[-1:]
@@ -349,14 +361,22 @@ class _Pass:
     Attributes:
         steps: From where it started.
         handed_out: Counts the batches that the loop was given, where a torch loader asks.
+        batched: Whether the batch size is known.
         asked: Places asked for so far, over all ranks.
         whole: Whether it was asked for to its end.
     """
 
     steps: Steps
     handed_out: HandedOut | None
+    batched: bool
     asked: int = 0
     whole: bool = False
+
+    def counted(self, ids: list[int]) -> Iterator[int]:
+        """Yield ids of a pass that nobody batches or shares: every one of them is a place."""
+        for one in ids:
+            self.asked += 1
+            yield one
 
 
 def _looking_ahead(
