@@ -358,6 +358,11 @@ def test_torchdatas_loader_goes_on_over_a_pipeline(urls, store, workers):
         assert seen + [[s["__id__"] for s in batch] for batch in again] == whole
 
 
+def test_a_policy_is_sent_to_the_sampler(store, urls):
+    with pytest.raises(TypeError, match="policy must be given to PrunedShardSampler"):
+        ss.prune(pipeline_of(urls), store, policy=ss.UCB(0.5))
+
+
 def test_other_loaders_are_refused(store):
     with pytest.raises(TypeError, match="must be a webdataset pipeline"):
         ss.prune([1, 2], store)

@@ -26,8 +26,13 @@ def prune(loader: Any, store: Store, **options: Any) -> Any:
 
     Raises:
         ShardsieveError: If something in the given loader cannot be kept, with the way out.
-        TypeError: If it is none of the above.
+        TypeError: If it is none of the above, or a policy is given.
     """
+    if "policy" in options:
+        raise TypeError(
+            "policy must be given to PrunedShardSampler, which takes in its losses; "
+            "prune takes a score, or the keep_set of an epoch"
+        )
     if isinstance(loader, DataPipeline) and not isinstance(loader.pipeline[0], DataLoader):
         return prune_pipeline(loader, store, **options)
     if isinstance(loader, (DataLoader, DataPipeline)):
