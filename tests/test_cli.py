@@ -185,3 +185,18 @@ def test_every_command_has_an_example_that_it_understands(name):
     context = command.make_context(name, arguments)
     assert context.params
     assert len(command.epilog) <= 90
+
+
+@pytest.mark.parametrize("command", ["select", "export"])
+def test_a_result_makes_its_folder_or_is_refused_in_one_line(cli, store, tmp_path, command):
+    def write(out):
+        option = ["--out"] if command == "select" else []
+        how = ["--rule", "random", "--keep-fraction", "0.5"]
+        return cli(command, "--store", store.path, *how, *option, out)
+
+    assert write(tmp_path / "new" / "folder" / "ids")[0] == 0
+    assert len((tmp_path / "new" / "folder" / "ids").read_text().split()) == 30
+    status, _, said = write(tmp_path)
+    assert status == 2
+    assert said.startswith(f"shardsieve: cannot write {tmp_path}: ")
+    assert said.count("\n") == 1
