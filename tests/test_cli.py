@@ -200,3 +200,12 @@ def test_a_result_makes_its_folder_or_is_refused_in_one_line(cli, store, tmp_pat
     assert status == 2
     assert said.startswith(f"shardsieve: cannot write {tmp_path}: ")
     assert said.count("\n") == 1
+
+
+def test_a_damaged_image_does_not_keep_a_report_from_being_written(cli, store, tmp_path):
+    store.put_score("up", range(60))
+    members = ss.ShardDataset(store)[0]
+    assert not members["jpg"].startswith(b"\xff\xd8")  # no image at all
+    page = tmp_path / "report.html"
+    assert cli("report", "--store", store.path, "--score", "up", "--out", page)[0] == 0
+    assert page.read_text().count("data:image/png") >= 2

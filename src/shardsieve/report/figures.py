@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.store.store import Store
-from shardsieve.train.images import image_of
+from shardsieve.train.images import Sample, image_of
 
 _SIDE, _GAP = 64, 4
 _BLUE, _GREY, _RED = "#3b6ea5", "#b8c4d0", "#b5482f"
@@ -78,18 +78,24 @@ def shares(names: list[str], kept: list[float], fraction: float) -> str:
 
 
 def contact_sheet(store: Store, ids: NDArray[np.int64], columns: int = 10) -> str:
-    """Return the images of these samples side by side."""
+    """Return the images of these samples side by side; a damaged one is a grey square."""
     samples = ShardDataset(store).__getitems__(ids.tolist())
     rows = -(-len(samples) // columns)
     step = _SIDE + _GAP
     sheet = Image.new("RGB", (columns * step, rows * step), "white")
     for place, sample in enumerate(samples):
-        image = image_of(sample).convert("RGB")
-        tile = ImageOps.contain(image, (_SIDE, _SIDE), Image.Resampling.BICUBIC)
-        sheet.paste(tile, (place % columns * step, place // columns * step))
+        sheet.paste(_tile(sample), (place % columns * step, place // columns * step))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return _url("png", buffer.getvalue())
+
+
+def _tile(sample: Sample) -> Image.Image:
+    try:
+        image = image_of(sample).convert("RGB")
+    except OSError:  # extreme scores are often those of damaged images
+        return Image.new("RGB", (_SIDE, _SIDE), "grey")
+    return ImageOps.contain(image, (_SIDE, _SIDE), Image.Resampling.BICUBIC)
 
 
 def _plotted(draw: Callable[[Figure], None]) -> str:
