@@ -109,7 +109,7 @@ def test_a_failed_write_leaves_nothing_half_written(images, tmp_path, monkeypatc
 
 
 def test_bad_sources_are_refused(images, tmp_path):
-    with pytest.raises(ss.ShardsieveError, match="must be a folder"):
+    with pytest.raises(ss.ShardsieveError, match="must be a folder, 'digits' or 'fashion-mnist'"):
         pack(tmp_path / "none", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ss.ShardsieveError, match="no class folders"):

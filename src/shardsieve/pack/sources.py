@@ -63,7 +63,9 @@ def find_splits(source: str | Path, *, test_fraction: float = 0.0, seed: int = 0
         return _idx_splits(FASHION_MNIST)
     folder = Path(source)
     if not folder.is_dir():
-        raise ShardsieveError(f"source must be a folder or 'digits', got {source}; check the path")
+        raise ShardsieveError(
+            f"source must be a folder, 'digits' or 'fashion-mnist', got {source}; check the path"
+        )
     if _idx_file(folder, "train-images-idx3-ubyte") is not None:
         return _idx_splits(folder)
     own = [name for name in _SPLITS if (folder / name).is_dir()]
