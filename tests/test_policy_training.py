@@ -189,5 +189,7 @@ def test_bad_policies_are_one_line_before_training(store, tmp_path):
     keep = ss.select(store, rule="random", keep_fraction=0.5)
     with pytest.raises(ValueError, match="policy_score must come with a policy"):
         train_subset(store, keep, CONFIG, policy_score="x", **how)
+    with pytest.raises(ValueError, match="RandomDynamic learns no score; leave policy_score out"):
+        train_subset(store, ss.RandomDynamic(0.5), CONFIG, policy_score="x", **how)
     assert not (tmp_path / "run").exists()
     store.epoch_weights = None

@@ -214,7 +214,7 @@ class Policy(ABC):
 
     def _learned(self) -> Floats:
         """Return one score per sample, higher is kept first."""
-        raise ValueError(f"{type(self).__name__} learns no score; store one of its own instead")
+        raise ValueError(f"{type(self).__name__} learns no score; leave policy_score out")
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {}
