@@ -146,6 +146,26 @@ def test_memorised_seeds_are_warned_of_and_scored_by_unseen_neighbours_when_aske
         extrapolate_score(store.path, "run_x", "no", "seed", seed_scores="neighbours")
 
 
+def test_what_was_predicted_is_not_extrapolated_again(store):
+    store = store[0]
+    extrapolate_score(store.path, "seed_x", "full", "seed")
+    with pytest.raises(ValueError, match=r"got 'full', which was predicted from 'seed_x'"):
+        extrapolate_score(store.path, "full", "again", "seed")
+    assert "again" not in store.scores
+
+
+def test_a_realigned_prediction_still_tells_measured_from_predicted(store, shards, tmp_path):
+    store, other = store[0], ss.index(shards, tmp_path / "other.zarr")
+    extrapolate_score(store.path, "seed_x", "full", "seed")
+    assert ss.realign(store, other, scores=["full"]) == ["full", "seed_x"]
+    report_score(other.path, tmp_path / "r.html", score="full", keep_fraction=0.5, reference=None)
+    assert "150 samples measured, 450 predicted" in (tmp_path / "r.html").read_text()
+    own = np.arange(N, dtype=np.float32)
+    other.put_score("seed_x", own, provenance={"definition": "x"})
+    assert ss.realign(store, other, scores=["full"]) == ["full"]
+    np.testing.assert_array_equal(other.score("seed_x"), own)
+
+
 def test_a_second_run_is_measured_against_and_lower_than_the_first(store):
     store = store[0]
     made = extrapolate_score(store.path, "seed_x", "full", "seed", method="fused", k=10)

@@ -53,7 +53,10 @@ def pack(
 def realign(
     source: Annotated[Path, typer.Argument(help="Store that has the scores.")],
     target: Annotated[Path, typer.Argument(help="Store of other shards of the same samples.")],
-    score: Annotated[list[str] | None, typer.Option(help="Names; all if none.")] = None,
+    score: Annotated[
+        list[str] | None,
+        typer.Option(help="Names, and what they were predicted from; all if none."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Carry scores to another layout of the same samples, by key."""

@@ -77,6 +77,7 @@ def extrapolate_score(
     num_kept(0, keep_fraction)
     begin, accelerator = time.perf_counter(), make_accelerator()
     store = open_together(accelerator, path)
+    _check_measured(store, score)
     embedding = store.embedding_name(embedding)
     rows = store.embedding_rows(embedding)
     readable = readable_rows(rows, store.num_shards)
@@ -141,6 +142,16 @@ def check_extrapolation(
     if method == "gnn":
         gnn: Any = extrapolators.GNN  # imported only where it is used
         gnn(number, **{n: v for n, v in taken(method, how).items() if n != "labels"})
+
+
+def _check_measured(store: Store, score: str) -> None:
+    """Refuse a score that was predicted itself, whose predictions would pass for measured."""
+    source = store.provenance(score).get("source") if store.has_score(score) else None
+    if source is not None:
+        raise ValueError(
+            f"score must be a measured one, got {score!r}, which was predicted from {source!r}; "
+            f"extrapolate {source!r}"
+        )
 
 
 def _predict(

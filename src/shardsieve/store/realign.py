@@ -17,7 +17,8 @@ def realign(
     Args:
         store_from: Holds the scores; may hold samples that the other lacks.
         store_to: Gets them.
-        scores: Names; all of them if left out.
+        scores: Names; all of them if left out. What a predicted one was predicted from, and so says
+            which of its rows were measured, goes along where `store_to` lacks it.
 
     Raises:
         StoreMismatchError: If a key is ambiguous in either store, or one of `store_to` is missing
@@ -25,6 +26,7 @@ def realign(
         MissingScoreError: If there is no score of a given name.
     """
     names = list(store_from.scores if scores is None else scores)
+    names += [name for name in _sources(store_from, names) if not store_to.has_score(name)]
     values = {name: store_from.score(name) for name in names}
     rows = _rows_by_key(store_from, store_to)
     for name in names:
@@ -32,6 +34,11 @@ def realign(
         made["realigned_from"] = store_from.fingerprint
         store_to.put_score(name, values[name][rows], provenance=made)
     return names
+
+
+def _sources(store: Store, names: list[str]) -> list[str]:
+    found = [store.provenance(name).get("source") for name in names if store.has_score(name)]
+    return sorted({s for s in found if s is not None and s not in names and store.has_score(s)})
 
 
 def _rows_by_key(store_from: Store, store_to: Store) -> NDArray[np.int64]:
