@@ -1,5 +1,9 @@
 import pathlib
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from launching import on_two_ranks
@@ -30,3 +34,17 @@ def test_the_loop_for_accelerate_runs_on_two_processes_as_it_stands(tmp_path):
     assert len(codes) == 1
     (tmp_path / "loop.py").write_text(codes[0])
     on_two_ranks(tmp_path / "loop.py")
+
+
+@pytest.mark.slow
+def test_the_demo_stops_with_one_line_as_the_commands_do(tmp_path):
+    command = [sys.executable, ROOT / "tools" / "demo.py", tmp_path / "out", "--epochs", "2000"]
+    demo = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while demo.poll() is None and not [*tmp_path.glob("out/**/history.jsonl")]:
+        time.sleep(0.1)
+    demo.send_signal(signal.SIGTERM)
+    said = demo.communicate()[1].splitlines()
+    assert re.fullmatch(
+        r"shardsieve: stopped in epoch \d+; the same command goes on from there", said[-1]
+    )
+    assert (demo.returncode, len(said)) == (143, 1)

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from shardsieve import Store, open_store, select
 from shardsieve._errors import ShardsieveError
+from shardsieve.cli import run
 from shardsieve.commands.building import build_store
 from shardsieve.commands.extrapolating import extrapolate_score
 from shardsieve.commands.making import make_index
@@ -220,8 +221,4 @@ def show(rows: list[dict[str, Any]], result: dict[str, Any], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ShardsieveError, ValueError) as error:
-        SAY.print(f"demo: {error}", markup=False, highlight=False)
-        sys.exit(2)
+    sys.exit(run(main))
