@@ -1,9 +1,11 @@
 """A keep set in the words of other loaders."""
 
 import csv
+import os
 import resource
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,6 +69,18 @@ def limited(nbytes):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_pipe_is_written_to_and_not_replaced(store):
+    reading, writing = os.pipe()
+    try:
+        out = Path(f"/dev/fd/{writing}")
+        export_keep_set(store.path, out, "ids", HALF)
+        assert [int(i) for i in os.read(reading, 2**16).split()] == store.ids()[15:].tolist()
+        assert out.is_fifo()
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 def test_a_table_of_every_sample(store, tmp_path):

@@ -14,11 +14,16 @@ from shardsieve._errors import ShardsieveError
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file in place of one of that name, which stays where that fails; make its folder.
 
+    A pipe or a device, such as `/dev/stdout`, is written to and stays what it is.
+
     Raises:
         ShardsieveError: If it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+            return
         remove_left_of(path)
         with replaced(path) as file:
             file.write(data)
