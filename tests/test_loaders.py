@@ -135,6 +135,9 @@ def test_samples_are_webdatasets_raw_dictionaries(store):
     assert sample["cls"] == b"2"
     assert len(sample["jpg"]) == 300 + 97 * 3
     assert (sample["__id__"], sample["__weight__"], sample["__score__"]) == (131, 1.0, 13.0)
+    unscored = ss.ShardDataset(store)[128 + 3]
+    assert np.isnan(unscored.pop("__score__"))
+    assert unscored == {k: v for k, v in sample.items() if k != "__score__"}
     with pytest.raises(IndexError, match="got 20"):
         ss.ShardDataset(store)[20]
 

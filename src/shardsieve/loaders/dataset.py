@@ -27,13 +27,16 @@ Sample = dict[str, Any]
 
 _LOG = logging.getLogger("shardsieve")
 
+# What a sample carries where nothing says otherwise.
+_PLAIN = {"__weight__": 1.0, "__score__": float("nan")}
+
 
 class ShardDataset(Dataset[Any]):
     """Samples of a store by sample id.
 
     Without `decode` a sample is webdataset's raw dictionary (`__key__`, `__url__`, and bytes by
-    suffix) with `__id__`, `__weight__` and, when `score` is given, `__score__`. With it, the sample
-    is what `decode(dictionary)` returns.
+    suffix) with `__id__`, `__weight__` (1 unless a policy says otherwise) and `__score__` (NaN
+    unless `score` names one). With it, the sample is what `decode(dictionary)` returns.
 
     `__getitems__` reads a batch in file order, shard by shard, and returns it in the asked order;
     `PADDING` ids are left out, and with `on_error="skip"` samples that cannot be read.
@@ -184,7 +187,7 @@ class ShardDataset(Dataset[Any]):
             "__url__": url,
             **dict.fromkeys(fields),
             "__id__": -1,
-            "__weight__": 1.0,
+            **_PLAIN,
         }
 
     def _parsed(self, raw: bytes, key: str, url: str, where: tuple[int, int]) -> Sample:
@@ -193,9 +196,9 @@ class ShardDataset(Dataset[Any]):
             raise too_short(url, sum(where))
         fields = plain_fields(raw, key, self._suffixes)
         if fields is None:
-            return {**parse_sample(raw, key, url), "__weight__": 1.0}
+            return {**parse_sample(raw, key, url), **_PLAIN}
         self._members = members_of(fields)
-        return {"__key__": key, "__url__": url, **fields, "__weight__": 1.0}
+        return {"__key__": key, "__url__": url, **fields, **_PLAIN}
 
     def _beton_fields(self) -> BetonFields:
         """Return what cuts an FFCV file's samples; its tables are read once per process."""
