@@ -320,3 +320,19 @@ def test_no_two_workers_write_one_row_of_the_ledger(store, monkeypatch):
         made.add(Counts(kept=1, read=2, requests=3, retries=4))
     assert made.total == Counts(4, 8, 12, 16)
     assert [row.kept for row in made.workers].count(1) == 4
+
+
+@pytest.mark.parametrize("place", [str, Path], ids=["text", "path"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda path: ss.select(path, keep_fraction=0.5, rule="random"),
+        lambda path: ss.PrunedShardSampler(path, keep_fraction=0.5, rule="random"),
+        lambda path: ss.ShardDataset(path),
+        lambda path: ss.prune(wds.WebDataset("a.tar", shardshuffle=False), path),
+    ],
+    ids=["select", "PrunedShardSampler", "ShardDataset", "prune"],
+)
+def test_the_path_of_a_store_is_refused_with_the_cure(place, call):
+    with pytest.raises(TypeError, match=r"must be open, got its path; pass open_store\('s.zarr'\)"):
+        call(place("s.zarr"))

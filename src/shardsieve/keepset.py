@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from shardsieve._errors import StoreMismatchError
 from shardsieve.rules import Asked, chosen_rows
 from shardsieve.scores.inputs import plain
-from shardsieve.store.store import Store
+from shardsieve.store.store import Store, refuse_path
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,7 @@ def select(
         MissingScoreError: If a score is absent or NaN for any sample, or labels are missing.
         ValueError: If an argument is out of range or belongs to another rule.
     """
+    refuse_path(store)
     asked = Asked(
         keep_fraction=keep_fraction,
         score=score,

@@ -21,7 +21,7 @@ from shardsieve.plan import PADDING
 from shardsieve.shards.beton import read_beton
 from shardsieve.shards.beton_fields import BetonFields
 from shardsieve.shards.tar import fill_plain, members_of, parse_sample, plain_fields
-from shardsieve.store.store import Store
+from shardsieve.store.store import Store, refuse_path
 
 Sample = dict[str, Any]
 
@@ -68,6 +68,7 @@ class ShardDataset(Dataset[Any]):
                 `__label__`; None adds none.
             storage: What reading costs where the shards lie; by their kind when left out.
         """
+        refuse_path(store)
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
         if labels is not None and labels.shape != (len(store),):

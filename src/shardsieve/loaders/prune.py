@@ -7,7 +7,7 @@ from webdataset import DataPipeline
 
 from shardsieve.loaders.ffcv import prune_loader as prune_ffcv
 from shardsieve.loaders.webdataset import prune_loader, prune_pipeline
-from shardsieve.store.store import Store
+from shardsieve.store.store import Store, refuse_path
 
 
 def prune(loader: Any, store: Store, **options: Any) -> Any:
@@ -28,6 +28,7 @@ def prune(loader: Any, store: Store, **options: Any) -> Any:
         ShardsieveError: If something in the given loader cannot be kept, with the way out.
         TypeError: If it is none of the above, or a policy is given.
     """
+    refuse_path(store)
     if "policy" in options:
         raise TypeError(
             "policy must be given to PrunedShardSampler, which takes in its losses; "

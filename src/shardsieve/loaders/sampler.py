@@ -24,7 +24,7 @@ from shardsieve.loaders.planned import OrderSettings, PlannedId, ids_of_epoch, r
 from shardsieve.plan import PADDING, TAILS, Steps, World
 from shardsieve.policy.base import Choice, Policy
 from shardsieve.policy.inbox import together
-from shardsieve.store.store import Store
+from shardsieve.store.store import Store, refuse_path
 
 
 class PrunedShardSampler(Sampler[int]):
@@ -93,6 +93,7 @@ class PrunedShardSampler(Sampler[int]):
             TypeError: If `selection` holds what `select` does not take, or something stands beside
                 a keep set or policy that would choose another one.
         """
+        refuse_path(store)
         if tail not in TAILS:
             raise ValueError(f"tail must be one of {', '.join(TAILS)}, got {tail!r}")
         self.policy = policy

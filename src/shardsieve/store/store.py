@@ -287,6 +287,12 @@ class Store(SampleTables):
             )
 
 
+def refuse_path(store: object) -> None:
+    """Raise TypeError for the place of a store where an open one belongs."""
+    if isinstance(store, (str, Path)):
+        raise TypeError(f"store must be open, got its path; pass open_store({str(store)!r})")
+
+
 def open_store(path: str | Path, *, mode: str = "r+", check_shards: bool = True) -> Store:
     """Open a store and check that its shards are still those it was made from.
 
