@@ -28,6 +28,7 @@ from shardsieve.train.loading import check_augmenting
 from shardsieve.train.measures import SIGNALS
 from shardsieve.train.nets import check_model
 from shardsieve.train.seedscores import check_specs
+from shardsieve.train.splits import check_layout
 from shardsieve.train.transforms import check_augment
 from shardsieve.train.turtle import TurtleConfig
 
@@ -195,6 +196,9 @@ def _check_scored(recipe: Recipe) -> None:
     score, extrapolate = recipe.score, recipe.extrapolate
     if score is None:
         return
+    laid_out = score.model_dump(include={"seeds", "held_out", "snapshots", "match_steps_of"})
+    with blamed("score"):
+        check_layout(**{name: value for name, value in laid_out.items() if value is not None})
     if score.match_steps_of is None:
         epochs = score.turtle.epochs if score.turtle is not None else score.epochs
         with blamed("score"):

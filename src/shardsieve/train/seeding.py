@@ -42,7 +42,7 @@ from shardsieve.train.seedscores import (
     put_seed_scores,
     signals_for,
 )
-from shardsieve.train.splits import snapshot_epochs
+from shardsieve.train.splits import check_layout, snapshot_epochs
 
 
 def draw_seeds(
@@ -53,8 +53,7 @@ def draw_seeds(
     Raises:
         ValueError: If the fraction lies outside `(0, 1]` or draws nothing.
     """
-    if not 0 < fraction <= 1:
-        raise ValueError(f"seeds must lie in (0, 1], got {fraction}; 0.2 is usual")
+    check_layout(seeds=fraction)
     if per_class:
         lots = random_bits(len(store), seed, 0x5EED).astype(np.float64)
         rows = keep_class_balanced(lots, store.labels(), fraction)

@@ -9,6 +9,36 @@ from shardsieve.selection import num_kept
 _SALT = 0x401D
 
 
+def check_layout(
+    *,
+    seeds: float = 1.0,
+    held_out: float = 0.0,
+    snapshots: int = 1,
+    match_steps_of: int = 1,
+) -> None:
+    """Refuse settings of a seed run that are wrong for any store.
+
+    Args:
+        seeds: Share of all samples, in `(0, 1]`.
+        held_out: Share of the seeds that are held out, in `[0, 1)`.
+        snapshots: Networks to keep, at least 1.
+        match_steps_of: Epochs of the full run, at least 1.
+
+    Raises:
+        ValueError: With what is wrong.
+    """
+    if not 0 < seeds <= 1:
+        raise ValueError(f"seeds must lie in (0, 1], got {seeds}; 0.2 is usual")
+    if not 0 <= held_out < 1:
+        raise ValueError(f"held_out must lie in [0, 1), got {held_out}; 0.1 is usual")
+    if snapshots < 1:
+        raise ValueError(f"snapshots must be at least 1, got {snapshots}; 1 keeps the last network")
+    if match_steps_of < 1:
+        raise ValueError(
+            f"match_steps_of must be at least 1 epoch, got {match_steps_of}; see --epochs"
+        )
+
+
 def hold_out(
     seeds: NDArray[np.int64], fraction: float, *, seed: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
@@ -25,10 +55,9 @@ def hold_out(
     >>> [len(part) for part in hold_out(np.arange(10), 0.2)]
     [8, 2]
     """
+    check_layout(held_out=fraction)
     if fraction == 0:
         return seeds, None
-    if not 0 < fraction < 1:
-        raise ValueError(f"held_out must lie in [0, 1), got {fraction}; 0.1 is usual")
     count = num_kept(len(seeds), fraction)
     if not 0 < count < len(seeds):
         raise ValueError(
@@ -51,10 +80,7 @@ def matched_epochs(full_epochs: int, *, full: int, seeds: int, batch: int) -> in
     >>> matched_epochs(12, full=50_000, seeds=10_000, batch=128)
     59
     """
-    if full_epochs < 1:
-        raise ValueError(
-            f"match_steps_of must be at least 1 epoch, got {full_epochs}; see --epochs"
-        )
+    check_layout(match_steps_of=full_epochs)
     return max(1, round(full_epochs * -(-full // batch) / -(-seeds // batch)))
 
 
@@ -73,6 +99,5 @@ def snapshot_epochs(epochs: int, count: int) -> list[int]:
     >>> snapshot_epochs(12, 4)
     [3, 6, 9, 12]
     """
-    if count < 1:
-        raise ValueError(f"snapshots must be at least 1, got {count}; 1 keeps the last network")
+    check_layout(snapshots=count)
     return sorted({max(1, round(epochs * (place + 1) / count)) for place in range(count)})
