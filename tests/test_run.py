@@ -13,6 +13,7 @@ from tars import write_shards
 import shardsieve as ss
 from shardsieve.commands.recipe import read_recipe
 from shardsieve.commands.running import run_recipe
+from shardsieve.commands.steps import Steps
 from shardsieve.pack import pack
 
 
@@ -77,6 +78,13 @@ def test_a_damaged_record_of_steps_is_named(packed, tmp_path, damaged):
     (tmp_path / "work" / "steps.json").write_text(damaged)
     with pytest.raises(ss.ShardsieveError, match=r"steps.json is damaged; delete it"):
         run_recipe(path, until="index")
+
+
+def test_a_record_of_steps_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "work").touch()
+    steps = Steps(tmp_path / "work" / "steps.json")
+    with pytest.raises(ss.ShardsieveError, match=r"cannot write .*steps.json: .*; free some space"):
+        steps.begin("score", "inputs", [], "s.zarr", print)
 
 
 @pytest.mark.slow

@@ -1,12 +1,12 @@
 """What is known about the steps of a chain, on disk: which are finished, from what, with what."""
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from shardsieve._errors import ShardsieveError
+from shardsieve.io.replacing import write_whole
 
 Result = dict[str, Any]
 
@@ -72,13 +72,7 @@ class Steps:
 
     def _put(self, name: str, entry: dict[str, Any]) -> None:
         self._steps[name] = entry
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = self.path.with_name(f".{self.path.name}.partial")
-        with new.open("w") as file:
-            file.write(json.dumps(self._steps, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self.path)
+        write_whole(self.path, (json.dumps(self._steps, indent=1) + "\n").encode())
 
 
 def _held(path: Path) -> dict[str, Any]:

@@ -27,6 +27,8 @@ def write_whole(path: Path, data: bytes) -> None:
         remove_left_of(path)
         with replaced(path) as file:
             file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise ShardsieveError(
             f"cannot write {path}: {error.strerror or error}; free some space or choose another "
