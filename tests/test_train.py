@@ -1,6 +1,4 @@
 import json
-import multiprocessing
-import os
 import shutil
 import sys
 from dataclasses import replace
@@ -10,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from tars import write_shards
 
 import shardsieve as ss
@@ -439,94 +436,3 @@ def test_built_in_nets_embed_what_they_classify():
         net = make(10).eval()
         assert net.features(images).shape == (2, dim)
         assert torch.allclose(net(images), net.classifier(net.features(images)))
-
-
-def damaged_store(folder, broken):
-    """A store of 40 random images, some of whose bytes are no image."""
-    generator = np.random.default_rng(0)
-    (folder / "img").mkdir()
-    for label in ("a", "b"):
-        (folder / "img" / label).mkdir()
-        for i in range(20):
-            path = folder / "img" / label / f"{i:02d}.png"
-            Image.fromarray(generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(path)
-    made = pack(folder / "img", folder / "shards", samples_per_shard=10)[0]
-    store = ss.index(made.pattern, folder / "s.zarr")
-    for sample_id in broken:
-        shard, position = divmod(sample_id, store.rows_per_shard)
-        offset, length = store.ranges[shard, position].tolist()
-        data = bytearray(Path(store.urls[shard]).read_bytes())
-        at = data.index(b"\x89PNG", offset, offset + length)
-        data[at : at + 4] = b"oops"
-        stat = Path(store.urls[shard]).stat()
-        Path(store.urls[shard]).write_bytes(data)
-        os.utime(store.urls[shard], ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    return ss.open_store(folder / "s.zarr")
-
-
-def test_unreadable_images_are_named_counted_and_limited(tmp_path, caplog):
-    store = damaged_store(tmp_path, broken := [1, 66])
-    key = store.keys(0)[1]
-    network, accelerator = light(2), Accelerator()
-    with pytest.raises(ss.UnreadableSampleError, match=rf"sample {key} of shard .*train-000000"):
-        embed(store, network, name="strict", accelerator=accelerator)
-    with pytest.raises(ss.UnreadableSampleError, match="more than 1 samples cannot be read"):
-        embed(store, network, name="one", max_unreadable=1, accelerator=accelerator)
-    embed(store, network, name="two", max_unreadable=2, accelerator=accelerator)
-    assert embed(store, network, name="two", max_unreadable=2, accelerator=accelerator) == 0
-    missing = ~np.isfinite(store.embedding("two")).all(axis=1)
-    assert store.ids()[missing].tolist() == broken
-    assert f"cannot decode sample {key}" in caplog.text
-    config = TrainConfig(epochs=3, batch_size=8, max_unreadable=9)
-    how = {"folder": tmp_path / "run", "window": 3, "accelerator": accelerator}
-    with pytest.raises(ValueError, match="window=3"):
-        score_seeds(store, store.ids(), replace(config, epochs=3), **how)
-    result = score_seeds(store, store.ids(), replace(config, epochs=4), **how)
-    assert result["unreadable"] == 2
-    assert store.ids()[np.isnan(store.score("seed_el2n"))].tolist() == broken
-    with pytest.raises(ss.MissingScoreError, match="2 of 40 are not scored"):
-        ss.select(store, score="seed_el2n", keep_fraction=0.5)
-    kept = ss.select(store, score="seed_el2n", keep_fraction=0.95, drop_missing=True)
-    assert kept.ids().tolist() == sorted(set(store.ids().tolist()) - set(broken))
-    with pytest.raises(ss.MissingScoreError, match="more than the 38 samples"):
-        ss.select(store, score="seed_el2n", keep_fraction=1.0, drop_missing=True)
-
-
-def test_unreadable_samples_are_counted_over_workers(tmp_path):
-    store = damaged_store(tmp_path, [1, 66])
-    keep = ss.select(store, keep_fraction=1.0)
-    config = TrainConfig(batch_size=8, max_unreadable=5, workers=2, size=8, channels=3)
-    loader, _ = make_loader(store, keep, config)
-    assert sum(len(batch.ids) for batch in loader) == 38
-    assert loader.dataset.unreadable == [1, 66]
-
-
-# Resources ---------------------------------------------------------------------------------
-
-
-def test_evaluations_leave_no_workers_behind(tmp_path):
-    store = damaged_store(tmp_path, [])
-    keep = ss.select(store, keep_fraction=1.0)
-    config = TrainConfig(epochs=3, batch_size=40, workers=1, size=8, channels=3)
-    running = []
-
-    def progress(done, total, note=""):
-        running.append(len(multiprocessing.active_children()))
-
-    how = {"test": store, "evaluate_every": 1, "progress": progress}
-    how["accelerator"] = make_accelerator()
-    train_subset(store, keep, config, folder=tmp_path / "run", **how)
-    assert running == [1, 1, 1]
-    assert multiprocessing.active_children() == []
-
-
-def test_what_accelerate_prepared_for_a_run_ends_with_it(tmp_path):
-    store = damaged_store(tmp_path, [])
-    accelerator = make_accelerator()
-    ids, own = store.ids(), accelerator.prepare(torch.nn.Linear(2, 2))
-    config = TrainConfig(epochs=3, batch_size=16, workers=1, size=8, channels=3)
-    how = {"scores": ["el2n"], "held_out": ids[::4], "window": 2, "accelerator": accelerator}
-    score_seeds(store, np.setdiff1d(ids, ids[::4]), config, folder=tmp_path / "run", **how)
-    assert multiprocessing.active_children() == []
-    assert accelerator._models == [own]
-    assert accelerator._optimizers == accelerator._dataloaders == []
