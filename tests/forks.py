@@ -63,9 +63,10 @@ def run(*command, **how):
 
 
 def wait_for(happened, processes):
-    """Wait until something has happened; that a process ends before is an error."""
+    """Wait until something has happened; that a process ends before is an error, and ends all."""
     while not happened():
-        assert all(process.is_alive() for process in processes)
+        if not all(process.is_alive() for process in processes):
+            raise AssertionError(f"a process ended early: {ended(processes, timeout=0)}")
         time.sleep(0.01)
 
 
