@@ -12,6 +12,7 @@ from tars import by_webdataset, write_shards, write_tar
 from torch.utils.data import DataLoader
 
 import shardsieve as ss
+from shardsieve.train.recorder import Recorder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -199,3 +200,17 @@ def test_lost_scores_are_named_before_training(store):
         ss.MissingScoreError, match="'up' must be finite, got nan for sample id 128"
     ):
         ss.select(ss.open_store(store.path), score="up", keep_fraction=0.5)
+
+
+def test_what_a_kill_left_of_a_file_is_no_member_of_the_store(store):
+    """Zarr writes `zarr.json` and chunks under another name first."""
+    store.put_score("loss", np.arange(30.0))
+    recorder = Recorder(np.arange(30), num_classes=3)
+    recorder.save(store, "a")
+    for group in (".", "score", "score/loss", "score/loss/c/0", "dynamics"):
+        (store.path / group / f"zarr.{32 * '0'}.partial").write_bytes(b"{")
+    again = ss.open_store(store.path)
+    assert again.scores == ["loss"]
+    assert Recorder.runs(again) == ["a"]
+    again.put_score("el2n", np.arange(30.0))
+    assert ss.open_store(store.path, mode="r").scores == ["el2n", "loss"]

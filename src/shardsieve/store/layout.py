@@ -17,6 +17,7 @@ from shardsieve._errors import ShardsieveError
 from shardsieve.io.objects import SCHEMES, is_remote, object_exists, put
 from shardsieve.io.source import at_once
 from shardsieve.shards.names import local_name
+from shardsieve.store.folder import Folder
 from shardsieve.store.objects import Objects
 
 FORMAT_VERSION = 1
@@ -113,11 +114,13 @@ def opened_group(path: str | Path, mode: str) -> zarr.Group:
     From afar a group that is only read is known by its own table of contents: names cannot be
     listed over http, and need not be where a bucket lets everybody read.
     """
-    where: Any = str(path)
     contents: bool | None = False
     if is_remote(path):
         mode = "r" if _over_http(path) else mode
-        where, contents = Objects(where, read_only=mode == "r"), None if mode == "r" else False
+        where: Any = Objects(str(path), read_only=mode == "r")
+        contents = None if mode == "r" else False
+    else:
+        where = Folder(path, read_only=mode == "r")
     # Zarr would look for its older formats too, and such a bucket forbids what is not there.
     return zarr.open_group(where, mode=mode, zarr_format=3, use_consolidated=contents)  # type: ignore[arg-type]
 

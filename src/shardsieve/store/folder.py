@@ -1,0 +1,19 @@
+"""Zarr's store of files, without what killed processes left of files they were writing."""
+
+from collections.abc import AsyncIterator
+
+from zarr.storage import LocalStore
+
+
+class Folder(LocalStore):
+    """The files below a folder.
+
+    Zarr writes a file under another name first. What a kill leaves of that is no member of the
+    group it lies in, and Zarr would warn of it at every listing.
+    """
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """Yield the names right below one."""
+        async for name in super().list_dir(prefix):
+            if not name.endswith(".partial"):
+                yield name
