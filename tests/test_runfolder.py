@@ -65,12 +65,12 @@ def test_a_full_disk_is_one_line_and_takes_no_checkpoint(tmp_path, full_disk):
     with pytest.raises(ss.ShardsieveError, match=message):
         run.write_json("result.json", {"note": "x" * 100_000})
     assert run.need(run.newest_checkpoint()) == {"steps": 10}
-    assert not list(tmp_path.glob("*partial*"))
+    assert not list(tmp_path.glob(".*.tmp-*"))
 
 
 def test_what_a_killed_process_left_in_a_run_folder_is_removed(tmp_path):
     RunFolder(tmp_path).claim({"kind": "train"})
     for name in ("checkpoint", "model.pt", "result.json"):
-        (tmp_path / f".{name}.partial-123").write_bytes(b"cut short")
+        (tmp_path / f".{name}.tmp-123").write_bytes(b"cut short")
     RunFolder(tmp_path).claim({"kind": "train"})
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "run.json"]

@@ -27,8 +27,7 @@ def write_whole(path: Path, data: bytes) -> None:
         remove_left_of(path)
         with replaced(path) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            to_disk(file)
     except OSError as error:
         raise ShardsieveError(
             f"cannot write {path}: {error.strerror or error}; free some space or choose another "
@@ -38,18 +37,31 @@ def write_whole(path: Path, data: bytes) -> None:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[io.BufferedWriter]:
-    """Give a temporary file that becomes `path` when the block ends without an error.
+    """Give a temporary file that becomes `path` when the block ends without an error."""
+    with temporary(path) as (file, beside):
+        yield file
+        file.flush()
+        beside.replace(path)
+
+
+@contextmanager
+def temporary(path: Path) -> Iterator[tuple[io.BufferedWriter, Path]]:
+    """Give a file beside `path`, which is gone when the block ends unless it was renamed there.
 
     It is locked meanwhile: see `remove_left`.
     """
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        with _locked(temporary) as file:
-            yield file
-            file.flush()
-            temporary.replace(path)
+        with _locked(beside) as file:
+            yield file, beside
     finally:
-        temporary.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
+
+
+def to_disk(file: io.BufferedWriter) -> None:
+    """Return when what was written to a file will outlast a power cut."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _locked(path: Path) -> io.BufferedWriter:
@@ -62,15 +74,16 @@ def _locked(path: Path) -> io.BufferedWriter:
         file.close()  # taken for a left one before it was locked
 
 
-def remove_left(folder: Path, names: str) -> None:
+def remove_left(folder: Path, names: str, *, alone: bool = False) -> None:
     """Remove what killed processes left of files of such names, a pattern.
 
     What another process is writing is locked and stays. Where the file system knows no locks
-    everything stays.
+    everything stays, unless nobody else writes there (`alone`).
     """
     for left in folder.glob(f".{names}.tmp-*"):
         with suppress(OSError), left.open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not alone:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
 
 

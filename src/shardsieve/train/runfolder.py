@@ -15,6 +15,7 @@ from typing import IO, Any
 import torch
 
 from shardsieve._errors import ShardsieveError
+from shardsieve.io.replacing import remove_left, replaced, temporary, to_disk
 
 IDENTITY, MODEL = "run.json", "model.pt"
 HISTORY, RESULT = "history.jsonl", "result.json"
@@ -79,8 +80,7 @@ class RunFolder:
                 f"cannot make run folder {self.path}: {error.strerror}; choose another one"
             ) from error
         self._lock()
-        for left in self.path.glob(".*.partial-*"):  # by a killed process: this one is alone here
-            left.unlink(missing_ok=True)
+        remove_left(self.path, "*", alone=True)
         self.write_json(IDENTITY, identity)
 
     def identity(self) -> dict[str, Any] | None:
@@ -105,9 +105,11 @@ class RunFolder:
 
     def save_checkpoint(self, state: Mapping[str, Any], steps: int) -> None:
         """Write a checkpoint after so many steps, and delete all but the one before it."""
-        partial = self._partial("checkpoint", lambda file: torch.save(dict(state), file))
-        name = f"checkpoint-{steps:09d}-{_digest(partial)}.pt"
-        partial.replace(self.path / name)
+        with self._told_about_disk(), temporary(self.path / "checkpoint") as (file, beside):
+            torch.save(dict(state), file)
+            to_disk(file)
+            name = f"checkpoint-{steps:09d}-{_digest(beside)}.pt"
+            beside.replace(self.path / name)
         older = [p for p in self._checkpoints() if p.name != name and _steps(p) <= steps]
         for path in self._checkpoints():
             if path not in (self.path / name, *older[: _KEPT - 1]):
@@ -190,20 +192,9 @@ class RunFolder:
         self._write(name, lambda file: file.write(text.encode()))
 
     def _write(self, name: str, write: Callable[[IO[bytes]], Any]) -> None:
-        self._partial(name, write).replace(self.path / name)
-
-    def _partial(self, name: str, write: Callable[[IO[bytes]], Any]) -> Path:
-        """Return a whole file under a temporary name; one that cannot be whole is removed."""
-        partial = self.path / f".{name}.partial-{os.getpid()}"
-        try:
-            with self._told_about_disk(), partial.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-        return partial
+        with self._told_about_disk(), replaced(self.path / name) as file:
+            write(file)
+            to_disk(file)
 
     @contextmanager
     def _told_about_disk(self) -> Iterator[None]:
