@@ -24,6 +24,8 @@ _FORKS.set_forkserver_preload(
         "accelerate",
         "faiss",
         "shardsieve.cli",
+        "shardsieve.commands.building",
+        "shardsieve.commands.running",
         "shardsieve.train.subset",
         "sklearn.ensemble",
         "torch._dynamo",

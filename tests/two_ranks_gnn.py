@@ -10,7 +10,8 @@ from shardsieve.commands.extrapolating import extrapolate_score
 from shardsieve.commands.filling import ranks_of
 from shardsieve.extrapolate import GNN
 from shardsieve.store import open_store
-from shardsieve.train.launch import end_processes, make_accelerator
+from shardsieve.train.ending import end_processes
+from shardsieve.train.launch import make_accelerator
 
 # A last batch of one root, of which one rank has none; neighbours are drawn.
 HOW = {"k": 6, "epochs": 3, "fan_out": (4, 4), "batch_size": 18}

@@ -19,7 +19,8 @@ from shardsieve.commands.scoring import score_unsupervised_store
 from shardsieve.commands.sources import store_of
 from shardsieve.train import machines, subset
 from shardsieve.train.config import TrainConfig
-from shardsieve.train.launch import end_processes, make_accelerator
+from shardsieve.train.ending import end_processes
+from shardsieve.train.launch import make_accelerator
 from shardsieve.train.machines import check_same, check_shared, on_all, open_together
 
 TURTLE = {"seed_fraction": 1.0, "per_class": False, "embedding": None, "classes": 2, "seed": 0}

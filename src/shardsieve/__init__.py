@@ -3,8 +3,9 @@
 Names are imported when they are first used: a process that only reads bytes never loads torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from shardsieve._later import later
 
 if TYPE_CHECKING:
     from shardsieve import extrapolate, scores
@@ -67,9 +68,6 @@ _HOMES = {
     "store.store": "Store open_store",
     "strata": "keep_ccs keep_class_balanced keep_stratified",
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
-_PACKAGES = ("extrapolate", "scores")
-
 __all__ = [
     "UCB",
     "AnnealedScore",
@@ -111,12 +109,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        return getattr(import_module(f"shardsieve.{_HOME_OF[name]}"), name)
-    if name in _PACKAGES:
-        return import_module(f"shardsieve.{name}")
-    raise AttributeError(f"module 'shardsieve' has no attribute {name!r}")
+__getattr__ = later(__name__, _HOMES, ("extrapolate", "scores"))
 
 
 def __dir__() -> list[str]:

@@ -11,9 +11,7 @@ import typer
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.cli import kept, scores, shards, trainings
-from shardsieve.train.launch import end_processes, first_to_say
-from shardsieve.train.machines import lost_process
-from shardsieve.train.stopping import Stopped
+from shardsieve.train.ending import Stopped, end_processes, first_to_say, lost_process
 
 app = typer.Typer(
     no_args_is_help=True,

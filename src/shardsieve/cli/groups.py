@@ -4,7 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -31,7 +31,9 @@ from shardsieve.cli.options import (
     Unreadable,
     Workers,
 )
-from shardsieve.train.adversary import Adversary
+
+if TYPE_CHECKING:
+    from shardsieve.train.adversary import Adversary
 
 Command = Callable[..., None]
 
@@ -84,13 +86,15 @@ class AttackOptions:
         str, typer.Option(help="adversarial: record adversarial or clean ones")
     ] = "adversarial"
 
-    def adversary(self, paradigm: str) -> Adversary | None:
+    def adversary(self, paradigm: str) -> "Adversary | None":
         """Return the attack of an adversarial run; None of another.
 
         Raises:
             ValueError: If options are out of range, or given to another run.
         """
         if paradigm == "adversarial":
+            from shardsieve.train.adversary import Adversary
+
             return Adversary(
                 method=self.attack,
                 epsilon=self.epsilon,

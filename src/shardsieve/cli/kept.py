@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from shardsieve import commands
 from shardsieve.cli.base import example, show
 from shardsieve.cli.groups import KeepOptions, grouped
 from shardsieve.cli.options import Json, KeepFraction, Seed, StorePath
-from shardsieve.commands import exporting, planning, reporting, showing
 from shardsieve.cost import Plan
 
 app = typer.Typer()
@@ -29,7 +29,7 @@ def select_command(
 ) -> None:
     """Show what a rule keeps of every class, before anything is trained."""
     kept = {**asdict(keep), "seed": seed}
-    show(showing.kept_per_class(store, kept, out, batch_size), as_json)
+    show(commands.showing.kept_per_class(store, kept, out, batch_size), as_json)
 
 
 @app.command(
@@ -51,7 +51,7 @@ def export_command(
 ) -> None:
     """Write a keep set for other loaders."""
     kept = {**asdict(keep), "seed": seed}
-    show(exporting.export_keep_set(store, out, layout, kept), as_json)
+    show(commands.exporting.export_keep_set(store, out, layout, kept), as_json)
 
 
 @app.command(epilog=example("report --store train.zarr --score dyn_unc --out report.html"))
@@ -65,7 +65,7 @@ def report(
 ) -> None:
     """Write one HTML page: histogram, kept share per class, lowest and highest images."""
     how: dict[str, Any] = {"score": score, "keep_fraction": keep_fraction, "reference": reference}
-    show(reporting.report_score(store, out, **how), as_json)
+    show(commands.reporting.report_score(store, out, **how), as_json)
 
 
 @app.command(epilog=example("plan --seeds 0.2 --keep 0.5 --epochs 90"))
@@ -84,4 +84,4 @@ def plan(
 ) -> None:
     """Say what a pruned training would cost and save, before anything is started."""
     planned = Plan(seeds, keep, epochs, score_epochs, extrapolation, runs)
-    show(planning.plan_store(planned, store, seconds_per_epoch), as_json)
+    show(commands.planning.plan_store(planned, store, seconds_per_epoch), as_json)

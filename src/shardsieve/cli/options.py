@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.train.transforms import check_augment
 
 
 def local_folder(path: Path) -> Path:
@@ -22,6 +21,13 @@ def local_folder(path: Path) -> Path:
             "store there is made and opened from Python: ss.index, ss.open_store"
         )
     return path
+
+
+def usable_augment(augment: str) -> str:
+    """Return a setting of `augment`; see `check_augment`."""
+    from shardsieve.train.transforms import check_augment
+
+    return check_augment(augment)
 
 
 StorePath = Annotated[
@@ -45,7 +51,7 @@ Augment = Annotated[
     str,
     typer.Option(
         help="none, crop, flip (crop and mirror), resized, trivial, rand or package.module:factory",
-        callback=check_augment,
+        callback=usable_augment,
     ),
 ]
 Size = Annotated[int | None, typer.Option(help="Pixels per side; the first image's if none.")]

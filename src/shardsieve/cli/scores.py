@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from shardsieve import commands
 from shardsieve.cli.base import example, refuse_unused, show
 from shardsieve.cli.groups import AttackOptions, NetworkOptions, changed, grouped
 from shardsieve.cli.options import (
@@ -25,7 +26,6 @@ from shardsieve.cli.options import (
     Unreadable,
     Workers,
 )
-from shardsieve.commands import appending, building, extrapolating, scoring, training
 from shardsieve.train.config import TrainConfig
 
 app = typer.Typer()
@@ -89,28 +89,33 @@ def score(
     if from_dynamics is not None:
         others = {"from_embedding": from_embedding, "embedding": embedding, "name": name}
         refuse_unused("without --from-dynamics", **of_runs, **others)
-        show(scoring.score_from_dynamics(store, from_dynamics, specs, window=window), as_json)
+        show(
+            commands.scoring.score_from_dynamics(store, from_dynamics, specs, window=window),
+            as_json,
+        )
         return
     if from_embedding:
         refuse_unused("without --from-embedding", **of_runs, window=window != 10)
-        show(scoring.score_from_embedding(store, embedding, specs, prefix=name), as_json)
+        show(commands.scoring.score_from_embedding(store, embedding, specs, prefix=name), as_json)
         return
     draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class, "window": window}
-    usual = scoring.default_name(paradigm)  # refuses an unknown one, whatever the run is called
+    usual = commands.scoring.default_name(
+        paradigm
+    )  # refuses an unknown one, whatever the run is called
     draw |= {"name": name or usual, "scores": specs}
     adversary = attacked.adversary(paradigm)
     if paradigm == "unsupervised":
         refuse_unused("without --paradigm unsupervised", **{**of_networks, "seed": False})
         turtle: dict[str, Any] = {"embedding": embedding, "classes": classes}
         turtle |= {"seed": network.seed, "epochs": 400 if epochs is None else epochs}
-        show(scoring.score_unsupervised_store(store, **turtle, **draw), as_json)
+        show(commands.scoring.score_unsupervised_store(store, **turtle, **draw), as_json)
         return
     refuse_unused("with --paradigm unsupervised", embedding=embedding, classes=classes)
     if match_steps_of is not None:
         refuse_unused("without --match-steps-of", epochs=epochs is not None)
     draw |= {**networks, "adversary": adversary, "folder": run_folder}
     config = TrainConfig(**asdict(network), epochs=20 if epochs is None else epochs)
-    show(training.score_store(store, config, **draw), as_json)
+    show(commands.training.score_store(store, config, **draw), as_json)
 
 
 @app.command(epilog=example("embed --store train.zarr"))
@@ -132,7 +137,7 @@ def embed(
     """Write the embedding of every sample; goes on where it was stopped."""
     how: dict[str, Any] = {"size": size, "channels": channels, "batch_size": batch_size}
     show(
-        training.embed_store(
+        commands.training.embed_store(
             store,
             model=model,
             weights=weights,
@@ -187,7 +192,7 @@ def extrapolate(
         unused |= {"keep_fraction": keep_fraction != 0.5, "seed": seed != 0}
         unused |= {"seed_scores": seed_scores != "measured"}
         refuse_unused("without --append, which goes on as NAME was made", **unused)
-        show(appending.append_score(store, name), as_json)
+        show(commands.appending.append_score(store, name), as_json)
         return
     if score is None:
         raise ValueError("--score must name a stored seed score, got none; see `shardsieve info`")
@@ -201,7 +206,7 @@ def extrapolate(
     how |= {"layer": layer, "graph": graph, "labels": labels}
     how |= {"match": match_quantiles, "keep_fraction": keep_fraction}
     how |= {"seed_scores": seed_scores}
-    show(extrapolating.extrapolate_score(store, score, name, embedding, **how), as_json)
+    show(commands.extrapolating.extrapolate_score(store, score, name, embedding, **how), as_json)
 
 
 @app.command(epilog=example("build 'shards/train-*.tar' --store train.zarr --seeds 0.2"))
@@ -230,5 +235,5 @@ def build(
     draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class, "window": window}
     draw |= {"clean_pass": clean_pass, "held_out": held_out, "snapshots": snapshots}
     draw |= {"match_steps_of": match_steps_of, "method": method, "k": k}
-    result = building.build_store(urls, store, config, **draw, label_member=label_member)
+    result = commands.building.build_store(urls, store, config, **draw, label_member=label_member)
     show(result, as_json)

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+from shardsieve import commands
 from shardsieve.cli.base import example, show
 from shardsieve.cli.options import Json, LabelMember, Seed, StorePath
-from shardsieve.commands import making, packing, showing
 
 app = typer.Typer()
 
@@ -44,8 +44,10 @@ def pack(
     """Write tar shards or an FFCV file: images shuffled once, tars and .beton in their order."""
     how: dict[str, Any] = {"to": to, "samples_per_shard": samples_per_shard, "seed": seed}
     how |= {"bytes_per_shard": bytes_per_shard, "page_size": page_size, "overwrite": overwrite}
-    wanted = packing.Wanted(store, keep, keep_fraction, label_member)
-    result = packing.pack_source(source, out, **how, test_fraction=test_fraction, wanted=wanted)
+    wanted = commands.packing.Wanted(store, keep, keep_fraction, label_member)
+    result = commands.packing.pack_source(
+        source, out, **how, test_fraction=test_fraction, wanted=wanted
+    )
     show(result, as_json)
 
 
@@ -60,7 +62,7 @@ def realign(
     as_json: Json = False,
 ) -> None:
     """Carry scores to another layout of the same samples, by key."""
-    show(packing.realign_scores(source, target, score or []), as_json)
+    show(commands.packing.realign_scores(source, target, score or []), as_json)
 
 
 @app.command("index", epilog=example("index 'shards/train-*.tar' --store train.zarr"))
@@ -72,7 +74,7 @@ def index_command(
     as_json: Json = False,
 ) -> None:
     """Walk the shards once and make the store."""
-    show(making.make_index(urls, store, label_member, append=append), as_json)
+    show(commands.making.make_index(urls, store, label_member, append=append), as_json)
 
 
 @app.command(epilog=example("info --store train.zarr --keep 0.3 --score dyn_unc"))
@@ -85,13 +87,13 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Say what a store holds, and what pruning it would read."""
-    found = showing.describe(store)
+    found = commands.showing.describe(store)
     if keep is not None:
-        found["reads"] = showing.estimated_reads(store, keep, score)
+        found["reads"] = commands.showing.estimated_reads(store, keep, score)
     show(found, as_json)
 
 
 @app.command(epilog=example("check --store train.zarr"))
 def check(store: StorePath, as_json: Json = False) -> None:
     """Walk the shards again and compare them with the index exactly; copies are known again."""
-    show(making.check_store(store), as_json)
+    show(commands.making.check_store(store), as_json)

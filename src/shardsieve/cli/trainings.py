@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from shardsieve import commands
 from shardsieve.cli.base import example, show
 from shardsieve.cli.groups import AttackOptions, KeepOptions, NetworkOptions, grouped
 from shardsieve.cli.options import Json
-from shardsieve.commands import running, sources, training
-from shardsieve.commands.scoring import default_name
+from shardsieve.commands.steps import STEPS
 from shardsieve.commands.texts import constants, pairs
 from shardsieve.policy.named import POLICIES, checked_policy, keeps_a_fraction
 from shardsieve.train.config import TrainConfig
@@ -56,7 +56,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train on what a rule keeps; goes on where it was stopped."""
-    usual = default_name(paradigm)  # refuses an unknown one
+    usual = commands.scoring.default_name(paradigm)  # refuses an unknown one
     if paradigm == "unsupervised" and network.pseudo_labels is None:
         network = replace(network, pseudo_labels=usual)
     how: dict[str, Any] = {**asdict(network), "epochs": epochs, "schedule": schedule}
@@ -67,15 +67,15 @@ def train(
     kept: dict[str, Any] = {**asdict(keep), "seed": network.seed}
     _refuse_unused(policy, policy_arg or [], kept)
     moving = {"name": policy, **constants("policy-arg", policy_arg or [])} if policy else None
-    result = training.train_store(
-        sources.store_of(data, store, precision=network.precision),
+    result = commands.training.train_store(
+        commands.sources.store_of(data, store, precision=network.precision),
         config,
         out=out,
         rule=kept,
         adversary=attacked.adversary(paradigm),
         policy=moving,
         policy_score=policy_score,
-        test=sources.store_of(None, test, precision=network.precision) if test else None,
+        test=commands.sources.store_of(None, test, precision=network.precision) if test else None,
         full_run=full_run,
         evaluate_every=evaluate_every,
         checkpoint_steps=checkpoint_steps,
@@ -87,11 +87,11 @@ def train(
 @app.command("run", epilog=example("run configs/imagenet.yaml --until embed"))
 def run_command(
     config: Annotated[Path, typer.Argument(help="YAML file; see docs/training.md")],
-    until: Annotated[str, typer.Option(help=f"Last step: {', '.join(running.STEPS)}")] = "report",
+    until: Annotated[str, typer.Option(help=f"Last step: {', '.join(STEPS)}")] = "report",
     as_json: Json = False,
 ) -> None:
     """Make the whole chain of a configuration; what is done with the same inputs is skipped."""
-    show(running.run_recipe(config, until=until), as_json)
+    show(commands.running.run_recipe(config, until=until), as_json)
 
 
 def _refuse_unused(policy: str | None, policy_args: list[str], rule: dict[str, Any]) -> None:

@@ -1,1 +1,39 @@
-"""The bodies of the commands, each callable from Python."""
+"""The bodies of the commands, each callable from Python, and imported when it is first used."""
+
+from typing import TYPE_CHECKING
+
+from shardsieve._later import later
+
+if TYPE_CHECKING:
+    from shardsieve.commands import (
+        appending,
+        building,
+        exporting,
+        extrapolating,
+        making,
+        packing,
+        planning,
+        reporting,
+        running,
+        scoring,
+        showing,
+        sources,
+        training,
+    )
+
+__all__ = [
+    "appending",
+    "building",
+    "exporting",
+    "extrapolating",
+    "making",
+    "packing",
+    "planning",
+    "reporting",
+    "running",
+    "scoring",
+    "showing",
+    "sources",
+    "training",
+]
+__getattr__ = later(__name__, {}, tuple(__all__))

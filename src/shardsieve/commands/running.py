@@ -23,7 +23,7 @@ from shardsieve.commands.recipe import (
 from shardsieve.commands.reporting import names_beside, report_score
 from shardsieve.commands.scoring import score_unsupervised_store
 from shardsieve.commands.sections import SEED_RUN, Recipe, Shards
-from shardsieve.commands.steps import Result
+from shardsieve.commands.steps import STEPS, Result
 from shardsieve.commands.training import embed_store, score_store, train_store
 from shardsieve.keepset import select
 from shardsieve.store.create import check_labels
@@ -32,8 +32,6 @@ from shardsieve.store.store import open_store
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.machines import on_all
 from shardsieve.train.runfolder import MODEL, RESULT
-
-STEPS = ("index", "score", "embed", "extrapolate", "train", "report")
 
 
 def run_recipe(path: Path, *, until: str = STEPS[-1]) -> Result:

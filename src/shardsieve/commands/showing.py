@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from shardsieve.commands.trust import doubt_of
+from shardsieve.commands.doubts import doubt_of
 from shardsieve.epoch import SHUFFLES
 from shardsieve.io.local import readahead_of
 from shardsieve.io.replacing import write_whole
@@ -14,7 +14,6 @@ from shardsieve.loaders.mixing import mixing
 from shardsieve.loaders.pages import ReadEstimate, estimate_reads
 from shardsieve.loaders.planned import OrderSettings
 from shardsieve.store.store import Store, open_store
-from shardsieve.train.recorder import Recorder
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -32,7 +31,7 @@ def describe(path: Path) -> dict[str, Any]:
         "bytes": int(store.ranges[..., 1].sum()),
         "fingerprint": store.fingerprint,
         "embeddings": [{"name": n} for n in store.embeddings],
-        "dynamics": Recorder.runs(store),
+        "dynamics": store.dynamics,
         "pseudo_labels": store.pseudo_label_sets,
         "scores": [_score_row(store, name) for name in store.scores],
     }

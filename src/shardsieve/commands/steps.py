@@ -10,6 +10,9 @@ from shardsieve.io.replacing import write_whole
 
 Result = dict[str, Any]
 
+STEPS = ("index", "score", "embed", "extrapolate", "train", "report")
+"""Of a chain, in their usual order."""
+
 
 class Steps:
     """The file of a chain's steps, replaced in one rename at every change.

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from shardsieve._errors import ShardsieveError
+from shardsieve.commands.doubts import doubt_of
 from shardsieve.commands.progress import bar
-from shardsieve.commands.trust import doubt_of
 from shardsieve.extrapolate.quality import measure
 from shardsieve.keepset import KeepSet, select
 from shardsieve.policy.base import Policy

@@ -54,12 +54,3 @@ def told(trust: Mapping[str, Any]) -> dict[str, Any]:
     shown = {"classes" if len(rows) <= _SHOWN_CLASSES else "worst_classes": rows[:_SHOWN_CLASSES]}
     others = {name: value for name, value in trust.items() if name != "quality"}
     return {**quality, **shown, **others}
-
-
-def doubt_of(store: Store, score: str | None, keep_fraction: float) -> str | None:
-    """Return the warning about a stored score at a keep fraction, None where there is none."""
-    if score is None or score not in store.scores:
-        return None
-    made = store.provenance(score)
-    quality = made.get("against_second_run", made.get("quality"))
-    return None if quality is None else doubt(quality, keep_fraction)

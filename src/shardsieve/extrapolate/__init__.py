@@ -1,24 +1,43 @@
 """Predict the scores of the rest from embeddings and the seeds' scores."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from shardsieve.extrapolate.calibration import Spread, match_quantiles, spread
-from shardsieve.extrapolate.choosing import choose_k
-from shardsieve.extrapolate.correlations import keep_agreement, pearson, spearman
-from shardsieve.extrapolate.direct import Direct
-from shardsieve.extrapolate.distance import far_share
-from shardsieve.extrapolate.fused import Fused
-from shardsieve.extrapolate.knn import KNN, neighbours
-from shardsieve.extrapolate.protocol import Extrapolator
-from shardsieve.extrapolate.quality import (
-    Quality,
-    by_class,
-    cross_validate,
-    doubt,
-    measure,
-    out_of_fold,
-)
-from shardsieve.extrapolate.resampling import intervals
+from shardsieve._later import later
+
+if TYPE_CHECKING:
+    from shardsieve.extrapolate.calibration import Spread, match_quantiles, spread
+    from shardsieve.extrapolate.choosing import choose_k
+    from shardsieve.extrapolate.correlations import keep_agreement, pearson, spearman
+    from shardsieve.extrapolate.direct import Direct
+    from shardsieve.extrapolate.distance import far_share
+    from shardsieve.extrapolate.fused import Fused
+    from shardsieve.extrapolate.gnn import GNN
+    from shardsieve.extrapolate.knn import KNN, neighbours
+    from shardsieve.extrapolate.protocol import Extrapolator
+    from shardsieve.extrapolate.quality import (
+        Quality,
+        by_class,
+        cross_validate,
+        doubt,
+        measure,
+        out_of_fold,
+    )
+    from shardsieve.extrapolate.resampling import intervals
+
+_HOMES = {
+    "calibration": "Spread match_quantiles spread",
+    "choosing": "choose_k",
+    "correlations": "keep_agreement pearson spearman",
+    "direct": "Direct",
+    "distance": "far_share",
+    "fused": "Fused",
+    "gnn": "GNN",
+    "knn": "KNN neighbours",
+    "protocol": "Extrapolator",
+    "quality": "Quality by_class cross_validate doubt measure out_of_fold",
+    "resampling": "intervals",
+}
+__getattr__ = later(__name__, _HOMES)
 
 __all__ = [
     "GNN",
@@ -43,12 +62,3 @@ __all__ = [
     "spearman",
     "spread",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    # Only whoever asks for the GNN needs torch-geometric.
-    if name == "GNN":
-        from shardsieve.extrapolate.gnn import GNN
-
-        return GNN
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

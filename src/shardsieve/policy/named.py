@@ -1,23 +1,22 @@
 """Policies by name, as the command line and configuration files give them."""
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from shardsieve.policy.base import Policy
-from shardsieve.policy.infobatch import InfoBatch
-from shardsieve.policy.raju import UCB, EpsilonGreedy
-from shardsieve.policy.random import RandomDynamic
-from shardsieve.policy.scheduled import AnnealedScore
-from shardsieve.policy.seta import SeTa
+from shardsieve import policy
 
-POLICIES: dict[str, type[Policy]] = {
-    "annealed": AnnealedScore,
-    "epsilon-greedy": EpsilonGreedy,
-    "infobatch": InfoBatch,
-    "random-dynamic": RandomDynamic,
-    "seta": SeTa,
-    "ucb": UCB,
+if TYPE_CHECKING:
+    from shardsieve.policy.base import Policy
+
+POLICIES = {
+    "annealed": "AnnealedScore",
+    "epsilon-greedy": "EpsilonGreedy",
+    "infobatch": "InfoBatch",
+    "random-dynamic": "RandomDynamic",
+    "seta": "SeTa",
+    "ucb": "UCB",
 }
+"""Classes of this package by name."""
 # What a run knows and a policy is told when it asks for it.
 _FROM_RUN = ("num_epochs", "seed")
 
@@ -35,7 +34,7 @@ def checked_policy(name: str) -> str:
 
 def keeps_a_fraction(name: str) -> bool:
     """Return whether a policy is told what fraction to keep; the others' constants decide it."""
-    return name == "annealed" or "keep_fraction" in inspect.signature(POLICIES[name]).parameters
+    return name == "annealed" or "keep_fraction" in inspect.signature(_class(name)).parameters
 
 
 def make_policy(
@@ -46,7 +45,7 @@ def make_policy(
     keep_fraction: float | None = None,
     score: str | None = None,
     **constants: Any,
-) -> Policy:
+) -> "Policy":
     """Return the policy of a run.
 
     Args:
@@ -61,7 +60,7 @@ def make_policy(
         ValueError: If name or a constant is unknown, listing those there are, or out of range.
     """
     checked_policy(name)
-    known = [k for k in inspect.signature(POLICIES[name]).parameters if k not in _FROM_RUN]
+    known = [k for k in inspect.signature(_class(name)).parameters if k not in _FROM_RUN]
     given: dict[str, Any] = {"num_epochs": epochs, "seed": seed}
     if name == "annealed":
         given |= {"score": score, "first": 1.0, "last": keep_fraction}
@@ -70,7 +69,7 @@ def make_policy(
     for key in constants:
         if key not in known:
             raise ValueError(f"{name} must be given {', '.join(known)}, got {key!r}")
-    asked = inspect.signature(POLICIES[name]).parameters
+    asked = inspect.signature(_class(name)).parameters
     given = {k: v for k, v in {**given, **constants}.items() if k in asked and v is not None}
     missing = [
         k for k, p in asked.items() if p.default is inspect.Parameter.empty and k not in given
@@ -78,6 +77,11 @@ def make_policy(
     if missing:
         raise ValueError(f"{name} must be given {missing[0]}, got none")
     try:
-        return POLICIES[name](**given)
+        return _class(name)(**given)
     except TypeError as error:
         raise ValueError(f"a constant of {name} must be a number: {error}") from error
+
+
+def _class(name: str) -> "type[Policy]":
+    found: type[Policy] = getattr(policy, POLICIES[name])
+    return found

@@ -6,9 +6,9 @@ Every function returns the paper's own quantity; `ORIENTATION` says which end is
 `d2` a score and neighbours, `grand` the network itself.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from shardsieve._later import later
 from shardsieve.scores.divergences import divergence, tdds, tdds_from_divergence
 from shardsieve.scores.dynamics import (
     DYNAMIC_UNCERTAINTY,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from shardsieve.scores.gradients import grand
 
 # torch and faiss are loaded by those who ask for them.
-_HOME_OF = {"grand": "gradients", "k_means": "clusters"}
+__getattr__ = later(__name__, {"gradients": "grand", "clusters": "k_means"})
 
 __all__ = [
     "DYNAMIC_UNCERTAINTY",
@@ -81,9 +81,3 @@ __all__ = [
     "tdds_from_divergence",
     "variability",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        return getattr(import_module(f"shardsieve.scores.{_HOME_OF[name]}"), name)
-    raise AttributeError(f"module 'shardsieve.scores' has no attribute {name!r}")

@@ -184,6 +184,16 @@ class SampleTables:
         """Delete pseudo-labels, if they are there."""
         self._delete(f"pseudo_label/{name}")
 
+    # Dynamics -------------------------------------------------------------------------------
+
+    @property
+    def dynamics(self) -> list[str]:
+        """Names of the runs whose training dynamics are stored; see `Recorder`."""
+        group = self.group.get("dynamics")
+        if not isinstance(group, zarr.Group):
+            return []
+        return sorted(name for name, run in group.groups() if "signals" in run.attrs)
+
     # Inside ---------------------------------------------------------------------------------
 
     def _new_array(

@@ -1,6 +1,5 @@
 """The one way an `Accelerator` is made here."""
 
-import hashlib
 import importlib.util
 import os
 from collections.abc import Callable
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, broadcast_object_list
@@ -20,7 +18,6 @@ T = TypeVar("T")
 
 # The main process may extrapolate or index for hours while the others wait.
 _PATIENCE = timedelta(hours=12)
-_BRIEFLY = timedelta(seconds=5)
 TRACKERS = ("tensorboard", "wandb")
 DEFAULT_TRACKERS = ("tensorboard",)
 
@@ -111,33 +108,6 @@ def on_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
         raise made[1]
     found: T = made[0]
     return found
-
-
-def end_processes() -> None:
-    """Leave the process group, if there is one: the last thing that a program does.
-
-    A program that ends inside of it is aborted now and then, as its threads still run.
-    """
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def first_to_say(line: str) -> bool:
-    """Return whether this process is the first of its machine to ask with this line.
-
-    Alone, and where the launcher's store cannot be asked, every process is.
-    """
-    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not host or not port.isdigit():
-        return True
-    name = hashlib.blake2b(line.encode(), digest_size=8).hexdigest()
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    machine = os.environ.get("GROUP_RANK", "0")
-    try:
-        store = dist.TCPStore(host, int(port), is_master=False, timeout=_BRIEFLY)  # type: ignore[attr-defined]
-        return bool(store.add(f"shardsieve/said/{start}/{machine}/{name}", 1) == 1)
-    except (RuntimeError, dist.DistStoreError):
-        return True
 
 
 def installed_trackers(track: tuple[str, ...]) -> list[str]:

@@ -19,6 +19,7 @@ from shardsieve.policy.base import Policy
 from shardsieve.store.store import Store
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
+from shardsieve.train.ending import Stopped
 from shardsieve.train.evaluation import evaluate
 from shardsieve.train.images import Batch
 from shardsieve.train.launch import let_go, on_main
@@ -28,7 +29,7 @@ from shardsieve.train.progress import Done, Progress
 from shardsieve.train.recorder import Recorder, Watcher
 from shardsieve.train.runfolder import RunFolder
 from shardsieve.train.stepping import Stepper
-from shardsieve.train.stopping import Stopped, Stopping
+from shardsieve.train.stopping import Stopping
 
 
 class Trainer:

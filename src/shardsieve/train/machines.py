@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -116,14 +115,6 @@ def check_shared(accelerator: Accelerator, folders: Mapping[str, Path]) -> None:
                     f"{called} {folder} must lie on storage that all machines share, but process "
                     f"{rank} ({host}) does not see process 0's; give one path that all of them see"
                 )
-
-
-def lost_process(error: BaseException) -> bool:
-    """Return whether an error of this process says that another one has gone."""
-    if isinstance(error, dist.DistError):
-        return True
-    # Gloo has no error of its own.
-    return isinstance(error, RuntimeError) and "gloo/transport" in str(error)
 
 
 def _first_refusal(said: list[tuple[Exception | None, str]]) -> Exception | None:

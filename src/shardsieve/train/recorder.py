@@ -152,10 +152,7 @@ class Recorder:
     @staticmethod
     def runs(store: Store) -> list[str]:
         """Return the names of the runs whose dynamics a store holds."""
-        group = store.group.get("dynamics")
-        if not isinstance(group, zarr.Group):
-            return []
-        return sorted(name for name, run in group.groups() if "signals" in run.attrs)
+        return store.dynamics
 
     @staticmethod
     def forget(store: Store, run: str) -> None:

@@ -14,10 +14,6 @@ from accelerate import Accelerator
 _EVERY = 8
 
 
-class Stopped(Exception):
-    """A run was asked to stop and has saved its state; the same command goes on with it."""
-
-
 class Stopping:
     """Listens for SIGTERM while it is entered.
 
