@@ -70,10 +70,13 @@ def test_el2n_is_the_mean_of_norms_over_runs(recorded):
 @given(outputs(), st.booleans(), st.integers(1, 4))
 def test_grand_of_the_last_layer_is_the_norm_of_its_written_out_gradient(recorded, bias, dim):
     p, labels = recorded
-    features = np.random.default_rng(dim).normal(size=(len(labels), dim))
-    got = scores.grand_last_layer(p[0], labels, features, bias)
-    want = reference.grand_last_layer(p[0].tolist(), labels.tolist(), features.tolist(), bias)
-    same(got, want)
+    features = np.random.default_rng(dim).normal(size=(*p.shape[:-1], dim))
+    want = [
+        reference.grand_last_layer(one.tolist(), labels.tolist(), inputs.tolist(), bias)
+        for one, inputs in zip(p, features, strict=True)
+    ]
+    same(scores.grand_last_layer(p[0], labels, features[0], bias), want[0])
+    same(scores.grand_last_layer(p, labels, features, bias), np.mean(want, axis=0))
 
 
 @given(outputs())

@@ -109,7 +109,7 @@ REFUSED = {
     ),
     "features of another length": (
         lambda: scores.grand_last_layer(PAIR, [0, 1], [[1.0]]),
-        r"^features must have 2 rows, one per row of probs, got 1; ",
+        r"^features must have shape \(2, D\), as probs has, got \(1, 1\); ",
     ),
     "epochs of different samples": (
         lambda: scores.divergence(PAIR, PAIR[:1]),

@@ -1,7 +1,7 @@
 """Scores from the predictions of one moment."""
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from shardsieve.scores.inputs import Floats, class_ids, finite, probabilities, two_classes
 from shardsieve.scores.windows import mean_of
@@ -25,10 +25,7 @@ def el2n(probs: ArrayLike, labels: ArrayLike) -> Floats:
     """
     p = probabilities("probs", probs, "n C", "R n C")
     y = class_ids(labels, *p.shape[-2:])
-    errors = p.copy()
-    errors[..., np.arange(len(y)), y] -= 1
-    norms: Floats = np.linalg.norm(errors, axis=-1)
-    return norms if norms.ndim == 1 else mean_of(norms)
+    return _over_runs(_error_norms(p, y))
 
 
 def grand_last_layer(
@@ -37,12 +34,13 @@ def grand_last_layer(
     """Return the norm of the cross-entropy's gradient in the last linear layer, float64 (n,).
 
     ‖P - onehot(y)‖·√(‖h‖² + 1): the GraNd of Paul et al., NeurIPS 2021, arXiv 2107.07075,
-    cut down to one layer, without a backward pass; high is kept first.
+    cut down to one layer, without a backward pass; high is kept first. Over runs it is the mean
+    of the norms. The paper uses 10 runs, before their first step.
 
     Args:
-        probs: (n, C), in `[0, 1]`.
+        probs: (n, C) in `[0, 1]`, or (R, n, C) for R runs or epochs.
         labels: (n,), integers in `[0, C)`.
-        features: (n, D), the last layer's input h; finite.
+        features: (n, D) or (R, n, D), the last layer's input h; finite.
         bias: Whether that layer has a bias; without one the 1 is left out.
 
     Raises:
@@ -51,15 +49,16 @@ def grand_last_layer(
     >>> grand_last_layer([[0.5, 0.5]], [0], [[1.0, 0.0]]).round(4).tolist()
     [1.0]
     """
-    p = probabilities("probs", probs, "n C")
-    h = finite("features", features, "n D")
-    if len(h) != len(p):
+    p = probabilities("probs", probs, "n C", "R n C")
+    y = class_ids(labels, *p.shape[-2:])
+    h = finite("features", features, "n D", "R n D")
+    if h.shape[:-1] != p.shape[:-1]:
+        wanted = ", ".join(map(str, p.shape[:-1]))
         raise ValueError(
-            f"features must have {len(p)} rows, one per row of probs, got {len(h)}; "
+            f"features must have shape ({wanted}, D), as probs has, got {h.shape}; "
             "record both in the same pass"
         )
-    norms: Floats = el2n(p, labels) * np.sqrt((h**2).sum(axis=1) + bool(bias))
-    return norms
+    return _over_runs(_error_norms(p, y) * np.sqrt((h**2).sum(axis=-1) + bool(bias)))
 
 
 def entropy(probs: ArrayLike) -> Floats:
@@ -143,3 +142,15 @@ def cross_entropy(probs: ArrayLike, labels: ArrayLike) -> Floats:
     own = p[np.arange(len(y)), y]
     nats: Floats = 0.0 - np.log(np.maximum(own, np.finfo(np.float64).tiny))
     return nats
+
+
+def _error_norms(probs: Floats, labels: NDArray[np.int64]) -> Floats:
+    """Return ‖P - onehot(y)‖₂ along the last axis."""
+    errors = probs.copy()
+    errors[..., np.arange(len(labels)), labels] -= 1
+    norms: Floats = np.linalg.norm(errors, axis=-1)
+    return norms
+
+
+def _over_runs(norms: Floats) -> Floats:
+    return norms if norms.ndim == 1 else mean_of(norms)
