@@ -204,6 +204,7 @@ def test_a_plan_that_cannot_be_is_one_line(capsys, monkeypatch, arguments, messa
         (["--rule", "top", "--score", "made"], {"scoring"}),
         (["--rule", "random", "--score", "made"], set()),
         (["--rule", "moderate"], {"embedding"}),
+        (["--keep-set", "stored"], {"scoring"}),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -215,7 +216,9 @@ def test_what_the_choice_goes_by_is_counted(tmp_path, capsys, monkeypatch, choic
     points = store.embedding_array("e", 2)
     points[:] = np.random.default_rng(0).random(points.shape)
     points.attrs["cost"] = spent
-    how = ["train", "--store", store.path, "--out", tmp_path / "run", "--epochs", 1, "--json"]
+    at = ["--store", store.path, "--json"]
+    said(capsys, monkeypatch, "select", *at, "--score", "made", "--save", "stored")
+    how = ["train", *at, "--out", tmp_path / "run", "--epochs", 1]
     status, out = said(capsys, monkeypatch, *how, "--track", "", *choice)
     cost = json.loads(out.out)["cost"]
     assert status == 0

@@ -1,14 +1,15 @@
 """The keep set of a store: which samples survive, packed to one bit per slot."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shardsieve._errors import StoreMismatchError
+from shardsieve._errors import StoreFormatError, StoreMismatchError
 from shardsieve.rules import Asked, chosen_rows
 from shardsieve.scores.inputs import plain
 from shardsieve.store.store import Store, refuse_path
@@ -22,11 +23,13 @@ class KeepSet:
         bits: uint8 (S, ceil(L / 8)), bit p of row s says whether that sample is kept.
         rows_per_shard: L.
         fingerprint: The shard index that the ids belong to.
+        weights: float32 (kept,), loss weights aligned with `ids()`; None means ones.
     """
 
     bits: NDArray[np.uint8]
     rows_per_shard: int
     fingerprint: str
+    weights: NDArray[np.float32] | None = None
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
@@ -54,10 +57,21 @@ class KeepSet:
             position[rows] = self.positions(int(one))[ordinal[rows]]
         return shard * self.rows_per_shard + position
 
+    def within(self, shards: NDArray[np.bool_]) -> "KeepSet":
+        """Return what it keeps of some shards: bool (S,)."""
+        weights = self.weights
+        if weights is not None:
+            weights = weights[np.repeat(shards, self.counts)]
+        bits = np.where(shards[:, None], self.bits, np.uint8(0))
+        return replace(self, bits=bits, weights=weights)
+
     @property
     def digest(self) -> str:
-        """Sixteen hexadecimal digits that stand for the kept ids."""
-        return hashlib.blake2b(self.bits.tobytes(), digest_size=8).hexdigest()
+        """Sixteen hexadecimal digits that stand for the kept ids and their weights."""
+        found = hashlib.blake2b(self.bits.tobytes(), digest_size=8)
+        if self.weights is not None:
+            found.update(self.weights.tobytes())
+        return found.hexdigest()
 
     def nbytes(self, store: Store) -> int:
         """Return the bytes of the kept samples in the shards, headers and padding included."""
@@ -65,36 +79,119 @@ class KeepSet:
         return int(store.ranges[shard, position, 1].sum())
 
     @classmethod
-    def from_ids(cls, store: Store, ids: ArrayLike) -> "KeepSet":
-        """Return the keep set of these ids of a store."""
+    def from_ids(cls, store: Store, ids: ArrayLike, weights: ArrayLike | None = None) -> "KeepSet":
+        """Return the keep set of these ids of a store.
+
+        Args:
+            store: An open store.
+            ids: int (k,), in any order.
+            weights: float (k,), a loss weight per id, above 0: samples carry them as `__weight__`.
+
+        Raises:
+            ValueError: If an id is in no shard, or with weights one comes twice, or the weights
+                are not one per id, finite and above 0.
+        """
         kept = np.asarray(plain(ids), dtype=np.int64)
         store.rows(kept)
         mask = np.zeros((store.num_shards, store.rows_per_shard), dtype=bool)
         mask[np.divmod(kept, store.rows_per_shard)] = True
-        return cls(np.packbits(mask, axis=1), store.rows_per_shard, store.fingerprint)
+        ordered = None if weights is None else _ordered_weights(kept, weights)
+        return cls(np.packbits(mask, axis=1), store.rows_per_shard, store.fingerprint, ordered)
+
+    def save(self, store: Store, name: str, *, provenance: Mapping[str, Any] | None = None) -> None:
+        """Keep it in the store; loaders take its name for `keep_set`.
+
+        Args:
+            store: Whose samples it keeps, open for writing.
+            name: As of a score; a stored keep set is replaced by an equal one only.
+            provenance: How it was chosen, JSON-ready; stored with version and date.
+
+        Raises:
+            StoreMismatchError: If the name holds another keep set, or it is another store's.
+        """
+        _refuse_another_store(store, self.fingerprint)
+        if name in store.keep_sets and KeepSet.load(store, name).digest != self.digest:
+            raise StoreMismatchError(
+                f"keep set {name!r} of {store.path} keeps other samples; choose another name, or "
+                "forget_keep_set first"
+            )
+        tables: dict[str, NDArray[Any]] = {"bits": self.bits, "kept": self.counts}
+        if self.weights is not None:
+            table = np.full((store.num_shards, self.rows_per_shard), np.nan, np.float32)
+            table[np.divmod(self.ids(), self.rows_per_shard)] = self.weights
+            tables["weight"] = table
+        about = {**(provenance or {}), "fingerprint": self.fingerprint}
+        store.put_keep_tables(name, tables, about)
+
+    @classmethod
+    def load(cls, store: Store, name: str) -> "KeepSet":
+        """Return a stored keep set.
+
+        Raises:
+            MissingScoreError: If there is none of that name, listing those there are.
+            StoreMismatchError: If shards were appended since it was saved.
+            StoreFormatError: If part of it is lost.
+        """
+        _refuse_another_store(store, str(store.keep_provenance(name)["fingerprint"]))
+        tables = store.keep_tables(name)
+        weights = None
+        if "weight" in tables:
+            weights = tables["weight"][np.isfinite(tables["weight"])]
+        found = cls(tables["bits"], store.rows_per_shard, store.fingerprint, weights)
+        whole = weights is None or len(weights) == len(found)
+        if not whole or not np.array_equal(found.counts, tables["kept"]):
+            raise StoreFormatError(
+                f"{store.path} has lost part of keep set {name!r}; "
+                "forget_keep_set, and save it again"
+            )
+        return found
 
 
-def keep_set_of(store: Store, keep_set: KeepSet | None, **selection: Any) -> KeepSet:
+def _ordered_weights(ids: NDArray[np.int64], weights: ArrayLike) -> NDArray[np.float32]:
+    """Return one weight per id, by ascending id."""
+    values = np.asarray(plain(weights), dtype=np.float32)
+    if values.shape != ids.shape:
+        raise ValueError(f"weights must have shape {ids.shape}, as ids, got {values.shape}")
+    bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+    if len(bad):
+        raise ValueError(
+            f"weights must be finite and above 0, got {values[bad[0]]} for sample id "
+            f"{ids[bad[0]]}; leave out what is not to be trained on"
+        )
+    unique, first = np.unique(ids, return_index=True)
+    if len(unique) < len(ids):
+        raise ValueError(f"ids must come once with weights, got {len(ids) - len(unique)} again")
+    return values[first]
+
+
+def _refuse_another_store(store: Store, fingerprint: str) -> None:
+    if fingerprint != store.fingerprint:
+        raise StoreMismatchError(
+            "the keep set was made from another shard index\n"
+            f"  keep set: {fingerprint}\n  store:    {store.fingerprint}\n"
+            "select again from this store"
+        )
+
+
+def keep_set_of(store: Store, keep_set: KeepSet | str | None = None, **selection: Any) -> KeepSet:
     """Return a keep set that was made before, also an empty one, or select one.
 
     Args:
         store: An open store.
-        keep_set: Of that store, or None.
+        keep_set: Of that store, the name of a stored one, or None.
         **selection: The arguments of `select`, for None.
 
     Raises:
+        MissingScoreError: If no keep set of that name is stored.
         StoreMismatchError: If the keep set is another store's.
         TypeError: If both are given.
     """
     if keep_set is None:
         return select(store, **selection)
     refuse_selection("keep_set", selection)
-    if keep_set.fingerprint != store.fingerprint:
-        raise StoreMismatchError(
-            "the keep set was made from another shard index\n"
-            f"  keep set: {keep_set.fingerprint}\n  store:    {store.fingerprint}\n"
-            "select again from this store"
-        )
+    if isinstance(keep_set, str):
+        return KeepSet.load(store, keep_set)
+    _refuse_another_store(store, keep_set.fingerprint)
     return keep_set
 
 

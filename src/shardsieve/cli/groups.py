@@ -3,11 +3,12 @@
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from shardsieve.cli.base import refuse_unused
 from shardsieve.cli.options import (
     Augment,
     BatchSize,
@@ -27,6 +28,7 @@ from shardsieve.cli.options import (
     ScoreName,
     Seed,
     Size,
+    StoredKeepSet,
     Threshold,
     Unreadable,
     Workers,
@@ -52,6 +54,18 @@ class KeepOptions:
     bins: Bins = None
     embedding: RuleEmbedding = None
     drop_missing: DropMissing = False
+    keep_set: StoredKeepSet = None
+
+    def selection(self, seed: int) -> dict[str, Any]:
+        """Return the arguments of `keep_set_of`.
+
+        Raises:
+            ValueError: If something is given beside a stored keep set.
+        """
+        if self.keep_set is None:
+            return {**asdict(self), "seed": seed}
+        refuse_unused("without --keep-set", **{**changed(self), "keep_set": False})
+        return {"keep_set": self.keep_set}
 
 
 @dataclass(frozen=True, kw_only=True)

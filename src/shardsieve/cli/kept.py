@@ -1,6 +1,5 @@
 """What would be kept, and what it would save: select, export, report, plan."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,14 +21,15 @@ def select_command(
     keep: KeepOptions,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Write the kept ids, one a line.")] = None,
+    save: Annotated[str | None, typer.Option(help="Store the keep set under this name.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Say how many classes meet in such a batch.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what a rule keeps of every class, before anything is trained."""
-    kept = {**asdict(keep), "seed": seed}
-    show(commands.showing.kept_per_class(store, kept, out, batch_size), as_json)
+    rule = keep.selection(seed)
+    show(commands.showing.kept_per_class(store, rule, out, batch_size, save), as_json)
 
 
 @app.command(
@@ -50,8 +50,7 @@ def export_command(
     as_json: Json = False,
 ) -> None:
     """Write a keep set for other loaders."""
-    kept = {**asdict(keep), "seed": seed}
-    show(commands.exporting.export_keep_set(store, out, layout, kept), as_json)
+    show(commands.exporting.export_keep_set(store, out, layout, keep.selection(seed)), as_json)
 
 
 @app.command(epilog=example("report --store train.zarr --score dyn_unc --out report.html"))

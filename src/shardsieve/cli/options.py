@@ -76,4 +76,5 @@ HardCutoff = Annotated[float | None, typer.Option(help="ccs: share to drop as to
 Difficulty = Annotated[str | None, typer.Option(help="ccs, beta: the score that says how hard.")]
 Bins = Annotated[int | None, typer.Option(help="ccs: ranges of the score, 50 by default.")]
 RuleEmbedding = Annotated[str | None, typer.Option(help="moderate: which, if there are several.")]
+StoredKeepSet = Annotated[str | None, typer.Option(help="Stored keep set, in place of a rule.")]
 DropMissing = Annotated[bool, typer.Option(help="Never keep samples without a score.")]

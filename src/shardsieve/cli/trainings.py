@@ -64,7 +64,7 @@ def train(
     how |= {"momentum": momentum, "normalise": normalise, "accumulate": accumulate, "ema": ema}
     how |= {"channels_last": channels_last, "compile": compiled}
     config = TrainConfig(**how, resolutions=pairs("resolutions", resolutions))
-    kept: dict[str, Any] = {**asdict(keep), "seed": network.seed}
+    kept = keep.selection(network.seed)
     _refuse_unused(policy, policy_arg or [], kept)
     moving = {"name": policy, **constants("policy-arg", policy_arg or [])} if policy else None
     result = commands.training.train_store(

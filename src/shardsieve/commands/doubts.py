@@ -1,12 +1,24 @@
-"""The warning of who keeps by a score that is not shown to beat chance."""
+"""By which rule samples were chosen, and whether its score is shown to beat chance."""
+
+from typing import Any
 
 from shardsieve.extrapolate.quality import doubt
 from shardsieve.store.store import Store
 
+Rule = dict[str, Any]
+"""Arguments of `keep_set_of`."""
 
-def doubt_of(store: Store, score: str | None, keep_fraction: float) -> str | None:
-    """Return the warning about a stored score at a keep fraction, None where there is none."""
-    if score is None or score not in store.scores:
+
+def rule_behind(store: Store, rule: Rule) -> Rule:
+    """Return by which rule the samples were chosen: a stored keep set says it itself."""
+    name = rule.get("keep_set")
+    return rule if name is None else store.keep_provenance(name)
+
+
+def doubt_of(store: Store, rule: Rule) -> str | None:
+    """Return the warning about the score that a rule goes by, None where there is none."""
+    score, keep_fraction = rule.get("score"), rule.get("keep_fraction")
+    if score is None or keep_fraction is None or score not in store.scores:
         return None
     made = store.provenance(score)
     quality = made.get("against_second_run", made.get("quality"))

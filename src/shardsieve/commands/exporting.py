@@ -10,7 +10,7 @@ import numpy as np
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.io.replacing import write_whole
-from shardsieve.keepset import KeepSet, select
+from shardsieve.keepset import KeepSet, keep_set_of
 from shardsieve.store.store import Store, open_store
 
 
@@ -21,7 +21,7 @@ def export_keep_set(path: Path, out: Path, layout: str, rule: dict[str, Any]) ->
         path: Of the store.
         out: The file; replaced as a whole.
         layout: One of `LAYOUTS`.
-        rule: As in `select`.
+        rule: As in `select`, or the name of a stored `keep_set`.
 
     Returns:
         Where it was written, and how many samples of how many are kept.
@@ -29,7 +29,7 @@ def export_keep_set(path: Path, out: Path, layout: str, rule: dict[str, Any]) ->
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     store = open_store(path, mode="r")
-    keep = select(store, **rule)
+    keep = keep_set_of(store, **rule)
     data = LAYOUTS[layout](store, keep, rule.get("score"))
     write_whole(out, data)
     return {"out": str(out), "layout": layout, "kept": len(keep), "samples": len(store)}

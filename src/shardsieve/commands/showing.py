@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from shardsieve.commands.doubts import doubt_of
+from shardsieve.commands.doubts import doubt_of, rule_behind
 from shardsieve.epoch import SHUFFLES
 from shardsieve.io.local import readahead_of
 from shardsieve.io.replacing import write_whole
-from shardsieve.keepset import KeepSet, select
+from shardsieve.keepset import KeepSet, keep_set_of, select
 from shardsieve.loaders.mixing import mixing
 from shardsieve.loaders.pages import ReadEstimate, estimate_reads
 from shardsieve.loaders.planned import OrderSettings
@@ -33,6 +33,7 @@ def describe(path: Path) -> dict[str, Any]:
         "embeddings": [{"name": n} for n in store.embeddings],
         "dynamics": store.dynamics,
         "pseudo_labels": store.pseudo_label_sets,
+        "keep_sets": store.keep_sets,
         "scores": [_score_row(store, name) for name in store.scores],
     }
 
@@ -85,21 +86,28 @@ def _score_row(store: Store, name: str) -> dict[str, Any]:
 
 
 def kept_per_class(
-    path: Path, rule: dict[str, Any], out: Path | None, batch_size: int | None = None
+    path: Path,
+    rule: dict[str, Any],
+    out: Path | None,
+    batch_size: int | None = None,
+    save: str | None = None,
 ) -> dict[str, Any]:
     """Return what a rule keeps of every class, and write the kept ids when asked.
 
     Args:
         path: Of the store.
-        rule: As in `select`.
+        rule: As in `select`, or the name of a stored `keep_set`.
         out: A text file for the kept ids, one a line.
+        save: Keep it in the store under this name.
         batch_size: Say how many classes meet in batches of this size, over all ranks.
     """
-    store = open_store(path, mode="r")
-    keep = select(store, **rule)
+    store = open_store(path, mode="r" if save is None else "r+")
+    keep, behind = keep_set_of(store, **rule), rule_behind(store, rule)
+    if save is not None:
+        keep.save(store, save, provenance={k: v for k, v in behind.items() if v is not None})
     if out is not None:
         write_whole(out, "".join(f"{one}\n" for one in keep.ids().tolist()).encode())
-    warning = doubt_of(store, rule["score"], rule["keep_fraction"])
+    warning = doubt_of(store, behind)
     return {
         **({"warning": warning} if warning else {}),
         "kept": len(keep),

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.commands.doubts import doubt_of
+from shardsieve.commands.doubts import doubt_of, rule_behind
 from shardsieve.commands.progress import bar
 from shardsieve.extrapolate.quality import measure
-from shardsieve.keepset import KeepSet, select
+from shardsieve.keepset import KeepSet, keep_set_of
 from shardsieve.policy.base import Policy
 from shardsieve.policy.named import make_policy
 from shardsieve.scores.inputs import whole_number
@@ -205,7 +205,7 @@ def train_store(
         path: Of the store.
         config: Settings.
         out: Folder of the run.
-        rule: As in `select`; without a policy.
+        rule: As in `select`, or the name of a stored `keep_set`; without a policy.
         adversary: As in `train_subset`.
         policy: As in `make_policy`, with its `name`; it gets the rule's keep fraction and score.
         policy_score: As in `train_subset`.
@@ -220,11 +220,12 @@ def train_store(
     tested = open_together(accelerator, test, mode="r") if test else None
 
     def chosen() -> KeepSet | Policy:
-        return chosen_policy(policy, rule, config) if policy else select(store, **rule)
+        return chosen_policy(policy, rule, config) if policy else keep_set_of(store, **rule)
 
     keep = on_all(accelerator, chosen)
     full = on_main(accelerator, lambda: full_run_in(full_run) if full_run else None)
-    warning = doubt_of(store, rule.get("score"), rule["keep_fraction"])
+    behind = rule_behind(store, rule)
+    warning = doubt_of(store, behind)
     with bar("train", shown=accelerator.is_main_process) as progress:
         result = train_subset(
             store,
@@ -237,7 +238,7 @@ def train_store(
             evaluate_every=evaluate_every,
             checkpoint_steps=checkpoint_steps,
             policy_score=policy_score,
-            overhead=_overhead(store, keep, rule),
+            overhead=_overhead(store, keep, behind),
             full=full,
             progress=progress,
         )

@@ -47,7 +47,7 @@ def prune_loader(
     keep_fraction: float = 1.0,
     score: str | None = None,
     rule: str = "top",
-    keep_set: KeepSet | None = None,
+    keep_set: KeepSet | str | None = None,
     weights: ArrayLike | None = None,
     seed: int | None = None,
     order: str = "loader",
@@ -70,8 +70,9 @@ def prune_loader(
         keep_fraction: In `(0, 1]`.
         score: Name of a stored score.
         rule: As in `select`.
-        keep_set: Use this one instead of selecting.
-        weights: float (n,), a loss weight per sample of the store in id order; ones if left out.
+        keep_set: Use this one, or the stored one of this name, instead of selecting.
+        weights: float (n,), a loss weight per sample of the store in id order; the keep set's own,
+            or ones, if left out.
         seed: Of the order, and of `rule="random"`. Left out: the loader's own seed for its own
             order, else 0.
         order: `loader` (the order the loader itself would use for these rows: the same batches as
@@ -149,18 +150,22 @@ class PrunedLoader:
         self._own = LoaderOrder(loader, seed) if order == "loader" else None
         self.set_keep_set(keep_set, weights=weights)
 
-    def set_keep_set(self, keep_set: KeepSet, *, weights: ArrayLike | None = None) -> None:
+    def set_keep_set(self, keep_set: KeepSet | str, *, weights: ArrayLike | None = None) -> None:
         """Keep these samples from the next pass on; nothing is rebuilt or compiled.
 
         Args:
-            keep_set: Of the same store.
-            weights: float (n,), a loss weight per sample of the store in id order.
+            keep_set: Of the same store, or the name of one that is stored there.
+            weights: float (n,), a loss weight per sample of the store in id order; the keep set's
+                own, or ones, if left out.
 
         Raises:
             StoreMismatchError: If the keep set is another store's.
         """
         keep_set = keep_set_of(self.store, keep_set)
         values = None if weights is None else np.asarray(weights, dtype=np.float32)
+        if values is None and keep_set.weights is not None:
+            values = np.ones(len(self.store), dtype=np.float32)
+            values[self.store.rows(keep_set.ids())] = keep_set.weights
         if values is not None and values.shape != (len(self.store),):
             raise ValueError(f"weights must have shape ({len(self.store)},), got {values.shape}")
         self.keep_set, self._weights = keep_set, values

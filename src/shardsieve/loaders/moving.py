@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from shardsieve.keepset import KeepSet
 from shardsieve.policy.base import Choice, Expected
@@ -11,7 +13,22 @@ from shardsieve.store.store import Store
 
 
 def put_choice(store: Store, choice: Choice) -> KeepSet:
-    """Return a choice as a keep set, and show its weights to running loader workers.
+    """Return a choice as a keep set, and show its weights to running loader workers."""
+    show_weights(store, choice.rows, choice.weights)
+    return KeepSet.from_ids(store, store.ids()[choice.rows])
+
+
+def with_weights_shown(store: Store, keep: KeepSet) -> KeepSet:
+    """Return a keep set whose weights, if it has any, the loader's workers see."""
+    if keep.weights is not None:
+        show_weights(store, store.rows(keep.ids()), keep.weights)
+    return keep
+
+
+def show_weights(
+    store: Store, rows: NDArray[np.int64], weights: NDArray[np.float32] | None
+) -> None:
+    """Give running loader workers the weights of these rows; all others weigh 1.
 
     `store.epoch_weights` is a float32 tensor (n,) in shared memory, filled anew for each epoch.
     """
@@ -19,9 +36,8 @@ def put_choice(store: Store, choice: Choice) -> KeepSet:
         # Before the first weights are needed: workers that run already must see them.
         store.epoch_weights = torch.ones(len(store)).share_memory_()  # type: ignore[no-untyped-call]
     store.epoch_weights.fill_(1)
-    if choice.weights is not None:
-        store.epoch_weights[torch.from_numpy(choice.rows)] = torch.from_numpy(choice.weights)
-    return KeepSet.from_ids(store, store.ids()[choice.rows])
+    if weights is not None:
+        store.epoch_weights[torch.from_numpy(rows)] = torch.from_numpy(weights)
 
 
 class StepCount(int):

@@ -19,7 +19,7 @@ from shardsieve.loaders.asking import (
     numbered_by_accelerate,
     who_asks,
 )
-from shardsieve.loaders.moving import StepCount, put_choice
+from shardsieve.loaders.moving import StepCount, put_choice, with_weights_shown
 from shardsieve.loaders.planned import OrderSettings, PlannedId, ids_of_epoch, refuse_another_plan
 from shardsieve.plan import PADDING, TAILS, Steps, World
 from shardsieve.policy.base import Choice, Policy
@@ -56,7 +56,7 @@ class PrunedShardSampler(Sampler[int]):
         keep_fraction: float = 1.0,
         score: str | None = None,
         rule: str = "top",
-        keep_set: KeepSet | None = None,
+        keep_set: KeepSet | str | None = None,
         policy: Policy | None = None,
         seed: int = 0,
         shuffle: str = "window",
@@ -74,7 +74,7 @@ class PrunedShardSampler(Sampler[int]):
             keep_fraction: In `(0, 1]`.
             score: Name of a stored score.
             rule: As in `select`; see `selection` for the options of the rules.
-            keep_set: Use this one instead of selecting.
+            keep_set: Use this one, or the stored one of this name, instead of selecting.
             policy: Chooses the keep set of every epoch instead; give it losses with `update`.
             seed: Of the order, and of rules that draw.
             shuffle: `window` (of shards), `global` (every kept sample anywhere: for shards that are
@@ -103,7 +103,7 @@ class PrunedShardSampler(Sampler[int]):
             policy.bind(store)
             self.keep_set = put_choice(store, policy.choose(0))
         else:
-            self.keep_set = keep_set_of(store, keep_set, **selection)
+            self.keep_set = with_weights_shown(store, keep_set_of(store, keep_set, **selection))
         self.order = OrderSettings(seed, shuffle, window, groups)
         self.store, self.tail = store, tail
         self.batch_size, self.world = batch_size, world

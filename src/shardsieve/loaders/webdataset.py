@@ -19,6 +19,7 @@ from shardsieve.loaders.accelerated import RegisteredIterator
 from shardsieve.loaders.asking import HandedOut, caller_of
 from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.loaders.ledger import Ledger
+from shardsieve.loaders.moving import with_weights_shown
 from shardsieve.loaders.planned import OrderSettings
 from shardsieve.loaders.pruned_source import PrunedSource
 from shardsieve.loaders.stages import batch_size_of, refuse_second_split, source_of
@@ -31,7 +32,7 @@ def prune_pipeline(
     store: Store,
     *,
     score: str | None = None,
-    keep_set: KeepSet | None = None,
+    keep_set: KeepSet | str | None = None,
     seed: int = 0,
     shuffle: str | None = None,
     window: int | None = None,
@@ -62,7 +63,7 @@ def prune_pipeline(
         pipeline: Begins with a list of shards of the store, all or some of them.
         store: An open store.
         score: Name of a stored score; samples carry it as `__score__`.
-        keep_set: Use this one instead of selecting.
+        keep_set: Use this one, or the stored one of this name, instead of selecting.
         seed: Of the order, and of `rule="random"`.
         shuffle: `window`, `global` or `none`, as in `PrunedShardSampler`. By default `window`
             where the pipeline shuffled shards or a window is given, else `none`.
@@ -86,7 +87,8 @@ def prune_pipeline(
     # Beside a keep set the score is what samples carry.
     by = {"score": score} if keep_set is None else {}
     chosen = {"keep_fraction": 1.0, "seed": seed, **by, **selection}
-    keep, urls = _only_shards_of(source.urls, store, keep_set_of(store, keep_set, **chosen))
+    kept = with_weights_shown(store, keep_set_of(store, keep_set, **chosen))
+    keep, urls = _only_shards_of(source.urls, store, kept)
     shuffled = source.shuffled or window is not None
     order = OrderSettings(seed, shuffle or ("window" if shuffled else "none"), window, groups)
     data = ShardDataset(
@@ -264,11 +266,11 @@ def _only_shards_of(urls: list[str], store: Store, keep: KeepSet) -> tuple[KeepS
         )
     if len(set(map(_name, urls))) < len(urls):
         raise ShardsieveError("the pipeline names a shard twice; name each once")
-    names, bits = list(store.urls), np.zeros_like(keep.bits)
+    names, read = list(store.urls), np.zeros(store.num_shards, dtype=bool)
     for url in urls:
         shard = place[_name(url)]
-        names[shard], bits[shard] = url, keep.bits[shard]
-    return KeepSet(bits, keep.rows_per_shard, keep.fingerprint), names
+        names[shard], read[shard] = url, True
+    return keep.within(read), names
 
 
 def _name(url: str) -> str:

@@ -22,7 +22,7 @@ from shardsieve.store.objects import Objects
 
 FORMAT_VERSION = 1
 SHARD_ARRAYS = ("url", "samples", "nbytes", "fingerprint", "table")
-PER_SHARD = ("shard", "sample", "embedding", "signal", "pseudo_label", "score", "keep")
+PER_SHARD = ("shard", "sample", "embedding", "signal", "pseudo_label", "score")
 """Groups whose arrays have one row per shard."""
 ROWS_MULTIPLE = 64
 _SCHEMES = {f"{scheme}:" for scheme in SCHEMES}

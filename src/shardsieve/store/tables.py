@@ -12,9 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import MissingScoreError, StoreFormatError, StoreMismatchError
 from shardsieve.scores.inputs import plain
+from shardsieve.store.alone import in_turn
 from shardsieve.store.layout import (
     checked_name,
     make_array,
+    release,
     told_about_disk,
     unpad,
     write_contents,
@@ -183,6 +185,55 @@ class SampleTables:
     def forget_pseudo_labels(self, name: str) -> None:
         """Delete pseudo-labels, if they are there."""
         self._delete(f"pseudo_label/{name}")
+
+    # Keep sets ------------------------------------------------------------------------------
+
+    @property
+    def keep_sets(self) -> list[str]:
+        """Names of the stored keep sets; those whose writing was cut short are not listed."""
+        group = self.group.get("keep")
+        if not isinstance(group, zarr.Group):
+            return []
+        return sorted(name for name, one in group.groups() if "date" in one.attrs)
+
+    def put_keep_tables(
+        self, name: str, tables: Mapping[str, NDArray[Any]], about: Mapping[str, Any]
+    ) -> None:
+        """Store the tables of a keep set, one row per shard each; see `KeepSet.save`."""
+        with told_about_disk(self.path), in_turn(self.path):
+            group = self.group.require_group("keep").create_group(
+                checked_name(name), overwrite=True
+            )
+            for one, table in tables.items():
+                chunks = (1, *table.shape[1:]) if table.ndim > 1 else table.shape
+                group.create_array(one, data=table, chunks=chunks)
+            date = datetime.now(UTC).isoformat(timespec="seconds")
+            group.update_attributes({**about, "version": release(), "date": date})
+            write_contents(self.group)
+
+    def keep_tables(self, name: str) -> dict[str, NDArray[Any]]:
+        """Return the tables of a stored keep set; see `KeepSet.load`."""
+        group = self.group[f"keep/{name}"]
+        assert isinstance(group, zarr.Group)
+        return {one: np.asarray(array[:]) for one, array in group.arrays()}
+
+    def keep_provenance(self, name: str) -> dict[str, Any]:
+        """Return how a stored keep set was chosen.
+
+        Raises:
+            MissingScoreError: If there is none of that name, listing those there are.
+        """
+        if name not in self.keep_sets:
+            known = ", ".join(self.keep_sets) or "none"
+            raise MissingScoreError(
+                f"keep_set must be among those in {self.path} ({known}), got {name!r}; run "
+                "`shardsieve select --save NAME`, or KeepSet.save"
+            )
+        return dict(self.group[f"keep/{name}"].attrs)
+
+    def forget_keep_set(self, name: str) -> None:
+        """Delete a stored keep set, if it is there."""
+        self._delete(f"keep/{name}")
 
     # Dynamics -------------------------------------------------------------------------------
 
