@@ -142,6 +142,20 @@ def test_samples_are_webdatasets_raw_dictionaries(store):
         ss.ShardDataset(store)[20]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_carry_the_score_that_the_sampler_selects_by(store, workers):
+    data = ss.ShardDataset(store)  # made before it is known
+    sampler = ss.PrunedShardSampler(store, keep_fraction=0.5, score="up")
+    how = {"batch_size": 4, "collate_fn": list, "num_workers": workers}
+    ids, scores = store.ids().tolist(), store.score("up").tolist()
+    for batch in DataLoader(data, sampler=sampler, **how):
+        for sample in batch:
+            assert sample["__score__"] == scores[ids.index(sample["__id__"])]
+    store.put_score("down", -store.score("up"))
+    told = ss.ShardDataset(store, score="down")[128 + 3]
+    assert told["__score__"] == -13.0
+
+
 def test_a_sample_that_cannot_be_decoded_is_named(store):
     def decode(sample):
         raise OSError("no image")

@@ -35,8 +35,9 @@ class ShardDataset(Dataset[Any]):
     """Samples of a store by sample id.
 
     Without `decode` a sample is webdataset's raw dictionary (`__key__`, `__url__`, and bytes by
-    suffix) with `__id__`, `__weight__` (1 unless a policy says otherwise) and `__score__` (NaN
-    unless `score` names one). With it, the sample is what `decode(dictionary)` returns.
+    suffix) with `__id__`, `__weight__` (1 unless a policy or keep set says otherwise) and
+    `__score__` (NaN unless `score` or a `PrunedShardSampler` names one). With it, the sample is
+    what `decode(dictionary)` returns.
 
     `__getitems__` reads a batch in file order, shard by shard, and returns it in the asked order;
     `PADDING` ids are left out, and with `on_error="skip"` samples that cannot be read.
@@ -61,7 +62,7 @@ class ShardDataset(Dataset[Any]):
         Args:
             store: An open store.
             decode: Turns a raw dictionary into a sample.
-            score: Name of a stored score for `__score__`.
+            score: Name of a stored score for `__score__`; the sampler's, if left out.
             on_error: `raise`, or `skip` samples that cannot be read or decoded, with a warning.
             max_unreadable: Most samples to skip, over all workers of this loader.
             labels: int64 (n,), aligned with `store.ids()`, such as `store.pseudo_labels(NAME)`, for
@@ -129,8 +130,7 @@ class ShardDataset(Dataset[Any]):
             while begin < end:
                 begin = self._fill(samples, plan, shard, begin, end)
         self.ledger.add(self.reader.counts.take())
-        if self._columns or self.store.epoch_weights is not None:
-            self._add_columns(samples, np.array(ids, dtype=np.int64))
+        self._add_columns(samples, np.array(ids, dtype=np.int64))
         for row, one in enumerate(ids):
             if type(one) is PlannedId and one.repeated and samples[row] is not None:
                 samples[row]["__weight__"] = 0.0
@@ -216,12 +216,14 @@ class ShardDataset(Dataset[Any]):
 
     def _add_columns(self, samples: list[Any], wanted: NDArray[np.int64]) -> None:
         """Add weight, score and label to raw samples."""
-        rows = self.store.rows(wanted)
-        columns = {name: values[rows].tolist() for name, values in self._columns.items()}
-        if self.store.epoch_weights is not None:
-            columns["__weight__"] = self.store.epoch_weights.numpy()[rows].tolist()
+        columns, weights, scores = self._columns, self.store.epoch_weights, self.store.sample_scores
+        if weights is not None:
+            columns = {"__weight__": weights.numpy(), **columns}
+        if scores is not None:
+            columns = {"__score__": scores, **columns}
+        rows = self.store.rows(wanted) if columns else wanted
         for name, values in columns.items():
-            for sample, value in zip(samples, values, strict=True):
+            for sample, value in zip(samples, values[rows].tolist(), strict=True):
                 if sample is not None:
                     sample[name] = value
 

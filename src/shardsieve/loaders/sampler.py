@@ -72,7 +72,7 @@ class PrunedShardSampler(Sampler[int]):
         Args:
             store: An open store.
             keep_fraction: In `(0, 1]`.
-            score: Name of a stored score.
+            score: Name of a stored score, which samples of a `ShardDataset` then carry.
             rule: As in `select`; see `selection` for the options of the rules.
             keep_set: Use this one, or the stored one of this name, instead of selecting.
             policy: Chooses the keep set of every epoch instead; give it losses with `update`.
@@ -104,6 +104,8 @@ class PrunedShardSampler(Sampler[int]):
             self.keep_set = put_choice(store, policy.choose(0))
         else:
             self.keep_set = with_weights_shown(store, keep_set_of(store, keep_set, **selection))
+            if score is not None:
+                store.sample_scores = store.score(score)
         self.order = OrderSettings(seed, shuffle, window, groups)
         self.store, self.tail = store, tail
         self.batch_size, self.world = batch_size, world

@@ -47,6 +47,8 @@ class Store(SampleTables):
         members: Suffixes that samples have, such as `jpg` and `cls`.
         epoch_weights: Loss weights of this epoch by row, float32 (n,), set by a sampler; None
             means ones.
+        sample_scores: What samples carry as `__score__` where the data set was told of no score,
+            float32 (n,) by row, set by a sampler that selects by one; None means NaN.
     """
 
     def __init__(self, path: str | Path, group: zarr.Group) -> None:
@@ -63,6 +65,7 @@ class Store(SampleTables):
         self.samples: NDArray[np.int64] = self._read("shard/samples")
         self._need_chunks("shard/samples", self.samples > 0)
         self.epoch_weights: Any = None
+        self.sample_scores: NDArray[np.float32] | None = None
 
     @property
     def num_shards(self) -> int:
