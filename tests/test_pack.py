@@ -63,7 +63,8 @@ def test_what_a_killed_packing_left_goes_and_what_is_being_written_stays(images,
     out.mkdir()
     name = "train-000123.tar" if to == "tar" else "train.beton"
     left, busy = (out / f".{name}.tmp-{pid}" for pid in (1, 2))
-    left.write_bytes(b"cut short")
+    for path in (left, out / ".classes.json.tmp-1"):
+        path.write_bytes(b"cut short")
     with busy.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         (pack if to == "tar" else pack_beton)(images, out)

@@ -1,6 +1,7 @@
 """The store: what goes in comes out, interrupted or not, and mismatches are refused."""
 
 import os
+import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -106,6 +107,28 @@ def test_an_index_killed_while_the_store_is_written_leaves_nothing(shards, tmp_p
     assert forks.killed_at(tmp_path / ".s.zarr.*/s*", *command) == -signal.SIGKILL
     ss.index(shards, tmp_path / "s.zarr")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s.zarr", "shards"]
+
+
+@pytest.mark.parametrize("append", [False, True], ids=["index", "append"])
+def test_what_a_run_left_that_was_killed_as_it_cleaned_up_goes_with_the_next(
+    shards, tmp_path, monkeypatch, append
+):
+    if append:
+        ss.index(shards[0], tmp_path / "s.zarr")
+    call = ss.append_shards if append else ss.index
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed_before_the_last)
+        with pytest.raises(KeyboardInterrupt):
+            call(shards, tmp_path / "s.zarr")
+    assert len(list(tmp_path.glob(".s.zarr.*/*.npz"))) == len(shards) - append
+    call(shards, tmp_path / "s.zarr")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["s.zarr", "shards"]
+
+
+def killed_before_the_last(folder, *arguments, remove=shutil.rmtree, **how):
+    if str(folder).endswith("ing"):
+        raise KeyboardInterrupt
+    remove(folder, *arguments, **how)
 
 
 def test_finished_shards_are_not_walked_again(shards, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from shardsieve._errors import ShardsieveError, UnreadableSampleError
 from shardsieve.io.local import LocalReader
-from shardsieve.io.replacing import replaced
+from shardsieve.io.replacing import write_whole
 from shardsieve.io.source import reader_of
 from shardsieve.order import permutation
 from shardsieve.pack.beton_writer import PAGE_SIZE, Row, descriptors_of, write_beton
@@ -95,8 +95,7 @@ def pack_beton(
             packed.append(PackedSplit(job.split, (path,), job.num_samples, size, job.classes, path))
             before += job.num_samples
         if jobs[0].classes:
-            with replaced(target / "classes.json") as file:
-                file.write(json.dumps(list(jobs[0].classes)).encode())
+            write_whole(target / "classes.json", json.dumps(list(jobs[0].classes)).encode())
     return packed
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.io.replacing import remove_left, replaced
+from shardsieve.io.replacing import remove_left, replaced, write_whole
 from shardsieve.order import permutation
 from shardsieve.pack.sources import Split, find_splits
 from shardsieve.shards.tar import BLOCK
@@ -80,8 +80,7 @@ def pack(
             limits = (samples_per_shard or len(split.labels), bytes_per_shard or 1 << 62)
             packed.append(_pack_split(split, folder, limits, seed, shown, overwrite))
             before += len(split.labels)
-        with replaced(folder / "classes.json") as file:
-            file.write(json.dumps(list(splits[0].classes)).encode())
+        write_whole(folder / "classes.json", json.dumps(list(splits[0].classes)).encode())
     return packed
 
 

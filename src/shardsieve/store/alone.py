@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,21 @@ def alone_in(folder: Path) -> Iterator[None]:
             if _lies_at(folder, handle):
                 folder.rmdir()  # while nobody else is in it
         os.close(handle)
+
+
+def remove_left_folder(folder: Path) -> None:
+    """Remove what a killed process left of a folder that it was alone in; one in use stays.
+
+    Where the file system knows no locks it stays too.
+    """
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _lies_at(folder, handle):
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(handle)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from shardsieve._errors import ShardsieveError, StoreMismatchError
 from shardsieve.io.source import absolute
 from shardsieve.shards.fingerprint import index_fingerprint
 from shardsieve.shards.names import expand_urls
-from shardsieve.store.alone import alone_in, in_turn
+from shardsieve.store.alone import alone_in, in_turn, remove_left_folder
 from shardsieve.store.create import Progress, beside, walked
 from shardsieve.store.indexed import IndexedShard
 from shardsieve.store.layout import (
@@ -55,10 +55,11 @@ def append_shards(
     place = place_of(store)
     need_writable(place)
     urls = [urls] if isinstance(urls, (str, Path)) else list(urls)
-    if not _new(urls, old := _growing(open_store(store))):
-        return old
     partial = beside(place)
     partial = partial.with_name(partial.name.replace(".indexing", ".appending"))
+    if not _new(urls, old := _growing(open_store(store))):
+        remove_left_folder(partial)  # by a run that was killed after the store had grown
+        return old
     with alone_in(partial):
         old = _growing(open_store(store))
         new = _new(urls, old)

@@ -19,7 +19,7 @@ from shardsieve.io.source import absolute, at_once, cheap_fingerprint, cheap_fin
 from shardsieve.shards.fingerprint import index_fingerprint
 from shardsieve.shards.names import expand_urls
 from shardsieve.shards.tar import sample_table
-from shardsieve.store.alone import alone_in
+from shardsieve.store.alone import alone_in, remove_left_folder
 from shardsieve.store.create_beton import beton_blocks, check_beton, is_beton
 from shardsieve.store.indexed import IndexedShard
 from shardsieve.store.layout import (
@@ -68,13 +68,14 @@ def index(
     """
     shards = expand_urls(urls)
     target = place_of(store)
+    partial = beside(target)
     if not _is_there(target):
         need_writable(target)
-        partial = beside(target)
         with alone_in(partial):
             if not _is_there(target):
                 _make(shards, target, partial, label_member, progress)
                 return open_store(target)
+    remove_left_folder(partial)  # by a run that was killed after the store had its name
     return _existing(target, shards, label_member)
 
 
