@@ -74,3 +74,10 @@ def test_what_a_killed_process_left_in_a_run_folder_is_removed(tmp_path):
         (tmp_path / f".{name}.tmp-123").write_bytes(b"cut short")
     RunFolder(tmp_path).claim({"kind": "train"})
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "run.json"]
+
+
+def test_a_process_killed_as_it_claimed_a_folder_has_not_taken_it(tmp_path):
+    for name in (".lock", ".run.json.tmp-123"):
+        (tmp_path / name).touch()
+    RunFolder(tmp_path).claim({"kind": "train"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "run.json"]

@@ -50,12 +50,17 @@ def temporary(path: Path) -> Iterator[tuple[io.BufferedWriter, Path]]:
 
     It is locked meanwhile: see `remove_left`.
     """
-    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    beside = path.with_name(f"{temporary_prefix(path.name)}{os.getpid()}")
     try:
         with _locked(beside) as file:
             yield file, beside
     finally:
         beside.unlink(missing_ok=True)
+
+
+def temporary_prefix(name: str) -> str:
+    """Return how the name of a file begins while the file of this name is written beside it."""
+    return f".{name}.tmp-"
 
 
 def to_disk(file: io.BufferedWriter) -> None:
@@ -80,7 +85,7 @@ def remove_left(folder: Path, names: str, *, alone: bool = False) -> None:
     What another process is writing is locked and stays. Where the file system knows no locks
     everything stays, unless nobody else writes there (`alone`).
     """
-    for left in folder.glob(f".{names}.tmp-*"):
+    for left in folder.glob(f"{temporary_prefix(names)}*"):
         with suppress(OSError), left.open("r+b") as file:
             if not alone:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

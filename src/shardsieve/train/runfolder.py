@@ -15,7 +15,7 @@ from typing import IO, Any
 import torch
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.io.replacing import remove_left, replaced, temporary, to_disk
+from shardsieve.io.replacing import remove_left, replaced, temporary, temporary_prefix, to_disk
 
 IDENTITY, MODEL = "run.json", "model.pt"
 HISTORY, RESULT = "history.jsonl", "result.json"
@@ -157,7 +157,8 @@ class RunFolder:
     # Inside ---------------------------------------------------------------------------------
 
     def _holds_anything(self) -> bool:
-        ours = (LEFT, _LOCK)
+        # Killed while it was claimed, the folder holds a part of what says whose it is.
+        ours = (LEFT, _LOCK, temporary_prefix(IDENTITY))
         return any(not path.name.startswith(ours) for path in self.path.iterdir())
 
     def _lock(self) -> None:
