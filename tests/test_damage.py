@@ -209,6 +209,8 @@ def test_what_a_kill_left_of_a_file_is_no_member_of_the_store(store):
     recorder.save(store, "a")
     for group in (".", "score", "score/loss", "score/loss/c/0", "dynamics"):
         (store.path / group / f"zarr.{32 * '0'}.partial").write_bytes(b"{")
+    for array in ("score/el2n", "score/aum/c/0", "dynamics/b"):  # begun, or deleted in part
+        (store.path / array).mkdir(parents=True)
     again = ss.open_store(store.path)
     assert again.scores == ["loss"]
     assert Recorder.runs(again) == ["a"]

@@ -8,12 +8,14 @@ from zarr.storage import LocalStore
 class Folder(LocalStore):
     """The files below a folder.
 
-    Zarr writes a file under another name first. What a kill leaves of that is no member of the
-    group it lies in, and Zarr would warn of it at every listing.
+    Zarr writes a file under another name first, and a folder before its `zarr.json`. What a kill
+    leaves of these is no member of the group it lies in, and Zarr would warn of it at every listing.
     """
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """Yield the names right below one."""
+        """Yield the names right below a group."""
         async for name in super().list_dir(prefix):
-            if not name.endswith(".partial"):
+            path = self.root / prefix / name
+            begun = path.is_dir() and not (path / "zarr.json").is_file()
+            if not name.endswith(".partial") and not begun:
                 yield name
