@@ -437,6 +437,18 @@ def test_without_labels_embeddings_give_the_scores_that_need_none(tmp_path):
     assert made["scores"] == "prototypicality semdedup"
 
 
+def test_the_typical_samples_are_kept_first_when_asked(tmp_path):
+    store = ss.index(write_unlabelled(tmp_path / "d", 20), tmp_path / "s.zarr")
+    store.embedding_array("e", 2)[0, :20] = np.random.default_rng(0).normal(size=(20, 2))
+    specs = ["prototypicality", "prototypicality:first=far", "prototypicality:first=near"]
+    names = score_from_embedding(store.path, None, specs, prefix=None)["scores"].split()
+    usual, far, near = (store.score(name) for name in names)
+    np.testing.assert_array_equal(usual, far)
+    np.testing.assert_array_equal(near, -far)
+    with pytest.raises(ValueError, match="first must be one of far, near, got 'middle'"):
+        score_from_embedding(store.path, None, ["prototypicality:first=middle"], prefix=None)
+
+
 # The command -------------------------------------------------------------------------------
 
 

@@ -34,7 +34,7 @@ Points = NDArray[np.float32]
 
 # Scores of `--from-embedding`: their options with types.
 EMBEDDED: dict[str, dict[str, type]] = {
-    "prototypicality": {"clusters": int, "metric": str, "seed": int},
+    "prototypicality": {"clusters": int, "metric": str, "first": str, "seed": int},
     "moderate": {},
     "semdedup": {"clusters": int, "first": str, "seed": int},
     "d2": {"score": str, "k": int, "gamma": float, "absolute": bool, "per_class": bool},
@@ -115,8 +115,9 @@ def score_from_embedding(
     Args:
         path: Of the store.
         embedding: Name; may be left out when there is just one.
-        specs: `prototypicality:clusters=100`, `moderate`, `semdedup`, `d2:score=NAME`; by default
-            the first three, without labels but `moderate`.
+        specs: `prototypicality:clusters=100` (`:first=near` keeps the typical ones, as suits little
+            data), `moderate`, `semdedup`, `d2:score=NAME`; by default the first three, without
+            labels but `moderate`.
         prefix: Of the stored names, with `_` behind it.
     """
     store = open_store(path)
@@ -160,9 +161,11 @@ def _embedded(
         return oriented(kind, semdedup(points, centres, how["first"])), how
     how = {"metric": "cosine", **how}
     one_of("metric", how["metric"], ("cosine", "euclidean"))
+    one_of("first", how.get("first", "far"), ("far", "near"))
     if how["metric"] == "euclidean":
         centres = k_means(points, how["clusters"], seed=how["seed"], spherical=False)
-    return oriented(kind, prototypicality(points, centres, how["metric"])), how
+    values = oriented(kind, prototypicality(points, centres, how["metric"]))
+    return -values if how.get("first") == "near" else values, how
 
 
 def _d2(
