@@ -75,12 +75,22 @@ def steps_saved(folder):
     return max((int(p.name.split("-")[1]) for p in folder.glob("checkpoint-*.pt")), default=0)
 
 
+DRAWN = ("--augment", "trivial", "--workers", "1")
+
+
+@pytest.fixture(scope="module")
+def of_two_ranks(store, tmp_path_factory):
+    """The folder of an undisturbed run on two ranks."""
+    whole = tmp_path_factory.mktemp("two") / "whole"
+    forks.run(TOOL, *arguments(store, whole, *DRAWN), ranks=2)
+    return whole
+
+
 @pytest.mark.slow
-def test_two_ranks_stopped_and_then_killed_end_as_an_undisturbed_run(store, tmp_path):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    drawn = ("--augment", "trivial", "--workers", "1")
-    forks.run(TOOL, *arguments(store, whole, *drawn), ranks=2)
-    command = [TOOL, *arguments(store, cut, *drawn)]
+@pytest.mark.xdist_group("two ranks killed")
+def test_two_ranks_stopped_and_then_killed_end_as_an_undisturbed_run(store, of_two_ranks, tmp_path):
+    cut = tmp_path / "cut"
+    command = [TOOL, *arguments(store, cut, *DRAWN)]
     with subprocess.Popen([*TWO_CPUS, *command]) as launched:
         while steps_saved(cut) < 3:
             assert launched.poll() is None
@@ -89,12 +99,32 @@ def test_two_ranks_stopped_and_then_killed_end_as_an_undisturbed_run(store, tmp_
     assert launched.returncode != 0
     saved = steps_saved(cut)
     assert not (cut / "result.json").exists()
-    ranks = forks.start(*command, ranks=2)
-    forks.wait_for(lambda: steps_saved(cut) >= saved + 9, ranks)
-    assert forks.kill(ranks) == [-signal.SIGKILL] * 2
-    assert not (cut / "result.json").exists()
+    kill_two_ranks(command, cut, saved + 9)
     forks.run(*command, ranks=2)
-    assert_same([whole, cut])
+    assert_same([of_two_ranks, cut])
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("two ranks killed")
+def test_two_ranks_killed_have_the_losses_of_an_undisturbed_run_to_the_last_bit(
+    store, of_two_ranks, tmp_path
+):
+    cut = tmp_path / "cut"
+    command = [TOOL, *arguments(store, cut, *DRAWN)]
+    kill_two_ranks(command, cut, 6)
+    forks.run(*command, ranks=2)
+    (losses, weights), (again, twins) = map(outcome, [of_two_ranks, cut])
+    assert len(losses) == 6
+    assert losses == again
+    assert all(torch.equal(weights[name], twins[name]) for name in weights)
+
+
+def kill_two_ranks(command, folder, step):
+    """Kill two ranks with SIGKILL once they have saved such a step."""
+    ranks = forks.start(*command, ranks=2)
+    forks.wait_for(lambda: steps_saved(folder) >= step, ranks)
+    assert forks.kill(ranks) == [-signal.SIGKILL] * 2
+    assert not (folder / "result.json").exists()
 
 
 @pytest.mark.slow
