@@ -65,9 +65,8 @@ def cells(rows: list[dict[str, Any]], estimate: str, runs: list[Any]) -> list[st
         if not of:
             found.append("")
             continue
-        pearson, half = mean(row["pearson"] for row in of), mean(r["agreement"]["0.5"] for r in of)
-        ranks = spread([row["spearman"] for row in of], 2)
-        found.append(f"{pearson:.2f} / {ranks} / {half:.2f}".replace("-", MINUS))
+        three = [(row["pearson"], row["spearman"], row["agreement"]["0.5"]) for row in of]
+        found.append(" / ".join(spread(list(values), 2) for values in zip(*three, strict=True)))
     return found
 
 
