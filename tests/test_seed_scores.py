@@ -207,6 +207,8 @@ def test_more_scores_come_from_stored_dynamics_without_training(scored):
     with pytest.raises(ValueError, match="got 'nonsense'"):
         scores_from_dynamics(scored, "seed", ["frequency:last=4", "nonsense"], window=3)
     assert scored.scores == before
+    scores_from_dynamics(scored, "seed", ["dyn_unc:variant=dual"])  # the window of the run itself
+    assert scored.provenance("seed_dyn_unc.variant-dual")["parameters"]["window"] == 3
 
 
 @pytest.mark.slow

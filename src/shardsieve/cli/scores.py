@@ -45,7 +45,9 @@ def score(
     epochs: Annotated[
         int | None, typer.Option(help="Epochs of the seed run: 20, unsupervised 400.")
     ] = None,
-    window: Annotated[int, typer.Option(help="Epochs per window of the scores.")] = 10,
+    window: Annotated[
+        int | None, typer.Option(help="Epochs per window of the scores: 10, or as the run's.")
+    ] = None,
     scores: Annotated[
         str | None,
         typer.Option(help="Which, as in 'aum,dyn_unc:variant=official'; all that can be if none."),
@@ -95,13 +97,13 @@ def score(
         )
         return
     if from_embedding:
-        refuse_unused("without --from-embedding", **of_runs, window=window != 10)
+        refuse_unused("without --from-embedding", **of_runs, window=window is not None)
         show(commands.scoring.score_from_embedding(store, embedding, specs, prefix=name), as_json)
         return
-    draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class, "window": window}
-    usual = commands.scoring.default_name(
-        paradigm
-    )  # refuses an unknown one, whatever the run is called
+    draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class}
+    draw["window"] = 10 if window is None else window
+    # Refuses an unknown one, whatever the run is called.
+    usual = commands.scoring.default_name(paradigm)
     draw |= {"name": name or usual, "scores": specs}
     adversary = attacked.adversary(paradigm)
     if paradigm == "unsupervised":

@@ -55,7 +55,7 @@ def default_name(paradigm: str) -> str:
 
 
 def score_from_dynamics(
-    path: Path, run: str, specs: Sequence[str] | None, *, window: int
+    path: Path, run: str, specs: Sequence[str] | None, *, window: int | None
 ) -> dict[str, Any]:
     """Store further scores of a recorded run; nothing is trained."""
     store = open_store(path)

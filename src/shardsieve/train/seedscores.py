@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.scores.recorded import SeedScore, about, computable, from_signals, name_of
+from shardsieve.scores.recorded import (
+    RECORDED,
+    SeedScore,
+    about,
+    computable,
+    from_signals,
+    name_of,
+)
 from shardsieve.store.store import Store
 from shardsieve.train.measures import SIGNALS
 from shardsieve.train.recorder import Recorder
@@ -125,7 +132,7 @@ def forget_run(store: Store, run: str) -> None:
 
 
 def scores_from_dynamics(
-    store: Store, run: str, specs: Iterable[str] | None = None, *, window: int = 10
+    store: Store, run: str, specs: Iterable[str] | None = None, *, window: int | None = None
 ) -> list[str]:
     """Store further scores of a recorded run, without any training; return their names.
 
@@ -133,7 +140,7 @@ def scores_from_dynamics(
         store: Open for writing.
         run: Name in `dynamics/`.
         specs: As in `from_signals`; None takes every score that the signals allow.
-        window: J of the windowed scores.
+        window: J of the windowed scores; None takes that of the run's own, 10 if it has none.
 
     Raises:
         ShardsieveError: If the run recorded no epoch, or the store has no such run.
@@ -142,7 +149,16 @@ def scores_from_dynamics(
     recorder = Recorder.load(store, run)
     if not recorder.epochs:
         raise ShardsieveError(f"run {run!r} of {store.path} has no epoch; score it again")
+    window = _window_of(store, run) if window is None else window
     return put_seed_scores(store, run, recorder, specs, window=window)
+
+
+def _window_of(store: Store, run: str) -> int:
+    for name in (f"{run}_{score}" for score, row in RECORDED.items() if row.windowed):
+        made = store.provenance(name) if name in store.scores else {}
+        if made.get("dynamics") == run:
+            return int(made["parameters"]["window"])
+    return 10
 
 
 def add_scores(
