@@ -9,7 +9,7 @@ class Folder(LocalStore):
     """The files below a folder.
 
     Zarr writes a file under another name first, and a folder before its `zarr.json`. What a kill
-    leaves of these is no member of the group it lies in, and Zarr would warn of it at every listing.
+    leaves of these is no member of the group it lies in; Zarr would warn of it at every listing.
     """
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
