@@ -91,8 +91,8 @@ class KeepSet:
             ValueError: If an id is in no shard, or with weights one comes twice, or the weights
                 are not one per id, finite and above 0.
         """
+        store.rows(ids)
         kept = np.asarray(plain(ids), dtype=np.int64)
-        store.rows(kept)
         mask = np.zeros((store.num_shards, store.rows_per_shard), dtype=bool)
         mask[np.divmod(kept, store.rows_per_shard)] = True
         ordered = None if weights is None else _ordered_weights(kept, weights)

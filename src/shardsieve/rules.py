@@ -11,6 +11,8 @@ from shardsieve._errors import MissingScoreError
 from shardsieve.betadraw import beta_rows
 from shardsieve.scores.embedded import moderate_distance
 from shardsieve.selection import (
+    check_floor,
+    check_threshold,
     known_labels,
     middle_rows,
     num_kept,
@@ -19,7 +21,7 @@ from shardsieve.selection import (
     top_rows,
 )
 from shardsieve.store.store import Store
-from shardsieve.strata import BINS, ccs_rows, class_balanced_rows
+from shardsieve.strata import BINS, ccs_rows, check_strata, class_balanced_rows
 
 Rows = NDArray[np.int64]
 Doubles = NDArray[np.float64]
@@ -80,6 +82,7 @@ def checked_rule(rule: str, asked: Asked) -> str:
                 f"{name} must come with rule {' or '.join(rules)}, got rule {rule!r}; "
                 "leave it out or change the rule"
             )
+    _check_values(rule, asked)
     if rule != "stratified":
         return rule
     by_score = [name for name in ("hard_cutoff", "difficulty", "bins") if name in given]
@@ -91,9 +94,23 @@ def checked_rule(rule: str, asked: Asked) -> str:
     return "ccs" if by_score else "class_balanced"
 
 
+def _check_values(rule: str, asked: Asked) -> None:
+    """Refuse what a rule would refuse of its options, whatever the store holds."""
+    if rule == "threshold":
+        if asked.threshold is None:
+            raise ValueError("threshold must be given for rule 'threshold', got None")
+        check_threshold(asked.threshold)
+    if rule == "beta" and asked.difficulty is None:
+        raise MissingScoreError(
+            "difficulty must name the stored confidence for rule 'beta', got None; "
+            "`shardsieve score` stores it as seed_confidence"
+        )
+    check_strata(asked.hard_cutoff or 0.0, BINS if asked.bins is None else asked.bins)
+    check_floor(asked.class_floor)
+
+
 def _above(store: Store, asked: Asked) -> Rows:
-    if asked.threshold is None:
-        raise ValueError("threshold must be given for rule 'threshold', got None")
+    assert asked.threshold is not None
     values, present = _scored(store, asked.score, asked.drop_missing)
     return present[rows_above(values, asked.threshold)]
 
@@ -132,11 +149,7 @@ def _ccs(store: Store, asked: Asked, count: int) -> Rows:
 
 def _beta(store: Store, asked: Asked, count: int) -> Rows:
     values, present = _scored(store, asked.score, asked.drop_missing, count)
-    if asked.difficulty is None:
-        raise MissingScoreError(
-            "difficulty must name the stored confidence for rule 'beta', got None; "
-            "`shardsieve score` stores it as seed_confidence"
-        )
+    assert asked.difficulty is not None
     # A stored score is oriented: the less confident, the higher.
     confidence = np.full(len(store), np.nan)
     known, rows = _scored(store, asked.difficulty, asked.drop_missing)

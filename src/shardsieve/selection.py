@@ -1,6 +1,7 @@
 """From scores to a keep set: counts, ties, quotas. Pure functions over arrays."""
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -8,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from shardsieve._errors import MissingScoreError
 from shardsieve.order import permutation
 from shardsieve.scores.embedded import moderate_distance
-from shardsieve.scores.inputs import plain
+from shardsieve.scores.inputs import is_whole, plain, real
 
 Ids = NDArray[np.int64]
 
@@ -28,11 +29,19 @@ def num_kept(num_samples: int, keep_fraction: float) -> int:
     >>> num_kept(50_000, 1 - 0.9)
     5000
     """
-    if not 0 < keep_fraction <= 1:
+    if not _is_fraction(keep_fraction):
         raise ValueError(
-            f"keep_fraction must lie in (0, 1], got {keep_fraction}; 0.5 keeps half of the samples"
+            f"keep_fraction must lie in (0, 1], got {keep_fraction!r}; "
+            "0.5 keeps half of the samples"
         )
     return math.floor(num_samples * keep_fraction + 0.5)
+
+
+def _is_fraction(value: Any) -> bool:
+    try:
+        return not isinstance(value, (bool, str)) and bool(0 < value <= 1)
+    except (TypeError, ValueError):  # no number, or several
+        return False
 
 
 def keep_top(scores: ArrayLike, keep_fraction: float) -> Ids:
@@ -90,9 +99,8 @@ def class_quotas(sizes: ArrayLike, total: int, floor: int = 0) -> Ids:
     array([6, 2, 2])
     """
     counts = np.asarray(sizes, dtype=np.int64)
-    if floor < 0:
-        raise ValueError(f"class_floor must be at least 0, got {floor}")
-    least = np.minimum(counts, floor)
+    check_floor(floor)
+    least = np.minimum(counts, min(floor, int(counts.max(initial=0))))
     if least.sum() > total:
         raise ValueError(
             f"class_floor must leave its share to every class, got {floor} for {len(counts)} "
@@ -107,6 +115,12 @@ def class_quotas(sizes: ArrayLike, total: int, floor: int = 0) -> Ids:
             break
         free[np.flatnonzero(free)[short]] = False
     return quotas
+
+
+def check_floor(floor: int) -> None:
+    """Refuse what is no number of samples that every class keeps."""
+    if not is_whole(floor) or floor < 0:
+        raise ValueError(f"class_floor must be at least 0, got {floor!r}; give a whole number")
 
 
 def _shares(counts: Ids, total: int) -> Ids:
@@ -129,7 +143,7 @@ def keep_moderate(embeddings: ArrayLike, labels: ArrayLike, keep_fraction: float
         labels: Shape (n,), integers at least 0.
         keep_fraction: In `(0, 1]`.
     """
-    points = np.asarray(plain(embeddings))
+    points = real("embeddings", embeddings)
     distances = moderate_distance(points, known_labels(labels, len(points)))
     return middle_rows(distances, num_kept(len(points), keep_fraction))
 
@@ -151,10 +165,15 @@ def keep_threshold(scores: ArrayLike, threshold: float) -> Ids:
     return rows_above(finite_scores(scores), threshold)
 
 
+def check_threshold(threshold: float) -> None:
+    """Refuse a threshold that is no number."""
+    if isinstance(threshold, (bool, str)) or math.isnan(threshold):
+        raise ValueError(f"threshold must be a number, got {threshold!r}")
+
+
 def rows_above(values: NDArray[np.float64], threshold: float) -> Ids:
     """Return the rows at or above the threshold; see `keep_threshold`."""
-    if math.isnan(threshold):
-        raise ValueError("threshold must be a number, got nan")
+    check_threshold(threshold)
     return np.flatnonzero(values >= threshold).astype(np.int64)
 
 
@@ -172,7 +191,7 @@ def top_rows(values: NDArray[np.float64], count: int) -> Ids:
 
 def finite_scores(scores: ArrayLike, name: str = "scores") -> NDArray[np.float64]:
     """Return the scores as float64 (n,), all of them finite; negative ones are as good as any."""
-    values = np.asarray(plain(scores), dtype=np.float64)
+    values = np.asarray(real(name, scores), dtype=np.float64)
     if values.ndim != 1:
         raise ValueError(f"{name} must have shape (n,), got {values.shape}; one number per sample")
     bad = np.flatnonzero(~np.isfinite(values))

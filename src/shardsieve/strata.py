@@ -4,9 +4,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shardsieve.order import random_bits
+from shardsieve.scores.inputs import is_whole
 from shardsieve.selection import Ids, class_quotas, finite_scores, known_labels, num_kept, top_rows
 
 BINS = 50  # of the paper
+_MOST_BINS = 1_000_000
 _DRAW = 0xCC5
 
 
@@ -154,6 +156,16 @@ def class_balanced_rows(
     return np.sort(np.concatenate(kept)).astype(np.int64) if kept else np.zeros(0, np.int64)
 
 
+def check_strata(hard_cutoff: float, bins: int) -> None:
+    """Refuse a cut or a number of bins that `keep_ccs` could not go by."""
+    if isinstance(hard_cutoff, (bool, str)) or not 0 <= hard_cutoff < 1:
+        raise ValueError(f"hard_cutoff must lie in [0, 1), got {hard_cutoff!r}; 0 cuts nothing")
+    if not is_whole(bins) or bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins!r}; the paper uses 50")
+    if bins > _MOST_BINS:
+        raise ValueError(f"bins must be at most {_MOST_BINS}, got {bins}; the paper uses 50")
+
+
 def ccs_rows(
     values: NDArray[np.float64],
     hardness: NDArray[np.float64],
@@ -164,10 +176,7 @@ def ccs_rows(
     seed: int = 0,
 ) -> Ids:
     """Return `count` rows; see `keep_ccs`."""
-    if not 0 <= hard_cutoff < 1:
-        raise ValueError(f"hard_cutoff must lie in [0, 1), got {hard_cutoff}; 0 cuts nothing")
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}; the paper uses 50")
+    check_strata(hard_cutoff, bins)
     cut = num_kept(len(values), hard_cutoff) if hard_cutoff else 0
     left = np.sort(np.argsort(hardness, kind="stable")[: len(values) - cut])
     if count > len(left):

@@ -6,7 +6,7 @@ from typing import Any, Protocol, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shardsieve.scores.inputs import plain
+from shardsieve.scores.inputs import plain, real
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -50,7 +50,7 @@ def as_rows(embeddings: Rows | ArrayLike, dim: int | None = None) -> Rows:
     Raises:
         ValueError: If the shape is not (n, d), with d at least 1 and `dim` where given.
     """
-    rows: Any = embeddings if hasattr(embeddings, "shape") else np.asarray(plain(embeddings))
+    rows: Any = embeddings if hasattr(embeddings, "shape") else real("embeddings", embeddings)
     if len(rows.shape) != 2 or rows.shape[1] < 1 or dim not in (None, rows.shape[1]):
         wanted = "n, d" if dim is None else f"n, {dim}"
         raise ValueError(
@@ -72,7 +72,7 @@ def blocks(rows: Rows, size: int, part: slice = slice(None)) -> Iterator[tuple[i
     for start in range(first, stop, size):
         # A float64 beyond float32 becomes infinite, and the check below says so.
         with np.errstate(over="ignore"):
-            read = plain(rows[start : min(start + size, stop)])
+            read = real("embeddings", rows[start : min(start + size, stop)])
             block = np.ascontiguousarray(read, dtype=np.float32)
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
         if len(bad):
@@ -102,7 +102,7 @@ def checked_scores(scores: ArrayLike, num_seeds: int) -> Floats:
         ValueError: If their number is another, there is no seed, or one is not finite.
     """
     with np.errstate(over="ignore"):
-        values = np.asarray(plain(scores), dtype=np.float32)
+        values = np.asarray(real("scores", scores), dtype=np.float32)
     if num_seeds < 1:
         raise ValueError("embeddings must hold at least 1 seed, got 0; score some samples first")
     if values.shape != (num_seeds,):

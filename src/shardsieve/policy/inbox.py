@@ -10,7 +10,7 @@ import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.scores.inputs import plain
+from shardsieve.scores.inputs import plain, real
 from shardsieve.store.store import Store
 
 Floats = NDArray[np.float64]
@@ -135,7 +135,7 @@ def _gathered(mine: Any) -> list[Any]:
 
 def _checked(ids: ArrayLike, losses: ArrayLike, store: Store) -> Losses:
     wanted = np.asarray(plain(ids))
-    values = np.asarray(plain(losses), dtype=np.float64)
+    values = np.asarray(real("losses", losses), dtype=np.float64)
     if not wanted.size:  # an empty list has no integers to show
         wanted = wanted.astype(np.int64)
     if wanted.dtype.kind not in "iu":
@@ -145,8 +145,8 @@ def _checked(ids: ArrayLike, losses: ArrayLike, store: Store) -> Losses:
             f"losses must have one value per id, got {values.shape} for {wanted.shape}; "
             "use reduction='none'"
         )
-    real = wanted >= 0
-    wanted, values = wanted[real], values[real]
+    own = wanted >= 0
+    wanted, values = wanted[own], values[own]
     found, counts = np.unique(wanted, return_counts=True)
     if (counts > 1).any():
         raise ValueError(f"ids must come once per batch, got {found[counts > 1][0]} twice")

@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 # Half-precision and label-smoothing arithmetic may overshoot 1 by rounding; logits by far more.
 _ABOVE_ONE = 1e-6
 _PLACES = {"T": " in epoch ", "R": " in run "}
-
+_LONGEST_SHOWN = 60
 
 _RECORD = "record every sample in every epoch, and none after training diverged"
 
@@ -38,9 +38,35 @@ def plain(values: Any) -> Any:
     return values
 
 
+def real(name: str, values: ArrayLike) -> NDArray[Any]:
+    """Return the values as an array of real numbers, whose floats may be NaN or infinite.
+
+    Raises:
+        ValueError: If they are none: complex, text, dates, a generator, or partly masked.
+    """
+    if np.ma.is_masked(values):
+        raise ValueError(f"{name} must hold no masked values; fill them first: .filled(...)")
+    try:
+        array = np.asarray(plain(values))
+        if array.dtype.kind == "O":
+            array = array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{name} must be an array or a list of real numbers, got {_shown(values)}: {error}"
+        ) from error
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must be real numbers, got {array.dtype}; convert them first")
+    return array
+
+
+def _shown(values: Any) -> str:
+    text = repr(values)
+    return text if len(text) <= _LONGEST_SHOWN else f"a {type(values).__name__}"
+
+
 def finite(name: str, values: ArrayLike, *shapes: str, cure: str = _RECORD) -> Floats:
     """Return the values as float64 of one of the shapes, all of them finite."""
-    array = np.asarray(plain(values), dtype=np.float64)
+    array = np.asarray(real(name, values), dtype=np.float64)
     axes = _axes(name, array, shapes)
     _refuse(name, "be finite", array, ~np.isfinite(array), axes, cure)
     return array
@@ -66,7 +92,7 @@ def truths(name: str, values: ArrayLike, shape: str) -> NDArray[np.bool_]:
 
 def class_ids(labels: ArrayLike, num_samples: int, num_classes: int) -> NDArray[np.int64]:
     """Return the labels as int64 (n,), each in `[0, num_classes)`."""
-    array = _integers("labels", labels)
+    array = integers("labels", labels)
     if array.shape != (num_samples,):
         raise ValueError(
             f"labels must have shape ({num_samples},), got {array.shape}; pass one per sample"
@@ -77,9 +103,25 @@ def class_ids(labels: ArrayLike, num_samples: int, num_classes: int) -> NDArray[
     return array
 
 
+def integers(
+    name: str, values: ArrayLike, *, cure: str = "convert them first"
+) -> NDArray[np.int64]:
+    """Return the values as int64; what is empty may be of any type.
+
+    Raises:
+        ValueError: If they are no integers, or partly masked.
+    """
+    if np.ma.is_masked(values):
+        raise ValueError(f"{name} must hold no masked values; fill them first: .filled(...)")
+    array = np.asarray(plain(values))
+    if array.size and array.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be integers, got {array.dtype}; {cure}")
+    return array.astype(np.int64)
+
+
 def positions_within(positions: ArrayLike, num_samples: int) -> NDArray[np.int64]:
     """Return the positions as int64 (b,), each in `[0, num_samples)` and none twice."""
-    array = _integers("positions", positions)
+    array = integers("positions", positions)
     if array.ndim != 1:
         raise ValueError(f"positions must have shape (b,), got {array.shape}; flatten the batch")
     outside = array[(array < 0) | (array >= num_samples)]
@@ -102,7 +144,7 @@ def batch_values(
     values: ArrayLike, positions: NDArray[np.int64], highest: float, lowest: float = 0.0
 ) -> Floats:
     """Return one value per position as float64 (b,), finite and in `[lowest, highest]`."""
-    array = np.asarray(plain(values), dtype=np.float64)
+    array = np.asarray(real("values", values), dtype=np.float64)
     if array.shape != positions.shape:
         raise ValueError(
             f"values must have shape {positions.shape}, got {array.shape}; pass one per position"
@@ -120,9 +162,14 @@ def batch_values(
     return array
 
 
+def is_whole(value: object) -> bool:
+    """Return whether something is an integer; a truth value is none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def whole_number(name: str, value: int, least: int) -> None:
     """Refuse anything but an integer of at least `least`."""
-    if not isinstance(value, (int, np.integer)) or value < least:
+    if not is_whole(value) or value < least:
         raise ValueError(
             f"{name} must be a whole number of at least {least}, got {value!r}; pass one"
         )
@@ -190,10 +237,3 @@ def _refuse(
         f"for sample {first[axes.index('n')]}{place} "
         f"({len(where)} of {array.size} values); {cure}"
     )
-
-
-def _integers(name: str, values: ArrayLike) -> NDArray[np.int64]:
-    array = np.asarray(plain(values))
-    if array.size and array.dtype.kind not in "iu":
-        raise ValueError(f"{name} must be integers, got {array.dtype}; convert them first")
-    return array.astype(np.int64)

@@ -25,6 +25,7 @@ SHARD_ARRAYS = ("url", "samples", "nbytes", "fingerprint", "table")
 PER_SHARD = ("shard", "sample", "embedding", "signal", "pseudo_label", "score")
 """Groups whose arrays have one row per shard."""
 ROWS_MULTIPLE = 64
+_LONGEST_NAME = 200  # a file system takes 255, and runs put words before and behind
 _SCHEMES = {f"{scheme}:" for scheme in SCHEMES}
 
 
@@ -49,12 +50,25 @@ def checked_name(name: str) -> str:
     """Return the name of a score, an embedding or a run: one level, of few characters.
 
     Raises:
-        ValueError: If it has other characters than letters, digits, `_`, `-` and `.`, or begins
-            with `_` or `.`.
+        ValueError: If it has other characters than letters, digits, `_`, `-` and `.`, begins
+            with `_` or `.`, or is too long for a file.
     """
-    if not name or not all(c.isalnum() or c in "_-." for c in name) or name[0] in "_.":
-        raise ValueError(f"name must be made of letters, digits, '_', '-', '.', got {name!r}")
+    if not is_name(name):
+        raise ValueError(
+            f"name must be made of letters, digits, '_', '-', '.', at most {_LONGEST_NAME} bytes, "
+            f"got {name!r}"
+        )
     return name
+
+
+def is_name(name: object) -> bool:
+    """Return whether something could be the name of a score, an embedding or a run."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name.encode(errors="replace")) <= _LONGEST_NAME
+        and all(c.isalnum() or c in "_-." for c in name)
+        and name[0] not in "_."
+    )
 
 
 def make_array(
@@ -76,7 +90,10 @@ def place_of(path: str | Path) -> Path | str:
 
     Raises:
         ShardsieveError: If it is a URL made a `Path`.
+        TypeError: If it is no path at all, such as an open store.
     """
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"the place of a store must be a path or a URL, got {path!r}")
     if isinstance(path, Path) and path.parts[:1] and path.parts[0] in _SCHEMES:
         raise ShardsieveError(
             f"the URL of a store must be given as a string, got {path!r}, which has lost a slash"

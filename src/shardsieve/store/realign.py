@@ -6,25 +6,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardsieve._errors import StoreMismatchError
-from shardsieve.store.store import Store
+from shardsieve.store.store import Store, refuse_path
 
 
 def realign(
-    store_from: Store, store_to: Store, *, scores: Sequence[str] | None = None
+    store_from: Store, store_to: Store, *, scores: str | Sequence[str] | None = None
 ) -> list[str]:
     """Copy scores to the store of other shards of the same samples, and return their names.
 
     Args:
         store_from: Holds the scores; may hold samples that the other lacks.
         store_to: Gets them.
-        scores: Names; all of them if left out. What a predicted one was predicted from, and so says
-            which of its rows were measured, goes along where `store_to` lacks it.
+        scores: A name or several; all of them if left out. What a predicted one was predicted from,
+            and so says which of its rows were measured, goes along where `store_to` lacks it.
 
     Raises:
         StoreMismatchError: If a key is ambiguous in either store, or one of `store_to` is missing
             in `store_from`; nothing is written then.
         MissingScoreError: If there is no score of a given name.
     """
+    refuse_path(store_from)
+    refuse_path(store_to)
+    scores = [scores] if isinstance(scores, str) else scores
     names = list(store_from.scores if scores is None else scores)
     names += [name for name in _sources(store_from, names) if not store_to.has_score(name)]
     values = {name: store_from.score(name) for name in names}

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import MissingScoreError, StoreFormatError, StoreMismatchError
 from shardsieve.io.source import cheap_fingerprints, same_fingerprint
-from shardsieve.scores.inputs import plain
+from shardsieve.scores.inputs import integers, real
 from shardsieve.store.alone import in_turn
 from shardsieve.store.layout import (
     FORMAT_VERSION,
@@ -84,7 +84,7 @@ class Store(SampleTables):
         Raises:
             ValueError: If an id belongs to no sample, naming the first.
         """
-        wanted = np.asarray(plain(ids), dtype=np.int64)
+        wanted = integers("ids", ids, cure="give ids, of a mask store.ids()[mask]")
         shard, position = np.divmod(wanted, self.rows_per_shard)
         inside = (shard >= 0) & (shard < self.num_shards)
         inside &= position < self.samples[np.where(inside, shard, 0)]
@@ -145,7 +145,7 @@ class Store(SampleTables):
             StoreMismatchError: If the name stands for another definition.
         """
         with np.errstate(over="ignore"):  # the check below says so
-            scores = np.asarray(plain(values), dtype=np.float32)
+            scores = np.asarray(real("values", values), dtype=np.float32)
         if scores.shape != (len(self),):
             raise ValueError(f"values must have shape ({len(self)},), got {scores.shape}")
         endless = np.flatnonzero(np.isinf(scores))
@@ -291,9 +291,11 @@ class Store(SampleTables):
 
 
 def refuse_path(store: object) -> None:
-    """Raise TypeError for the place of a store where an open one belongs."""
+    """Raise TypeError for the place of a store, or anything else, where an open one belongs."""
     if isinstance(store, (str, Path)):
         raise TypeError(f"store must be open, got its path; pass open_store({str(store)!r})")
+    if not isinstance(store, Store):
+        raise TypeError(f"store must be what open_store or index returns, got {store!r}")
 
 
 def open_store(path: str | Path, *, mode: str = "r+", check_shards: bool = True) -> Store:
@@ -301,7 +303,7 @@ def open_store(path: str | Path, *, mode: str = "r+", check_shards: bool = True)
 
     Args:
         path: Folder of the store, or its `s3://`, `gs://`, `az://`, `http(s)://` URL.
-        mode: `r` forbids writing.
+        mode: `r` forbids writing, `r+` allows it.
         check_shards: Compare their sizes and times; False is for who compares their samples.
 
     Raises:
@@ -309,6 +311,8 @@ def open_store(path: str | Path, *, mode: str = "r+", check_shards: bool = True)
         StoreMismatchError: If a shard has changed.
     """
     path = place_of(path)
+    if mode not in ("r", "r+"):
+        raise ValueError(f"mode must be r or r+, got {mode!r}; `index` makes stores")
     if not holds_store(path):
         raise StoreFormatError(
             f"no store at {path}; make it with `shardsieve index SHARDS --store {path}`"

@@ -15,6 +15,7 @@ from shardsieve.scores.inputs import plain
 from shardsieve.store.alone import in_turn
 from shardsieve.store.layout import (
     checked_name,
+    is_name,
     make_array,
     release,
     told_about_disk,
@@ -257,12 +258,18 @@ class SampleTables:
             return array
 
     def _delete(self, name: str) -> None:
+        if not is_name(name.partition("/")[2]):
+            return
         with told_about_disk(self.path):
             del self.group[name]
             write_contents(self.group)
 
     def _has(self, name: str) -> bool:
-        return isinstance(self.group.get(name), zarr.Array)
+        return isinstance(self._found(name), zarr.Array)
+
+    def _found(self, name: str) -> Any:
+        # Zarr takes "score/" for the group of all scores, and refuses "score/..".
+        return self.group.get(name) if is_name(name.partition("/")[2]) else None
 
     def _stored_shards(self) -> int:
         """Return the rows of stored arrays: shards may have been appended since it was opened."""
@@ -273,7 +280,7 @@ class SampleTables:
         return sorted(group.array_keys()) if isinstance(group, zarr.Group) else []
 
     def _array(self, name: str) -> zarr.Array[Any]:
-        found = self.group.get(name)
+        found = self._found(name)
         if not isinstance(found, zarr.Array):
             raise StoreFormatError(f"{self.path} has no array {name}; make it first")
         return found

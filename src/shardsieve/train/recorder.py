@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from shardsieve._errors import ShardsieveError, StoreFormatError
 from shardsieve.io.objects import is_remote
 from shardsieve.scores.inputs import plain, whole_number
-from shardsieve.store.layout import checked_name, told_about_disk, write_contents
+from shardsieve.store.layout import checked_name, is_name, told_about_disk, write_contents
 from shardsieve.store.store import Store
 from shardsieve.train.measures import KNOWN, SIGNALS, measure
 
@@ -158,7 +158,7 @@ class Recorder:
     def forget(store: Store, run: str) -> None:
         """Delete a run's dynamics from a store, if they are there."""
         with told_about_disk(store.path):
-            del store.group[f"dynamics/{run}"]
+            del store.group[f"dynamics/{checked_name(run)}"]
             if is_remote(store.path):
                 write_contents(store.group)
 
@@ -169,7 +169,7 @@ class Recorder:
         Raises:
             StoreFormatError: If the store has no such run.
         """
-        group = store.group.get(f"dynamics/{run}")
+        group = store.group.get(f"dynamics/{run}") if is_name(run) else None
         if not isinstance(group, zarr.Group) or "signals" not in group.attrs:
             known = ", ".join(cls.runs(store)) or "none"
             raise StoreFormatError(
