@@ -173,6 +173,56 @@ def tracked_by_nothing(tmp_path, data):
     return training(tmp_path, data, "--rule", "random", "--track", "nothing")
 
 
+def a_score_in_no_folder(tmp_path, data):
+    return ["select", "--store", str(data.path), "--score", "../x"]
+
+
+def batches_of_less_than_nothing(tmp_path, data):
+    data.put_score("mine", np.arange(9))
+    how = ["--score", "mine", "--batch-size", "-1", "--out", f"{tmp_path}/ids.txt"]
+    return ["select", "--store", str(data.path), *how]
+
+
+def a_score_for_no_keep_set(tmp_path, data):
+    return ["info", "--store", str(data.path), "--score", "mine"]
+
+
+def no_reference(tmp_path, data):
+    data.put_score("mine", np.arange(9))
+    how = ["--score", "mine", "--reference", "other", "--out", f"{tmp_path}/page.html"]
+    return ["report", "--store", str(data.path), *how]
+
+
+def a_page_among_objects(tmp_path, data):
+    data.put_score("mine", np.arange(9))
+    return ["report", "--store", str(data.path), "--score", "mine", "--out", "s3://bucket/p.html"]
+
+
+def stores_of_objects(tmp_path, data):
+    return ["realign", "s3://bucket/set.zarr", str(data.path)]
+
+
+def no_time(tmp_path, data):
+    return ["plan", "--seconds-per-epoch", "nan"]
+
+
+def no_share_of_an_epoch(tmp_path, data):
+    return ["plan", "--extrapolation", "nan"]
+
+
+def no_value(tmp_path, data):
+    return training(tmp_path, data, "--policy", "ucb", "--policy-arg", "c={")
+
+
+def the_second_of_two_trackers(tmp_path, data):
+    return training(tmp_path, data, "--rule", "random", "--track", "nothing", "--track", "wandb")
+
+
+def a_window_too_small_for_a_score(tmp_path, data):
+    store = ["--store", f"{tmp_path}/new.zarr", "--seeds", "1", "--size", "8", "--channels", "3"]
+    return ["build", f"{tmp_path}/d/s-*.tar", *store, "--window", "2"]
+
+
 CASES = [
     (empty, "is empty"),
     (truncated, "truncated"),
@@ -184,7 +234,7 @@ CASES = [
     (not_scored, "run `shardsieve extrapolate` first"),
     (no_score, "put_score"),
     (too_much, "keep_fraction must lie in (0, 1], got 1.5"),
-    (store_of_objects, "--store must be a local folder, got s3:/bucket/set.zarr"),
+    (store_of_objects, "--store must be a local path, got s3:/bucket/set.zarr"),
     (other_shards, "choose another --store"),
     (replaced, "index again"),
     (newer, "upgrade shardsieve"),
@@ -207,6 +257,20 @@ CASES = [
     (a_fraction_beside_a_policy_without, "keep_fraction must come without --policy infobatch"),
     (a_rule_beside_a_policy, "rule, bins must come without --policy"),
     (tracked_by_nothing, "leave it empty for none"),
+    (a_score_in_no_folder, "got '../x'; run `shardsieve score`"),
+    (batches_of_less_than_nothing, "batch_size must be a whole number of at least 1, got -1"),
+    (a_score_for_no_keep_set, "--score must come with --keep"),
+    (no_reference, "score must be one of those in"),
+    (a_page_among_objects, "--out must be a local path, got s3:/bucket/p.html"),
+    (stores_of_objects, "SOURCE must be a local path, got s3:/bucket/set.zarr"),
+    (no_time, "seconds_per_epoch must be above 0, got nan"),
+    (no_share_of_an_epoch, "extrapolation must be at least 0, got nan"),
+    (no_value, "--policy-arg c must be a value as in YAML: "),
+    (the_second_of_two_trackers, "track must be among tensorboard, wandb, got 'nothing'"),
+    (
+        a_window_too_small_for_a_score,
+        "of score tdds, which `shardsieve score --scores` can leave out",
+    ),
 ]
 
 

@@ -1,5 +1,6 @@
 """What work took, and what pruning saves when all of it is counted. Pure functions."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -142,7 +143,7 @@ class Plan:
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep must lie in (0, 1], got {self.keep}; 0.5 keeps half")
         for name, least in (("epochs", 1), ("runs", 1), ("extrapolation", 0)):
-            if getattr(self, name) < least:
+            if not least <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.score_epochs is not None and self.score_epochs < 1:
             raise ValueError(f"score_epochs must be at least 1, got {self.score_epochs}")

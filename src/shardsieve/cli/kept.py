@@ -8,7 +8,7 @@ import typer
 from shardsieve import commands
 from shardsieve.cli.base import example, show
 from shardsieve.cli.groups import KeepOptions, grouped
-from shardsieve.cli.options import Json, KeepFraction, Seed, StorePath
+from shardsieve.cli.options import Json, KeepFraction, Seed, StorePath, local_path
 from shardsieve.cost import Plan
 
 app = typer.Typer()
@@ -20,7 +20,9 @@ def select_command(
     store: StorePath,
     keep: KeepOptions,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the kept ids, one a line.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the kept ids, one a line.", callback=local_path)
+    ] = None,
     save: Annotated[str | None, typer.Option(help="Store the keep set under this name.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Say how many classes meet in such a batch.")
@@ -39,7 +41,7 @@ def select_command(
 def export_command(
     store: StorePath,
     keep: KeepOptions,
-    out: Annotated[Path, typer.Argument(help="The file to write.")],
+    out: Annotated[Path, typer.Argument(help="The file to write.", callback=local_path)],
     layout: Annotated[
         str,
         typer.Option(
@@ -57,7 +59,9 @@ def export_command(
 def report(
     store: StorePath,
     score: Annotated[str, typer.Option(help="Stored score of every sample.")],
-    out: Annotated[Path, typer.Option(help="The HTML page.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(help="The HTML page.", callback=local_path)] = Path(
+        "report.html"
+    ),
     keep_fraction: KeepFraction = 0.5,
     reference: Annotated[str | None, typer.Option(help="Measured score to compare.")] = None,
     as_json: Json = False,
@@ -77,7 +81,9 @@ def plan(
     ] = None,
     extrapolation: Annotated[float, typer.Option(help="Neighbour search, in epochs.")] = 0.0,
     runs: Annotated[int, typer.Option(help="Trainings that share the scores.")] = 1,
-    store: Annotated[Path | None, typer.Option(help="Adds its sample counts.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Adds its sample counts.", callback=local_path)
+    ] = None,
     seconds_per_epoch: Annotated[float | None, typer.Option(help="Adds hours.")] = None,
     as_json: Json = False,
 ) -> None:

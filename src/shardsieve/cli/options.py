@@ -1,25 +1,21 @@
 """The options that several commands share: their types and help texts."""
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from shardsieve._errors import ShardsieveError
+from shardsieve.commands.texts import refuse_url
 
 
-def local_folder(path: Path) -> Path:
+def local_path(param: typer.CallbackParam, path: Path | None) -> Path | None:
     """Return a path that is no URL: as a path it has lost a slash.
 
     Raises:
-        ShardsieveError: If it names an object.
+        ValueError: If it names an object.
     """
-    if re.match(r"[a-z0-9+]+:/", str(path)):
-        raise ShardsieveError(
-            f"--store must be a local folder, got {path}; shards may lie in object stores, and a "
-            "store there is made and opened from Python: ss.index, ss.open_store"
-        )
+    name = param.opts[0] if param.param_type_name == "option" else str(param.name).upper()
+    refuse_url(name, path)
     return path
 
 
@@ -31,7 +27,7 @@ def usable_augment(augment: str) -> str:
 
 
 StorePath = Annotated[
-    Path, typer.Option("--store", help="Folder of the Zarr store.", callback=local_folder)
+    Path, typer.Option("--store", help="Folder of the Zarr store.", callback=local_path)
 ]
 HeldOut = Annotated[float, typer.Option(help="Share of the seeds to try the network on.")]
 Snapshots = Annotated[int, typer.Option(help="Networks of the seed run to keep.")]

@@ -25,6 +25,7 @@ from shardsieve.cli.options import (
     StorePath,
     Unreadable,
     Workers,
+    local_path,
 )
 from shardsieve.train.config import TrainConfig
 
@@ -74,7 +75,9 @@ def score(
         int | None, typer.Option(help="unsupervised: pseudo-classes; as many as labels if none.")
     ] = None,
     checkpoint_steps: Annotated[int, typer.Option(help="0: after epochs only")] = 0,
-    run_folder: Annotated[Path | None, typer.Option(help="STORE.runs/NAME by default")] = None,
+    run_folder: Annotated[
+        Path | None, typer.Option(help="STORE.runs/NAME by default", callback=local_path)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train on a seed subset and store its scores; goes on where it was stopped."""
@@ -126,7 +129,9 @@ def embed(
     model: Annotated[
         str | None, typer.Option(help="Run folder, package.module:factory; the seed run's if none.")
     ] = None,
-    weights: Annotated[Path | None, typer.Option(help="Checkpoint for the factory.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Checkpoint for the factory.", callback=local_path)
+    ] = None,
     name: Annotated[str, typer.Option(help="Name of the embedding.")] = "seed",
     size: Size = None,
     channels: Channels = None,

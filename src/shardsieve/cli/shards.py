@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from shardsieve import commands
-from shardsieve.cli.base import example, show
-from shardsieve.cli.options import Json, LabelMember, Seed, StorePath
+from shardsieve.cli.base import example, refuse_unused, show
+from shardsieve.cli.options import Json, LabelMember, Seed, StorePath, local_path
 
 app = typer.Typer()
 
@@ -20,7 +20,10 @@ def pack(
             help="Image folder, IDX folder, digits, fashion-mnist, tars or a .beton.",
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="Folder to fill; from tars the .beton to make.")],
+    out: Annotated[
+        Path,
+        typer.Argument(help="Folder to fill; from tars the .beton to make.", callback=local_path),
+    ],
     to: Annotated[str, typer.Option(help="tar or beton")] = "tar",
     samples_per_shard: Annotated[int, typer.Option(help="Most samples of a tar.")] = 1000,
     bytes_per_shard: Annotated[
@@ -35,7 +38,9 @@ def pack(
         typer.Option(help="Write these only: a score of --store, highest first; a file of ids."),
     ] = None,
     keep_fraction: Annotated[float, typer.Option(help="Of --keep SCORE.")] = 1.0,
-    store: Annotated[Path | None, typer.Option(help="Of the tars or the .beton.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Of the tars or the .beton.", callback=local_path)
+    ] = None,
     label_member: LabelMember = "cls",
     seed: Seed = 0,
     overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
@@ -53,8 +58,10 @@ def pack(
 
 @app.command(epilog=example("realign tars.zarr beton.zarr --score dyn_unc"))
 def realign(
-    source: Annotated[Path, typer.Argument(help="Store that has the scores.")],
-    target: Annotated[Path, typer.Argument(help="Store of other shards of the same samples.")],
+    source: Annotated[Path, typer.Argument(help="Store that has the scores.", callback=local_path)],
+    target: Annotated[
+        Path, typer.Argument(help="Store of other shards of the same samples.", callback=local_path)
+    ],
     score: Annotated[
         list[str] | None,
         typer.Option(help="Names, and what they were predicted from; all if none."),
@@ -87,6 +94,8 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Say what a store holds, and what pruning it would read."""
+    if keep is None:
+        refuse_unused("with --keep", score=score is not None)
     found = commands.showing.describe(store)
     if keep is not None:
         found["reads"] = commands.showing.estimated_reads(store, keep, score)

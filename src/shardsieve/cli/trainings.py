@@ -9,7 +9,7 @@ import typer
 from shardsieve import commands
 from shardsieve.cli.base import example, show
 from shardsieve.cli.groups import AttackOptions, KeepOptions, NetworkOptions, grouped
-from shardsieve.cli.options import Json
+from shardsieve.cli.options import Json, local_path
 from shardsieve.commands.steps import STEPS
 from shardsieve.commands.texts import constants, pairs
 from shardsieve.policy.named import POLICIES, checked_policy, keeps_a_fraction
@@ -21,22 +21,28 @@ app = typer.Typer()
 @app.command(epilog=example("train --store train.zarr --score dyn_unc --out runs/half"))
 @grouped
 def train(
-    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run.", callback=local_path)],
     keep: KeepOptions,
     network: NetworkOptions,
     attacked: AttackOptions,
     paradigm: Annotated[
         str, typer.Option(help="supervised, adversarial, or unsupervised: on pseudo-labels")
     ] = "supervised",
-    store: Annotated[Path | None, typer.Option(help="Folder of the Zarr store.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Folder of the Zarr store.", callback=local_path)
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="Tars or a .beton; indexed into --store unless that is done.")
     ] = None,
     policy: Annotated[str | None, typer.Option(help=f"{', '.join(POLICIES)}; none: static")] = None,
     policy_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, of the policy")] = None,
     policy_score: Annotated[str | None, typer.Option(help="Store what it learned.")] = None,
-    full_run: Annotated[Path | None, typer.Option(help="Run on everything, to compare.")] = None,
-    test: Annotated[Path | None, typer.Option(help="Store, or a .beton, to evaluate on.")] = None,
+    full_run: Annotated[
+        Path | None, typer.Option(help="Run on everything, to compare.", callback=local_path)
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="Store, or a .beton, to evaluate on.", callback=local_path)
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over what is kept.")] = 20,
     schedule: Annotated[str, typer.Option(help="onecycle or cosine")] = "onecycle",
     weight_decay: Annotated[float, typer.Option(help="Of SGD, on every weight.")] = 5e-4,
@@ -51,8 +57,8 @@ def train(
     evaluate_every: Annotated[int, typer.Option(help="0: at the end only")] = 0,
     checkpoint_steps: Annotated[int, typer.Option(help="0: after epochs only")] = 0,
     track: Annotated[
-        str, typer.Option(help="tensorboard,wandb; '' tracks nothing")
-    ] = "tensorboard",
+        list[str], typer.Option(help="tensorboard,wandb, or one each time; '' tracks nothing")
+    ] = ["tensorboard"],  # noqa: B006
     as_json: Json = False,
 ) -> None:
     """Train on what a rule keeps; goes on where it was stopped."""
@@ -79,14 +85,16 @@ def train(
         full_run=full_run,
         evaluate_every=evaluate_every,
         checkpoint_steps=checkpoint_steps,
-        track=tuple(name for name in track.split(",") if name),
+        track=tuple(name for given in track for name in given.split(",") if name),
     )
     show(result, as_json)
 
 
 @app.command("run", epilog=example("run configs/imagenet.yaml --until embed"))
 def run_command(
-    config: Annotated[Path, typer.Argument(help="YAML file; see docs/training.md")],
+    config: Annotated[
+        Path, typer.Argument(help="YAML file; see docs/training.md", callback=local_path)
+    ],
     until: Annotated[str, typer.Option(help=f"Last step: {', '.join(STEPS)}")] = "report",
     as_json: Json = False,
 ) -> None:

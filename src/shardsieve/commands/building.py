@@ -3,14 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-from shardsieve.commands.extrapolating import extrapolate_score
+from shardsieve.commands.extrapolating import check_extrapolation, extrapolate_score
 from shardsieve.commands.making import make_index
-from shardsieve.commands.methods import METHODS, ON_SIGNALS
+from shardsieve.commands.methods import ON_SIGNALS
 from shardsieve.commands.training import embed_store, score_store
 from shardsieve.store.store import open_store
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.launch import make_accelerator, on_main
 from shardsieve.train.machines import check_shared
+from shardsieve.train.nets import check_model
+from shardsieve.train.seedscores import check_specs
+from shardsieve.train.splits import check_layout, spread
 
 SCORES = ("dyn_unc", "tdds", "el2n")
 USUAL_ON_SIGNALS: dict[str, Any] = {"held_out": 0.1, "snapshots": 4}
@@ -49,10 +52,13 @@ def build_store(
     Returns:
         What each step returned; `extrapolate` by score.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    check_extrapolation(method, k=k, weights="exp", folds=5, seed_scores="measured")
     usual = USUAL_ON_SIGNALS if method in ON_SIGNALS else {}
     how = usual | {name: value for name, value in how.items() if value is not None}
+    layout = {name: value for name, value in how.items() if name != "ceiling"}
+    check_layout(seeds=seed_fraction, **layout)
+    check_model(config.model)
+    check_specs(*spread(config.epochs, window, how.get("match_steps_of")), None)
     accelerator = make_accelerator(precision=config.precision)
     result: dict[str, Any] = {}
     check_shared(accelerator, {"store": path})

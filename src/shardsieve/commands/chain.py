@@ -90,6 +90,11 @@ class Chain:
         train: Any = self.recipe.train
         if train is not None and train.full_run is not None:
             full_run_in(train.full_run)
+        report = self.recipe.report
+        if report is not None and (self.recipe.work / report.out).is_dir():
+            raise ShardsieveError(
+                f"{self.recipe.work / report.out} is a folder; report.out must be the page to write"
+            )
         embed = self.recipe.embed
         if embed is not None and embed.weights is not None and not embed.weights.is_file():
             raise ShardsieveError(f"no checkpoint at {embed.weights}; check embed.weights")

@@ -21,6 +21,8 @@ from shardsieve.train.labels import labels_behind
 
 METHODS = ("knn", "gnn", "direct", "fused")
 ON_SIGNALS = ("direct", "fused")
+# Options that belong to one method.
+ONLY_WITH = {"knn": ("weights", "search", "min_recall"), "gnn": ("layer", "graph", "labels")}
 # Whose search for the neighbours of the rest is chosen once, for all shards.
 SEARCHING = ("knn", "gnn")
 

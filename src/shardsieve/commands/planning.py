@@ -1,5 +1,6 @@
 """The `plan` command: what a pruned training would cost, before anything is started."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def describe_plan(
 
 def plan_store(plan: Plan, path: Path | None, seconds_per_epoch: float | None) -> dict[str, Any]:
     """Return `describe_plan`, with the sample count of a store if there is one."""
+    if seconds_per_epoch is not None and not 0 < seconds_per_epoch < math.inf:
+        raise ValueError(f"seconds_per_epoch must be above 0, got {seconds_per_epoch}")
     samples = len(open_store(path, mode="r")) if path is not None else None
     return describe_plan(plan, samples=samples, seconds_per_epoch=seconds_per_epoch)
 

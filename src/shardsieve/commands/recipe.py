@@ -7,20 +7,22 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.commands.extrapolating import check_extrapolation
+from shardsieve.commands.methods import ON_SIGNALS, ONLY_WITH
 from shardsieve.commands.sections import SEED_RUN, Recipe, Section
+from shardsieve.commands.texts import shortened, yaml_of
 from shardsieve.policy.base import Policy
-from shardsieve.policy.named import make_policy
+from shardsieve.policy.named import named_policy
 from shardsieve.rules import Asked, checked_rule
 from shardsieve.scores.recorded import computable, name_of
 from shardsieve.selection import num_kept
+from shardsieve.store.layout import checked_name
 from shardsieve.store.store import Store
 from shardsieve.train.adversary import Adversary
-from shardsieve.train.config import TrainConfig
+from shardsieve.train.config import TrainConfig, check_count, check_pass, check_seed
 from shardsieve.train.encoder import check_encoder
 from shardsieve.train.labels import check_test, count_classes, count_pseudo_classes
 from shardsieve.train.launch import checked_precision, installed_trackers
@@ -28,7 +30,7 @@ from shardsieve.train.loading import check_augmenting
 from shardsieve.train.measures import SIGNALS
 from shardsieve.train.nets import check_model
 from shardsieve.train.seedscores import check_specs
-from shardsieve.train.splits import check_layout
+from shardsieve.train.splits import check_layout, spread
 from shardsieve.train.transforms import check_augment
 from shardsieve.train.turtle import TurtleConfig
 
@@ -36,6 +38,16 @@ DECIDE_NOTHING = {"workers", "track", "max_unreadable", "checkpoint_steps"}
 """Settings that decide how a step runs, not what it makes."""
 _NAMED_WHERE_USED = {"pseudo_labels", "adversary", "turtle"}
 """Settings that earlier releases did not know: left out, a chain of theirs is not made again."""
+
+# What pydantic names a value's place by, if it may be of several types.
+_BRANCHES = {"str", "int", "list[str]", "[key]"}
+_PLAINLY = {
+    "model_type": "it should be a mapping of keys",
+    "dict_type": "it should be a mapping of keys",
+    "path_type": "it should be a path",
+    "tuple_type": "it should be a list",
+    "list_type": "it should be a list",
+}
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -47,14 +59,17 @@ def read_recipe(path: Path) -> Recipe:
     if not path.is_file():
         raise ShardsieveError(f"no configuration at {path}; check the path")
     try:
-        found = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        first = " ".join(str(error).split())
-        raise ShardsieveError(f"{path} must be YAML: {first}") from error
+        found = yaml_of(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ShardsieveError(f"cannot read {path}: {error.strerror}; check the path") from error
+    except UnicodeDecodeError as error:
+        raise ShardsieveError(f"{path} must be text in UTF-8: {error}; save it as such") from error
+    except ValueError as error:
+        raise ShardsieveError(f"{path} must be YAML: {error}") from error
     if not isinstance(found, dict):
         raise ShardsieveError(f"{path} must be a mapping with the keys {', '.join(_keys(Recipe))}")
     try:
-        recipe = Recipe(**found)
+        recipe = Recipe.model_validate(found)
     except ValidationError as error:
         raise ShardsieveError(f"{path}: {_first(error)}") from error
     try:
@@ -90,11 +105,11 @@ def policy_of(recipe: Recipe) -> Policy | None:
         return None
     select = recipe.select
     given = {"keep_fraction": select.keep_fraction, "score": select.score, **train.policy}
-    return make_policy(**{"name": "", **given}, epochs=train.epochs, seed=train.seed)
+    return named_policy(given, epochs=train.epochs, seed=train.seed)
 
 
 def check_trainings(recipe: Recipe, store: Store, test: Store | None) -> None:
-    """Refuse a training, also a later one, whose settings the shards or labels do not allow.
+    """Refuse a step, also a later one, whose settings the shards, labels or scores do not allow.
 
     Args:
         recipe: Of the chain.
@@ -110,6 +125,12 @@ def check_trainings(recipe: Recipe, store: Store, test: Store | None) -> None:
             with blamed(name):
                 check_augmenting(store, settings(section))
                 _check_labels(recipe, section, store)
+    if recipe.extrapolate is not None:
+        with blamed("extrapolate"):
+            _check_predicted(recipe.extrapolate.score, store)
+    if recipe.train is not None or recipe.report is not None:
+        with blamed("select"):
+            _check_chosen_by(recipe, store)
     if test is not None and recipe.train is not None:
         with blamed("test"):
             check_test(test, None if recipe.train.pseudo_labels else count_classes(store))
@@ -134,13 +155,55 @@ def _check_labels(recipe: Recipe, section: Any, store: Store) -> None:
         store.pseudo_labels(section.pseudo_labels)
 
 
+def _check_predicted(name: str, store: Store) -> None:
+    """Refuse to predict a score under the name of a user's own."""
+    if store.has_score(name) and store.provenance(name)["definition"] == "user":
+        raise ValueError(
+            f"score {name!r} of {store.path} was put there by a user; put it under another name "
+            "and delete it, or predict another score"
+        )
+
+
+def _check_chosen_by(recipe: Recipe, store: Store) -> None:
+    """Refuse scores and embeddings that are neither there nor made by the chain."""
+    select, made = recipe.select, _made_scores(recipe)
+    for name in filter(None, (select.score, select.difficulty)):
+        if name.startswith(f"{SEED_RUN}_") and name in made and not select.drop_missing:
+            raise ValueError(
+                f"score {name!r} is of the seeds alone; choose by an extrapolated one, or by the "
+                "seeds with drop_missing"
+            )
+        if name not in made:
+            store.score(name)
+    if recipe.train is None or select.rule != "moderate" or recipe.train.policy is not None:
+        return
+    if select.embedding is not None or recipe.embed is None:
+        store.embedding_name(select.embedding)
+
+
+def _made_scores(recipe: Recipe) -> set[str]:
+    seeds = recipe.score
+    made = {f"{SEED_RUN}_{one}" for one in _specs_of(seeds)} if seeds is not None else set()
+    return made | ({recipe.extrapolate.score} if recipe.extrapolate is not None else set())
+
+
+def _specs_of(score: Any) -> list[str]:
+    """Return the names, without the run's, of the scores that a seed run makes."""
+    return computable(SIGNALS) if score.scores is None else [name_of(one) for one in score.scores]
+
+
 def _check(recipe: Recipe) -> None:
     """Refuse what would only come to light after hours."""
     _check_precisions(recipe)
     _check_networks(recipe)
     if recipe.extrapolate is not None:
         with blamed("extrapolate"):
-            check_extrapolation(**recipe.extrapolate.model_dump(exclude={"score", "match", "seed"}))
+            _check_extrapolate(recipe, recipe.extrapolate)
+    if recipe.embed is not None:
+        with blamed("embed"):
+            check_pass(**recipe.embed.model_dump(exclude={"model", "weights"}))
+            if recipe.embed.weights is not None and recipe.embed.model is None:
+                raise ValueError("weights must come with the model that they are of; add it")
     if recipe.embed is not None and recipe.embed.model is None and recipe.score is None:
         raise ValueError("embed must name a model, or come with score; add one")
     _check_unsupervised(recipe)
@@ -153,6 +216,34 @@ def _check(recipe: Recipe) -> None:
     _check_kept(recipe)
 
 
+def _check_extrapolate(recipe: Recipe, section: Any) -> None:
+    check_extrapolation(**section.model_dump(exclude={"score", "match", "seed"}))
+    check_seed(section.seed)
+    for method, names in ONLY_WITH.items():
+        unused = [name for name in names if getattr(section, name) != _usual(section, name)]
+        if unused and section.method != method:
+            raise ValueError(
+                f"{', '.join(unused)} must come with method {method}, got {section.method!r}"
+            )
+    score: Any = recipe.score
+    if score is None or section.method not in ON_SIGNALS:
+        return
+    if score.held_out == 0 or score.turtle is not None:
+        raise ValueError(
+            f"method {section.method} learns from seeds held out of a network's training; "
+            "leave out score.held_out and score.turtle, or use method knn"
+        )
+    if recipe.embed is not None and recipe.embed.model is not None:
+        raise ValueError(
+            f"method {section.method} asks the seed run's networks; leave out embed.model, "
+            "or use method knn"
+        )
+
+
+def _usual(section: Any, name: str) -> Any:
+    return type(section).model_fields[name].default
+
+
 def _check_networks(recipe: Recipe) -> None:
     for name in ("score", "train"):
         section = getattr(recipe, name)
@@ -162,6 +253,10 @@ def _check_networks(recipe: Recipe) -> None:
                 check_model(config.model)
                 check_augment(config.augment)
                 adversary_of(section)
+                for often in {"checkpoint_steps", "evaluate_every"} & set(
+                    type(section).model_fields
+                ):
+                    check_count(often, getattr(section, often), 0)
     with blamed("train"):
         policy_of(recipe)
         installed_trackers(recipe.train.track if recipe.train is not None else ())
@@ -181,7 +276,12 @@ def _check_unsupervised(recipe: Recipe) -> None:
             "its own settings stand under turtle"
         )
     with blamed("score: turtle"):
-        TurtleConfig(**{**score.turtle.model_dump(), "classes": score.turtle.classes or 2})
+        TurtleConfig(
+            **{
+                **score.turtle.model_dump(),
+                "classes": 2 if score.turtle.classes is None else score.turtle.classes,
+            }
+        )
 
 
 def _check_precisions(recipe: Recipe) -> None:
@@ -199,11 +299,12 @@ def _check_scored(recipe: Recipe) -> None:
     laid_out = score.model_dump(include={"seeds", "held_out", "snapshots", "match_steps_of"})
     with blamed("score"):
         check_layout(**{name: value for name, value in laid_out.items() if value is not None})
-    if score.match_steps_of is None:
-        epochs = score.turtle.epochs if score.turtle is not None else score.epochs
-        with blamed("score"):
-            check_specs(epochs, score.window, score.scores)
-    made = computable(SIGNALS) if score.scores is None else [name_of(one) for one in score.scores]
+    if score.scores == []:
+        raise ValueError("score: scores must name a score, got []; leave it out for all")
+    epochs = score.turtle.epochs if score.turtle is not None else score.epochs
+    with blamed("score"):
+        check_specs(*spread(epochs, score.window, score.match_steps_of), score.scores)
+    made = _specs_of(score)
     if extrapolate is not None and extrapolate.score not in made:
         raise ValueError(
             f"extrapolate: score must be one that the seed run makes ({', '.join(made)}), "
@@ -213,16 +314,41 @@ def _check_scored(recipe: Recipe) -> None:
 
 def _check_kept(recipe: Recipe) -> None:
     select, train = recipe.select, recipe.train
-    if train is not None and train.policy is None:
-        with blamed("select"):
-            num_kept(0, select.keep_fraction)
-            checked_rule(select.rule, Asked(**select.model_dump(exclude={"rule"})))
-        if train.policy_score is not None:
-            raise ValueError("train: policy_score must come with a policy; add one")
+    with blamed("select"):
+        num_kept(0, select.keep_fraction)
+        checked_rule(select.rule, Asked(**select.model_dump(exclude={"rule"})))
+    if train is not None:
+        with blamed("train"):
+            _check_policy(recipe, train)
     scored = select.score is not None or recipe.extrapolate is not None
     by_score = select.rule not in ("random", "moderate") and select.keep_fraction < 1
     if train is not None and policy_of(recipe) is None and by_score and not scored:
         raise ValueError(f"select: rule {select.rule} must have a score; add extrapolate or score")
+    if recipe.report is not None and not scored:
+        raise ValueError("report must have a score to show; add extrapolate, or score to select")
+
+
+def _check_policy(recipe: Recipe, train: Any) -> None:
+    policy, select, learned = policy_of(recipe), recipe.select, train.policy_score
+    if policy is None:
+        if learned is not None:
+            raise ValueError("policy_score must come with a policy; add one")
+        return
+    rule = [name for name in type(select).model_fields if name not in ("keep_fraction", "score")]
+    unused = [name for name in rule if getattr(select, name) != _usual(select, name)]
+    if unused:
+        raise ValueError(
+            f"policy must come without {', '.join(unused)} of select, got both; "
+            "a policy chooses by itself"
+        )
+    if learned is None:
+        return
+    checked_name(learned)
+    policy.check_learns()
+    if recipe.extrapolate is not None and learned == recipe.extrapolate.score:
+        raise ValueError(
+            f"policy_score must not be the extrapolated score, got {learned!r}; choose another name"
+        )
 
 
 def _first(error: ValidationError) -> str:
@@ -239,7 +365,11 @@ def _first(error: ValidationError) -> str:
         return f"{name} is no known key; {cure}"
     if found["type"] == "missing":
         return f"{name} must be given"
-    return f"{name} must be right, got {found['input']!r}: {found['msg']}"
+    if found["type"] == "value_error":
+        return ": ".join([*where[:-1], str(found["ctx"]["error"])])
+    name = ".".join(part for part in where if part not in _BRANCHES)
+    wrong = _PLAINLY.get(found["type"], found["msg"])
+    return f"{name} must be right, got {shortened(found['input'])}: {wrong}"
 
 
 def _section(model: Any, name: str) -> Any:

@@ -13,6 +13,8 @@ def report_score(
 ) -> dict[str, Any]:
     """Write the report of a stored score."""
     store = open_store(path, mode="r")
+    if reference is not None:
+        store.score(reference)
     how: dict[str, Any] = {"score": score, "keep_fraction": keep_fraction, "reference": reference}
     write_report(store, out, **how, classes=class_names(store.urls[0]))
     return {"report": str(out)}

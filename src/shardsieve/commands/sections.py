@@ -2,10 +2,11 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, ValidationInfo, create_model, field_validator
 
+from shardsieve.commands.texts import refuse_url
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.launch import DEFAULT_TRACKERS
@@ -16,9 +17,38 @@ SEED_RUN = "seed"
 
 
 class Section(BaseModel):
-    """Part of a recipe; a key it does not know is refused."""
+    """Part of a recipe; a key it does not know is refused, and so is what YAML makes of a slip."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_slip(cls, value: Any, info: ValidationInfo) -> Any:
+        name = str(info.field_name)
+        kinds = _kinds(cls.model_fields[name].annotation)
+        if not kinds & {bool, Any} and _holds_truth(value):
+            raise ValueError(
+                f"{name} must not be true or false, got {value!r}; quote words: yes, no, on, off"
+            )
+        if Path in kinds and isinstance(value, str):
+            refuse_url(name, value)
+            if not value:
+                raise ValueError(f"{name} must be the path of a file or folder, got ''")
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """Return the types that an annotation is made of."""
+    parts = get_args(annotation)
+    if parts:
+        return set().union(*map(_kinds, parts))
+    return {annotation} if isinstance(annotation, type) else set()
+
+
+def _holds_truth(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_truth, value))
+    return isinstance(value, bool)
 
 
 def _settings(kind: type[Any]) -> dict[str, Any]:
@@ -149,3 +179,14 @@ class Recipe(Section):
     select: Select = Select()
     train: Train | None = None
     report: Report | None = None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_empty_section(cls, value: Any, info: ValidationInfo) -> Any:
+        # What is commented out below a key leaves it with nothing.
+        if value is None:
+            raise ValueError(
+                f"{info.field_name} must hold something, got nothing; "
+                "write {} for the usual values, or leave it out"
+            )
+        return value

@@ -13,6 +13,7 @@ from shardsieve.keepset import KeepSet, keep_set_of, select
 from shardsieve.loaders.mixing import mixing
 from shardsieve.loaders.pages import ReadEstimate, estimate_reads
 from shardsieve.loaders.planned import OrderSettings
+from shardsieve.scores.inputs import whole_number
 from shardsieve.store.store import Store, open_store
 
 
@@ -101,6 +102,8 @@ def kept_per_class(
         save: Keep it in the store under this name.
         batch_size: Say how many classes meet in batches of this size, over all ranks.
     """
+    if batch_size is not None:
+        whole_number("batch_size", batch_size, 1)
     store = open_store(path, mode="r" if save is None else "r+")
     keep, behind = keep_set_of(store, **rule), rule_behind(store, rule)
     if save is not None:

@@ -13,12 +13,11 @@ from shardsieve.commands.progress import bar
 from shardsieve.extrapolate.quality import measure
 from shardsieve.keepset import KeepSet, keep_set_of
 from shardsieve.policy.base import Policy
-from shardsieve.policy.named import make_policy
-from shardsieve.scores.inputs import whole_number
+from shardsieve.policy.named import named_policy
 from shardsieve.store.layout import checked_name
 from shardsieve.store.store import Store
 from shardsieve.train.adversary import Adversary
-from shardsieve.train.config import TrainConfig, check_images, check_precision
+from shardsieve.train.config import TrainConfig, check_count, check_pass
 from shardsieve.train.embedding import embed
 from shardsieve.train.encoder import Encoder, load_encoder
 from shardsieve.train.images import fixed_size
@@ -28,7 +27,8 @@ from shardsieve.train.ledger import Overhead, embedding_overhead, full_run_in, o
 from shardsieve.train.machines import on_all, open_together
 from shardsieve.train.nets import MODELS
 from shardsieve.train.seeding import draw_seeds, score_seeds
-from shardsieve.train.splits import hold_out, matched_epochs, matched_window
+from shardsieve.train.seedscores import check_specs
+from shardsieve.train.splits import hold_out, matched_epochs, matched_window, spread
 from shardsieve.train.subset import train_subset
 
 
@@ -66,6 +66,7 @@ def score_store(
         **how: `window`, `scores`, `clean_pass`, `snapshots`, `adversary` and `checkpoint_steps` of
             `score_seeds`.
     """
+    check_specs(*spread(config.epochs, how["window"], match_steps_of), how.get("scores"))
     accelerator = make_accelerator(precision=config.precision)
     store = open_together(accelerator, path)
     seeds = draw_seeds(store, seed_fraction, seed=config.seed, per_class=per_class)
@@ -134,11 +135,9 @@ def embed_store(
 ) -> dict[str, Any]:
     """Embed every sample with the seed run's network, or with another one."""
     checked_name(name)
-    check_images(size, channels)
-    check_precision(precision)
-    whole_number("batch_size", batch_size, 1)
-    whole_number("workers", workers, 0)
-    whole_number("max_unreadable", max_unreadable, 0)
+    seen: dict[str, Any] = {"size": size, "channels": channels, "precision": precision}
+    seen |= {"batch_size": batch_size, "workers": workers, "max_unreadable": max_unreadable}
+    check_pass(**seen)
     accelerator = make_accelerator(precision=precision)
     store = open_together(accelerator, path)
     given, model = model, model or str(runs_of(path) / "seed")
@@ -207,7 +206,7 @@ def train_store(
         out: Folder of the run.
         rule: As in `select`, or the name of a stored `keep_set`; without a policy.
         adversary: As in `train_subset`.
-        policy: As in `make_policy`, with its `name`; it gets the rule's keep fraction and score.
+        policy: As in `named_policy`; it gets the rule's keep fraction and score.
         policy_score: As in `train_subset`.
         test: Store to evaluate on.
         full_run: Folder of the finished run on everything, for the ledger.
@@ -215,6 +214,8 @@ def train_store(
         checkpoint_steps: As in `train_subset`.
         track: As in `make_accelerator`.
     """
+    check_count("evaluate_every", evaluate_every, 0)
+    check_count("checkpoint_steps", checkpoint_steps, 0)
     accelerator = make_accelerator(out / "logs", precision=config.precision, track=track)
     store = open_together(accelerator, path, mode="r+" if policy_score else "r")
     tested = open_together(accelerator, test, mode="r") if test else None
@@ -246,9 +247,9 @@ def train_store(
 
 
 def chosen_policy(policy: dict[str, Any], rule: dict[str, Any], config: TrainConfig) -> Policy:
-    """Return the policy of a run; see `make_policy`."""
+    """Return the policy of a run; see `named_policy`."""
     shared = {"keep_fraction": rule.get("keep_fraction"), "score": rule.get("score")}
-    return make_policy(**{**shared, **policy}, epochs=config.epochs, seed=config.seed)
+    return named_policy({**shared, **policy}, epochs=config.epochs, seed=config.seed)
 
 
 def _overhead(store: Store, keep: KeepSet | Policy, rule: dict[str, Any]) -> Overhead:

@@ -170,9 +170,13 @@ class Policy(ABC):
             ValueError: If the policy does not go by losses, or the name has other characters.
             StoreMismatchError: If the name stands for another definition.
         """
+        self.check_learns()
+        store.check_score(name, self.definition())
+
+    def check_learns(self) -> None:
+        """Raise ValueError if the policy does not go by losses, and so learns no score."""
         if type(self)._learned is Policy._learned:
             self._learned()
-        store.check_score(name, self.definition())
 
     def put_learned(self, store: Store, name: str, values: Floats) -> None:
         """Store values that `learned` returned, here or in an earlier process."""

@@ -1,7 +1,8 @@
 """Policies by name, as the command line and configuration files give them."""
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, get_args
 
 from shardsieve import policy
 
@@ -19,6 +20,13 @@ POLICIES = {
 """Classes of this package by name."""
 # What a run knows and a policy is told when it asks for it.
 _FROM_RUN = ("num_epochs", "seed")
+_KINDS: dict[type, str] = {
+    bool: "true or false",
+    str: "a name",
+    float: "a number",
+    int: "a whole number",
+}
+_TAKEN: dict[type, Any] = {str: str, float: (int, float), int: int}
 
 
 def checked_policy(name: str) -> str:
@@ -27,7 +35,7 @@ def checked_policy(name: str) -> str:
     Raises:
         ValueError: If there is none of that name.
     """
-    if name not in POLICIES:
+    if not isinstance(name, str) or name not in POLICIES:
         raise ValueError(f"policy must be one of {', '.join(sorted(POLICIES))}, got {name!r}")
     return name
 
@@ -35,6 +43,25 @@ def checked_policy(name: str) -> str:
 def keeps_a_fraction(name: str) -> bool:
     """Return whether a policy is told what fraction to keep; the others' constants decide it."""
     return name == "annealed" or "keep_fraction" in inspect.signature(_class(name)).parameters
+
+
+def named_policy(given: Mapping[str, Any], *, epochs: int, seed: int = 0) -> "Policy":
+    """Return the policy that a mapping names; see `make_policy`.
+
+    Args:
+        given: Its `name`, and further arguments of `make_policy`.
+        epochs: See there.
+        seed: See there.
+
+    Raises:
+        ValueError: As `make_policy`; also for `epochs` and `seed`, which are the run's.
+    """
+    constants = dict(given)
+    name = checked_policy(constants.pop("name", ""))
+    for key in constants:
+        if key in ("epochs", "seed"):
+            raise _unknown(name, key)
+    return make_policy(name, epochs=epochs, seed=seed, **constants)
 
 
 def make_policy(
@@ -60,28 +87,43 @@ def make_policy(
         ValueError: If name or a constant is unknown, listing those there are, or out of range.
     """
     checked_policy(name)
-    known = [k for k in inspect.signature(_class(name)).parameters if k not in _FROM_RUN]
     given: dict[str, Any] = {"num_epochs": epochs, "seed": seed}
     if name == "annealed":
         given |= {"score": score, "first": 1.0, "last": keep_fraction}
     else:
         given |= {"prior": score, "keep_fraction": keep_fraction}
-    for key in constants:
-        if key not in known:
-            raise ValueError(f"{name} must be given {', '.join(known)}, got {key!r}")
     asked = inspect.signature(_class(name)).parameters
+    for key in constants:
+        if key not in _constants_of(name):
+            raise _unknown(name, key)
     given = {k: v for k, v in {**given, **constants}.items() if k in asked and v is not None}
+    for key, value in given.items():
+        _check_kind(name, key, value, asked[key].annotation)
     missing = [
         k for k, p in asked.items() if p.default is inspect.Parameter.empty and k not in given
     ]
     if missing:
         raise ValueError(f"{name} must be given {missing[0]}, got none")
-    try:
-        return _class(name)(**given)
-    except TypeError as error:
-        raise ValueError(f"a constant of {name} must be a number: {error}") from error
+    return _class(name)(**given)
 
 
 def _class(name: str) -> "type[Policy]":
     found: type[Policy] = getattr(policy, POLICIES[name])
     return found
+
+
+def _constants_of(name: str) -> list[str]:
+    return [k for k in inspect.signature(_class(name)).parameters if k not in _FROM_RUN]
+
+
+def _unknown(name: str, key: str) -> ValueError:
+    return ValueError(f"{name} must be given {', '.join(_constants_of(name))}, got {key!r}")
+
+
+def _check_kind(name: str, key: str, value: Any, annotation: Any) -> None:
+    """Refuse a truth value, a number or a text where another of them is asked for."""
+    kinds = get_args(annotation) or (annotation,)
+    wanted = next(kind for kind in _KINDS if kind in kinds)
+    fits = isinstance(value, bool) if wanted is bool else isinstance(value, _TAKEN[wanted])
+    if not fits or (isinstance(value, bool) and wanted is not bool):
+        raise ValueError(f"{key} of {name} must be {_KINDS[wanted]}, got {value!r}")

@@ -1,5 +1,6 @@
 """Adversarial training of the seed run: PGD and TRADES."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 from shardsieve.scores.gradients import evaluated
+from shardsieve.train.config import check_count
 from shardsieve.train.images import brightness
 
 METHODS = ("trades", "pgd")
@@ -51,10 +53,9 @@ class Adversary:
                 raise ValueError(
                     f"{name} must lie in (0, 1], got {getattr(self, name)}; 8/255 is 0.0314"
                 )
-        if self.steps < 1 or not self.beta >= 0:
-            raise ValueError(
-                f"steps must be at least 1 and beta at least 0, got {self.steps} and {self.beta}"
-            )
+        check_count("steps", self.steps, 1)
+        if not self.beta >= 0 or math.isinf(self.beta):
+            raise ValueError(f"beta must be a number of at least 0, got {self.beta}")
 
     @property
     def passes(self) -> tuple[int, int]:

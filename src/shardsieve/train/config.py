@@ -2,7 +2,10 @@
 
 import math
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any
+
+from shardsieve.scores.inputs import is_whole
 
 SCHEDULES = ("onecycle", "cosine")
 ON_BATCHES = ("none", "crop", "flip")
@@ -10,12 +13,64 @@ AUGMENTS = (*ON_BATCHES, "resized", "trivial", "rand")
 NORMALISE = ("half", "imagenet")
 PRECISIONS = ("no", "bf16", "fp16")
 _WARM = 0.3
+_MOST_PIXELS = 65_535
+_MOST = 2**63 - 1
+_LAST_SEED = 2**32 - 2  # a second run for the ceiling has the next one
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """Refuse anything but a whole number of at least `least`."""
+    if not is_whole(value):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    if value > _MOST:
+        raise ValueError(f"{name} must be at most {_MOST}, got {value}")
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that numpy's global generator does not take."""
+    check_count("seed", seed, 0)
+    if seed > _LAST_SEED:
+        raise ValueError(f"seed must be at most {_LAST_SEED}, got {seed}")
+
+
+def check_number(name: str, value: float) -> None:
+    """Refuse anything but a finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+
+
+def check_pass(
+    *,
+    size: int | None,
+    channels: int | None,
+    precision: str,
+    batch_size: int,
+    workers: int,
+    max_unreadable: int,
+) -> None:
+    """Refuse settings of a pass over all samples that are wrong for any network and store."""
+    check_images(size, channels)
+    check_precision(precision)
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("workers", workers, 0),
+        ("max_unreadable", max_unreadable, 0),
+    ):
+        check_count(name, value, least)
 
 
 def check_images(size: int | None, channels: int | None) -> None:
     """Refuse images that no network can take; None leaves a number to the first image."""
-    if size is not None and size < 1:
-        raise ValueError(f"size must be at least 1 pixel, got {size}; leave it out for the image's")
+    for name, value in (("size", size), ("channels", channels)):
+        if value is not None and not is_whole(value):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if size is not None and not 1 <= size <= _MOST_PIXELS:
+        raise ValueError(
+            f"size must be at least 1 pixel and at most {_MOST_PIXELS}, got {size}; "
+            "leave it out for the image's"
+        )
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}; leave it out for the image's")
 
@@ -87,26 +142,32 @@ class TrainConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("epochs", 1),
-            ("batch_size", 2),
-            ("workers", 0),
-            ("max_unreadable", 0),
-            ("accumulate", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        counts = {"epochs": 1, "batch_size": 2, "workers": 0, "max_unreadable": 0}
+        for name, least in {**counts, "accumulate": 1, "shuffle_window": 0}.items():
+            check_count(name, getattr(self, name), least)
+        check_seed(self.seed)
         check_images(self.size, self.channels)
         self._check_names()
+        for name in ("learning_rate", "momentum", "weight_decay", "label_smoothing", "ema"):
+            check_number(name, getattr(self, name))
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-        for name in ("label_smoothing", "ema"):
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
+        for name in ("momentum", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
-        if any(epoch < 0 or pixels < 1 for epoch, pixels in self.resolutions):
-            raise ValueError(
-                f"resolutions must be pairs (first epoch, pixels), got {self.resolutions}"
-            )
+        self._check_resolutions()
+
+    def _check_resolutions(self) -> None:
+        for pair in self.resolutions:
+            if len(pair) != 2 or pair[0] < 0 or pair[1] < 1:
+                raise ValueError(
+                    f"resolutions must be pairs (first epoch, pixels), got {self.resolutions}"
+                )
+        begun = [epoch for epoch, _ in self.resolutions]
+        if len(set(begun)) < len(begun):
+            raise ValueError(f"resolutions must begin at different epochs, got {self.resolutions}")
 
     def _check_names(self) -> None:
         check_precision(self.precision)

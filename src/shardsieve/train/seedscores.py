@@ -43,7 +43,9 @@ def _of_enough_epochs(spec: str, signals: Mapping[str, Any], window: int) -> See
     try:
         return from_signals(spec, signals, window=window)
     except ValueError as error:
-        raise ValueError(f"{error} (score {spec}; `scores` names which ones to make)") from error
+        raise ValueError(
+            f"{error} (of score {spec}, which `shardsieve score --scores` can leave out)"
+        ) from error
 
 
 def check_names(store: Store, runs: Iterable[str], scores: Sequence[SeedScore]) -> None:

@@ -17,6 +17,7 @@ from shardsieve.keepset import KeepSet
 from shardsieve.order import hash_key, permutation
 from shardsieve.store.layout import checked_name
 from shardsieve.store.store import Store
+from shardsieve.train.config import check_count, check_number, check_seed
 from shardsieve.train.progress import Progress
 from shardsieve.train.recorder import Recorder
 from shardsieve.train.seedscores import (
@@ -54,8 +55,10 @@ class TurtleConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("classes", 2), ("epochs", 1), ("inner_steps", 1), ("batch_size", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            check_count(name, getattr(self, name), least)
+        check_seed(self.seed)
+        for name in ("gamma", "learning_rate"):
+            check_number(name, getattr(self, name))
         if not (self.gamma >= 0 and self.learning_rate > 0):
             raise ValueError(
                 "gamma must be at least 0 and learning_rate above 0, "
