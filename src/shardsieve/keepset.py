@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import StoreFormatError, StoreMismatchError
 from shardsieve.rules import Asked, chosen_rows
-from shardsieve.scores.inputs import plain
+from shardsieve.scores.inputs import plain, real
 from shardsieve.store.store import Store, refuse_path
 
 
@@ -149,7 +149,7 @@ class KeepSet:
 
 def _ordered_weights(ids: NDArray[np.int64], weights: ArrayLike) -> NDArray[np.float32]:
     """Return one weight per id, by ascending id."""
-    values = np.asarray(plain(weights), dtype=np.float32)
+    values = np.asarray(real("weights", weights), dtype=np.float32)
     if values.shape != ids.shape:
         raise ValueError(f"weights must have shape {ids.shape}, as ids, got {values.shape}")
     bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
