@@ -21,6 +21,7 @@ from shardsieve.train.images import ImageDecoder, collate, normalised
 from shardsieve.train.measures import STORED
 from shardsieve.train.nets import light
 from shardsieve.train.recorder import Recorder
+from shardsieve.train.seedscores import scores_from_dynamics
 from shardsieve.train.splits import hold_out, matched_epochs, matched_window, snapshot_epochs
 
 # One process makes what they share.
@@ -135,6 +136,13 @@ def test_a_second_run_over_the_same_seeds_says_how_well_scores_repeat(scored):
     assert 0.2 < ceiling["spearman"] < 1
     assert ceiling["num_held_out"] == len(again.ids)
     assert "ceiling" not in scored.provenance("seed_again_el2n")
+    scores_from_dynamics(scored, "seed", ["el2n"])  # the same values: that is still known of them
+    assert scored.provenance("seed_el2n")["ceiling"] == ceiling
+    values, made = scored.score("seed_el2n"), scored.provenance("seed_el2n")
+    scored.put_score("seed_el2n", values + 1, provenance=made)
+    scores_from_dynamics(scored, "seed", ["el2n"])
+    assert "ceiling" not in scored.provenance("seed_el2n")
+    scored.put_score("seed_el2n", values, provenance=made)
 
 
 class Killed(Exception):

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.scores.recorded import (
@@ -77,7 +78,7 @@ def seed_scores(
     return [from_signals(spec, signals, window=window) for spec in wanted]
 
 
-def seen_always(recorder: Recorder) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+def seen_always(recorder: Recorder) -> NDArray[np.bool_]:
     """Return which seeds have a value in every epoch, bool (m,); an unreadable image has none."""
     # A divergence needs the epoch before; every other signal tells.
     plain = [name for name in recorder.signals if name != "divergence"]
@@ -112,8 +113,16 @@ def put_seed_scores(
         values[rows] = score.values
         how = {**about(score), "dynamics": run, **recorder.made, "measured": True}
         names.append(f"{run}_{score.name}")
-        store.put_score(names[-1], values, provenance=how)
+        store.put_score(names[-1], values, provenance=how | _ceiling_of(store, names[-1], values))
     return names
+
+
+def _ceiling_of(store: Store, name: str, values: NDArray[np.float64]) -> dict[str, Any]:
+    """Return how well these very values repeat in a second run, where that is known."""
+    if name not in store.scores or "ceiling" not in store.provenance(name):
+        return {}
+    same = np.array_equal(store.score(name), values.astype(np.float32), equal_nan=True)
+    return {"ceiling": store.provenance(name)["ceiling"]} if same else {}
 
 
 def forget_run(store: Store, run: str) -> None:
