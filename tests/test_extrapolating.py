@@ -11,6 +11,7 @@ from shardsieve.commands.showing import kept_per_class
 from shardsieve.commands.training import put_ceilings
 from shardsieve.extrapolate import pearson
 from shardsieve.pack import pack
+from shardsieve.train.recorder import Recorder
 
 N, ROLES = 600, 4  # of four samples one was trained on, one held out, two are the rest
 
@@ -212,13 +213,17 @@ def test_the_report_shows_intervals_spread_classes_and_what_they_speak_of(store,
     [
         ({"method": "mlp"}, "method must be one of knn, gnn, direct, fused, got 'mlp'"),
         ({"score": "bare"}, r"run `shardsieve score --held-out 0.1 --snapshots 4`"),
+        ({"score": "mine_y"}, "run `shardsieve score --from-dynamics mine_held_out --scores ...` "),
         ({"embedding": "other"}, "run `shardsieve embed` with the seed run's network"),
         ({"score": "empty"}, "has no scored sample"),
     ],
 )
 def test_what_is_missing_is_named_with_the_cure(store, spoil, message):
     store, truth, trained = store
-    store.put_score("bare", np.where(trained, truth, np.nan))
+    recorded = np.where(trained, truth, np.nan)
+    store.put_score("bare", recorded)
+    store.put_score("mine_y", recorded, provenance={"dynamics": "mine"})
+    Recorder([0, 1], 2).save(store, "mine_held_out")
     store.put_score("empty", np.full(N, np.nan))
     store.embedding_array("other", 2)[:, :300] = np.zeros((2, 300, 2))
     how = {"score": "seed_x", "embedding": "seed", "method": "direct", **spoil}

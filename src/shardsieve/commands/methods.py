@@ -18,6 +18,7 @@ from shardsieve.extrapolate.ranks import ALONE, Ranks
 from shardsieve.store.rows import StoredRows, TakenRows
 from shardsieve.store.store import Store
 from shardsieve.train.labels import labels_behind
+from shardsieve.train.recorder import Recorder
 
 METHODS = ("knn", "gnn", "direct", "fused")
 ON_SIGNALS = ("direct", "fused")
@@ -182,9 +183,14 @@ def held_out_score(store: Store, score: str, method: str) -> str:
     for name in names:
         if name in store.scores:
             return name
+    cure = "run `shardsieve score --held-out 0.1 --snapshots 4` in a new run folder"
+    made = store.provenance(score) if store.has_score(score) else {}
+    recorded = f"{made.get('dynamics')}_held_out"
+    if recorded in Recorder.runs(store):
+        cure = f"run `shardsieve score --from-dynamics {recorded} --scores ...` as for {score!r}"
     raise MissingScoreError(
         f"method {method!r} learns from seeds held out of the seed run, and score {score!r} has "
-        "none; run `shardsieve score --held-out 0.1 --snapshots 4` in a new run folder"
+        f"none; {cure}"
     )
 
 
