@@ -7,9 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from recordings import SEEDS, outputs, same, tracks, updates
+from tars import write_shards
 
 import shardsieve as ss
 from shardsieve import scores
+from shardsieve.commands.scoring import score_from_embedding
 from shardsieve.extrapolate import neighbours
 from shardsieve.scores import StreamingDUAL, StreamingMoments, oriented
 
@@ -208,6 +210,29 @@ def test_d2_leaves_a_twin_for_last_where_a_plain_top_takes_both():
     ids, apart = neighbours(points, points, 2)
     assert ss.keep_top(values, 0.5).tolist() == [0, 1]
     assert ss.keep_top(scores.d2(values, ids, apart), 0.5).tolist() == [0, 2]
+
+
+def test_d2_passes_no_messages_to_or_from_what_is_cut_as_too_hard(tmp_path):
+    store = ss.index(write_shards(tmp_path / "d", [30]), tmp_path / "s.zarr")
+    rng = np.random.default_rng(0)
+    points, values, hard = (
+        rng.normal(size=(30, 2)).astype("f2"),
+        rng.normal(size=30),
+        rng.random(30),
+    )
+    store.embedding_array("e", 2)[0, :30] = points
+    store.put_score("mine", values)
+    store.put_score("aum", hard)
+    left = np.sort(np.argsort(hard)[:18])
+    ids, apart = neighbours(points[left].astype("f4"), points[left].astype("f4"), 6)
+    for spec, rows in (("", range(30)), (":hard_cutoff=0.4:difficulty=aum", left)):
+        made = score_from_embedding(store.path, None, [f"d2:score=mine{spec}"], prefix=None)
+        order = store.score(made["scores"])
+        assert sorted(order[rows]) == list(range(1, len(rows) + 1))
+    np.testing.assert_array_equal(order[left], scores.d2(store.score("mine")[left], ids, apart))
+    assert not order[np.setdiff1d(np.arange(30), left)].any()
+    with pytest.raises(ValueError, match=r"hard_cutoff must lie in \[0, 1\), got 1.0; 0 cuts"):
+        score_from_embedding(store.path, None, ["d2:score=mine:hard_cutoff=1"], prefix=None)
 
 
 # Whole networks ----------------------------------------------------------------------------

@@ -158,8 +158,7 @@ def class_balanced_rows(
 
 def check_strata(hard_cutoff: float, bins: int) -> None:
     """Refuse a cut or a number of bins that `keep_ccs` could not go by."""
-    if isinstance(hard_cutoff, (bool, str)) or not 0 <= hard_cutoff < 1:
-        raise ValueError(f"hard_cutoff must lie in [0, 1), got {hard_cutoff!r}; 0 cuts nothing")
+    _check_cutoff(hard_cutoff)
     if not is_whole(bins) or bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins!r}; the paper uses 50")
     if bins > _MOST_BINS:
@@ -177,8 +176,7 @@ def ccs_rows(
 ) -> Ids:
     """Return `count` rows; see `keep_ccs`."""
     check_strata(hard_cutoff, bins)
-    cut = num_kept(len(values), hard_cutoff) if hard_cutoff else 0
-    left = np.sort(np.argsort(hardness, kind="stable")[: len(values) - cut])
+    left = without_hardest(hardness, hard_cutoff)
     if count > len(left):
         raise ValueError(
             f"keep_fraction must be at most what hard_cutoff={hard_cutoff} leaves, got {count} to "
@@ -192,6 +190,25 @@ def ccs_rows(
     sizes = np.bincount(bin_of, minlength=bins)
     rank = np.arange(len(left)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return np.sort(left[order[rank < budgets[bin_of[order]]]]).astype(np.int64)
+
+
+def without_hardest(hardness: NDArray[np.float64], share: float) -> Ids:
+    """Return the rows that a cut of the hardest `share` leaves, ascending; of equals the higher go.
+
+    Raises:
+        ValueError: If the share lies outside `[0, 1)`.
+
+    >>> without_hardest(np.array([0.0, 2.0, 1.0, 2.0]), 0.25)
+    array([0, 1, 2])
+    """
+    _check_cutoff(share)
+    cut = num_kept(len(hardness), share) if share else 0
+    return np.sort(np.argsort(hardness, kind="stable")[: len(hardness) - cut])
+
+
+def _check_cutoff(share: float) -> None:
+    if isinstance(share, (bool, str)) or not 0 <= share < 1:
+        raise ValueError(f"hard_cutoff must lie in [0, 1), got {share!r}; 0 cuts nothing")
 
 
 def _bins(values: NDArray[np.float64], bins: int) -> Ids:

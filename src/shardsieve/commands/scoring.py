@@ -23,6 +23,7 @@ from shardsieve.scores import (
 from shardsieve.scores.inputs import one_of
 from shardsieve.scores.recorded import name_of, parsed
 from shardsieve.store.store import Store, open_store
+from shardsieve.strata import without_hardest
 from shardsieve.train.labels import count_pseudo_classes
 from shardsieve.train.launch import make_accelerator, on_main
 from shardsieve.train.machines import open_together
@@ -37,7 +38,15 @@ EMBEDDED: dict[str, dict[str, type]] = {
     "prototypicality": {"clusters": int, "metric": str, "first": str, "seed": int},
     "moderate": {},
     "semdedup": {"clusters": int, "first": str, "seed": int},
-    "d2": {"score": str, "k": int, "gamma": float, "absolute": bool, "per_class": bool},
+    "d2": {
+        "score": str,
+        "k": int,
+        "gamma": float,
+        "absolute": bool,
+        "per_class": bool,
+        "hard_cutoff": float,
+        "difficulty": str,
+    },
 }
 
 
@@ -116,8 +125,9 @@ def score_from_embedding(
         path: Of the store.
         embedding: Name; may be left out when there is just one.
         specs: `prototypicality:clusters=100` (`:first=near` keeps the typical ones, as suits little
-            data), `moderate`, `semdedup`, `d2:score=NAME`; by default the first three, without
-            labels but `moderate`.
+            data), `moderate`, `semdedup`, `d2:score=NAME` (as published for little data:
+            `:per_class=true:hard_cutoff=0.4:difficulty=AUM`, which puts the hardest behind all
+            others); by default the first three, without labels but `moderate`.
         prefix: Of the stored names, with `_` behind it.
     """
     store = open_store(path)
@@ -174,15 +184,24 @@ def _d2(
     how = {"k": 5, "gamma": 0.1, "absolute": False, "per_class": False, **options}
     if "score" not in how:
         raise MissingScoreError("score must name a stored score for d2: `d2:score=NAME`, got none")
-    values = store.score(how["score"])[rows].astype(np.float64)
+    values = _whole(store, how["score"], rows)
+    hardness = _whole(store, how["difficulty"], rows) if "difficulty" in how else values
+    left = without_hardest(hardness, how.get("hard_cutoff", 0.0))
+    groups = store.labels()[rows] if how["per_class"] else np.zeros(len(rows), dtype=np.int64)
+    ids, distances = _within_groups(points[left], groups[left], how["k"])
+    order = np.zeros(len(rows))  # of those that are cut: behind all others
+    order[left] = d2(values[left], ids, distances, how["gamma"], absolute=how["absolute"])
+    return order, how
+
+
+def _whole(store: Store, name: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    values = store.score(name)[rows].astype(np.float64)
     if not np.isfinite(values).all():
         raise MissingScoreError(
-            f"score {how['score']!r} must be there for every sample with an embedding, "
+            f"score {name!r} must be there for every sample with an embedding, "
             f"got {int((~np.isfinite(values)).sum())} without; extrapolate it first"
         )
-    groups = store.labels()[rows] if how["per_class"] else np.zeros(len(rows), dtype=np.int64)
-    ids, distances = _within_groups(points, groups, how["k"])
-    return d2(values, ids, distances, how["gamma"], absolute=how["absolute"]), how
+    return values
 
 
 def _within_groups(
