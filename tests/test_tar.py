@@ -5,12 +5,13 @@ import io
 import tarfile
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tars import by_webdataset, content, write_tar
 
 from shardsieve import CorruptShardError
 from shardsieve.io.local import mapped
+from shardsieve.shards import names, tar
 from shardsieve.shards.tar import parse_sample, plain_fields, sample_table
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
@@ -126,3 +127,59 @@ def test_plain_samples_are_read_the_short_way_with_the_same_fields(tmp_path, dia
         assert plain_fields(part[:-512], key, known) is None
         assert plain_fields(part, key, {b"jpg": "jpg"}) is None
     assert len(table) == 6
+
+
+def outcome(read, total):
+    """What a walk finds, or what it refuses."""
+    try:
+        return list(tar.walk(read, total, "x"))
+    except CorruptShardError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("dialect", FORMATS)
+@given(
+    header=st.sampled_from([0, 512 + 1024, 3072]),
+    place=st.integers(0, 511),
+    byte=st.integers(0, 255),
+    add=st.booleans(),
+)
+@example(header=0, place=135, byte=ord("1"), add=True)  # a size of twelve digits
+@example(header=0, place=124, byte=ord("-"), add=True)
+@example(header=0, place=156, byte=ord("5"), add=True)
+@example(header=0, place=345, byte=ord("a"), add=True)
+def test_plain_headers_are_read_the_short_way_as_the_slow_way_does(
+    tmp_path_factory, dialect, header, place, byte, add
+):
+    members = [
+        ("a.jpg", b"x" * 700),
+        ("a.cls", b"7"),
+        ("b/c.jpg", b""),
+        (f"{'d' * 60}/{'n' * 60}.x", b"y"),
+    ]
+    path = write_tar(tmp_path_factory.getbasetemp() / "short.tar", members, dialect)
+    raw = bytearray(path.read_bytes())
+    raw[header + place] = byte
+    if add:  # so that its checksum holds
+        head = raw[header : header + 512]
+        total = sum(head[:148]) + sum(head[156:]) + 8 * 32
+        raw[header + 148 : header + 156] = b"%06o\0 " % total
+    read = lambda at, length: bytes(raw[at : at + length])  # noqa: E731
+    found = outcome(read, len(raw))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tar, "_plain_header", lambda head: None)
+        assert outcome(read, len(raw)) == found
+
+
+@pytest.mark.parametrize("kind", [b"0", b"5", b"x", b"L"])
+def test_a_size_below_0_is_refused(tmp_path, kind):
+    raw = bytearray(write_tar(tmp_path / "x.tar", [("a.jpg", b"x")]).read_bytes())
+    raw[124:136], raw[156:157] = b"-0000002000\0", kind
+    raw[148:156] = b"%06o\0 " % (sum(raw[:148]) + sum(raw[156:512]) + 8 * 32)
+    with pytest.raises(CorruptShardError, match="x is damaged: no valid header at byte "):
+        list(tar.walk(lambda at, n: bytes(raw[at : at + n]), len(raw), "x"))
+
+
+@given(st.text(st.sampled_from("ab._/\nA"), max_size=9))
+def test_names_are_split_by_webdatasets_rule(name):
+    assert names.split_key(name) == names._split_by_rule(name)

@@ -21,6 +21,14 @@ def split_key(name: str) -> tuple[str, str] | None:
     >>> split_key("a/b.c/d.e.F")
     ('a/b.c/d', 'e.f')
     """
+    if name.startswith("__") or "\n" in name:  # seldom
+        return _split_by_rule(name)
+    base = name.rfind("/") + 1
+    dot = name.find(".", base)
+    return (name[:dot], name[dot + 1 :].lower()) if dot > base else None
+
+
+def _split_by_rule(name: str) -> tuple[str, str] | None:
     if _META.match(name):
         return None
     match = _KEY.match(name)

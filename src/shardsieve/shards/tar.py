@@ -21,6 +21,9 @@ _LONGEST_LABEL = 20
 _SPARSE = {"GNU.sparse.major", "GNU.sparse.size", "GNU.sparse.map"}
 # Of a header: the digits of the size, the kind, and the first byte of the name's prefix.
 _HEADER = struct.Struct("124x11s21xB188xB").unpack_from
+# Name, digits of size and checksum with what ends them, kind, and as above.
+_PLAIN = struct.Struct("100s24x11sB12x6s2sB188xB").unpack_from
+_OTHER_BLANKS = 8 * ord(" ") - ord(" ")  # the checksum's last two bytes are NUL and a blank
 ReadAt = Callable[[int, int], bytes]
 Members = tuple[tuple[str, bytes], ...]
 
@@ -33,17 +36,14 @@ class Member(NamedTuple):
         start: First byte of its headers, long-name headers included.
         data: First byte of its content.
         size: Bytes of content.
+        end: First byte after the padded content.
     """
 
     name: str
     start: int
     data: int
     size: int
-
-    @property
-    def end(self) -> int:
-        """First byte after the padded content."""
-        return self.data + _padded(self.size)
+    end: int
 
 
 def walk(read: ReadAt, total: int, url: str) -> Iterator[Member]:
@@ -66,26 +66,27 @@ def walk(read: ReadAt, total: int, url: str) -> Iterator[Member]:
     pax: dict[str, str] = {}
     common: dict[str, str] = {}
     while offset < total:
-        head = read(offset, BLOCK)
-        if head == _ZERO:
+        head, data = read(offset, BLOCK), offset + BLOCK
+        plain = None if pax or common else _plain_header(head)
+        if plain is not None:
+            (name, size), is_file = plain, True
+        elif head == _ZERO:
             return
-        if len(head) < BLOCK or not _checksum_holds(head):
-            raise CorruptShardError(_what_is_wrong(head, offset, url))
-        kind, size, data = head[156], _number(head[124:136]), offset + BLOCK
-        if kind in b"xgLK":
-            _apply_extension(kind, _content(read, data, size, total, url), pax, common)
-            offset = data + _padded(size)
-            continue
-        name, size = _name_and_size(head, size, {**common, **pax} if common or pax else pax)
-        name = pax.get("GNU.sparse.name", name)
-        if data + size > total:
-            raise _truncated(url, total, data + size)
-        if kind == ord("S") or _SPARSE & pax.keys():
-            raise CorruptShardError(f"shard {url} holds the sparse file {name}; pack it plainly")
-        if kind in _REGULAR and not name.endswith("/"):
-            yield Member(name, start, data, size)
-        offset = start = data + _padded(size)
-        pax = {}
+        else:
+            kind, size = _kind_and_size(head, offset, url)
+            if kind in b"xgLK":
+                _apply_extension(kind, _content(read, data, size, total, url), pax, common)
+                offset = data + _padded(size)
+                continue
+            name, size = _name_and_size(head, size, {**common, **pax})
+            name, is_file = _file_name(name, kind, pax, url)
+        if not 0 <= size <= total - data:
+            raise _wrong_size(url, total, data, size)
+        end = data + (size + 511 & -BLOCK)
+        if is_file:
+            yield Member(name, start, data, size, end)
+        offset = start = end
+        pax = pax and {}
     raise _no_end(url, total)
 
 
@@ -122,44 +123,46 @@ def sample_table(read: ReadAt, total: int, url: str, *, label_member: str = "cls
         CorruptShardError: If the tar is damaged, holds no sample, or repeats a member.
     """
     keys: list[str] = []
-    spans: list[tuple[int, int]] = []
+    starts: list[int] = []
+    ends: list[int] = []
     labels: list[bytes] = []
     present: list[int] = []
-    numbers: dict[str, int] = {}
+    bit_of: dict[str, int] = {}
     current, bits = None, 0
-    for member in walk(read, total, url):
-        parts = split_key(member.name)
+    for name, start, data, size, end in walk(read, total, url):
+        parts = split_key(name)
         if parts is None:
             continue
         key, suffix = parts
-        bit = 1 << numbers.setdefault(suffix, len(numbers))
+        bit = bit_of.get(suffix) or bit_of.setdefault(suffix, 1 << len(bit_of))
         if key != current:
             current, bits = key, 0
             keys.append(key)
-            spans.append((member.start, member.end))
+            starts.append(start)
+            ends.append(end)
             labels.append(b"")
             present.append(0)
         if bits & bit:
             raise CorruptShardError(
-                f"shard {url} repeats the member {member.name} at byte {member.start}; "
+                f"shard {url} repeats the member {name} at byte {start}; "
                 "give every file of a sample its own suffix"
             )
         bits |= bit
         present[-1] = bits
-        spans[-1] = (spans[-1][0], member.end)
-        if suffix == label_member and member.size <= _LONGEST_LABEL:
+        ends[-1] = end
+        if suffix == label_member and size <= _LONGEST_LABEL:
             # Here and now: of an object the block around it is at hand.
-            labels[-1] = read(member.data, member.size)
+            labels[-1] = read(data, size)
     if not keys:
         raise CorruptShardError(f"shard {url} holds no samples; a member needs a name like 12.jpg")
-    table = np.array(spans, dtype=np.int64)
+    offset = np.array(starts, dtype=np.int64)
     expected = present[0]
     return SampleTable(
         keys=keys,
-        offset=table[:, 0].copy(),
-        length=table[:, 1] - table[:, 0],
+        offset=offset,
+        length=np.array(ends, dtype=np.int64) - offset,
         label=labels,
-        suffixes=tuple(numbers),
+        suffixes=tuple(bit_of),
         incomplete=sum(p & expected != expected for p in present),
     )
 
@@ -237,9 +240,9 @@ def parse_sample(raw: bytes, key: str, url: str) -> dict[str, object]:
 
 
 def _content(read: ReadAt, at: int, size: int, total: int, url: str) -> bytes:
-    content = read(at, size)
-    if len(content) < size:
-        raise _truncated(url, total, at + size)
+    content = read(at, max(size, 0))
+    if len(content) != size:
+        raise _wrong_size(url, total, at, size)
     return content
 
 
@@ -253,6 +256,42 @@ def _apply_extension(
         pax.update(_pax_records(content))
     elif kind == ord("g"):
         common.update(_pax_records(content))
+
+
+def _plain_header(head: bytes) -> tuple[str, int] | None:
+    """Return name and size of a regular file whose header is as plain as they mostly are.
+
+    None leaves every dialect, and what is wrong, to the slow way.
+    """
+    if len(head) < BLOCK:
+        return None
+    field, digits, no_digit, total, end, kind, prefix = _PLAIN(head)
+    if kind != 48 or prefix or no_digit or end != b"\0 ":
+        return None
+    try:
+        size, told = int(digits, 8), int(total, 8)
+    except ValueError:  # of more than 8 GiB, or no header
+        return None
+    # See `_checksum_holds`.
+    found = (adler32(head) & 0xFFFF) - (adler32(total) & 0xFFFF) + _OTHER_BLANKS
+    name = field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+    if (found - told) % 65521 or name.endswith("/"):
+        return None
+    return name, size
+
+
+def _kind_and_size(head: bytes, offset: int, url: str) -> tuple[int, int]:
+    if len(head) < BLOCK or not _checksum_holds(head):
+        raise CorruptShardError(_what_is_wrong(head, offset, url))
+    return head[156], _number(head[124:136])
+
+
+def _file_name(name: str, kind: int, pax: dict[str, str], url: str) -> tuple[str, bool]:
+    """Return a member's name, and whether it is a regular file."""
+    name = pax.get("GNU.sparse.name", name)
+    if kind == ord("S") or _SPARSE & pax.keys():
+        raise CorruptShardError(f"shard {url} holds the sparse file {name}; pack it plainly")
+    return name, kind in _REGULAR and not name.endswith("/")
 
 
 def _name_and_size(head: bytes, size: int, fields: dict[str, str]) -> tuple[str, int]:
@@ -312,6 +351,12 @@ def _what_is_wrong(head: bytes, offset: int, url: str) -> str:
     if len(head) < BLOCK:
         return f"shard {url} is truncated at byte {offset}; write or download it again"
     return f"shard {url} is damaged: no valid header at byte {offset}; write or download it again"
+
+
+def _wrong_size(url: str, total: int, data: int, size: int) -> CorruptShardError:
+    if size < 0:
+        return CorruptShardError(_what_is_wrong(_ZERO, data - BLOCK or BLOCK, url))
+    return _truncated(url, total, data + size)
 
 
 def _truncated(url: str, total: int, needed: int) -> CorruptShardError:
