@@ -223,6 +223,40 @@ def a_window_too_small_for_a_score(tmp_path, data):
     return ["build", f"{tmp_path}/d/s-*.tar", *store, "--window", "2"]
 
 
+def a_folder_of_shards(tmp_path, data):
+    return ["index", f"{tmp_path}/d", "--store", f"{tmp_path}/new.zarr"]
+
+
+def folders_among_shards(tmp_path, data):
+    (tmp_path / "d" / "more").mkdir()
+    return ["index", f"{tmp_path}/d/*", "--store", f"{tmp_path}/new.zarr"]
+
+
+def half_a_brace(tmp_path, data):
+    return ["index", f"{tmp_path}/d/s-{{000..001.tar", "--store", f"{tmp_path}/new.zarr"]
+
+
+def no_list(tmp_path, data):
+    (tmp_path / "shards.txt").write_bytes(b"\xff\xfe\x00")
+    return ["index", f"{tmp_path}/shards.txt", "--store", f"{tmp_path}/new.zarr"]
+
+
+def a_place_that_is_taken(tmp_path, data):
+    (tmp_path / "taken").mkdir()
+    return ["index", f"{tmp_path}/d/s-*.tar", "--store", f"{tmp_path}/taken"]
+
+
+def a_shard_that_is_gone(tmp_path, data):
+    (tmp_path / "d" / "s-001.tar").unlink()
+    return ["select", "--store", str(data.path), "--rule", "random"]
+
+
+def a_full_run_of_seeds(tmp_path, data):
+    (tmp_path / "seeds").mkdir()
+    (tmp_path / "seeds" / "result.json").write_text('{"cost": {"forward": 1}, "seeds": 3}')
+    return training(tmp_path, data, "--rule", "random", "--full-run", f"{tmp_path}/seeds")
+
+
 CASES = [
     (empty, "is empty"),
     (truncated, "truncated"),
@@ -257,6 +291,13 @@ CASES = [
     (a_fraction_beside_a_policy_without, "keep_fraction must come without --policy infobatch"),
     (a_rule_beside_a_policy, "rule, bins must come without --policy"),
     (tracked_by_nothing, "leave it empty for none"),
+    (a_folder_of_shards, "shards must be files, got the folder"),
+    (folders_among_shards, "/d/more; name"),
+    (half_a_brace, "shards must be named as in train-{000..099}.tar, got"),
+    (no_list, "it must be text with one shard a line"),
+    (a_place_that_is_taken, "is there and holds no store; choose another place"),
+    (a_shard_that_is_gone, "put it back where it was indexed, or index"),
+    (a_full_run_of_seeds, "must be a training of `shardsieve train`, got another run"),
     (a_score_in_no_folder, "got '../x'; run `shardsieve score`"),
     (batches_of_less_than_nothing, "batch_size must be a whole number of at least 1, got -1"),
     (a_score_for_no_keep_set, "--score must come with --keep"),

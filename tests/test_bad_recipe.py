@@ -79,7 +79,7 @@ ON_POLICY = {"train__policy": {"name": "ucb"}}
         ({"train__shuffle_window": -1}, "train: shuffle_window must be at least 0, got -1"),
         ({"train__evaluate_every": -1}, "train: evaluate_every must be at least 0, got -1"),
         ({"train__checkpoint_steps": -1}, "train: checkpoint_steps must be at least 0, got -1"),
-        ({"train__size": 10**9}, "train: size must be at least 1 pixel and at most 65535"),
+        ({"train__size": 10**9}, "train: size must be at most 65535 pixels, got 1000000000"),
         ({"train__adversary": {"beta": float("inf")}}, "beta must be a number of at least 0"),
         ({"train__full_run": ""}, "train: full_run must be the path of a file or folder, got ''"),
         ({"work": "s3://bucket/w"}, "work must be a local path, got s3://bucket/w"),
@@ -195,6 +195,21 @@ def test_a_users_own_score_is_not_predicted_over_after_hours(tmp_path, chain):
     with pytest.raises(ValueError, match=r"extrapolate: score 'dyn_unc' of .* was put there by a"):
         run_recipe(write(tmp_path, base))
     assert makers.ran == []
+
+
+def test_anothers_prediction_is_not_replaced_and_the_chains_own_is(tmp_path, chain):
+    makers, base = chain
+    store = ss.open_store(base["data"]["store"])
+    made = {"definition": "knn(seed_dyn_unc)", "source": "seed_dyn_unc", "method": "knn", "k": 9}
+    store.put_score("dyn_unc", np.arange(len(store)), provenance=made)
+    with pytest.raises(ValueError, match=r"score 'dyn_unc' was predicted with k 9, got"):
+        run_recipe(write(tmp_path, base))
+    assert makers.ran == []
+    store.forget_score("dyn_unc")
+    run_recipe(write(tmp_path, base))
+    store.put_score("dyn_unc", np.arange(len(store)), provenance=made)
+    run_recipe(write(tmp_path, changed(base, extrapolate__k=6)))
+    assert "k" not in store.provenance("dyn_unc")  # that of the stand-in
 
 
 def test_a_recipe_is_what_yaml_writes(tmp_path):

@@ -128,3 +128,74 @@ def test_a_truth_value_is_no_fraction_and_no_count():
         ss.keep_top([1.0, 2.0], "0.5")
     with pytest.raises(ValueError, match="window must be a whole number of at least 2, got True"):
         ss.scores.dynamic_uncertainty(np.ones((4, 2)), window=True)
+
+
+def sampler(store, **how):
+    return ss.PrunedShardSampler(store, **{"keep_fraction": 0.5, "score": "mine", **how})
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"batch_size": ""}, "batch_size must be a whole number of at least 1, got ''"),
+        ({"batch_size": True}, "batch_size must be a whole number of at least 1, got True"),
+        ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
+        ({"seed": float("inf")}, "seed must be a whole number, got inf"),
+        ({"window": 1.5}, "window must be at least 0 shards, got 1.5"),
+        ({"groups": 1.5}, "groups must be at least 1, got 1.5"),
+    ],
+)
+def test_a_sampler_takes_whole_numbers(store, how, message):
+    with pytest.raises(ValueError, match=message):
+        sampler(store, **how)
+
+
+def test_a_sampler_is_told_its_world_and_its_epoch_as_such(store):
+    with pytest.raises(TypeError, match=r"world must be a World\(rank, size\), got 2"):
+        sampler(store, world=2)
+    with pytest.raises(ValueError, match="rank and size must be whole numbers"):
+        ss.World(0.5, 1)
+    with pytest.raises(ValueError, match="epoch must be a whole number"):
+        sampler(store).set_epoch(1.5)
+
+
+@pytest.mark.parametrize("seed", [1.5, "1", None, True])
+def test_a_seed_that_is_cut_would_be_another_one(seed):
+    for policy in (ss.InfoBatch, lambda seed: ss.UCB(0.5, seed=seed)):
+        with pytest.raises(ValueError, match="seed must be a whole number"):
+            policy(seed=seed)
+    if seed is not True:
+        with pytest.raises(ValueError, match="a seed or epoch must be a whole number"):
+            ss.keep_random(10, 0.5, seed=seed)
+
+
+def test_a_factor_without_end_is_refused():
+    with pytest.raises(ValueError, match="c must be at least 0, got inf"):
+        ss.UCB(0.5, c=float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: None, "state must be what state_dict of a sampler returned, got None"),
+        (lambda state: [state], "state must be what state_dict of a sampler returned"),
+        (lambda state: {}, "belongs to another plan"),
+        (lambda state: {"plan": state["plan"]}, "epoch of the sampler's state must be a whole"),
+        (lambda state: state | {"epoch": 1.5}, "must be a whole number of at least 0, got 1.5"),
+        (lambda state: state | {"samples_done": -1}, "samples_done of the sampler's state must"),
+    ],
+)
+def test_what_is_no_state_is_refused_and_changes_nothing(store, change, message):
+    one = sampler(store, batch_size=2)
+    before = one.state_dict()
+    with pytest.raises(ValueError, match=message):
+        one.load_state_dict(change(before))
+    assert one.state_dict() == before
+
+
+def test_a_number_of_unreadable_samples_is_a_number(store):
+    with pytest.raises(ValueError, match="max_unreadable must be a whole number of at least 0"):
+        ss.ShardDataset(store, on_error="skip", max_unreadable="many")
+    with pytest.raises(ss.MissingScoreError, match="score must be one of those in"):
+        ss.ShardDataset(store, score="")

@@ -155,6 +155,28 @@ def test_what_was_predicted_is_not_extrapolated_again(store):
     assert "again" not in store.scores
 
 
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"k": 5}, "was predicted with k 50, got 5; give the new one another name, or delete"),
+        ({"weights": "mean"}, "was predicted with weights exp, got mean"),
+        ({"match": True}, "was predicted with matched_quantiles False, got True"),
+        ({"method": "gnn"}, "was predicted with method knn, got gnn"),
+    ],
+)
+def test_another_prediction_does_not_take_the_name_of_one(store, how, message):
+    store = store[0]
+    extrapolate_score(store.path, "seed_x", "full", "seed")
+    before = store.score("full")
+    with pytest.raises(ss.StoreMismatchError, match=message):
+        extrapolate_score(store.path, "seed_x", "full", "seed", **how)
+    np.testing.assert_array_equal(store.score("full"), before)
+    extrapolate_score(store.path, "seed_x", "full", "seed", folds=3)  # the same, measured anew
+    store.forget_score("full")
+    extrapolate_score(store.path, "seed_x", "full", "seed", k=5)
+    assert store.provenance("full")["k"] == 5
+
+
 def test_a_realigned_prediction_still_tells_measured_from_predicted(store, shards, tmp_path):
     store, other = store[0], ss.index(shards, tmp_path / "other.zarr")
     extrapolate_score(store.path, "seed_x", "full", "seed")

@@ -397,7 +397,9 @@ def test_bad_settings_are_refused_before_training(stores, tmp_path):
     how = {"folder": tmp_path / "run", "accelerator": Accelerator()}
     with pytest.raises(ValueError, match=r"must have more than window=10 epochs, got 5.*dyn_unc"):
         score_seeds(store, store.ids()[:50], CONFIG, **how)
-    with pytest.raises(ValueError, match=r"window must be .* at least 3, got 2; .*score tdds; `sc"):
+    with pytest.raises(
+        ValueError, match=r"window must be .* at least 3, got 2; .*score tdds, which `shardsieve sc"
+    ):
         score_seeds(store, store.ids()[:50], CONFIG, window=2, **how)
     store.put_score("seed_el2n", np.zeros(len(store)))
     with pytest.raises(ss.StoreMismatchError, match="'seed_el2n' holds the definition 'user'"):

@@ -1,6 +1,7 @@
 """The project's own pseudo-random order, so that no release of numpy can change a run."""
 
 import math
+from operator import index
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,11 @@ _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _MASK = 2**64 - 1
 _ROUNDS = 6
+
+
+def is_whole(value: object) -> bool:
+    """Return whether something is an integer; a truth value is none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -27,8 +33,15 @@ def hash_key(*key: int) -> int:
     """
     state = np.zeros(1, dtype=np.uint64)
     for part in key:
-        state = _mix((state + _GOLDEN) ^ np.uint64(int(part) & _MASK))
+        state = _mix((state + _GOLDEN) ^ np.uint64(_whole(part) & _MASK))
     return int(state[0])
+
+
+def _whole(part: int) -> int:
+    try:
+        return index(part)
+    except TypeError as error:
+        raise ValueError(f"a seed or epoch must be a whole number, got {part!r}") from error
 
 
 def random_bits(n: int, *key: int) -> NDArray[np.uint64]:

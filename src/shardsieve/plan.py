@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from shardsieve.order import is_whole
+
 TAILS = ("uneven", "pad", "drop")
 PADDING = -1
 
@@ -19,6 +21,10 @@ class World:
     size: int = 1
 
     def __post_init__(self) -> None:
+        if not (is_whole(self.rank) and is_whole(self.size)):
+            raise ValueError(
+                f"rank and size must be whole numbers, got {self.rank!r} of {self.size!r}"
+            )
         if not 0 <= self.rank < self.size:
             raise ValueError(f"rank must lie in [0, {self.size}), got {self.rank}")
 

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import MissingScoreError
-from shardsieve.order import permutation
+from shardsieve.order import is_whole, permutation
 from shardsieve.scores.embedded import moderate_distance
-from shardsieve.scores.inputs import is_whole, plain, real
+from shardsieve.scores.inputs import plain, real
 
 Ids = NDArray[np.int64]
 

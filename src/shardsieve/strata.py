@@ -3,8 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shardsieve.order import random_bits
-from shardsieve.scores.inputs import is_whole
+from shardsieve.order import is_whole, random_bits
 from shardsieve.selection import Ids, class_quotas, finite_scores, known_labels, num_kept, top_rows
 
 BINS = 50  # of the paper

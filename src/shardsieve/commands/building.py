@@ -3,7 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from shardsieve.commands.extrapolating import check_extrapolation, extrapolate_score
+from shardsieve.commands.extrapolating import (
+    check_extrapolation,
+    extrapolate_score,
+    refuse_other_prediction,
+)
 from shardsieve.commands.making import make_index
 from shardsieve.commands.methods import ON_SIGNALS
 from shardsieve.commands.training import embed_store, score_store
@@ -63,6 +67,9 @@ def build_store(
     result: dict[str, Any] = {}
     check_shared(accelerator, {"store": path})
     result["index"] = on_main(accelerator, lambda: make_index(urls, path, label_member))
+    store = open_store(path, mode="r")
+    for name in SCORES:
+        refuse_other_prediction(store, name, {"method": method, "k": k})
     draw: dict[str, Any] = {"seed_fraction": seed_fraction, "per_class": per_class}
     result["score"] = score_store(
         path, config, **draw, window=window, clean_pass=clean_pass, folder=None, **how

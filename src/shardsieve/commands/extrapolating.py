@@ -1,7 +1,7 @@
 """The `extrapolate` command: alone and under `accelerate launch`."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import shardsieve.extrapolate as extrapolators
+from shardsieve._errors import StoreMismatchError
 from shardsieve.commands.filling import blocks_of, fill, ranks_of, readable_rows, sample_of
 from shardsieve.commands.memorised import by_unseen_neighbours, checked_seed_scores, memorised
 from shardsieve.commands.methods import (
@@ -31,6 +32,23 @@ from shardsieve.store.rows import StoredRows
 from shardsieve.store.store import Store
 from shardsieve.train.launch import make_accelerator, on_main
 from shardsieve.train.machines import open_together
+
+DECIDING = (
+    "source",
+    "method",
+    "embedding",
+    "k",
+    "weights",
+    "search",
+    "min_recall",
+    "layer",
+    "graph",
+    "labels",
+    "matched_quantiles",
+    "seed_scores",
+    "seed",
+)
+"""Settings in a prediction's provenance that decide what is predicted."""
 
 
 def extrapolate_score(
@@ -101,6 +119,7 @@ def extrapolate_score(
     made |= {"method": method, "seed_scores": seed_scores}
     made |= {"k": number, "weights": weights, "matched_quantiles": match, **how, **tried}
     made |= {"embedding": embedding, "seed": seed, "seeds": counts["seeds"]}
+    refuse_other_prediction(store, name, made)
     # Of what ranks do not make together the main process alone sees the folds.
     folded = task.out_of_fold(rows, folds=folds, seed=seed) if task.together else None
     trust = on_main(
@@ -142,6 +161,28 @@ def check_extrapolation(
     if method == "gnn":
         gnn: Any = extrapolators.GNN  # imported only where it is used
         gnn(number, **{n: v for n, v in taken(method, how).items() if n != "labels"})
+
+
+def refuse_other_prediction(store: Store, name: str, made: Mapping[str, Any]) -> None:
+    """Refuse to write over a score that was predicted with other settings.
+
+    With the same ones it is predicted again: its seeds or embeddings may have changed.
+
+    Args:
+        store: Open.
+        name: Of the score to make.
+        made: Its provenance, or some of it.
+
+    Raises:
+        StoreMismatchError: If a setting differs, naming the first.
+    """
+    old = store.provenance(name) if store.has_score(name) else {}
+    for key in DECIDING:
+        if key in made and key in old and old[key] != made[key]:
+            raise StoreMismatchError(
+                f"score {name!r} was predicted with {key} {old[key]}, got {made[key]}; give the "
+                f"new one another name, or delete the old one: store.forget_score({name!r})"
+            )
 
 
 def _check_measured(store: Store, score: str) -> None:

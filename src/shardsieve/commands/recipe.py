@@ -1,7 +1,7 @@
 """The configuration of `shardsieve run`: what each step is given, checked before any starts."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.commands.extrapolating import check_extrapolation
+from shardsieve.commands.extrapolating import check_extrapolation, refuse_other_prediction
 from shardsieve.commands.methods import ON_SIGNALS, ONLY_WITH
 from shardsieve.commands.sections import SEED_RUN, Recipe, Section
 from shardsieve.commands.texts import shortened, yaml_of
@@ -108,13 +108,16 @@ def policy_of(recipe: Recipe) -> Policy | None:
     return named_policy(given, epochs=train.epochs, seed=train.seed)
 
 
-def check_trainings(recipe: Recipe, store: Store, test: Store | None) -> None:
+def check_trainings(
+    recipe: Recipe, store: Store, test: Store | None, *, made: Collection[str] = ()
+) -> None:
     """Refuse a step, also a later one, whose settings the shards, labels or scores do not allow.
 
     Args:
         recipe: Of the chain.
         store: Of the training samples.
         test: Of the samples to evaluate on, if there are any.
+        made: What the chain made of predicted scores before, and replaces: `score/NAME`.
 
     Raises:
         ValueError: If there is one, named by its section.
@@ -125,9 +128,9 @@ def check_trainings(recipe: Recipe, store: Store, test: Store | None) -> None:
             with blamed(name):
                 check_augmenting(store, settings(section))
                 _check_labels(recipe, section, store)
-    if recipe.extrapolate is not None:
+    if recipe.extrapolate is not None and f"score/{recipe.extrapolate.score}" not in made:
         with blamed("extrapolate"):
-            _check_predicted(recipe.extrapolate.score, store)
+            _check_predicted(recipe.extrapolate, store)
     if recipe.train is not None or recipe.report is not None:
         with blamed("select"):
             _check_chosen_by(recipe, store)
@@ -155,8 +158,13 @@ def _check_labels(recipe: Recipe, section: Any, store: Store) -> None:
         store.pseudo_labels(section.pseudo_labels)
 
 
-def _check_predicted(name: str, store: Store) -> None:
-    """Refuse to predict a score under the name of a user's own."""
+def _check_predicted(section: Any, store: Store) -> None:
+    """Refuse to predict a score under the name of a user's own, or of another prediction."""
+    name, how = section.score, section.model_dump(exclude={"score", "folds", "match"})
+    how["source"] = f"{SEED_RUN}_{name}"
+    if how["k"] == "auto":
+        del how["k"]
+    refuse_other_prediction(store, name, how)
     if store.has_score(name) and store.provenance(name)["definition"] == "user":
         raise ValueError(
             f"score {name!r} of {store.path} was put there by a user; put it under another name "

@@ -227,7 +227,10 @@ class _Chain(Chain):
         test = self.recipe.test
         with blamed(self.file):
             check_trainings(
-                self.recipe, self._store, open_store(test.store, mode="r") if test else None
+                self.recipe,
+                self._store,
+                open_store(test.store, mode="r") if test else None,
+                made=self._steps.made("extrapolate", str(self.path.resolve())),
             )
 
     def _unsupervised(self, section: Any) -> None:

@@ -43,6 +43,11 @@ class Steps:
         result: Result = held["result"]
         return result if output(result) == held["output"] else None
 
+    def made(self, name: str, store: str) -> list[str]:
+        """Return what a step made in a store, or may have made before it was killed."""
+        held = self._steps.get(name, {})
+        return list(held.get("made", [])) if held.get("store") == store else []
+
     def begin(
         self, name: str, inputs: str, made: Iterable[str], store: str, remove: Callable[[str], None]
     ) -> None:
@@ -60,7 +65,7 @@ class Steps:
         held, made = self._steps.get(name, {}), list(made)
         if held.get("begun") == inputs:
             return
-        old = held.get("made", []) if held.get("store") == store else []
+        old = self.made(name, store)
         # Killed in between, it is neither begun nor finished, and all is removed again.
         self._put(name, {"made": sorted({*old, *made}), "store": store})
         for one in old:

@@ -66,7 +66,7 @@ def score_store(
         **how: `window`, `scores`, `clean_pass`, `snapshots`, `adversary` and `checkpoint_steps` of
             `score_seeds`.
     """
-    check_specs(*spread(config.epochs, how["window"], match_steps_of), how.get("scores"))
+    check_specs(*spread(config.epochs, how.get("window", 10), match_steps_of), how.get("scores"))
     accelerator = make_accelerator(precision=config.precision)
     store = open_together(accelerator, path)
     seeds = draw_seeds(store, seed_fraction, seed=config.seed, per_class=per_class)

@@ -56,7 +56,10 @@ def cheap_fingerprint(url: str) -> str:
     try:
         stat = Path(url).stat()
     except OSError as error:
-        raise ShardsieveError(f"cannot read shard {url}: {error.strerror}") from error
+        raise ShardsieveError(
+            f"cannot read shard {url}: {error.strerror}; put it back where it was indexed, or "
+            "index the shards where they are now into another store"
+        ) from error
     return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 

@@ -18,6 +18,7 @@ from shardsieve.loaders.ledger import Ledger
 from shardsieve.loaders.planned import PlannedId
 from shardsieve.loaders.shared import SharedIds
 from shardsieve.plan import PADDING
+from shardsieve.scores.inputs import whole_number
 from shardsieve.shards.beton import read_beton
 from shardsieve.shards.beton_fields import BetonFields
 from shardsieve.shards.tar import fill_plain, members_of, parse_sample, plain_fields
@@ -70,6 +71,7 @@ class ShardDataset(Dataset[Any]):
             storage: What reading costs where the shards lie; by their kind when left out.
         """
         refuse_path(store)
+        whole_number("max_unreadable", max_unreadable, 0)
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
         if labels is not None and labels.shape != (len(store),):
@@ -81,7 +83,7 @@ class ShardDataset(Dataset[Any]):
         self._beton: BetonFields | None = None
         self._suffixes = {suffix.encode(): suffix for suffix in store.members}
         self._columns: dict[str, NDArray[Any]] = {}
-        self._columns |= {"__score__": store.score(score)} if score else {}
+        self._columns |= {"__score__": store.score(score)} if score is not None else {}
         self._columns |= {"__label__": labels} if labels is not None else {}
         self.reader = reader_of(store.urls, storage, marks=store.shard_fingerprints())
         self.ledger = Ledger()

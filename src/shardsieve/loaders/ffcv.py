@@ -14,6 +14,7 @@ from shardsieve.io.source import cheap_fingerprint
 from shardsieve.keepset import KeepSet, keep_set_of
 from shardsieve.loaders.ffcv_order import LoaderOrder
 from shardsieve.loaders.pages import ordered_rows
+from shardsieve.loaders.planned import refuse_another_plan
 from shardsieve.plan import TAILS, Steps, World
 from shardsieve.store.store import Store
 
@@ -223,11 +224,7 @@ class PrunedLoader:
         Raises:
             StoreMismatchError: If the state belongs to another store, keep set, seed or order.
         """
-        if state["plan"] != self._plan_name():
-            raise StoreMismatchError(
-                f"the loader's state belongs to another plan\n  state: {state['plan']}\n"
-                f"  loader: {self._plan_name()}\nuse the store, keep set, seed and order of then"
-            )
+        refuse_another_plan(state, self._plan_name(), "loader")
         self.epoch, self._start = int(state["epoch"]), int(state["samples_done"])
         self._yielded, self._begun, self._ended = 0, False, False
 

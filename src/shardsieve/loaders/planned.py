@@ -1,6 +1,6 @@
 """What the loaders of kept samples share: the order they follow, its name, and ids with hints."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ from shardsieve._errors import StoreMismatchError
 from shardsieve.epoch import SHUFFLES, EpochOrder, default_window
 from shardsieve.keepset import KeepSet
 from shardsieve.loaders.pages import ordered_rows
+from shardsieve.order import is_whole
+from shardsieve.scores.inputs import whole_number
 from shardsieve.store.store import Store
 
 Ids = NDArray[np.int64]
@@ -63,10 +65,12 @@ class OrderSettings:
     def __post_init__(self) -> None:
         if self.shuffle not in SHUFFLES:
             raise ValueError(f"shuffle must be one of {', '.join(SHUFFLES)}, got {self.shuffle!r}")
-        if self.window is not None and self.window < 0:
-            raise ValueError(f"window must be at least 0 shards, got {self.window}")
-        if self.groups < 1:
-            raise ValueError(f"groups must be at least 1, got {self.groups}")
+        if not is_whole(self.seed):
+            raise ValueError(f"seed must be a whole number, got {self.seed!r}")
+        if self.window is not None and not (is_whole(self.window) and self.window >= 0):
+            raise ValueError(f"window must be at least 0 shards, got {self.window!r}")
+        if not is_whole(self.groups) or self.groups < 1:
+            raise ValueError(f"groups must be at least 1, got {self.groups!r}")
 
     @property
     def name(self) -> str:
@@ -99,14 +103,19 @@ def ids_of_epoch(
     return ordered_ids(keep, settings.epoch(keep, len(store), epoch, block), start)
 
 
-def refuse_another_plan(state: str | None, own: str, what: str) -> None:
-    """Check that a saved state belongs to this plan.
+def refuse_another_plan(state: Any, own: str, what: str) -> None:
+    """Check that something is a saved state, and of this plan.
 
     Raises:
-        StoreMismatchError: If it does not, showing both.
+        StoreMismatchError: If it is of another plan, showing both.
+        ValueError: If it is no state at all, or lacks a place.
     """
-    if state != own:
+    if not isinstance(state, Mapping):
+        raise ValueError(f"state must be what state_dict of a {what} returned, got {state!r}")
+    if state.get("plan") != own:
         raise StoreMismatchError(
-            f"the {what}'s state belongs to another plan\n  state: {state}\n  {what}: {own}\n"
-            "use the store, keep set, seed, shuffle and window of then"
+            f"the {what}'s state belongs to another plan\n  state: {state.get('plan')}\n"
+            f"  {what}: {own}\nuse the store, keep set, seed, shuffle and window of then"
         )
+    for name in ("epoch", "samples_done"):
+        whole_number(f"{name} of the {what}'s state", state.get(name), 0)

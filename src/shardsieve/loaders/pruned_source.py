@@ -108,7 +108,7 @@ class PrunedSource(IterableDataset[Sample]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Begin at a state's place."""
-        refuse_another_plan(state["plan"], self._plan_name(), "pipeline")
+        refuse_another_plan(state, self._plan_name(), "pipeline")
         self._tell(int(state["epoch"]), int(state["samples_done"]), int(state.get("block") or 0))
         self._taken = self._skip = int(state.get("taken", 0))
 

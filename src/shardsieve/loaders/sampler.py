@@ -21,9 +21,11 @@ from shardsieve.loaders.asking import (
 )
 from shardsieve.loaders.moving import StepCount, put_choice, with_weights_shown
 from shardsieve.loaders.planned import OrderSettings, PlannedId, ids_of_epoch, refuse_another_plan
+from shardsieve.order import is_whole
 from shardsieve.plan import PADDING, TAILS, Steps, World
 from shardsieve.policy.base import Choice, Policy
 from shardsieve.policy.inbox import together
+from shardsieve.scores.inputs import whole_number
 from shardsieve.store.store import Store, refuse_path
 
 
@@ -96,6 +98,10 @@ class PrunedShardSampler(Sampler[int]):
         refuse_path(store)
         if tail not in TAILS:
             raise ValueError(f"tail must be one of {', '.join(TAILS)}, got {tail!r}")
+        if batch_size is not None:
+            whole_number("batch_size", batch_size, 1)
+        if world is not None and not isinstance(world, World):
+            raise TypeError(f"world must be a World(rank, size), got {world!r}")
         self.policy = policy
         selection |= {"keep_fraction": keep_fraction, "score": score, "rule": rule, "seed": seed}
         if policy is not None:
@@ -129,6 +135,8 @@ class PrunedShardSampler(Sampler[int]):
             epoch, self._told = epoch + self._ahead, False
         else:
             self._told = True
+        if not is_whole(epoch):
+            raise ValueError(f"epoch must be a whole number, got {epoch!r}")
         if epoch == self.epoch:
             return
         if epoch < 0:
@@ -231,12 +239,13 @@ class PrunedShardSampler(Sampler[int]):
         Raises:
             StoreMismatchError: If the state belongs to another store, keep set, seed, shuffle,
                 window or number of groups.
+            ValueError: If it is no state.
         """
         own = self._plan_name()
         if self.policy is None:
-            refuse_another_plan(state.get("plan"), own, "sampler")
+            refuse_another_plan(state, own, "sampler")
         else:
-            together(lambda: refuse_another_plan(state.get("plan"), own, "sampler"))
+            together(lambda: refuse_another_plan(state, own, "sampler"))
         self.epoch, self._told = int(state["epoch"]), True
         self._begin(int(state["samples_done"]), state.get("block"))
         if self.policy is not None:

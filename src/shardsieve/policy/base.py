@@ -10,7 +10,7 @@ import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import MissingScoreError, StoreMismatchError
-from shardsieve.order import random_bits
+from shardsieve.order import is_whole, random_bits
 from shardsieve.policy.inbox import Floats, Inbox, Rows, together, world_size
 from shardsieve.scores.inputs import whole_number
 from shardsieve.store.store import Store
@@ -54,6 +54,8 @@ class Policy(ABC):
     """
 
     def __init__(self, *, seed: int = 0) -> None:
+        if not is_whole(seed):
+            raise ValueError(f"seed must be a whole number, got {seed!r}")
         self.seed = int(seed)
         self.not_finite = 0
         self._store: Store | None = None

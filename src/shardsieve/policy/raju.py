@@ -161,6 +161,6 @@ class UCB(_Periodic):
 
 def in_range(c: float) -> float:
     """Return a factor that is at least 0."""
-    if not c >= 0:
+    if not 0 <= c < np.inf:
         raise ValueError(f"c must be at least 0, got {c}; the paper uses 1")
     return c

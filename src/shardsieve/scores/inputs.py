@@ -162,14 +162,9 @@ def batch_values(
     return array
 
 
-def is_whole(value: object) -> bool:
-    """Return whether something is an integer; a truth value is none."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def whole_number(name: str, value: int, least: int) -> None:
-    """Refuse anything but an integer of at least `least`."""
-    if not is_whole(value) or value < least:
+def whole_number(name: str, value: Any, least: int) -> None:
+    """Refuse anything but an integer of at least `least`; a truth value is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise ValueError(
             f"{name} must be a whole number of at least {least}, got {value!r}; pass one"
         )

@@ -64,7 +64,12 @@ def _expand_one(pattern: str) -> list[str]:
         if "://" in name:
             raise ShardsieveError(f"the shard list must be a local file, got {name}; download it")
         return _read_list(Path(name))
-    expanded = list(braceexpand.braceexpand(pattern)) if "{" in pattern else [pattern]
+    try:
+        expanded = list(braceexpand.braceexpand(pattern)) if "{" in pattern else [pattern]
+    except ValueError as error:
+        raise ShardsieveError(
+            f"shards must be named as in train-{{000..099}}.tar, got {pattern}: {error}"
+        ) from error
     return [url for item in expanded for url in _expand_glob(item)]
 
 
@@ -83,10 +88,18 @@ def _expand_glob(pattern: str) -> list[str]:
         found = sorted(str(p) for p in root.glob(str(path.relative_to(path.anchor))))
         if not found:
             raise ShardsieveError(f"no shards match {pattern}; check the pattern and the folder")
+        for one in found:
+            _refuse_folder(Path(one))
         return found
+    _refuse_folder(path)
     if not path.is_file():
         raise ShardsieveError(f"no shards match {pattern}: no such file; check the path")
     return [pattern]
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir() and str(path) != ".":
+        raise ShardsieveError(f"shards must be files, got the folder {path}; name {path}/*.tar")
 
 
 def local_name(name: str) -> str:
@@ -103,6 +116,9 @@ def local_name(name: str) -> str:
 def _read_list(path: Path) -> list[str]:
     try:
         lines = path.read_text().splitlines()
-    except OSError as error:
-        raise ShardsieveError(f"cannot read the shard list {path}: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ShardsieveError(
+            f"cannot read the shard list {path}: {getattr(error, 'strerror', error)}; "
+            "it must be text with one shard a line"
+        ) from error
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]

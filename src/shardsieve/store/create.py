@@ -13,7 +13,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from shardsieve._errors import CorruptShardError, StoreMismatchError
+from shardsieve._errors import CorruptShardError, StoreFormatError, StoreMismatchError
 from shardsieve.io.objects import is_remote
 from shardsieve.io.source import absolute, at_once, cheap_fingerprint, cheap_fingerprints, walkable
 from shardsieve.shards.fingerprint import index_fingerprint
@@ -247,6 +247,10 @@ def _write_strings(group: zarr.Group, name: str, values: NDArray[np.object_]) ->
 
 
 def _existing(target: Path | str, shards: list[str], label_member: str) -> Store:
+    if not holds_store(target):
+        raise StoreFormatError(
+            f"{target} is there and holds no store; choose another place, or delete it"
+        )
     store = open_store(target)
     if label_member != LABEL_MEMBER:
         check_labels(store, label_member)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import Any
 
-from shardsieve.scores.inputs import is_whole
+from shardsieve.order import is_whole
 
 SCHEDULES = ("onecycle", "cosine")
 ON_BATCHES = ("none", "crop", "flip")
@@ -66,11 +66,10 @@ def check_images(size: int | None, channels: int | None) -> None:
     for name, value in (("size", size), ("channels", channels)):
         if value is not None and not is_whole(value):
             raise ValueError(f"{name} must be a whole number, got {value!r}")
-    if size is not None and not 1 <= size <= _MOST_PIXELS:
-        raise ValueError(
-            f"size must be at least 1 pixel and at most {_MOST_PIXELS}, got {size}; "
-            "leave it out for the image's"
-        )
+    if size is not None and size < 1:
+        raise ValueError(f"size must be at least 1 pixel, got {size}; leave it out for the image's")
+    if size is not None and size > _MOST_PIXELS:
+        raise ValueError(f"size must be at most {_MOST_PIXELS} pixels, got {size}")
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}; leave it out for the image's")
 

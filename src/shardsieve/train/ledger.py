@@ -83,6 +83,10 @@ def full_run_in(folder: str | Path) -> FullRun:
     result = run.result()
     if result is None or "cost" not in result:
         raise ShardsieveError(f"full run {folder} must be finished; it has no result.json")
+    if "kept" not in result:
+        raise ShardsieveError(
+            f"full run {folder} must be a training of `shardsieve train`, got another run"
+        )
     phases = result["cost"]["phases"]
     if result["kept"] != result["of"] or result.get("policy"):
         raise ShardsieveError(
