@@ -1,5 +1,6 @@
 """Whatever is wrong ends in one line with the cure, status 2, and nothing half-written."""
 
+import bz2
 import gzip
 import sys
 
@@ -257,6 +258,38 @@ def a_full_run_of_seeds(tmp_path, data):
     return training(tmp_path, data, "--rule", "random", "--full-run", f"{tmp_path}/seeds")
 
 
+def packed_otherwise(tmp_path, data):
+    path = tmp_path / "d" / "s-001.tar"
+    path.write_bytes(bz2.compress(path.read_bytes()))
+    return ["index", f"{tmp_path}/d/s-*.tar", "--store", f"{tmp_path}/new.zarr"]
+
+
+def a_label_of_no_class(tmp_path, data):
+    members = [("a.jpg", b"1"), ("a.cls", b"0"), ("b.jpg", b"1"), ("b.cls", b"1000000000")]
+    write_tar(tmp_path / "d" / "far.tar", members)
+    ss.index(tmp_path / "d" / "far.tar", tmp_path / "far.zarr")
+    known = ["--out", f"{tmp_path}/run", "--size", "8", "--channels", "3"]
+    return ["train", "--store", f"{tmp_path}/far.zarr", "--rule", "random", *known]
+
+
+def images_of_three_pixels(tmp_path, data):
+    how = ["--rule", "random", "--out", f"{tmp_path}/run", "--size", "3", "--channels", "3"]
+    return ["train", "--store", str(data.path), *how]
+
+
+def a_resolution_of_three_pixels(tmp_path, data):
+    return training(tmp_path, data, "--rule", "random", "--resolutions", "0:3")
+
+
+def no_image_to_guess_by(tmp_path, data):
+    return ["train", "--store", str(data.path), "--rule", "random", "--out", f"{tmp_path}/run"]
+
+
+def seeds_for_no_folds(tmp_path, data):
+    how = ["--epochs", "12", "--seeds", "0.4", "--size", "8", "--channels", "3"]
+    return ["build", f"{tmp_path}/d/s-*.tar", "--store", str(data.path), *how]
+
+
 CASES = [
     (empty, "is empty"),
     (truncated, "truncated"),
@@ -291,6 +324,12 @@ CASES = [
     (a_fraction_beside_a_policy_without, "keep_fraction must come without --policy infobatch"),
     (a_rule_beside_a_policy, "rule, bins must come without --policy"),
     (tracked_by_nothing, "leave it empty for none"),
+    (packed_otherwise, "is bzip2-compressed; unpack it"),
+    (a_label_of_no_class, "labels must number the classes from 0, got 1000000000"),
+    (images_of_three_pixels, "size must be at least 4 pixels for model light, got 3"),
+    (a_resolution_of_three_pixels, "size must be at least 4 pixels for model light, got 3"),
+    (no_image_to_guess_by, "it is no image that Pillow knows; give size and channels"),
+    (seeds_for_no_folds, "seeds must draw 5 samples to try predictions on, got 0.4 of 9; give"),
     (a_folder_of_shards, "shards must be files, got the folder"),
     (folders_among_shards, "/d/more; name"),
     (half_a_brace, "shards must be named as in train-{000..099}.tar, got"),

@@ -11,6 +11,7 @@ from shardsieve.commands.extrapolating import (
 from shardsieve.commands.making import make_index
 from shardsieve.commands.methods import ON_SIGNALS
 from shardsieve.commands.training import embed_store, score_store
+from shardsieve.selection import num_kept
 from shardsieve.store.store import open_store
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.launch import make_accelerator, on_main
@@ -19,6 +20,7 @@ from shardsieve.train.nets import check_model
 from shardsieve.train.seedscores import check_specs
 from shardsieve.train.splits import check_layout, spread
 
+FOLDS = 5
 SCORES = ("dyn_unc", "tdds", "el2n")
 USUAL_ON_SIGNALS: dict[str, Any] = {"held_out": 0.1, "snapshots": 4}
 
@@ -56,7 +58,7 @@ def build_store(
     Returns:
         What each step returned; `extrapolate` by score.
     """
-    check_extrapolation(method, k=k, weights="exp", folds=5, seed_scores="measured")
+    check_extrapolation(method, k=k, weights="exp", folds=FOLDS, seed_scores="measured")
     usual = USUAL_ON_SIGNALS if method in ON_SIGNALS else {}
     how = usual | {name: value for name, value in how.items() if value is not None}
     layout = {name: value for name, value in how.items() if name != "ceiling"}
@@ -68,6 +70,11 @@ def build_store(
     check_shared(accelerator, {"store": path})
     result["index"] = on_main(accelerator, lambda: make_index(urls, path, label_member))
     store = open_store(path, mode="r")
+    if num_kept(len(store), seed_fraction) < FOLDS:
+        raise ValueError(
+            f"seeds must draw {FOLDS} samples to try predictions on, got {seed_fraction} of "
+            f"{len(store)}; give more --seeds"
+        )
     for name in SCORES:
         refuse_other_prediction(store, name, {"method": method, "k": k})
     draw: dict[str, Any] = {"seed_fraction": seed_fraction, "per_class": per_class}
@@ -83,7 +90,7 @@ def build_store(
         workers=config.workers,
     )
     result["extrapolate"] = {
-        name: extrapolate_score(path, f"seed_{name}", name, "seed", method=method, k=k)
+        name: extrapolate_score(path, f"seed_{name}", name, "seed", method=method, k=k, folds=FOLDS)
         for name in SCORES
     }
     result["scores"] = open_store(path).scores

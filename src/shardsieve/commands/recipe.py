@@ -131,6 +131,7 @@ def check_trainings(
     if recipe.extrapolate is not None and f"score/{recipe.extrapolate.score}" not in made:
         with blamed("extrapolate"):
             _check_predicted(recipe.extrapolate, store)
+            _check_folds(recipe, store)
     if recipe.train is not None or recipe.report is not None:
         with blamed("select"):
             _check_chosen_by(recipe, store)
@@ -169,6 +170,17 @@ def _check_predicted(section: Any, store: Store) -> None:
         raise ValueError(
             f"score {name!r} of {store.path} was put there by a user; put it under another name "
             "and delete it, or predict another score"
+        )
+
+
+def _check_folds(recipe: Recipe, store: Store) -> None:
+    score: Any = recipe.score
+    section: Any = recipe.extrapolate
+    seeds = num_kept(len(store), score.seeds)
+    if seeds < section.folds:
+        raise ValueError(
+            f"folds must be at most the number of seeds, {seeds}, got {section.folds}; "
+            "give score more seeds, or fewer folds"
         )
 
 

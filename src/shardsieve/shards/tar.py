@@ -14,6 +14,7 @@ from shardsieve.shards.names import split_key
 
 BLOCK = 512
 _ZERO = bytes(BLOCK)
+_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _REGULAR = frozenset(b"0\x007")
 _OTHERS = frozenset(b"123456")
 _LONGEST_LABEL = 20
@@ -344,8 +345,9 @@ def _pax_records(content: bytes) -> dict[str, str]:
 
 
 def _what_is_wrong(head: bytes, offset: int, url: str) -> str:
-    if offset == 0 and head[:2] == b"\x1f\x8b":
-        return f"shard {url} is gzip-compressed; unpack it: byte ranges need a plain tar"
+    packed = next((name for magic, name in _PACKED.items() if head.startswith(magic)), None)
+    if offset == 0 and packed is not None:
+        return f"shard {url} is {packed}-compressed; unpack it: byte ranges need a plain tar"
     if offset == 0:
         return f"shard {url} is not a tar: no valid header at byte 0; give tar shards"
     if len(head) < BLOCK:

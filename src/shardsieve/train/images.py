@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -161,9 +161,18 @@ def fixed_size(store: Store) -> tuple[int, int]:
     try:
         image = image_of(sample)
     except (ValueError, OSError) as error:
-        raise ShardsieveError(f"cannot guess the image size: {error}; give it") from error
+        raise ShardsieveError(
+            f"cannot guess the image size from sample {sample['__key__']} of shard "
+            f"{sample['__url__']}: {said_of(error)}; give size and channels"
+        ) from error
     channels = 1 if image.mode in {"1", "L", "I;16"} else 3
     return min(max(image.size), LARGEST_GUESS), channels
+
+
+def said_of(error: Exception) -> str:
+    """Return what is wrong with an image, without the place in memory that Pillow names."""
+    unknown = isinstance(error, UnidentifiedImageError)
+    return "it is no image that Pillow knows" if unknown else str(error)
 
 
 def image_of(sample: Sample) -> Image.Image:

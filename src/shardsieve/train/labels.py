@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from shardsieve._errors import ShardsieveError
 from shardsieve.store.store import Store
 
+_MOST_CLASSES = 10_000_000
+
 
 def labels_of(store: Store, pseudo_labels: str | None = None) -> NDArray[np.int64]:
     """Return labels, or pseudo-labels of a name, in id order: int64 (n,), -1 where there is none.
@@ -55,7 +57,13 @@ def count_classes(
         raise ShardsieveError(
             f"{missing} of {len(labels)} samples of {store.path} have no {kind}; {cure}"
         )
-    return int(labels.max(initial=0)) + 1
+    classes = int(labels.max(initial=0)) + 1
+    if classes > _MOST_CLASSES:
+        raise ShardsieveError(
+            f"labels must number the classes from 0, got {classes - 1} in {store.path}; no network "
+            f"here tells more than {_MOST_CLASSES} apart"
+        )
+    return classes
 
 
 def check_test(test: Store, classes: int | None = None) -> None:

@@ -9,6 +9,18 @@ from torch import Tensor, nn
 from shardsieve._errors import ShardsieveError
 from shardsieve.train.factories import load_factory
 
+SMALLEST = {"light": 4}  # two poolings halve its sides
+"""Pixels per side that a built-in model needs, if more than one."""
+
+
+def check_size(model: str, pixels: int) -> None:
+    """Refuse images that are too small for a built-in model."""
+    if pixels < SMALLEST.get(model, 1):
+        raise ValueError(
+            f"size must be at least {SMALLEST[model]} pixels for model {model}, got {pixels}; give "
+            "a larger size, or another model"
+        )
+
 
 class ImageNet(nn.Module):
     """An image classifier in two parts: `classifier(features(x))`.
@@ -16,14 +28,22 @@ class ImageNet(nn.Module):
     Attributes:
         body: Maps (n, c, h, w) to feature maps.
         classifier: Linear layer on the pooled maps.
+        smallest: Pixels that a side of an image has at least.
     """
 
-    def __init__(self, body: nn.Module, dim: int, num_classes: int) -> None:
+    def __init__(self, body: nn.Module, dim: int, num_classes: int, smallest: int = 1) -> None:
         super().__init__()
         self.body, self.classifier = body, nn.Linear(dim, num_classes)
+        self.smallest = smallest
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the penultimate embedding, float32 (n, d)."""
+        """Return the penultimate embedding, float32 (n, d); ValueError for too small images."""
+        if min(images.shape[2:]) < self.smallest:
+            height, width = images.shape[2:]
+            raise ValueError(
+                f"size must be at least {self.smallest} pixels for this network, got images of "
+                f"{width} x {height}; give a larger size or another model"
+            )
         maps: Tensor = self.body(images)
         return maps.mean(dim=(2, 3)).float()
 
@@ -90,7 +110,7 @@ def light(num_classes: int, in_channels: int = 3) -> ImageNet:
         _conv(48, 64, 1),
         Block(64, 64, 1),
     )
-    return ImageNet(body, 64, num_classes)
+    return ImageNet(body, 64, num_classes, smallest=SMALLEST["light"])
 
 
 def resnet18(num_classes: int, in_channels: int = 3) -> ImageNet:

@@ -31,7 +31,7 @@ from shardsieve.train.launch import let_go, on_main
 from shardsieve.train.loading import check_augmenting, make_loader
 from shardsieve.train.loop import Trainer
 from shardsieve.train.machines import enter_run, on_all
-from shardsieve.train.nets import load_model
+from shardsieve.train.nets import check_size, load_model
 from shardsieve.train.progress import Progress
 from shardsieve.train.recorder import Recorder, Watcher
 from shardsieve.train.runfolder import RESULT, RunFolder
@@ -83,6 +83,8 @@ def known_task(
     """
     classes = count_classes(store, config.pseudo_labels, ids=ids)
     known = with_known_images(store, config)
+    least = min([known.size or 1, *(pixels for _, pixels in known.resolutions)])
+    check_size(known.model, least)
     check_augmenting(store, known)
     return classes, known
 
