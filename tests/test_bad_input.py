@@ -290,6 +290,28 @@ def seeds_for_no_folds(tmp_path, data):
     return ["build", f"{tmp_path}/d/s-*.tar", "--store", str(data.path), *how]
 
 
+def half_of_nothing_chosen(tmp_path, data):
+    return ["pack", "digits", f"{tmp_path}/tars", "--keep-fraction", "0.5"]
+
+
+def a_split_of_shards(tmp_path, data):
+    how = ["--to", "beton", "--test-fraction", "0.1"]
+    return ["pack", f"{tmp_path}/d/s-*.tar", f"{tmp_path}/all.beton", *how]
+
+
+def tars_of_a_beton(tmp_path, data):
+    how = ["--to", "beton", "--samples-per-shard", "10"]
+    return ["pack", "digits", f"{tmp_path}/betons", *how]
+
+
+def pages_of_tars(tmp_path, data):
+    return ["pack", "digits", f"{tmp_path}/tars", "--page-size", "4194304"]
+
+
+def weights_of_no_model(tmp_path, data):
+    return ["embed", "--store", str(data.path), "--weights", f"{tmp_path}/weights.pt"]
+
+
 CASES = [
     (empty, "is empty"),
     (truncated, "truncated"),
@@ -324,6 +346,11 @@ CASES = [
     (a_fraction_beside_a_policy_without, "keep_fraction must come without --policy infobatch"),
     (a_rule_beside_a_policy, "rule, bins must come without --policy"),
     (tracked_by_nothing, "leave it empty for none"),
+    (half_of_nothing_chosen, "--keep-fraction must come with --keep, or would be left unused"),
+    (a_split_of_shards, "--test-fraction must come with images"),
+    (tars_of_a_beton, "--samples-per-shard must come with --to tar"),
+    (pages_of_tars, "--page-size must come with --to beton"),
+    (weights_of_no_model, "--weights must come with --model"),
     (packed_otherwise, "is bzip2-compressed; unpack it"),
     (a_label_of_no_class, "labels must number the classes from 0, got 1000000000"),
     (images_of_three_pixels, "size must be at least 4 pixels for model light, got 3"),

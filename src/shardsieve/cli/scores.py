@@ -142,6 +142,8 @@ def embed(
     as_json: Json = False,
 ) -> None:
     """Write the embedding of every sample; goes on where it was stopped."""
+    if model is None:
+        refuse_unused("with --model", weights=weights)
     how: dict[str, Any] = {"size": size, "channels": channels, "batch_size": batch_size}
     show(
         commands.training.embed_store(

@@ -47,6 +47,13 @@ def pack(
     as_json: Json = False,
 ) -> None:
     """Write tar shards or an FFCV file: images shuffled once, tars and .beton in their order."""
+    if packing.kind_of(source) != "images":
+        refuse_unused("with images", test_fraction=test_fraction != 0, seed=seed != 0)
+    if keep is None:
+        refuse_unused("with --keep", keep_fraction=keep_fraction != 1)
+    sizes = {"samples_per_shard": samples_per_shard != 1000, "bytes_per_shard": bytes_per_shard}
+    refuse_unused("with --to tar", **(sizes if to == "beton" else {}))
+    refuse_unused("with --to beton", page_size=to == "tar" and page_size != 8 << 20)
     how: dict[str, Any] = {"to": to, "samples_per_shard": samples_per_shard, "seed": seed}
     how |= {"bytes_per_shard": bytes_per_shard, "page_size": page_size, "overwrite": overwrite}
     wanted = commands.packing.Wanted(store, keep, keep_fraction, label_member)

@@ -55,7 +55,7 @@ def pack_source(
     """Write a source in one of the layouts; see `shardsieve pack --help`."""
     if to not in LAYOUTS:
         raise ValueError(f"to must be one of {', '.join(LAYOUTS)}, got {to!r}")
-    held, wanted = _held(source), wanted or Wanted()
+    held, wanted = kind_of(source), wanted or Wanted()
     beton: dict[str, Any] = {"page_size": page_size, "overwrite": overwrite}
     draw: dict[str, Any] = {"test_fraction": test_fraction, "seed": seed}
     with bar("pack") as progress:
@@ -96,7 +96,8 @@ def realign_scores(source: Path, target: Path, scores: list[str]) -> dict[str, A
     return {"from": str(source), "to": str(target), "scores": " ".join(carried)}
 
 
-def _held(source: str) -> str:
+def kind_of(source: str) -> str:
+    """Return what a source holds: `images`, `tar` or `beton`."""
     if source.endswith(".beton"):
         return "beton"
     is_list = source.startswith("@") or source.endswith(".txt")
