@@ -385,6 +385,18 @@ def files(folder):
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def test_a_misspelt_model_does_not_take_the_folder_of_the_right_one(
+    tmp_path, data, monkeypatch, capsys
+):
+    for model, message in (("lihgt", "model must be light"), ("light", "cannot decode sample")):
+        how = ["--seeds", "1", "--epochs", "12", "--size", "8", "--channels", "3"]
+        arguments = ["score", "--store", str(data.path), *how, "--model", model]
+        monkeypatch.setattr(sys, "argv", ["shardsieve", *arguments])
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("spoil", "message"), CASES, ids=[c[0].__name__ for c in CASES])
 def test_bad_input_is_one_line_and_leaves_nothing(
     tmp_path, data, monkeypatch, capsys, spoil, message

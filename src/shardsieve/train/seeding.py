@@ -162,11 +162,11 @@ def score_seeds(
         on_main(accelerator, lambda: [add_scores(store, one, scores, **how) for one in watched])
         return finished
     on_main(accelerator, lambda: check_names(store, watched, scored))
-    on_main(accelerator, lambda: run.claim(identity))
     set_seed(config.seed)
     model = load_model(config.model, num_classes, config.channels or 3)
     how = {"folder": run, "checkpoint_steps": checkpoint_steps}
     trainer = Trainer(model, store, keep, config, accelerator, adversary=adversary, **how)
+    on_main(accelerator, lambda: run.claim(identity))
     recorders = {
         one: Recorder(ids, num_classes, signals=signals_for(scores)) for one, ids in watched.items()
     }
