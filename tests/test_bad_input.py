@@ -312,6 +312,11 @@ def weights_of_no_model(tmp_path, data):
     return ["embed", "--store", str(data.path), "--weights", f"{tmp_path}/weights.pt"]
 
 
+def checkpoints_backwards(tmp_path, data):
+    how = ["--epochs", "12", "--checkpoint-steps", "-1", "--size", "8", "--channels", "3"]
+    return ["score", "--store", str(data.path), "--seeds", "1", *how]
+
+
 CASES = [
     (empty, "is empty"),
     (truncated, "truncated"),
@@ -346,6 +351,7 @@ CASES = [
     (a_fraction_beside_a_policy_without, "keep_fraction must come without --policy infobatch"),
     (a_rule_beside_a_policy, "rule, bins must come without --policy"),
     (tracked_by_nothing, "leave it empty for none"),
+    (checkpoints_backwards, "checkpoint_steps must be at least 0, got -1"),
     (half_of_nothing_chosen, "--keep-fraction must come with --keep, or would be left unused"),
     (a_split_of_shards, "--test-fraction must come with images"),
     (tars_of_a_beton, "--samples-per-shard must come with --to tar"),

@@ -7,6 +7,7 @@ import torch
 import two_ranks_recorder as shared
 from hypothesis import given
 from hypothesis import strategies as st
+from tars import write_shards
 from torch import nn
 
 import shardsieve as ss
@@ -14,6 +15,7 @@ from shardsieve import scores
 from shardsieve.train import Recorder
 from shardsieve.train import recorder as module
 from shardsieve.train.measures import KNOWN, SIGNALS
+from shardsieve.train.seedscores import put_seed_scores
 
 
 def same_table(one, other):
@@ -215,3 +217,15 @@ def test_a_label_out_of_range_is_named():
     recorder.record(torch.tensor([9, 7]), torch.zeros(2, 2), torch.tensor([0, 2]))
     with pytest.raises(ValueError, match=r"^labels must lie in \[0, 2\), got 2 for sample id 7; "):
         recorder.end_epoch()
+
+
+def test_a_run_that_diverged_has_no_scores_and_says_so(tmp_path):
+    store = ss.index(write_shards(tmp_path, [4]), tmp_path / "s.zarr")
+    recorder = Recorder(store.ids(), 3)
+    for epoch in range(4):
+        logits = torch.full((4, 3), np.nan if epoch > 1 else 0.0)
+        recorder.record(store.ids(), logits, store.labels())
+        recorder.end_epoch()
+    with pytest.raises(ss.ShardsieveError, match=r"its training diverged, .* lower learning rate"):
+        put_seed_scores(store, "seed", recorder, ["el2n"])
+    assert store.scores == []

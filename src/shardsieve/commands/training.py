@@ -66,6 +66,7 @@ def score_store(
         **how: `window`, `scores`, `clean_pass`, `snapshots`, `adversary` and `checkpoint_steps` of
             `score_seeds`.
     """
+    check_count("checkpoint_steps", how.get("checkpoint_steps", 0), 0)
     check_specs(*spread(config.epochs, how.get("window", 10), match_steps_of), how.get("scores"))
     accelerator = make_accelerator(precision=config.precision)
     store = open_together(accelerator, path)

@@ -173,7 +173,8 @@ def score_seeds(
     marks: dict[str, Any] = {"clean_pass": clean_pass, "kept_epochs": kept_epochs}
     _train(trainer, store, run, recorders, **marks, progress=progress)
     result = _result(trainer, len(keep))
-    if accelerator.is_main_process:
+
+    def finish() -> None:
         made = _made(config, keep, clean_pass, adversary)
         made |= {"steps": result["steps"], "cost": result["cost"]}
         for one, recorder in recorders.items():
@@ -183,6 +184,8 @@ def score_seeds(
         save_network(run, trainer.network, config, num_classes)
         run.write_json(RESULT, result)
         run.forget_checkpoints()
+
+    on_main(accelerator, finish)
     accelerator.wait_for_everyone()
     return result
 

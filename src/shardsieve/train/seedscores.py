@@ -103,10 +103,17 @@ def put_seed_scores(
 
     Raises:
         ValueError: As in `seed_scores`; nothing is stored then.
+        ShardsieveError: If no seed has a value in every epoch; nothing is stored then.
         StoreMismatchError: If a name stands for another definition.
     """
     made = seed_scores(recorder, specs, window=window)
-    rows = store.rows(recorder.ids[seen_always(recorder)])
+    seen = seen_always(recorder)
+    if len(seen) and not seen.any():
+        raise ShardsieveError(
+            f"run {run!r} has no seed with a number in every epoch: its training diverged, or no "
+            "image can be read; score again in another run folder with a lower learning rate"
+        )
+    rows = store.rows(recorder.ids[seen])
     names = []
     for score in made:
         values = np.full(len(store), np.nan)
