@@ -155,7 +155,9 @@ def sample_table(read: ReadAt, total: int, url: str, *, label_member: str = "cls
             # Here and now: of an object the block around it is at hand.
             labels[-1] = read(data, size)
     if not keys:
-        raise CorruptShardError(f"shard {url} holds no samples; a member needs a name like 12.jpg")
+        raise CorruptShardError(
+            f"shard {url} holds no samples: a member needs a name like 12.jpg; leave it out"
+        )
     offset = np.array(starts, dtype=np.int64)
     expected = present[0]
     return SampleTable(
