@@ -47,7 +47,7 @@ def pack(
     as_json: Json = False,
 ) -> None:
     """Write tar shards or an FFCV file: images shuffled once, tars and .beton in their order."""
-    if packing.kind_of(source) != "images":
+    if commands.packing.kind_of(source) != "images":
         refuse_unused("with images", test_fraction=test_fraction != 0, seed=seed != 0)
     if keep is None:
         refuse_unused("with --keep", keep_fraction=keep_fraction != 1)
