@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from servers import range_server
 from tars import write_shards, write_tar
 from test_store import contents
 from zarr.storage import LocalStore
@@ -94,6 +95,23 @@ def test_stopped_at_any_of_its_last_writes_it_is_the_old_store_or_the_new_one(
         marks = [(one.num_shards, one.fingerprint) for one in (old, new)]
         assert (cut.num_shards, cut.fingerprint) in marks
         assert ss.append_shards(shards[2:], path).fingerprint == new.fingerprint
+
+
+def test_killed_before_its_table_of_contents_is_written_the_next_writes_it(tmp_path, monkeypatch):
+    """Over http the names of scores are known by that table alone."""
+    shards = write_shards(tmp_path / "d", SIZES)
+    scored(ss.index(shards[:2], tmp_path / "s.zarr"))
+
+    def killed(group):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(append, "write_contents", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ss.append_shards(shards, tmp_path / "s.zarr")
+    ss.append_shards(shards, tmp_path / "s.zarr")
+    with range_server(tmp_path) as server:
+        assert ss.open_store(f"{server.url}/s.zarr", mode="r").scores == ["mine"]
 
 
 @settings(max_examples=8)

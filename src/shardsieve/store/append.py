@@ -17,6 +17,7 @@ from shardsieve.store.indexed import IndexedShard
 from shardsieve.store.layout import (
     PER_SHARD,
     SHARD_ARRAYS,
+    has_contents,
     need_writable,
     place_of,
     stored_key,
@@ -58,7 +59,7 @@ def append_shards(
     partial = beside(place)
     partial = partial.with_name(partial.name.replace(".indexing", ".appending"))
     if not _new(urls, old := _growing(open_store(store))):
-        remove_left_folder(partial)  # by a run that was killed after the store had grown
+        _finish(old, partial)
         return old
     with alone_in(partial):
         old = _growing(open_store(store))
@@ -72,6 +73,14 @@ def append_shards(
             _grow(old, new, entries)
         shutil.rmtree(partial, ignore_errors=True)
     return open_store(store)
+
+
+def _finish(store: Store, partial: Path) -> None:
+    """Do what a run that was killed after the store had grown did not come to."""
+    remove_left_folder(partial)
+    if not has_contents(store.group):
+        with told_about_disk(store.path):
+            write_contents(store.group)
 
 
 def _new(urls: str | Path | Iterable[str | Path], store: Store) -> list[str]:

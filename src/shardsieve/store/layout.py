@@ -149,6 +149,12 @@ def write_contents(group: zarr.Group) -> None:
         zarr.consolidate_metadata(group.store)
 
 
+def has_contents(group: zarr.Group) -> bool:
+    """Return whether a group has its table of contents, which goes when its attributes change."""
+    found = zarr.open_group(group.store, mode="r", zarr_format=3)
+    return found.metadata.consolidated_metadata is not None
+
+
 @contextmanager
 def renamed_folder(target: Path, beside: Path) -> Iterator[Path]:
     """Give a temporary folder that becomes `target` when the block ends without an error.
