@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -282,3 +284,19 @@ def test_shards_seen_over_a_coarser_file_system_are_the_ones_indexed(shards, tmp
     os.utime(shards[1], ns=(stat.st_atime_ns, stat.st_mtime_ns + 2 * 10**9))
     with pytest.raises(ss.StoreMismatchError, match=r"s-001\.tar is not the one"):
         ss.open_store(store.path)
+
+
+ENDING = """
+import sys, time
+from zarr.core import sync
+import shardsieve as ss
+ss.open_store(sys.argv[1])
+sync.loop[0].call_soon_threadsafe(time.sleep, 1)
+"""
+
+
+def test_a_program_ends_in_silence_on_a_machine_at_work(shards, tmp_path):
+    ss.index(shards, tmp_path / "s.zarr")
+    command = [sys.executable, "-c", ENDING, tmp_path / "s.zarr"]
+    done = subprocess.run(command, capture_output=True, timeout=200)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

@@ -17,6 +17,7 @@ from shardsieve._errors import ShardsieveError
 from shardsieve.io.objects import SCHEMES, is_remote, object_exists, put
 from shardsieve.io.source import at_once
 from shardsieve.shards.names import local_name
+from shardsieve.store import ending  # noqa: F401
 from shardsieve.store.folder import Folder
 from shardsieve.store.objects import Objects
 
