@@ -5,6 +5,7 @@ import pytest
 from tars import write_shards
 
 import shardsieve as ss
+from shardsieve.commands import appending
 from shardsieve.commands.appending import append_score
 from shardsieve.commands.extrapolating import extrapolate_score
 
@@ -72,6 +73,42 @@ def test_a_new_sample_gets_the_score_of_an_old_one_like_it(store, how, match):
     np.testing.assert_allclose(after[OLD:], before[COPIED], rtol=1e-4, atol=1e-5)
     assert store.provenance("full")["appended"][0]["samples"] == 50
     assert append_score(store.path, "full")["predicted"] == 0
+
+
+def test_killed_among_its_rows_the_next_start_says_the_same_of_them(store, monkeypatch):
+    ids, blocks = store.ids(), appending.blocks_of
+    store.put_score("seed_x", np.where(ids < 64, store.score("seed_x"), np.nan))
+    extrapolate_score(store.path, "seed_x", "full", "e", k=5, folds=2)
+    about = store.provenance("full")
+
+    def begun():
+        """A score that has only the rows of the first shard."""
+        values = np.where(ids < 64, store.score("full"), np.nan)
+        store.put_score("full", values, provenance=about)
+
+    def killed_after_one(*how):
+        real, left = blocks(*how), iter([True])
+        return lambda shard: real(shard) if next(left) else None
+
+    said = []
+    for cut in (False, True):
+        begun()
+        if cut:
+            with monkeypatch.context() as patch:
+                patch.setattr(appending, "blocks_of", killed_after_one)
+                with pytest.raises(StopIteration):
+                    append_score(store.path, "full")
+            assert np.isnan(store.score("full")).sum() == 40
+        append_score(store.path, "full")
+        said.append((store.provenance("full")["appended"], store.score("full").tolist()))
+    assert said[0] == said[1]
+    assert [entry["samples"] for entry in said[0][0]] == [104]
+    assert [entry["samples"] for entry in _appended_after(grown(store))] == [104, 50]
+
+
+def _appended_after(store):
+    append_score(store.path, "full")
+    return store.provenance("full")["appended"]
 
 
 def test_new_samples_that_nobody_embedded_are_told_of(store):

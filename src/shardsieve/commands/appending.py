@@ -62,6 +62,11 @@ def append_score(path: Path, name: str) -> dict[str, Any]:
     if method in SEARCHING:
         added["found_by"] = model.choose(sample, int(wanted.sum())).to_dict()
     moved = _moving(store, task, model, rows, values, readable, made=made)
+    if accelerator.is_main_process:
+        # First: a start that is killed among its rows would leave another count to the next one.
+        known = int(np.isfinite(values).sum())
+        about_rows = _with(made.get("appended", []), known, result["predicted"], added)
+        store.finish_score(name, appended=about_rows)
     block = blocks_of(task, model, rows, values, wanted, store.samples)
     array = store.score_array(name)
     for shard in range(accelerator.process_index, store.num_shards, accelerator.num_processes):
@@ -72,12 +77,25 @@ def append_score(path: Path, name: str) -> dict[str, Any]:
             with told_about_disk(store.path):
                 array[shard, : len(found)] = found
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        entry = {"samples": result["predicted"], **added}
-        store.finish_score(name, appended=[*made.get("appended", []), entry])
-    accelerator.wait_for_everyone()
     warnings = warn_of_far(share), _unembedded(result["without_embedding"])
     return result | added | _warned(*warnings)
+
+
+def _with(
+    held: list[dict[str, Any]], known: int, predicted: int, added: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Return what a score says of its appended rows, once these are.
+
+    Args:
+        held: What it said, perhaps of these already: of a start that was killed.
+        known: Rows that have a score.
+        predicted: Rows that get one now.
+        added: How.
+    """
+    told, scored = held[-1].get("scored", 0) if held else 0, known + predicted
+    if told == scored:
+        return held
+    return [*held, {"samples": scored - max(known, told), "scored": scored, **added}]
 
 
 def _unembedded(count: int) -> str | None:
