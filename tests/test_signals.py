@@ -9,11 +9,13 @@ import torch
 from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
+from tars import write_shards
 
 import shardsieve as ss
 from shardsieve.commands import training
 from shardsieve.commands.training import embed_store, score_store
 from shardsieve.pack import pack
+from shardsieve.store.layout import make_array
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
 from shardsieve.train.encoder import load_encoder
@@ -192,3 +194,9 @@ def test_a_killed_run_with_held_out_seeds_ends_as_an_undisturbed_one(
 def killed_half_way(done, total, note=""):
     if done > total // 2:
         raise Killed
+
+
+def test_signals_that_were_not_named_before_a_kill_are_named_by_the_next_start(tmp_path):
+    store = ss.index(write_shards(tmp_path / "d", [3]), tmp_path / "s.zarr")
+    make_array(store.group, "signal/cut", (1, store.rows_per_shard, 2, 1), "float32", np.nan)
+    assert store.signal_array("cut", 2, ("loss",)).attrs["signals"] == ["loss"]

@@ -97,10 +97,11 @@ class SampleTables:
             signals: The F names, kept in the attribute `signals`.
         """
         if networks and name not in self.signal_tables:
-            array = self._new_array(f"signal/{name}", (networks, len(signals)), "float32")
+            self._new_array(f"signal/{name}", (networks, len(signals)), "float32")
+        array = self._array(f"signal/{name}")
+        if networks and "signals" not in array.attrs:  # new, or killed before they were named
             array.attrs["signals"] = list(signals)
-            return array
-        return self._array(f"signal/{name}")
+        return array
 
     def signals(self, name: str) -> NDArray[np.float32]:
         """Return all signals in id order: float32 (n, K, F); NaN where there is no label."""
