@@ -82,7 +82,7 @@ def test_graph_networks_on_two_ranks_predict_what_one_does(tmp_path):
 
 MOMENTS = {
     "index": ".s.zarr.indexing/*.npz",
-    "score": "s.zarr.runs/seed/history.jsonl",
+    "score": "s.zarr.runs/seed/checkpoint-*.pt",
     "scored": "s.zarr/score/seed_el2n",
     "embed": "s.zarr/embedding/seed/c/*",
     "extrapolate": "s.zarr/score/dyn_unc",

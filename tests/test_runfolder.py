@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import shardsieve as ss
+from shardsieve.train.launch import make_accelerator
+from shardsieve.train.machines import enter_run
 from shardsieve.train.runfolder import RunFolder
 
 HOLDING = """
@@ -81,3 +83,14 @@ def test_a_process_killed_as_it_claimed_a_folder_has_not_taken_it(tmp_path):
         (tmp_path / name).touch()
     RunFolder(tmp_path).claim({"kind": "train"})
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "run.json"]
+
+
+def test_checkpoints_of_a_finished_run_go_though_it_was_killed_before(tmp_path):
+    run, identity = RunFolder(tmp_path), {"kind": "train"}
+    run.claim(identity)
+    run.save_checkpoint({"steps": 10}, 10)
+    assert enter_run(make_accelerator(), run, identity) is None
+    assert run.newest_checkpoint() is not None
+    run.write_json("result.json", {"steps": 10})
+    assert enter_run(make_accelerator(), run, identity) == {"steps": 10}
+    assert run.newest_checkpoint() is None

@@ -314,6 +314,26 @@ def test_a_killed_run_makes_the_same_steps_as_an_undisturbed_one(stores, tmp_pat
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
+def test_a_run_killed_after_its_last_checkpoint_has_the_history_of_all_epochs(
+    stores, tmp_path, monkeypatch
+):
+    keep, save = ss.select(stores[0], rule="random", keep_fraction=0.05), RunFolder.save_checkpoint
+
+    def killed(run, state, steps):
+        save(run, state, steps)
+        if state["done"]["epoch"] == 2:
+            raise Killed
+
+    how = {"folder": tmp_path / "run", "accelerator": Accelerator()}
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_checkpoint", killed)
+        with pytest.raises(Killed):
+            train_subset(stores[0], keep, TrainConfig(epochs=2, batch_size=32), **how)
+    train_subset(stores[0], keep, TrainConfig(epochs=2, batch_size=32), **how)
+    lines = (tmp_path / "run/history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [0, 1]
+
+
 @pytest.mark.slow
 def test_training_on_half_learns_and_says_what_it_took(stores, tmp_path):
     store, test = stores

@@ -250,8 +250,9 @@ class Trainer:
             "stepper": self.stepper.state_dict(),
             "extra": self.extra,
         }
-        self.folder.save_checkpoint(state, self.done.steps)
+        # History first: after the last checkpoint there is nothing left to train, nor to write.
         self.folder.write_history(self.done.history)
+        self.folder.save_checkpoint(state, self.done.steps)
 
     def _resume(self) -> None:
         if self.folder is None:

@@ -4,6 +4,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,7 +62,14 @@ def enter_run(
     check_same(accelerator, identity)
     check_shared(accelerator, {"run folder": run.path})
     on_main(accelerator, lambda: run.refuse_another(identity))
-    return on_main(accelerator, run.result)
+    return on_main(accelerator, partial(_finished, run))
+
+
+def _finished(run: RunFolder) -> dict[str, Any] | None:
+    result = run.result()
+    if result is not None:
+        run.forget_checkpoints()  # of a process that was killed before it had
+    return result
 
 
 def check_same(accelerator: Accelerator, what: Mapping[str, Any]) -> None:
