@@ -1,3 +1,5 @@
+import gc
+import multiprocessing
 from importlib.util import find_spec
 
 import pytest
@@ -23,6 +25,13 @@ collect_ignore = [file for name in MISSING for file in OPTIONAL[name]]
 
 def pytest_report_header():
     return [f"{name} is not installed: its tests are left out" for name in MISSING]
+
+
+@pytest.fixture
+def childless():
+    """No worker process of an earlier test is left: one may be held by garbage alone."""
+    gc.collect()
+    assert multiprocessing.active_children() == []
 
 
 @pytest.fixture

@@ -135,10 +135,9 @@ def range_server(folder, **how):
         try:
             loop.run_until_complete(task)
         except asyncio.CancelledError:
-            left = asyncio.all_tasks(loop)
-            for one in left:
-                one.cancel()
-            if left:  # of nothing, gather asks for the thread's own loop
+            while left := asyncio.all_tasks(loop):  # a connection that just came makes another
+                for one in left:
+                    one.cancel()
                 loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         loop.close()
 

@@ -82,6 +82,7 @@ def test_unreadable_samples_are_counted_over_workers(tmp_path):
     assert loader.dataset.unreadable == [1, 66]
 
 
+@pytest.mark.usefixtures("childless")
 def test_evaluations_leave_no_workers_behind(tmp_path):
     store = damaged_store(tmp_path, [])
     keep = ss.select(store, keep_fraction=1.0)
@@ -98,6 +99,7 @@ def test_evaluations_leave_no_workers_behind(tmp_path):
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.usefixtures("childless")
 def test_what_accelerate_prepared_for_a_run_ends_with_it(tmp_path):
     store = damaged_store(tmp_path, [])
     accelerator = make_accelerator()

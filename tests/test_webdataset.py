@@ -313,6 +313,7 @@ def test_passes_in_a_row_are_epochs_in_a_row(urls, store, workers, persistent):
     assert ends + [passing.end_of_dataloader for _ in first] == [False] * 10 + [True]
 
 
+@pytest.mark.usefixtures("childless")
 @pytest.mark.parametrize("broken_off", [False, True])
 def test_workers_that_stay_end_with_the_last_reference_to_their_loader(urls, store, broken_off):
     how = {"batch_size": None, "num_workers": 2, "persistent_workers": True}
