@@ -101,6 +101,8 @@ def kill(processes):
     parents = [psutil.Process(process.pid) for process in processes]
     children = [child for parent in parents for child in parent.children(recursive=True)]
     for one in parents + children:
+        one.suspend()  # or a rank may hear that another has gone, and end by itself
+    for one in parents + children:
         one.kill()
     return ended(processes)
 
