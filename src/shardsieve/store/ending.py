@@ -8,8 +8,8 @@ _PATIENCE = 10.0
 
 
 @atexit.register
-def _stop_zarr() -> None:
-    """Stop Zarr's event loop and wait for its thread.
+def _end_zarr() -> None:
+    """End Zarr's event loop once its thread has left it.
 
     Zarr itself, whose turn comes after this, waits for a fifth of a second. A program that is done
     on a machine at work would end with a traceback.
@@ -18,3 +18,5 @@ def _stop_zarr() -> None:
     if loop is not None and thread is not None:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(_PATIENCE)
+        # A loop that is stopped and not forgotten would be waited for without end.
+        sync.cleanup_resources()
