@@ -43,16 +43,12 @@ def start(*command, ranks=1, machines=1, dies_at=None, out=os.devnull, err=os.de
     added to the files `out` and `err`. With `dies_at`, a pattern of names, each kills itself with
     SIGKILL once a file or folder of such a name is there.
     """
-    from torch.distributed import TCPStore
-
     command = [*map(str, command)]
     if command[0] != "-m":
         command[0] = str(ROOT / command[0])
-    # A launcher's: one rank may still ask it for something when the first has ended.
-    meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    processes = []
+    meeting, processes = _meeting() if ranks > 1 else None, []
     for rank in range(ranks):
-        told = _launched(rank, ranks, machines, meeting.port) if ranks > 1 else {}
+        told = _launched(rank, ranks, machines, meeting.port) if meeting else {}
         how = command, os.environ | told, Path.cwd(), [out, err], dies_at and str(dies_at)
         processes.append(_FORKS.Process(target=_run, args=how))
     for process in processes:
@@ -105,6 +101,13 @@ def kill(processes):
     for one in parents + children:
         one.kill()
     return ended(processes)
+
+
+def _meeting():
+    """A launcher's store: one rank may still ask it for something when the first has ended."""
+    from torch.distributed import TCPStore
+
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
 def _launched(rank, ranks, machines, port):
