@@ -31,6 +31,8 @@ def pytest_report_header():
 def childless():
     """No worker process of an earlier test is left: one may be held by garbage alone."""
     gc.collect()
+    for child in multiprocessing.active_children():
+        child.join(60)
     assert multiprocessing.active_children() == []
 
 
