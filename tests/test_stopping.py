@@ -1,13 +1,19 @@
-"""The pool of threads that can be let go: answers, errors, and what `stop` leaves undone."""
+"""The pool of threads that can be let go, and the end of a training on several processes."""
 
 import threading
+from contextlib import suppress
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shardsieve.io.source import at_once
 from shardsieve.io.stopping import StoppingPool, interruptible, pause, stopped
+from shardsieve.train.ending import Stopped
+from shardsieve.train.stopping import Stopping
 
 
 @given(st.integers(1, 4), st.lists(st.integers(), max_size=20))
@@ -88,3 +94,16 @@ def test_what_can_be_interrupted_returns_and_raises_as_it_would():
     inside = pool.submit(lambda: interruptible(threading.get_ident) == threading.get_ident())
     assert inside.result()  # a thread's own wait is nobody's to interrupt
     pool.stop(wait=True)
+
+
+@pytest.mark.parametrize(("error", "waits"), [(None, 1), (Stopped, 1), (OSError, 0)])
+def test_who_leaves_training_with_all_others_waits_for_the_sum_under_way(error, waits):
+    work, two = mock.Mock(), SimpleNamespace(device=torch.device("cpu"), num_processes=2)
+    reduce = mock.patch("torch.distributed.all_reduce", return_value=work)
+    with reduce, suppress(Stopped, OSError), Stopping(two) as stopping:
+        for _ in range(9):
+            assert not stopping.after_step()
+        assert work.wait.call_count == 0
+        if error is not None:
+            raise error
+    assert work.wait.call_count == waits

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
+from shardsieve.train.ending import Stopped
+
 _EVERY = 8
 
 
@@ -47,6 +49,12 @@ class Stopping:
     ) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
+        together = kind is None or issubclass(kind, Stopped)
+        if self._sum is not None and together:
+            # Who leaves the group with a sum under way may wait for its thread, and that for him.
+            with self._beside:
+                self._sum[1].wait()
+        self._sum = None
 
     def after_step(self) -> bool:
         """Return whether all processes stop now; every one must ask after every step."""
