@@ -212,7 +212,7 @@ def test_a_damaged_image_does_not_keep_a_report_from_being_written(cli, store, t
 
 
 def test_commands_that_train_nothing_load_no_torch(store, tmp_path):
-    """The program starts several times faster without."""
+    """The program starts faster without."""
     at = f"--store {store.path}"
     store.put_score("mine", np.arange(60.0))
     ss.index(store.urls, tmp_path / "other.zarr")

@@ -193,10 +193,7 @@ class SampleTables:
     @property
     def keep_sets(self) -> list[str]:
         """Names of the stored keep sets; those whose writing was cut short are not listed."""
-        group = self.group.get("keep")
-        if not isinstance(group, zarr.Group):
-            return []
-        return sorted(name for name, one in group.groups() if "date" in one.attrs)
+        return self._groups("keep", "date")
 
     def put_keep_tables(
         self, name: str, tables: Mapping[str, NDArray[Any]], about: Mapping[str, Any]
@@ -242,10 +239,7 @@ class SampleTables:
     @property
     def dynamics(self) -> list[str]:
         """Names of the runs whose training dynamics are stored; see `Recorder`."""
-        group = self.group.get("dynamics")
-        if not isinstance(group, zarr.Group):
-            return []
-        return sorted(name for name, run in group.groups() if "signals" in run.attrs)
+        return self._groups("dynamics", "signals")
 
     # Inside ---------------------------------------------------------------------------------
 
@@ -279,6 +273,13 @@ class SampleTables:
     def _names(self, kind: str) -> list[str]:
         group = self.group.get(kind)
         return sorted(group.array_keys()) if isinstance(group, zarr.Group) else []
+
+    def _groups(self, kind: str, written_last: str) -> list[str]:
+        """Return the names of the groups of a kind that are whole: they have this attribute."""
+        group = self.group.get(kind)
+        if not isinstance(group, zarr.Group):
+            return []
+        return sorted(name for name, one in group.groups() if written_last in one.attrs)
 
     def _array(self, name: str) -> zarr.Array[Any]:
         found = self._found(name)
