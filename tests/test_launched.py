@@ -47,6 +47,11 @@ def test_two_ranks_train_on_the_keep_set_exactly_once_in_equal_steps(packed, tmp
 
 
 @pytest.mark.slow
+def test_a_rank_ends_though_a_thread_of_its_group_waits_for_python():
+    forks.run("tests/two_ranks_end.py", ranks=2)
+
+
+@pytest.mark.slow
 def test_a_build_on_two_ranks_scores_and_embeds_everything(packed, built, tmp_path):
     store = tmp_path / "s.zarr"
     forks.run("tools/build_store.py", packed[0].pattern, "--store", store, *BUILD, ranks=2)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, broadcast_object_list
@@ -20,6 +21,9 @@ T = TypeVar("T")
 _PATIENCE = timedelta(hours=12)
 TRACKERS = ("tensorboard", "wandb")
 DEFAULT_TRACKERS = ("tensorboard",)
+# The processes' group, to the end of the program. A distributed network that outlives it elsewhere
+# would end it while holding Python's lock, which a thread of the group may be waiting for.
+_group: Any = None
 
 
 def make_accelerator(
@@ -62,6 +66,9 @@ def make_accelerator(
             f"{launched} processes were launched but each runs alone; "
             "launch them with `accelerate launch --config_file configs/two_cpu.yaml` or torchrun"
         )
+    if accelerator.num_processes > 1:
+        global _group
+        _group = dist.group.WORLD
     return accelerator
 
 
