@@ -47,8 +47,9 @@ def test_two_ranks_train_on_the_keep_set_exactly_once_in_equal_steps(packed, tmp
 
 
 @pytest.mark.slow
-def test_a_rank_ends_though_a_thread_of_its_group_waits_for_python():
-    forks.run("tests/two_ranks_end.py", ranks=2)
+def test_a_rank_ends_though_a_thread_of_its_group_waits_for_python(tmp_path):
+    (tmp_path / "gathered").write_bytes(b"\0")
+    forks.run("tests/two_ranks_end.py", tmp_path / "gathered", ranks=2)
 
 
 @pytest.mark.slow
