@@ -3,6 +3,7 @@
 import mmap
 import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -15,7 +16,7 @@ def main(path):
     network = accelerator.prepare(torch.nn.Linear(2, 1))
     network(torch.ones(1, 2)).sum().backward()
     gathered, mine = [torch.zeros(1), torch.zeros(1)], torch.ones(1)
-    with open(path, "r+b") as file:  # noqa: PTH123
+    with Path(path).open("r+b") as file:
         shared = mmap.mmap(file.fileno(), 1)
     dist.barrier()
     if accelerator.process_index == 0:

@@ -51,7 +51,7 @@ class Stopping:
             signal.signal(signal.SIGTERM, self._before)
         together = kind is None or issubclass(kind, Stopped)
         if self._sum is not None and together:
-            # Who leaves the group with a sum under way may wait for its thread, and that for him.
+            # No sum is left under way: its thread would still be at it as the program ends.
             with self._beside:
                 self._sum[1].wait()
         self._sum = None
