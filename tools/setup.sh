@@ -37,18 +37,25 @@ install_system_libraries() {
     }
 }
 
-install_ffcv() {
-    install_system_libraries || return 0
+# Make a wheel of ffcv in $venv/ffcv; its status is 1 where its libraries cannot be had.
+compile_ffcv() {
+    install_system_libraries || return 1
     say "compiling ffcv"
+    rm -rf "$venv/ffcv"
+    "$venv/bin/pip" wheel -q -c constraints.txt --no-deps -w "$venv/ffcv" ffcv \
+        >"$venv/ffcv.log" 2>&1 || {
+        tail -n 20 "$venv/ffcv.log" >&2
+        die "no ffcv: it did not compile, see above and $venv/ffcv.log"
+    }
+}
+
+install_ffcv() {
     # Its metadata asks for opencv-python, whose GUI libraries servers lack, and for what only its
     # own benchmarks import; what it needs is named instead. setuptools brings distutils.
     "${install[@]}" setuptools wheel numba opencv-python-headless \
         tqdm pytorch-pfn-extras ||
         die "no ffcv: pip could not install what it imports, see above"
-    "${install[@]}" --no-deps ffcv >"$venv/ffcv.log" 2>&1 || {
-        tail -n 20 "$venv/ffcv.log" >&2
-        die "no ffcv: it did not compile, see above and $venv/ffcv.log"
-    }
+    "${install[@]}" --no-deps "$venv"/ffcv/ffcv-*.whl
     "$venv/bin/python" -c 'import ffcv.fields, ffcv.loader, ffcv.transforms, ffcv.writer' ||
         die "ffcv is installed but cannot be imported, see above"
 }
@@ -86,8 +93,20 @@ say "virtual environment in $venv"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv" ||
     die "cannot make a virtual environment; on Debian: apt-get install python3-venv"
 say "installing packages (a few minutes the first time)"
+# ffcv is compiled beside the downloads. As a process group it ends with this script.
+set -m
+compile_ffcv </dev/null &
+ffcv=$!
+set +m
+trap 'kill -- "-$ffcv" 2>/dev/null || true' EXIT
 # torch is pinned: an open version pulls gigabytes of CUDA libraries.
 "${install[@]}" torch==2.13.0 -e '.[dev,gnn,vision,track]'
 install_torchvision
-install_ffcv
+status=0
+wait "$ffcv" || status=$?
+case $status in
+    0) install_ffcv ;;
+    1) ;;  # said already
+    *) exit "$status" ;;
+esac
 echo "$stamp" >"$venv/stamp"
