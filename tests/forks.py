@@ -23,6 +23,7 @@ _FORKS.set_forkserver_preload(
     [
         "accelerate",
         "faiss",
+        "ffcv.loader",
         "shardsieve.cli",
         "shardsieve.commands.building",
         "shardsieve.commands.running",

@@ -1,11 +1,10 @@
 """`prune_loader` against the real FFCV."""
 
 import json
-import multiprocessing
 import os
 from itertools import chain
-from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -233,37 +232,9 @@ def test_stopping_and_going_on_gives_the_rest_on_another_world_and_batch_size(st
         other.load_state_dict(state)
 
 
-def _rank(rank, folder, out):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{out}/rendezvous", rank=rank, world_size=2
-    )
-    loader = Loader(
-        f"{folder}/train.beton",
-        batch_size=32,
-        num_workers=1,
-        distributed=True,
-        drop_last=False,
-        os_cache=False,
-    )
-    store = ss.open_store(f"{folder}/s.zarr", mode="r")
-    seen = {}
-    for how in ("pages", "loader"):
-        pruned = prune_loader(loader, store, keep_fraction=0.655, rule="random", order=how)
-        seen[how] = [[b.ids.tolist() for b in pruned] for _ in range(2)]
-        assert len(pruned) == len(seen[how][0])
-    Path(f"{out}/{rank}.json").write_text(json.dumps(seen))
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.slow
 def test_two_ranks_see_each_kept_row_once_in_equal_steps(folder, store, tmp_path):
-    spawn = multiprocessing.get_context("spawn")
-    ranks = [spawn.Process(target=_rank, args=(r, str(folder), str(tmp_path))) for r in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(200)
-    assert [process.exitcode for process in ranks] == [0, 0]
+    forks.run("tests/two_ranks_ffcv.py", folder, tmp_path, ranks=2)
     a, b = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     want = ss.select(store, keep_fraction=0.655, rule="random").ids().tolist()
     for how in ("pages", "loader"):
