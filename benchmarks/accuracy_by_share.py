@@ -13,6 +13,7 @@ any time; the record holds what has run so far, and is written after every run. 
 import argparse
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,7 @@ STATIC = {
     "kNN el2n, CCS": "knn{seed}_el2n",
     "fused el2n, CCS": "fused{seed}_el2n",
 }
+PREDICTED = re.compile(r"(?:knn|gnn|fused)(-\w+)?\{")
 KINDS = {"": 0.0, "-half": 0.5, "-long": 1.0}  # of seed runs: share of the full run's steps
 HARD_CUTOFF = {0.7: 0.1}  # CCS on CIFAR-10 (arXiv 2210.15809); none where less is removed
 
@@ -73,9 +75,10 @@ def main() -> None:
     )
     train, test = stores(options)
     rows: dict[str, list[dict[str, Any]]] = {}
+    targets = [STATIC[method] for method in methods(options) if method in STATIC]
     for method, removed, seed in todo(options):
         if method == "full":
-            scored(train, config, options.out, seed)
+            scored(train, config, options.out, seed, targets)
         name = method if method == "full" else f"{method}, {round(100 * removed)} % removed"
         folder = options.out / "runs" / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
         by = STATIC[method].format(seed=seed) if method in STATIC else None
@@ -126,8 +129,8 @@ def stores(options: argparse.Namespace) -> tuple[ss.Store, ss.Store]:
     return train, ss.index(tests[: options.tests // per_shard], options.out / "test.zarr")
 
 
-def scored(store: ss.Store, config: TrainConfig, out: Path, seed: int) -> None:
-    """Measure every sample by a full run of another seed; predict the same from a fifth."""
+def scored(store: ss.Store, config: TrainConfig, out: Path, seed: int, targets: list[str]) -> None:
+    """Measure every sample by a full run of another seed; predict from a fifth what is kept by."""
     how: dict[str, Any] = {"window": WINDOW, "accelerator": make_accelerator()}
     everything = replace(config, seed=1000 + seed)
     folder = out / "scoring"
@@ -137,7 +140,10 @@ def scored(store: ss.Store, config: TrainConfig, out: Path, seed: int) -> None:
     trained, held = hold_out(draw_seeds(store, SEEDS, seed=seed), HELD_OUT)
     how |= {"held_out": held, "snapshots": SNAPSHOTS}
     sizes = {"full": len(store), "seeds": len(trained), "batch": config.batch_size}
+    kinds = {match[1] or "" for name in targets if (match := PREDICTED.match(name))}
     for kind, share in KINDS.items():
+        if kind not in kinds:
+            continue
         name, path, epochs = f"seeds{kind}{seed}", out / "train.zarr", config.epochs
         if share:
             epochs = matched_epochs(round(share * epochs), **sizes)
@@ -145,7 +151,7 @@ def scored(store: ss.Store, config: TrainConfig, out: Path, seed: int) -> None:
         how["window"] = matched_window(WINDOW, epochs=epochs, full_epochs=config.epochs)
         score_seeds(store, trained, run, folder=folder / name, name=name, **how)
         embed_store(path, model=str(folder / name), name=name)
-        for target in STATIC.values():
+        for target in targets:
             method, score = target.split("{seed}_")
             target = target.format(seed=seed)
             method, _, end = method.partition("-")
@@ -157,12 +163,19 @@ def scored(store: ss.Store, config: TrainConfig, out: Path, seed: int) -> None:
 
 def todo(options: argparse.Namespace) -> list[tuple[str, float, int]]:
     """Return (method, removed, seed), share by share: the first is soon complete."""
-    methods, draws = ("static random", *STATIC, *MOVING), range(options.seeds)
-    methods = tuple(name for name in methods if any(part in name for part in options.only))
+    draws = range(options.seeds)
     full = [("full", 0.0, seed) for seed in draws]
     return full + [
-        (name, share, seed) for share in options.removed for seed in draws for name in methods
+        (name, share, seed)
+        for share in options.removed
+        for seed in draws
+        for name in methods(options)
     ]
+
+
+def methods(options: argparse.Namespace) -> list[str]:
+    names = ("static random", *STATIC, *MOVING)
+    return [name for name in names if any(part in name for part in options.only)]
 
 
 def chosen(
