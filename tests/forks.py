@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import psutil
-from launching import ROOT, free_port
+from launching import ROOT
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
@@ -44,16 +44,17 @@ def start(*command, ranks=1, machines=1, dies_at=None, out=os.devnull, err=os.de
     added to the files `out` and `err`. With `dies_at`, a pattern of names, each kills itself with
     SIGKILL once a file or folder of such a name is there.
     """
-    command, port = [*map(str, command)], free_port()
+    command = [*map(str, command)]
     if command[0] != "-m":
         command[0] = str(ROOT / command[0])
-    processes = []
+    meeting, processes = _meeting() if ranks > 1 else None, []
     for rank in range(ranks):
-        told = _launched(rank, ranks, machines, port) if ranks > 1 else {}
+        told = _launched(rank, ranks, machines, meeting.port) if meeting else {}
         how = command, os.environ | told, Path.cwd(), [out, err], dies_at and str(dies_at)
         processes.append(_FORKS.Process(target=_run, args=how))
     for process in processes:
         process.start()
+        process.meeting = meeting  # ends with them
     return processes
 
 
@@ -103,11 +104,19 @@ def kill(processes):
     return ended(processes)
 
 
+def _meeting():
+    """A launcher's store: one rank may still ask it for something when the first has ended."""
+    from torch.distributed import TCPStore
+
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
 def _launched(rank, ranks, machines, port):
     """What the launcher tells a rank."""
     machine, local = divmod(rank, ranks // machines)
     here = {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": ranks, "GROUP_RANK": machine}
     here |= {"LOCAL_WORLD_SIZE": ranks // machines, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    here |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
     return {name: str(value) for name, value in here.items()}
 
 
