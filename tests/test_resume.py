@@ -1,8 +1,10 @@
 """States count what the loop was given: torch's loader, torchdata's, and Accelerate's."""
 
+import io
 import json
 
 import pytest
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from tars import write_shards
@@ -99,6 +101,44 @@ def test_accelerate_saves_and_loads_a_pass(store, tmp_path, stateful, workers, s
     finished = stateful and stop == len(whole)
     assert list(rest) == (whole if finished else whole[stop:])
     again.free_memory()
+
+
+def on_disk(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("keep", [on_disk, lambda state: state])
+def test_torchdatas_loader_saves_what_a_policy_took_in_after_it_asked(
+    store, workers, prepared, keep
+):
+    how = DataLoaderConfiguration(use_stateful_dataloader=True)
+    accelerator = Accelerator(cpu=True, dataloader_config=how)
+
+    def made():
+        sampler = ss.PrunedShardSampler(store, policy=ss.UCB(0.7, period=1), seed=3)
+        loader = loader_of(store, sampler, workers, StatefulDataLoader)
+        return sampler, accelerator.prepare(loader) if prepared else loader
+
+    def trained(sampler, loader, first):
+        for epoch in range(first, 3):
+            sampler.set_epoch(epoch)
+            for batch in loader:
+                sampler.update(batch, [1 + one % 7 + epoch for one in batch])
+                yield batch
+
+    sampler, loader = made()
+    whole = list(trained(sampler, loader, 0))
+    sampler, loader = made()
+    for step, _ in enumerate(trained(sampler, loader, 0), start=1):
+        if step == 6 + 3:
+            state = keep(loader.state_dict())
+    sampler, loader = made()
+    loader.load_state_dict(state)
+    assert list(trained(sampler, loader, 1)) == whole[6 + 3 :]
 
 
 def test_epochs_pass_through_accelerate(store):

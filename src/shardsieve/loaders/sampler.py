@@ -222,14 +222,18 @@ class PrunedShardSampler(Sampler[int]):
             ValueError: If steps were done and the batch size is not known: it was not given, and
                 the loader has batches of its own.
         """
-        done = self._places_done(steps_done, asked=called_by_torchdata())
+        asked = called_by_torchdata()
+        done = self._places_done(steps_done, asked=asked)
         state = {
             "plan": self._plan_name(),
             "epoch": self.epoch,
             "samples_done": min(self._start + done, len(self.keep_set)),
             "block": self._block,
         }
-        return state if self.policy is None else {**state, "policy": self.policy.state_dict()}
+        if self.policy is None:
+            return state
+        learned = self.policy.latest_state() if asked else self.policy.state_dict()
+        return {**state, "policy": learned}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` stands, on any world size or batch size.

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from shardsieve._errors import MissingScoreError, StoreMismatchError
 from shardsieve.order import is_whole, random_bits
 from shardsieve.policy.inbox import Floats, Inbox, Rows, together, world_size
+from shardsieve.policy.latest import LatestState
 from shardsieve.scores.inputs import whole_number
 from shardsieve.store.store import Store
 
@@ -60,6 +61,7 @@ class Policy(ABC):
         self.not_finite = 0
         self._store: Store | None = None
         self._inbox = Inbox()
+        self._latest: LatestState | None = None
 
     # For everybody --------------------------------------------------------------------------
 
@@ -118,6 +120,12 @@ class Policy(ABC):
             "not_finite": self.not_finite - self._inbox.not_finite,
         }
 
+    def latest_state(self) -> LatestState:
+        """Return `state_dict` as it will be when it is saved, until this policy learns or loads."""
+        if self._latest is None:
+            self._latest = LatestState(self.state_dict)
+        return self._latest
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; every rank must call it.
 
@@ -126,6 +134,7 @@ class Policy(ABC):
                 policy, showing both.
         """
         together(lambda: self.refuse_another(state))
+        self._settle()
         for name, array in self._arrays().items():
             array[:] = np.asarray(state["arrays"][name])
         self._inbox.load(state["waiting"])
@@ -227,9 +236,19 @@ class Policy(ABC):
 
     def _learn(self) -> None:
         self.sync()
+        self._settle()
         rows, losses = self._inbox.take()
         if len(rows):
             self._take_in(rows, losses)
+
+    def _settle(self) -> None:
+        """Let a state that was asked for stay as it is: what comes is no longer of it."""
+        if self._latest is not None:
+            self._latest.settle()
+        self._latest = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_latest": None}
 
 
 class LossPolicy(Policy):
