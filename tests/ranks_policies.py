@@ -39,10 +39,9 @@ def trained(store, policy, state_path, *, stop, own=False):
     for epoch in range(sampler.epoch, EPOCHS):
         sampler.set_epoch(epoch)
         kept = sampler.keep_set.ids()
-        weights = None if store.epoch_weights is None else np.asarray(store.epoch_weights)
         here = {"keep": kept.tolist(), "seen": []}
-        if weights is not None:
-            here["weights"] = weights[store.rows(kept)].tolist()
+        if sampler.keep_set.weights is not None:
+            here["weights"] = sampler.keep_set.weights.tolist()
         epochs[str(epoch)] = here
         for number, batch in enumerate(loader, start=1):
             ids = np.array([sample["__id__"] for sample in batch if sample["__weight__"]])
@@ -67,7 +66,6 @@ def main(store_path, out, stop, own=""):
     for name, make in POLICIES.items():
         state = Path(out, name_of.format(name))
         given[name] = trained(store, make(), state, stop=stop == "stop", own=bool(own))
-        store.epoch_weights = None
         accelerator.wait_for_everyone()
     path = Path(out, f"{stop}-{accelerator.process_index}.json")
     path.write_text(json.dumps({"world": accelerator.num_processes, "given": given}))

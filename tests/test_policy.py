@@ -404,7 +404,6 @@ def test_three_lines_in_a_loop(store, workers):
         weights = {w for _, w in seen}
         assert weights == ({1.0} if epoch in (0, 7) else {1.0, 2.0})
     assert planned.low <= steps <= planned.high
-    store.epoch_weights = None
 
 
 def test_a_sampler_with_a_policy_resumes_in_mid_epoch(store):
@@ -423,7 +422,6 @@ def test_a_sampler_with_a_policy_resumes_in_mid_epoch(store):
     first.set_epoch(2)
     second.set_epoch(2)
     assert list(second) == list(first)
-    store.epoch_weights = None
 
 
 def test_an_epoch_beyond_the_schedule_is_refused_however_often_it_is_asked_for(store):
@@ -437,7 +435,6 @@ def test_an_epoch_beyond_the_schedule_is_refused_however_often_it_is_asked_for(s
         sampler.steps(5)
     with pytest.raises(ValueError, match="epoch must be at least 0, got -1"):
         ss.PrunedShardSampler(store).set_epoch(-1)
-    store.epoch_weights = None
 
 
 def test_static_rules_know_their_steps(store):

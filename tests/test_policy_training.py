@@ -91,7 +91,6 @@ def test_a_killed_run_under_a_policy_makes_the_steps_of_an_undisturbed_one(store
     if name not in ("annealed", "random-dynamic"):
         policies = [t.sampler.policy for t in (whole, cut)]
         np.testing.assert_array_equal(policies[0].learned(), policies[1].learned())
-    store.epoch_weights = None
 
 
 def test_an_epochs_loss_is_the_mean_over_its_samples(store):
@@ -116,8 +115,8 @@ def test_weights_of_the_policy_reach_the_gradient(store):
     trainer.sampler.set_epoch(1)
     batch = next(iter(trainer.loader))
     assert set(batch.weights.tolist()) == {1.0, 2.0}
-    rows = store.rows(batch.ids.numpy())
-    assert torch.equal(batch.weights, store.epoch_weights[torch.from_numpy(rows)])
+    weights = trainer.sampler.keep_set.weights_of(batch.ids.numpy())
+    assert torch.equal(batch.weights, torch.from_numpy(weights))
     how = {"epoch": 1, "place": 0, "share": 1.0, "last": True}
     logits, losses = trainer.stepper.batch(batch, **how)
     ours = [p.grad.clone() for p in trainer.stepper.bare.parameters()]
@@ -128,7 +127,6 @@ def test_weights_of_the_policy_reach_the_gradient(store):
     trainer.stepper.batch(heavy, **how)
     for mine, theirs in zip(ours, trainer.stepper.bare.parameters(), strict=True):
         torch.testing.assert_close(3 * mine, theirs.grad, rtol=1e-4, atol=1e-6)
-    store.epoch_weights = None
 
 
 @pytest.mark.slow
@@ -192,4 +190,3 @@ def test_bad_policies_are_one_line_before_training(store, tmp_path):
     with pytest.raises(ValueError, match="RandomDynamic learns no score; leave policy_score out"):
         train_subset(store, ss.RandomDynamic(0.5), CONFIG, policy_score="x", **how)
     assert not (tmp_path / "run").exists()
-    store.epoch_weights = None

@@ -48,7 +48,7 @@ def batches_of(sampler, batch):
     ids = list(sampler)
     cut = [ids[i : i + batch] for i in range(0, len(ids), batch)]
     real = [
-        [int(i) for i in one if i != PADDING and not (isinstance(i, PlannedId) and i.repeated)]
+        [int(i) for i in one if i != PADDING and not (isinstance(i, PlannedId) and not i.weight)]
         for one in cut
     ]
     assert all(len([i for i in one if i != PADDING]) >= 1 for one in cut)

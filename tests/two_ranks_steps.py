@@ -27,7 +27,6 @@ def main(store_path, out):
     for tail in ("uneven", "pad", "drop"):
         for kind, make in KINDS.items():
             for prepared in (False, True):
-                store.epoch_weights = None
                 sampler = ss.PrunedShardSampler(store, tail=tail, batch_size=4, **make())
                 planned = sampler.steps(EPOCHS)
                 loader = DataLoader(ss.ShardDataset(store), 4, sampler=sampler, collate_fn=list)

@@ -49,6 +49,16 @@ class KeepSet:
         shard, position = np.nonzero(np.unpackbits(self.bits, axis=1))
         return (shard * self.rows_per_shard + position).astype(np.int64)
 
+    def weights_of(self, ids: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """Return the weights of these kept ids: float32, same shape; None where all are 1."""
+        if self.weights is None:
+            return None
+        return self.weights[np.searchsorted(self._ids, ids)]
+
+    @cached_property
+    def _ids(self) -> NDArray[np.int64]:
+        return self.ids()
+
     def ids_at(self, shard: NDArray[np.int64], ordinal: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the ids of these kept samples, counted within their shards: int64, same shape."""
         position = np.empty_like(ordinal)

@@ -132,10 +132,10 @@ class ShardDataset(Dataset[Any]):
             while begin < end:
                 begin = self._fill(samples, plan, shard, begin, end)
         self.ledger.add(self.reader.counts.take())
-        self._add_columns(samples, np.array(ids, dtype=np.int64))
+        self._add_columns(samples, ids)
         for row, one in enumerate(ids):
-            if type(one) is PlannedId and one.repeated and samples[row] is not None:
-                samples[row]["__weight__"] = 0.0
+            if type(one) is PlannedId and samples[row] is not None:
+                samples[row]["__weight__"] = one.weight
         return samples
 
     def look_ahead(self, ids: NDArray[np.int64] | None) -> None:
@@ -216,24 +216,32 @@ class ShardDataset(Dataset[Any]):
             self._keys[shard] = np.array([n.encode("utf-8", "surrogateescape") for n in names])
         return self._keys[shard]
 
-    def _add_columns(self, samples: list[Any], wanted: NDArray[np.int64]) -> None:
-        """Add weight, score and label to raw samples."""
-        columns, weights, scores = self._columns, self.store.epoch_weights, self.store.sample_scores
-        if weights is not None:
-            columns = {"__weight__": weights.numpy(), **columns}
+    def _add_columns(self, samples: list[Any], ids: Sequence[int]) -> None:
+        """Add score and label to raw samples."""
+        columns, scores = self._columns, self._scores_of_sampler(ids)
         if scores is not None:
             columns = {"__score__": scores, **columns}
-        rows = self.store.rows(wanted) if columns else wanted
+        if not columns:
+            return
+        rows = self.store.rows(np.array(ids, dtype=np.int64))
         for name, values in columns.items():
             for sample, value in zip(samples, values[rows].tolist(), strict=True):
                 if sample is not None:
                     sample[name] = value
 
+    def _scores_of_sampler(self, ids: Sequence[int]) -> NDArray[np.float32] | None:
+        """Return the score that a batch names, or else the only one that a sampler selects by."""
+        known = self.store.sample_scores
+        named = next((one.score for one in ids if type(one) is PlannedId and one.score), None)
+        if named is None and len(known) == 1:
+            (named,) = known
+        return None if named is None else known.get(named)
+
     def _stand_in(self, sample_id: int) -> Any:
         """Return, with weight 0, the next sample that can be read."""
         row, ids = int(self.store.rows([sample_id])[0]), self.store.ids()
         for other in np.roll(ids, -row - 1)[: self._skipped.most].tolist():
-            (sample,) = self.aligned([PlannedId(other, repeated=True)])
+            (sample,) = self.aligned([PlannedId(other, weight=0.0)])
             sample = self._decoded(sample) if self.decode is not None else sample
             if sample is not None:
                 return sample

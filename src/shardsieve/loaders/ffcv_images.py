@@ -76,23 +76,21 @@ class FfcvImages:
     def __iter__(self) -> Iterator[Batch]:
         from shardsieve.loaders.ffcv_iterator import open_batches
 
-        batches, repeats = [], []
+        batches, weights = [], []
         for ids in BatchSampler(self.sampler, self.batch_size, drop_last=False):
             # The sampler fills up with padding where another rank has a sample more.
             batches.append(np.array([one for one in ids if one >= 0], dtype=np.uint64))
-            repeats.append([getattr(one, "repeated", False) for one in ids if one >= 0])
+            weights.append([getattr(one, "weight", 1.0) for one in ids if one >= 0])
         if not batches:
             return
         fields = open_batches(self.loader, batches)
         try:
-            for rows, repeated, (images,) in zip(batches, repeats, fields, strict=True):
-                batch = self._batch(rows.astype(np.int64), images)
-                batch.weights = batch.weights.masked_fill(torch.tensor(repeated), 0)
-                yield batch
+            for rows, own, (images,) in zip(batches, weights, fields, strict=True):
+                yield self._batch(rows.astype(np.int64), torch.tensor(own), images)
         finally:
             fields.close()
 
-    def _batch(self, rows: NDArray[np.int64], images: torch.Tensor) -> Batch:
+    def _batch(self, rows: NDArray[np.int64], weights: torch.Tensor, images: torch.Tensor) -> Batch:
         kept = int(self._lengths[rows].sum())
         self.ledger.add(Counts(kept=kept, read=kept, requests=len(rows)))
         ids = torch.from_numpy(rows)
@@ -100,9 +98,7 @@ class FfcvImages:
         how: Any = {"dtype": images.dtype, "pin_memory": torch.cuda.is_available()}
         own = torch.empty(images.shape, **how).copy_(images)
         batch = Batch((own, self._labels[ids]))
-        weights = self.store.epoch_weights
-        batch.ids = ids
-        batch.weights = torch.ones(len(ids)) if weights is None else weights[ids]
+        batch.ids, batch.weights = ids, weights
         return batch
 
 

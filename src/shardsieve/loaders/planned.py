@@ -22,27 +22,38 @@ class PlannedId(int):
     """A sample id that says more to whoever reads it; anywhere else it is a plain integer.
 
     Attributes:
-        repeated: The sample only fills up a batch: its weight is 0.
+        weight: Loss weight of the sample; 0 where it only fills up a batch.
+        score: Name of the score that the samples of this batch carry, or None.
         ahead: int64 ids of the batch that this worker will be asked for next, or None.
     """
 
-    repeated: bool
+    weight: float
+    score: str | None
     ahead: Ids | None
 
     def __new__(
-        cls, value: int, *, repeated: bool = False, ahead: Ids | None = None
+        cls,
+        value: int,
+        weight: float = 1.0,
+        score: str | None = None,
+        ahead: Ids | None = None,
     ) -> "PlannedId":
         """Return the id with its hints."""
         made = super().__new__(cls, value)
-        made.repeated, made.ahead = repeated, ahead
+        made.weight, made.score, made.ahead = weight, score, ahead
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _planned_id, (int(self), self.repeated, self.ahead)
+        return PlannedId, (int(self), self.weight, self.score, self.ahead)
 
 
-def _planned_id(value: int, repeated: bool, ahead: Ids | None) -> PlannedId:
-    return PlannedId(value, repeated=repeated, ahead=ahead)
+def weighted_ids(keep: KeepSet, ids: Ids) -> list[int]:
+    """Return kept ids as integers that carry their weights, where these are not 1."""
+    weights, plain = keep.weights_of(ids), list[int](ids.tolist())
+    if weights is None:
+        return plain
+    pairs = zip(plain, weights.tolist(), strict=True)
+    return [one if weight == 1 else PlannedId(one, weight) for one, weight in pairs]
 
 
 @dataclass(frozen=True, slots=True)

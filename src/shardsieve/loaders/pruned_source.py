@@ -17,7 +17,12 @@ from shardsieve.epoch import EpochOrder
 from shardsieve.keepset import KeepSet
 from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.loaders.ledger import Ledger
-from shardsieve.loaders.planned import OrderSettings, ordered_ids, refuse_another_plan
+from shardsieve.loaders.planned import (
+    OrderSettings,
+    ordered_ids,
+    refuse_another_plan,
+    weighted_ids,
+)
 from shardsieve.loaders.stages import Source
 from shardsieve.plan import Steps, World
 
@@ -263,7 +268,7 @@ class PrunedSource(IterableDataset[Sample]):
             samples = self._read(np.where(repeated, ~ids, ids), following)
             return [_weightless(s) if r else s for s, r in zip(samples, repeated, strict=True)]
         try:
-            samples = self.data.aligned(ids.tolist())
+            samples = self.data.aligned(weighted_ids(self.keep, ids))
         except CorruptShardError as error:
             if len(ids) > 1:
                 samples = [self._read(one[None], None)[0] for one in ids]

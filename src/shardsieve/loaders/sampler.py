@@ -19,11 +19,17 @@ from shardsieve.loaders.asking import (
     numbered_by_accelerate,
     who_asks,
 )
-from shardsieve.loaders.moving import StepCount, put_choice, with_weights_shown
-from shardsieve.loaders.planned import OrderSettings, PlannedId, ids_of_epoch, refuse_another_plan
+from shardsieve.loaders.moving import StepCount, kept_of
+from shardsieve.loaders.planned import (
+    OrderSettings,
+    PlannedId,
+    ids_of_epoch,
+    refuse_another_plan,
+    weighted_ids,
+)
 from shardsieve.order import is_whole
 from shardsieve.plan import PADDING, TAILS, Steps, World
-from shardsieve.policy.base import Choice, Policy
+from shardsieve.policy.base import Policy
 from shardsieve.policy.inbox import together
 from shardsieve.scores.inputs import whole_number
 from shardsieve.store.store import Store, refuse_path
@@ -107,11 +113,12 @@ class PrunedShardSampler(Sampler[int]):
         if policy is not None:
             refuse_selection("policy", selection | {"keep_set": keep_set})
             policy.bind(store)
-            self.keep_set = put_choice(store, policy.choose(0))
+            self.keep_set = kept_of(store, policy.choose(0))
         else:
-            self.keep_set = with_weights_shown(store, keep_set_of(store, keep_set, **selection))
+            self.keep_set = keep_set_of(store, keep_set, **selection)
             if score is not None:
-                store.sample_scores = store.score(score)
+                store.sample_scores[score] = store.score(score)
+        self._score = score
         self.order = OrderSettings(seed, shuffle, window, groups)
         self.store, self.tail = store, tail
         self.batch_size, self.world = batch_size, world
@@ -146,7 +153,7 @@ class PrunedShardSampler(Sampler[int]):
         self.epoch = int(epoch)
         self._begin(0)
         if choice is not None:
-            self._take(choice)
+            self.keep_set = kept_of(self.store, choice)
 
     def update(self, ids: ArrayLike, losses: ArrayLike) -> None:
         """Give the policy a batch's losses: integer ids (b,) and unweighted losses (b,)."""
@@ -254,7 +261,7 @@ class PrunedShardSampler(Sampler[int]):
         self._begin(int(state["samples_done"]), state.get("block"))
         if self.policy is not None:
             self.policy.load_state_dict(state["policy"])
-            self._take(self.policy.again(self.epoch))
+            self.keep_set = kept_of(self.store, self.policy.again(self.epoch))
 
     # Inside ---------------------------------------------------------------------------------
 
@@ -282,9 +289,6 @@ class PrunedShardSampler(Sampler[int]):
         if asked or under_way.handed_out is None:
             return under_way.asked
         return under_way.steps.places_done(under_way.handed_out.count())
-
-    def _take(self, choice: Choice) -> None:
-        self.keep_set = put_choice(self.store, choice)
 
     def _asking(self, asking: Asking) -> Asking:
         size = self.batch_size or asking.batch_size
@@ -335,7 +339,7 @@ class PrunedShardSampler(Sampler[int]):
         ranks = list(range(world.size)) if dealt else [world.rank]
         left = len(steps) * steps.global_batch if dealt else steps.rank_length(world.rank)
         # A worker's next batch comes after one for each of the others.
-        batches = _looking_ahead(self._batches(steps, ranks), workers * len(ranks))
+        batches = _looking_ahead(self._batches(steps, ranks, world.rank), workers * len(ranks))
         for done, batch in batches:
             mine = batch[:left]
             left -= len(mine)
@@ -347,22 +351,28 @@ class PrunedShardSampler(Sampler[int]):
             yield from mine[-1:]
         under_way.whole = True
 
-    def _batches(self, steps: Steps, ranks: list[int]) -> Iterator[tuple[int, list[int]]]:
-        """Yield (whole steps done after it, batch); fillers come after the samples."""
+    def _batches(self, steps: Steps, ranks: list[int], own: int) -> Iterator[tuple[int, list[int]]]:
+        """Yield (whole steps done after it, batch); fillers come after the samples.
+
+        Only the batches of this rank say what their samples carry.
+        """
         first: list[int] | None = None
         for step, ids in self._by_step(steps):
             first = ids.tolist() if first is None else first
             offset = steps.bounds(step)[0]
             for rank in ranks:
                 begin, end = steps.share(step, rank)
-                batch = ids[begin - offset : end - offset].tolist()
+                part = ids[begin - offset : end - offset]
+                batch = weighted_ids(self.keep_set, part) if rank == own else part.tolist()
                 if self.tail == "uneven" and not batch:
-                    batch = [PlannedId(int(ids[0]), repeated=True)]
+                    batch = [PlannedId(int(ids[0]), weight=0.0)]
                 missing = steps.batch_size - len(batch)
                 if missing and self.tail == "pad":
                     fillers = (first * (missing // len(first) + 1))[:missing]
-                    batch += [PlannedId(one, repeated=True) for one in fillers]
+                    batch += [PlannedId(one, weight=0.0) for one in fillers]
                 batch += [PADDING] * (steps.batch_size - len(batch))
+                if self._score is not None and rank == own:
+                    batch = _hinted(batch, score=self._score)
                 yield step + (rank == ranks[-1]), batch
 
     def _plan_name(self) -> str:
@@ -403,12 +413,14 @@ def _looking_ahead(
     for done, batch in batches:
         waiting.append((done, batch))
         if len(waiting) > distance:
-            yield waiting[0][0], _hinted(waiting[0][1], batch)
+            ahead = np.array(batch, dtype=np.int64)
+            yield waiting[0][0], _hinted(waiting[0][1], ahead=ahead)
             waiting.popleft()
     yield from waiting
 
 
-def _hinted(batch: list[int], ahead: list[int]) -> list[int]:
-    first, ids = batch[0], np.array(ahead, dtype=np.int64)
-    repeated = isinstance(first, PlannedId) and first.repeated
-    return [PlannedId(first, repeated=repeated, ahead=ids), *batch[1:]]
+def _hinted(batch: list[int], **hints: Any) -> list[int]:
+    """Return the batch with more hints on its first id."""
+    first = batch[0]
+    known = vars(first) if isinstance(first, PlannedId) else {}
+    return [PlannedId(first, **(known | hints)), *batch[1:]]

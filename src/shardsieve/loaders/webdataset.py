@@ -19,7 +19,6 @@ from shardsieve.loaders.accelerated import RegisteredIterator
 from shardsieve.loaders.asking import HandedOut, caller_of
 from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.loaders.ledger import Ledger
-from shardsieve.loaders.moving import with_weights_shown
 from shardsieve.loaders.planned import OrderSettings
 from shardsieve.loaders.pruned_source import PrunedSource
 from shardsieve.loaders.stages import batch_size_of, refuse_second_split, source_of
@@ -87,7 +86,7 @@ def prune_pipeline(
     # Beside a keep set the score is what samples carry.
     by = {"score": score} if keep_set is None else {}
     chosen = {"keep_fraction": 1.0, "seed": seed, **by, **selection}
-    kept = with_weights_shown(store, keep_set_of(store, keep_set, **chosen))
+    kept = keep_set_of(store, keep_set, **chosen)
     keep, urls = _only_shards_of(source.urls, store, kept)
     shuffled = source.shuffled or window is not None
     order = OrderSettings(seed, shuffle or ("window" if shuffled else "none"), window, groups)

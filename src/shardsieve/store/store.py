@@ -45,10 +45,8 @@ class Store(SampleTables):
         samples: int64 (S,), samples per shard.
         fingerprint: Digest of the shard index.
         members: Suffixes that samples have, such as `jpg` and `cls`.
-        epoch_weights: Loss weights of this epoch by row, float32 (n,), set by a sampler; None
-            means ones.
-        sample_scores: What samples carry as `__score__` where the data set was told of no score,
-            float32 (n,) by row, set by a sampler that selects by one; None means NaN.
+        sample_scores: What samples carry as `__score__` where the data set was told of no score:
+            float32 (n,) by row, of every score that a sampler selects by.
     """
 
     def __init__(self, path: str | Path, group: zarr.Group) -> None:
@@ -64,8 +62,7 @@ class Store(SampleTables):
         self._num_shards = len(self.urls)
         self.samples: NDArray[np.int64] = self._read("shard/samples")
         self._need_chunks("shard/samples", self.samples > 0)
-        self.epoch_weights: Any = None
-        self.sample_scores: NDArray[np.float32] | None = None
+        self.sample_scores: dict[str, NDArray[np.float32]] = {}
 
     @property
     def num_shards(self) -> int:
