@@ -14,6 +14,7 @@ from accelerate.data_loader import BatchSamplerShard, DataLoaderDispatcher
 from tars import write_shards, write_tar
 from torch.utils.data import BatchSampler, DataLoader
 from torch.utils.data.distributed import DistributedSampler
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 import shardsieve as ss
 from shardsieve.io import local
@@ -97,6 +98,31 @@ def test_batches_dealt_by_accelerate_keep_the_plan(store, world, tail):
     else:
         assert len(seen) == len(set(seen)) == 21 // (4 * world) * 4 * world
         assert set(seen) <= set(kept)
+
+
+@pytest.mark.parametrize("kind", [DataLoader, StatefulDataLoader])
+@pytest.mark.parametrize("world", [1, 2, 5])
+def test_a_loader_that_drops_its_last_batch_drops_it_on_every_rank(store, kind, world):
+    data = ss.ShardDataset(store)
+    for kept in range(14, 31):
+        keep = ss.KeepSet.from_ids(store, store.ids()[:kept])
+        whole, seen = kept // (3 * world), []
+        for rank in range(world):
+            sampler = ss.PrunedShardSampler(store, keep_set=keep, world=ss.World(rank, world))
+            loader = kind(data, 3, sampler=sampler, drop_last=True, collate_fn=list)
+            batches = ids_of(loader)
+            assert len(batches) == len(loader) == sampler.steps() == whole
+            seen += flat(batches)
+        assert len(seen) == len(set(seen)) == whole * 3 * world
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_accelerate_deals_whole_batches_of_a_loader_that_drops_its_last(store, world):
+    seen = []
+    for rank in range(world):
+        sampler = ss.PrunedShardSampler(store)
+        seen += flat(BatchSamplerShard(BatchSampler(sampler, 4, True), world, rank))
+    assert len(seen) == len(set(seen)) == 30 // (4 * world) * 4 * world
 
 
 @pytest.mark.parametrize("world", [1, 2])

@@ -61,12 +61,14 @@ class Asking:
         dealt_over: Ranks over which Accelerate deals whole batches, 1 when it does not.
         rank: This process' number among those ranks.
         handed_out: Counts batches, where a torch loader asks.
+        drops_last: Whether it leaves out a last batch that is not whole.
     """
 
     batch_size: int | None = None
     dealt_over: int = 1
     rank: int = 0
     handed_out: HandedOut | None = None
+    drops_last: bool = False
 
 
 def caller_of() -> Any:
@@ -109,7 +111,7 @@ def who_asks(sampler: Any) -> Asking:
     Raises:
         ShardsieveError: If somebody would split the samples again, or read them all on rank 0.
     """
-    batch_size, dealt_over, rank, handed_out = None, 1, 0, None
+    batch_size, dealt_over, rank, handed_out, drops_last = None, 1, 0, None, False
     for owner in _owners():
         _refuse_second_split(owner)
         if isinstance(owner, BatchSamplerShard):
@@ -122,7 +124,8 @@ def who_asks(sampler: Any) -> Asking:
             handed_out.shard = weakref.ref(owner)
         elif batch_size is None and getattr(owner, "sampler", None) is sampler:
             batch_size = _batch_size_of(owner)
-    return Asking(batch_size, dealt_over, rank, handed_out)
+            drops_last = bool(getattr(owner, "drop_last", False))
+    return Asking(batch_size, dealt_over, rank, handed_out, drops_last)
 
 
 def _batch_size_of(owner: Any) -> int | None:

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,9 +44,9 @@ class PrunedShardSampler(Sampler[int]):
     batches out) as in a plain loop (where the sampler takes the share of `torch.distributed`'s rank
     itself, or of `world`).
 
-    With `tail="uneven"` the last step's batches may be shorter. `gather_for_metrics` needs equal
-    batches: use `tail="pad"` for evaluation; repeated rows come last, have `__weight__` 0 and are
-    trimmed.
+    With `tail="uneven"` the last step's batches may be shorter; a loader with `drop_last=True` gets
+    what `tail="drop"` gives. `gather_for_metrics` needs equal batches: use `tail="pad"` for
+    evaluation; repeated rows come last, have `__weight__` 0 and are trimmed.
 
     Attributes:
         keep_set: What this epoch keeps.
@@ -122,7 +122,7 @@ class PrunedShardSampler(Sampler[int]):
         self.order = OrderSettings(seed, shuffle, window, groups)
         self.store, self.tail = store, tail
         self.batch_size, self.world = batch_size, world
-        self._seen_size: int | None = None
+        self._seen = Asking()
         self.epoch = 0
         # How far it is ahead of Accelerate's own count of passes, and whether that is to be seen.
         self._ahead, self._told = 0, False
@@ -173,7 +173,7 @@ class PrunedShardSampler(Sampler[int]):
         Raises:
             ValueError: If the batch size is not known: it was not given, and no loader has asked.
         """
-        asking = self._asking(Asking(self._seen_size))
+        asking = self._asking(self._seen)
         if asking.batch_size is None:
             raise ValueError(
                 "batch_size must be known to count steps, got None; give it to PrunedShardSampler"
@@ -187,7 +187,8 @@ class PrunedShardSampler(Sampler[int]):
         world = self._own_world(asking)
         size = asking.batch_size
         expected = [self.policy.expect(epoch) for epoch in range(epochs)]
-        return StepCount.over(expected, lambda n: len(Steps(n, size, world.size, self.tail)))
+        tail = self._tail(asking)
+        return StepCount.over(expected, lambda n: len(Steps(n, size, world.size, tail)))
 
     @property
     def planned_samples(self) -> int:
@@ -196,7 +197,7 @@ class PrunedShardSampler(Sampler[int]):
 
     def __len__(self) -> int:
         asking = self._asking(who_asks(self))
-        self._seen_size = asking.batch_size
+        self._seen = Asking(asking.batch_size, drops_last=asking.drops_last)
         steps = self._steps(asking, 0)
         if asking.dealt_over > 1:
             return len(steps) * steps.global_batch
@@ -205,7 +206,7 @@ class PrunedShardSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         asking = self._asking(who_asks(self))
-        self._seen_size = asking.batch_size
+        self._seen = Asking(asking.batch_size, drops_last=asking.drops_last)
         world = self._own_world(asking)
         self._start = self._next_start()
         if self._block is None:
@@ -291,8 +292,11 @@ class PrunedShardSampler(Sampler[int]):
         return under_way.steps.places_done(under_way.handed_out.count())
 
     def _asking(self, asking: Asking) -> Asking:
-        size = self.batch_size or asking.batch_size
-        return Asking(size, asking.dealt_over, asking.rank, asking.handed_out)
+        return replace(asking, batch_size=self.batch_size or asking.batch_size)
+
+    def _tail(self, asking: Asking) -> str:
+        # A loader that drops what is not whole would drop it on some ranks only.
+        return "drop" if asking.drops_last and self.tail == "uneven" else self.tail
 
     def _own_world(self, asking: Asking) -> World:
         if asking.dealt_over > 1:
@@ -312,8 +316,9 @@ class PrunedShardSampler(Sampler[int]):
         world = self._own_world(asking)
         left = len(self.keep_set) - start
         # Nobody batches: each rank's whole share counts as one batch.
-        share = left // world.size if self.tail == "drop" else -(-left // world.size)
-        return Steps(left, asking.batch_size or max(share, 1), world.size, self.tail)
+        tail = self._tail(asking)
+        share = left // world.size if tail == "drop" else -(-left // world.size)
+        return Steps(left, asking.batch_size or max(share, 1), world.size, tail)
 
     def _by_step(self, steps: Steps) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Yield (step, ids of all ranks in that step)."""
