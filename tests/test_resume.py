@@ -1,7 +1,9 @@
 """States count what the loop was given: torch's loader, torchdata's, and Accelerate's."""
 
+import copy
 import io
 import json
+import pickle
 
 import pytest
 import torch
@@ -139,6 +141,24 @@ def test_torchdatas_loader_saves_what_a_policy_took_in_after_it_asked(
     sampler, loader = made()
     loader.load_state_dict(state)
     assert list(trained(sampler, loader, 1)) == whole[6 + 3 :]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_copy_of_a_sampler_in_mid_pass_stands_where_it_stood(store, copied, workers, prepared):
+    sampler = sampler_of(store)
+    loader = loader_of(store, sampler, workers)
+    loader = Accelerator(cpu=True).prepare(loader) if prepared else loader
+    batches = iter(loader)
+    given = [next(batches), next(batches)]
+    copy_of_it, state = copied(sampler), sampler.state_dict()
+    given.append(next(batches))
+    assert copy_of_it.state_dict() == state
+    assert state["samples_done"] == 2 * BATCH
+    fresh = sampler_of(store)
+    fresh.load_state_dict(copy_of_it.state_dict())
+    assert given[2:] == taken(loader_of(store, fresh), 1)
 
 
 def test_epochs_pass_through_accelerate(store):

@@ -44,6 +44,11 @@ class HandedOut:
         held_back = shard is not None and not shard.end_of_dataloader
         return max(taken - held_back, 0)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy stays at this count: its sampler is not the one that the loop asks."""
+        count = {"_num_yielded": self.count()}
+        return {"_attributes": count, "workers": self.workers, "shard": None}
+
     def _keep_count_alone(self) -> None:
         """Outlive a loop that was left, but not with its queues, samples and open shards.
 
