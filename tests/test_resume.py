@@ -143,6 +143,26 @@ def test_torchdatas_loader_saves_what_a_policy_took_in_after_it_asked(
     assert list(trained(sampler, loader, 1)) == whole[6 + 3 :]
 
 
+def test_a_policy_takes_the_losses_of_a_batch_that_repeats_fill_up(store):
+    def sampler():
+        return ss.PrunedShardSampler(store, policy=ss.UCB(0.7, period=1), tail="pad")
+
+    def trained(sampler, stop=-1):
+        for batch in taken(loader_of(store, sampler), stop):
+            sampler.update(batch, [1 + one % 7 for one in batch])
+
+    whole, first, rest = sampler(), sampler(), sampler()
+    trained(whole)
+    trained(first, KEPT // BATCH)
+    rest.load_state_dict(first.state_dict())
+    trained(rest)  # one sample and three repeats of it
+    for one in (whole, rest):
+        one.set_epoch(1)
+    assert rest.keep_set.digest == whole.keep_set.digest
+    with pytest.raises(ValueError, match="ids must come once per batch, got 0 twice"):
+        ss.PrunedShardSampler(store, policy=ss.UCB(0.7)).update([0, 0], [1, 2])
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("prepared", [False, True])

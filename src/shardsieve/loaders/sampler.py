@@ -158,7 +158,7 @@ class PrunedShardSampler(Sampler[int]):
     def update(self, ids: ArrayLike, losses: ArrayLike) -> None:
         """Give the policy a batch's losses: integer ids (b,) and unweighted losses (b,)."""
         if self.policy is not None:
-            self.policy.update(ids, losses)
+            self.policy.update(ids, losses, repeats=self.tail == "pad")
 
     def steps(self, epochs: int | None = None) -> StepCount:
         """Return the steps on every rank.

@@ -82,18 +82,20 @@ class Policy(ABC):
         """Return the samples of the epoch under way, as after a restart; joins nothing."""
         return self._choose(epoch)
 
-    def update(self, ids: ArrayLike, losses: ArrayLike) -> None:
+    def update(self, ids: ArrayLike, losses: ArrayLike, *, repeats: bool = False) -> None:
         """Take in the losses of a batch of this rank; of an id that comes again, the first counts.
 
         Args:
             ids: int64 (b,), sample ids; negative ones (padding) are left out.
             losses: float (b,), unweighted, per sample.
+            repeats: The batch was filled up: an id may come again in it.
 
         Raises:
-            ValueError: If the shapes differ, an id is not in the store, or an id comes twice. With
-                several ranks, or tensors on a device, all ranks raise it when they next join.
+            ValueError: If the shapes differ, an id is not in the store, or an id comes twice
+                without `repeats`. With several ranks, or tensors on a device, all ranks raise it
+                when they next join.
         """
-        self._inbox.add(ids, losses, self.store)
+        self._inbox.add(ids, losses, self.store, repeats=repeats)
 
     def sync(self) -> None:
         """Join what all ranks took in; every rank must call it, as before a checkpoint.

@@ -28,7 +28,7 @@ class Inbox:
     """
 
     def __init__(self) -> None:
-        self._on_device: list[tuple[Any, Any]] = []
+        self._on_device: list[tuple[Any, Any, bool]] = []
         self._waiting: list[Losses] = []
         self._joined: list[Losses] = []
         self._trouble: Exception | None = None
@@ -38,13 +38,13 @@ class Inbox:
         """Joined losses that are not finite."""
         return sum(int(np.isinf(losses).sum()) for _, losses in self._joined)
 
-    def add(self, ids: ArrayLike, losses: ArrayLike, store: Store) -> None:
+    def add(self, ids: ArrayLike, losses: ArrayLike, store: Store, *, repeats: bool) -> None:
         """Take in a batch of this rank; see `Policy.update`."""
         if _is_on_device(ids) or _is_on_device(losses):
-            self._on_device.append((_detached(ids), _detached(losses)))
+            self._on_device.append((_detached(ids), _detached(losses), repeats))
             return
         try:
-            self._waiting.append(_checked(ids, losses, store))
+            self._waiting.append(_checked(ids, losses, store, repeats))
         except ValueError as error:
             # One rank that stops alone would leave the others waiting for it.
             if world_size() == 1:
@@ -87,9 +87,9 @@ class Inbox:
 
     def _fetch(self, store: Store | None) -> None:
         fetched, self._on_device = self._on_device, []
-        for ids, losses in fetched:
+        for ids, losses, repeats in fetched:
             if store is not None:
-                self.add(plain(ids), plain(losses), store)
+                self.add(plain(ids), plain(losses), store, repeats=repeats)
 
 
 def world_size() -> int:
@@ -133,7 +133,7 @@ def _gathered(mine: Any) -> list[Any]:
     return parts
 
 
-def _checked(ids: ArrayLike, losses: ArrayLike, store: Store) -> Losses:
+def _checked(ids: ArrayLike, losses: ArrayLike, store: Store, repeats: bool) -> Losses:
     wanted = np.asarray(plain(ids))
     values = np.asarray(real("losses", losses), dtype=np.float64)
     if not wanted.size:  # an empty list has no integers to show
@@ -148,7 +148,7 @@ def _checked(ids: ArrayLike, losses: ArrayLike, store: Store) -> Losses:
     own = wanted >= 0
     wanted, values = wanted[own], values[own]
     found, counts = np.unique(wanted, return_counts=True)
-    if (counts > 1).any():
+    if not repeats and (counts > 1).any():
         raise ValueError(f"ids must come once per batch, got {found[counts > 1][0]} twice")
     rows = store.rows(wanted)
     bad = ~np.isfinite(values)
