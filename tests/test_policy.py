@@ -437,6 +437,23 @@ def test_an_epoch_beyond_the_schedule_is_refused_however_often_it_is_asked_for(s
         ss.PrunedShardSampler(store).set_epoch(-1)
 
 
+def test_a_score_that_is_stored_anew_changes_no_run(tmp_path):
+    store = ss.index(write_shards(tmp_path / "d", [40]), tmp_path / "s.zarr")
+    made = ss.AnnealedScore("mine", 0.5, 0.5, 3)
+    with pytest.raises(ss.MissingScoreError):
+        made.bind(store)
+    store.put_score("mine", range(40))
+    first = ss.PrunedShardSampler(store, policy=made)
+    state = first.state_dict()
+    store.put_score("mine", range(40, 0, -1))
+    first.set_epoch(1)
+    assert first.keep_set.ids().tolist() == list(range(20, 40))
+    again = ss.PrunedShardSampler(store, policy=ss.AnnealedScore("mine", 0.5, 0.5, 3))
+    assert again.keep_set.ids().tolist() == list(range(20))
+    again.load_state_dict(state)
+    assert again.keep_set.digest == first.keep_set.digest
+
+
 def test_static_rules_know_their_steps(store):
     sampler = ss.PrunedShardSampler(store, keep_fraction=0.5, rule="random", batch_size=16)
     assert sampler.steps(3) == sampler.steps(3).low == sampler.steps(3).high == 12

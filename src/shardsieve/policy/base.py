@@ -70,8 +70,8 @@ class Policy(ABC):
         if self._store is not None and self._store.fingerprint != store.fingerprint:
             raise StoreMismatchError("the policy serves another store already; make a new one")
         if self._store is None:
-            self._store = store
             self._begin(store)
+            self._store = store
 
     def choose(self, epoch: int) -> Choice:
         """Join what the ranks took in and return the epoch's samples; every rank must call it."""

@@ -2,13 +2,19 @@
 
 from typing import Any
 
+from numpy.typing import NDArray
+
 from shardsieve.policy.base import Choice, Expected, Policy, check_epoch
 from shardsieve.scores.inputs import whole_number
 from shardsieve.selection import keep_top, num_kept
+from shardsieve.store.store import Store
 
 
 class AnnealedScore(Policy):
-    """The top of a stored score; the keep fraction moves in even steps from `first` to `last`."""
+    """The top of a stored score; the keep fraction moves in even steps from `first` to `last`.
+
+    The score is read once and saved with the state: one that is stored anew changes no run.
+    """
 
     def __init__(
         self, score: str, first: float, last: float, num_epochs: int, *, seed: int = 0
@@ -29,8 +35,14 @@ class AnnealedScore(Policy):
         kept = num_kept(len(self.store), self._fraction(epoch))
         return Expected(kept, kept, kept)
 
+    def _begin(self, store: Store) -> None:
+        self._values = store.score(self.score)
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        return {"values": self._values}
+
     def _choose(self, epoch: int) -> Choice:
-        return Choice(keep_top(self.store.score(self.score), self._fraction(epoch)))
+        return Choice(keep_top(self._values, self._fraction(epoch)))
 
     def _fraction(self, epoch: int) -> float:
         check_epoch(epoch, self.num_epochs)
