@@ -313,6 +313,36 @@ def test_passes_in_a_row_are_epochs_in_a_row(urls, store, workers, persistent):
     assert ends + [passing.end_of_dataloader for _ in first] == [False] * 10 + [True]
 
 
+def batched_inside(pipeline, workers):
+    return wds.WebLoader(pipeline.batched(4), batch_size=None, num_workers=workers)
+
+
+def batched_behind(pipeline, workers):
+    return wds.WebLoader(pipeline, batch_size=None, num_workers=workers).batched(4)
+
+
+def batched_again(pipeline, workers):
+    return batched_inside(pipeline, workers).unbatched().batched(4)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kept", [0.3, 0.5, 1.0])
+@pytest.mark.parametrize("make", [batched_inside, batched_behind, batched_again])
+def test_accelerate_knows_where_a_pass_of_batches_ends(urls, store, make, kept, workers):
+    how = {"keep_fraction": kept, "rule": "random", "tail": "pad"}
+    accelerator, seen, ends = Accelerator(cpu=True), [], []
+    pipeline = wds.WebDataset(urls, shardshuffle=2).to_tuple("__id__")
+    loader = accelerator.prepare(ss.prune(make(pipeline, workers), store, **how))
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        for (ids,) in loader:
+            seen += accelerator.gather_for_metrics(torch.as_tensor(ids)).tolist()
+            ends.append(accelerator.gradient_state.end_of_dataloader)
+    keep = ss.select(store, keep_fraction=kept, rule="random").ids().tolist()
+    assert sorted(seen) == sorted(keep * 2)
+    assert ends == ([False] * (-(-len(keep) // 4) - 1) + [True]) * 2
+
+
 @pytest.mark.usefixtures("childless")
 @pytest.mark.parametrize("broken_off", [False, True])
 def test_workers_that_stay_end_with_the_last_reference_to_their_loader(urls, store, broken_off):

@@ -119,6 +119,11 @@ def prune_loader(loader: Any, store: Store, **options: Any) -> Any:
         inside = batch_size_of(inner.dataset.pipeline[1:])[0] is not None or not made_here
         inner.dataset.source.batched_inside = inside or size is None
         outer = copy.copy(loader)
+        if size is not None:
+            # Its batches are counted, not what its workers give.
+            inner.__dict__["_get_iterator"] = _method_of(inner, _counted_iterator)
+            outer = PrunedWebLoader.__new__(PrunedWebLoader)
+            outer.__dict__.update(loader.__dict__)
         outer.pipeline = [inner, *loader.pipeline[1:]]
         for name in ("set_epoch", "state_dict", "load_state_dict"):
             setattr(outer, name, getattr(inner, name))
@@ -137,7 +142,7 @@ def prune_loader(loader: Any, store: Store, **options: Any) -> Any:
     own["dataset"], own["_iterator"] = source, None
     own["_is_accelerate_prepared"] = True
     own["_handed_out"] = None
-    own["_get_iterator"] = _method_of(pruned, _counted_iterator)
+    own["_get_iterator"] = _method_of(pruned, _registered_iterator)
     own["state_dict"] = _method_of(pruned, _loader_state)
     for name in ("set_epoch", "load_state_dict"):
         own[name] = getattr(pruned.dataset, name)
@@ -160,12 +165,14 @@ def _method_of(loader: Any, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _counted_iterator(loader: Any) -> Any:
-    def made() -> Any:
-        iterator = type(loader)._get_iterator(loader)
-        loader.__dict__["_handed_out"] = HandedOut(iterator)
-        return iterator
+    iterator = type(loader)._get_iterator(loader)
+    loader.__dict__["_handed_out"] = HandedOut(iterator)
+    return iterator
 
+
+def _registered_iterator(loader: Any) -> Any:
     begin, batches = loader.dataset.source.begin_pass, _hands_out_batches(loader)
+    made = functools.partial(_counted_iterator, loader)
     return RegisteredIterator(made, functools.partial(begin, batches=batches))
 
 
@@ -188,6 +195,15 @@ def _loader_state(loader: Any, *, samples_done: int | None = None) -> dict[str, 
         samples_done = source.places_done(items) if batches else source.places_of(items)
     state: dict[str, Any] = source.state_dict(samples_done)
     return state
+
+
+class PrunedWebLoader(wds.WebLoader):  # type: ignore[misc]
+    """A `WebLoader` that makes batches behind its workers; made by `prune`."""
+
+    def iterator1(self) -> RegisteredIterator:
+        """Iterate the batches of one pass."""
+        begin = functools.partial(self.pipeline[0].dataset.source.begin_pass, batches=True)
+        return RegisteredIterator(super().iterator1, begin)
 
 
 class PrunedPipeline(wds.WebDataset):  # type: ignore[misc]
