@@ -8,9 +8,10 @@ import pickle
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import BatchSamplerShard
 from accelerate.utils import DataLoaderConfiguration
 from tars import write_shards
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import shardsieve as ss
@@ -248,6 +249,32 @@ def test_gathered_metrics_count_what_the_loaders_own_sampler_gives(store, statef
     again.load_state_dict(sampler.state_dict())
     assert len(gathered(rest)) == total - 8
     assert len(gathered(rest)) == total
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torchdatas_count_of_dealt_batches_is_no_state_of_a_sampler(store, workers):
+    def made(**how):
+        sampler = ss.PrunedShardSampler(store, **how)
+        dealt = BatchSamplerShard(BatchSampler(sampler, BATCH, False), 2, 1)
+        how = {"batch_sampler": dealt, "num_workers": workers, "collate_fn": ids_of}
+        return sampler, StatefulDataLoader(ss.ShardDataset(store), **how)
+
+    whole = list(made()[1])
+    first, loader = made()
+    assert taken(loader, 2) == whole[:2]
+    counted, own = loader.state_dict(), first.state_dict()
+    by_count, by_state, twice = made(), made(), made()
+    by_count[1].load_state_dict(counted)
+    assert list(by_count[1]) == whole[2:]
+    assert list(by_count[1]) == whole
+    by_state[0].load_state_dict(own)
+    assert list(by_state[1]) == whole[2:]
+    twice[0].load_state_dict(own)
+    twice[1].load_state_dict(counted)
+    with pytest.raises(ss.ShardsieveError, match=r"passes over 2 batches .*register_for_check"):
+        list(twice[1])
+    with pytest.raises(ss.ShardsieveError, match=r"saves no policy .*register_for_checkpointing"):
+        next(iter(made(policy=ss.UCB(0.5))[1]))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

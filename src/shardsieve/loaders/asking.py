@@ -67,6 +67,8 @@ class Asking:
         rank: This process' number among those ranks.
         handed_out: Counts batches, where a torch loader asks.
         drops_last: Whether it leaves out a last batch that is not whole.
+        passes_over: First batches that torchdata's loader leaves out, of a state that was loaded;
+            None where another loader asks.
     """
 
     batch_size: int | None = None
@@ -74,6 +76,7 @@ class Asking:
     rank: int = 0
     handed_out: HandedOut | None = None
     drops_last: bool = False
+    passes_over: int | None = None
 
 
 def caller_of() -> Any:
@@ -117,6 +120,7 @@ def who_asks(sampler: Any) -> Asking:
         ShardsieveError: If somebody would split the samples again, or read them all on rank 0.
     """
     batch_size, dealt_over, rank, handed_out, drops_last = None, 1, 0, None, False
+    passes_over = None
     for owner in _owners():
         _refuse_second_split(owner)
         if isinstance(owner, BatchSamplerShard):
@@ -125,12 +129,13 @@ def who_asks(sampler: Any) -> Asking:
             dealt_over, rank = owner.num_processes, owner.process_index
         elif isinstance(owner, _BaseDataLoaderIter):
             handed_out = HandedOut(owner) if handed_out is None else handed_out
+            passes_over = getattr(owner, "_sampler_iter_yielded", None)
         elif type(owner) is DataLoaderShard and handed_out is not None:
             handed_out.shard = weakref.ref(owner)
         elif batch_size is None and getattr(owner, "sampler", None) is sampler:
             batch_size = _batch_size_of(owner)
             drops_last = bool(getattr(owner, "drop_last", False))
-    return Asking(batch_size, dealt_over, rank, handed_out, drops_last)
+    return Asking(batch_size, dealt_over, rank, handed_out, drops_last, passes_over)
 
 
 def _batch_size_of(owner: Any) -> int | None:

@@ -209,6 +209,7 @@ class PrunedShardSampler(Sampler[int]):
         self._seen = Asking(asking.batch_size, drops_last=asking.drops_last)
         world = self._own_world(asking)
         self._start = self._next_start()
+        self._refuse_counted_batches(asking)
         if self._block is None:
             self._block = self._steps(asking, 0).global_batch
         steps = self._steps(asking, self._start)
@@ -297,6 +298,24 @@ class PrunedShardSampler(Sampler[int]):
     def _tail(self, asking: Asking) -> str:
         # A loader that drops what is not whole would drop it on some ranks only.
         return "drop" if asking.drops_last and self.tail == "uneven" else self.tail
+
+    def _refuse_counted_batches(self, asking: Asking) -> None:
+        """Refuse torchdata's loader where its state is no more than a number of batches.
+
+        Over several processes Accelerate's split stands between it and the sampler.
+        """
+        if asking.dealt_over == 1 or asking.passes_over is None:
+            return
+        cure = "leave it out and give the sampler to accelerator.register_for_checkpointing"
+        if self.policy is not None:
+            raise ShardsieveError(
+                f"use_stateful_dataloader saves no policy over several processes; {cure}"
+            )
+        if self._start and asking.passes_over:
+            raise ShardsieveError(
+                f"use_stateful_dataloader passes over {asking.passes_over} batches of a process "
+                f"that the sampler's own state has passed over already; {cure}"
+            )
 
     def _own_world(self, asking: Asking) -> World:
         if asking.dealt_over > 1:
