@@ -3,7 +3,12 @@
 import io
 import sys
 
+import numpy as np
+from tars import write_shards
+
+import shardsieve as ss
 from shardsieve.commands.progress import bar
+from shardsieve.commands.scoring import score_from_embedding
 from shardsieve.io.counts import Counts
 
 
@@ -12,11 +17,16 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_bar_shows_what_was_read(monkeypatch):
-    screen = Terminal()
-    monkeypatch.setattr(sys, "stderr", screen)
+def screen_of(monkeypatch):
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setenv("TERM", "xterm")
+    return shown
+
+
+def test_a_bar_shows_what_was_read(monkeypatch):
+    screen = screen_of(monkeypatch)
     with bar("train") as progress:
         progress(3, 8, str(Counts(kept=5_000_000, read=6_000_000, requests=9)))
     assert "3/8" in screen.getvalue()
@@ -29,3 +39,12 @@ def test_nothing_is_drawn_where_nobody_looks(monkeypatch):
     with bar("train") as progress:
         progress(3, 8, "note")
     assert screen.getvalue() == ""
+
+
+def test_scores_from_an_embedding_are_counted(monkeypatch, tmp_path):
+    store = ss.index(write_shards(tmp_path / "d", [30]), tmp_path / "s.zarr")
+    points = np.random.default_rng(0).normal(size=(30, 3)).astype("f2")
+    store.embedding_array("e", 3)[0, :30] = points
+    screen = screen_of(monkeypatch)
+    score_from_embedding(store.path, None, ["semdedup:clusters=2", "moderate"], prefix=None)
+    assert "2/2" in screen.getvalue()

@@ -1,5 +1,7 @@
 """Scores from embeddings, neighbours and whole networks; variants; more streaming forms."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import reference_scores as reference
@@ -151,6 +153,25 @@ def test_blocks_change_no_score(monkeypatch):
     monkeypatch.setattr("shardsieve.scores.embedded._BUDGET", 120)
     for call, want in zip(calls, whole, strict=True):
         np.testing.assert_allclose(call(), want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["semdedup", "prototypicality", "euclidean", "moderate"])
+def test_embeddings_are_never_copied_whole(monkeypatch, name):
+    monkeypatch.setattr("shardsieve.scores.embedded._BUDGET", 2**16)
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(4096, 512)).astype(np.float16)
+    centres, labels = rng.normal(size=(32, 512)), np.arange(4096) % 32
+    calls = {
+        "semdedup": lambda: scores.semdedup(points, centres),
+        "prototypicality": lambda: scores.prototypicality(points, centres),
+        "euclidean": lambda: scores.prototypicality(points, centres, "euclidean"),
+        "moderate": lambda: scores.moderate_distance(points, labels),
+    }
+    tracemalloc.start()
+    calls[name]()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < points.nbytes
 
 
 def test_the_second_of_two_equal_samples_is_the_duplicate():

@@ -31,7 +31,7 @@ from shardsieve.train.seeding import draw_seeds
 from shardsieve.train.seedscores import scores_from_dynamics
 from shardsieve.train.turtle import TurtleConfig, score_unsupervised
 
-Points = NDArray[np.float32]
+Points = NDArray[np.float16]
 
 # Scores of `--from-embedding`: their options with types.
 EMBEDDED: dict[str, dict[str, type]] = {
@@ -132,8 +132,10 @@ def score_from_embedding(
     """
     store = open_store(path)
     embedding = store.embedding_name(embedding)
-    points = store.embedding(embedding).astype(np.float32)
+    points = store.embedding(embedding)
     rows = np.flatnonzero(np.isfinite(points).all(axis=1))
+    if len(rows) < len(points):  # a copy of all of them would be of some size
+        points = points[rows]
     unlabelled = int((store.labels()[rows] < 0).sum())
     possible = [kind for kind in list(EMBEDDED)[:3] if not (unlabelled and kind == "moderate")]
     wanted = [(spec, *parsed(spec, EMBEDDED)) for spec in specs or possible]
@@ -143,15 +145,18 @@ def score_from_embedding(
                 f"labels must be known for {spec!r}, got {unlabelled} of {len(rows)} samples "
                 "without; leave it out of --scores, or index again with their --label-member"
             )
-    names = []
-    for spec, kind, options in wanted:
-        begin, values = time.perf_counter(), np.full(len(store), np.nan)
-        values[rows], how = _embedded(store, kind, points[rows], rows, options)
-        written = ", ".join(f"{k}={v}" for k, v in {"embedding": embedding, **how}.items())
-        made = {"definition": f"{kind}({written})", "parameters": how, "embedding": embedding}
-        made["cost"] = Cost.timed(time.perf_counter() - begin).to_dict()
-        names.append(f"{prefix}_{name_of(spec)}" if prefix else name_of(spec))
-        store.put_score(names[-1], values, provenance={**made, "measured": True})
+    names = list[str]()
+    with bar("score") as progress:
+        for spec, kind, options in wanted:
+            progress(len(names), len(wanted), note=kind)
+            begin, values = time.perf_counter(), np.full(len(store), np.nan)
+            values[rows], how = _embedded(store, kind, points, rows, options)
+            written = ", ".join(f"{k}={v}" for k, v in {"embedding": embedding, **how}.items())
+            made = {"definition": f"{kind}({written})", "parameters": how, "embedding": embedding}
+            made["cost"] = Cost.timed(time.perf_counter() - begin).to_dict()
+            names.append(f"{prefix}_{name_of(spec)}" if prefix else name_of(spec))
+            store.put_score(names[-1], values, provenance={**made, "measured": True})
+            progress(len(names), len(wanted))
     return {"embedding": embedding, "scored": len(rows), "scores": " ".join(names)}
 
 

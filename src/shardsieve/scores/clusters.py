@@ -8,6 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from shardsieve.scores.inputs import plain, whole_number
 
+_BLOCK = 65_536
+
 
 def k_means(
     embeddings: ArrayLike,
@@ -44,11 +46,13 @@ def k_means(
             f"embeddings must have shape (n, D) with n >= clusters={clusters}, "
             f"got {points.shape}; ask for fewer clusters"
         )
-    if not np.isfinite(points).all():
-        raise ValueError("embeddings must be finite, got NaN or infinity; embed again")
-    if spherical:
-        lengths = np.linalg.norm(points, axis=1, keepdims=True)
-        points /= np.where(lengths > 0, lengths, 1)
+    for start in range(0, len(points), _BLOCK):
+        block = points[start : start + _BLOCK]
+        if not np.isfinite(block).all():
+            raise ValueError("embeddings must be finite, got NaN or infinity; embed again")
+        if spherical:
+            lengths = np.linalg.norm(block, axis=1, keepdims=True)
+            block /= np.where(lengths > 0, lengths, 1)
     how: dict[str, Any] = {"niter": iterations, "nredo": restarts, "seed": seed}
     how |= {"spherical": spherical}
     # With few points per cluster faiss would only warn, on standard output.

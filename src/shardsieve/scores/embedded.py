@@ -1,17 +1,18 @@
 """Scores from where a sample lies among the embeddings; no training dynamics are needed."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shardsieve.scores.inputs import Floats, class_ids, finite, one_of
+from shardsieve.scores.inputs import Floats, class_ids, finite, one_of, real
 
 # Numbers in a temporary array: 32 MiB of float64.
 _BUDGET = 2**22
 _EMBED = "embed those samples again, or leave them out"
 
+Vectors = NDArray[Any]
 Metric = Literal["cosine", "euclidean"]
 First = Literal["far", "near"]
 
@@ -57,12 +58,12 @@ def moderate_distance(embeddings: ArrayLike, labels: ArrayLike) -> Floats:
     >>> moderate_distance([[0.0], [1.0], [5.0], [7.0]], [0, 0, 0, 1]).tolist()
     [1.0, 0.0, 4.0, 0.0]
     """
-    points = finite("embeddings", embeddings, "n D", cure=_EMBED)
+    points = _vectors("embeddings", embeddings, "n D", _EMBED)
     classes = class_ids(labels, len(points), np.iinfo(np.int64).max)
     distances = np.empty(len(points))
     order = np.argsort(classes, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(classes[order])) + 1):
-        own = points[rows]
+        own = points[rows].astype(np.float64)
         distances[rows] = np.linalg.norm(own - np.median(own, axis=0), axis=1) if len(own) else 0
     return distances
 
@@ -96,9 +97,9 @@ def semdedup(embeddings: ArrayLike, centroids: ArrayLike, first: First = "far") 
 
 
 def _compare_with_earlier(
-    points: Floats, rows: NDArray[np.int64], similarity: NDArray[np.float64]
+    points: Vectors, rows: NDArray[np.int64], similarity: NDArray[np.float64]
 ) -> None:
-    unit = _unit(points[rows])
+    unit = _unit(points[rows].astype(np.float64))
     step = max(1, _BUDGET // max(len(rows), 1))
     for start in range(0, len(rows), step):
         block = unit[start : start + step]
@@ -108,13 +109,13 @@ def _compare_with_earlier(
         similarity[rows[start : start + step]] = np.clip(largest, 0.0, 1.0)
 
 
-def _nearest(points: Floats, centres: Floats, metric: str) -> tuple[NDArray[np.int64], Floats]:
+def _nearest(points: Vectors, centres: Floats, metric: str) -> tuple[NDArray[np.int64], Floats]:
     """Return the nearest centre of every point, ties to the lower, and its distance."""
     nearest, distance = np.empty(len(points), dtype=np.int64), np.empty(len(points))
     if metric == "cosine":
         centres = _unit(centres)
-    for part in _blocks(len(points), len(centres)):
-        block = points[part]
+    for part in _blocks(len(points), max(centres.shape)):
+        block = points[part].astype(np.float64)
         if metric == "cosine":
             apart = 1.0 - np.clip(_unit(block) @ centres.T, -1.0, 1.0)
         else:
@@ -127,8 +128,8 @@ def _nearest(points: Floats, centres: Floats, metric: str) -> tuple[NDArray[np.i
     return nearest, distance
 
 
-def _points_and_centres(embeddings: ArrayLike, centroids: ArrayLike) -> tuple[Floats, Floats]:
-    points = finite("embeddings", embeddings, "n D", cure=_EMBED)
+def _points_and_centres(embeddings: ArrayLike, centroids: ArrayLike) -> tuple[Vectors, Floats]:
+    points = _vectors("embeddings", embeddings, "n D", _EMBED)
     centres = finite("centroids", centroids, "K D", cure="cluster again")
     if centres.shape[1] != points.shape[1]:
         raise ValueError(
@@ -136,6 +137,18 @@ def _points_and_centres(embeddings: ArrayLike, centroids: ArrayLike) -> tuple[Fl
             f"got {centres.shape[1]}; cluster the same embeddings"
         )
     return points, centres
+
+
+def _vectors(name: str, values: ArrayLike, shape: str, cure: str) -> Vectors:
+    """Return vectors in rows, all finite, of their own type: those of a data set are not copied."""
+    array = real(name, values)
+    if array.ndim != 2 or not array.size or not _all_finite(array):
+        return finite(name, array, shape, cure=cure)  # says what is wrong
+    return array
+
+
+def _all_finite(rows: Vectors) -> bool:
+    return all(np.isfinite(rows[part]).all() for part in _blocks(*rows.shape))
 
 
 def _unit(rows: Floats) -> Floats:

@@ -48,9 +48,9 @@ class StoredRows:
     def take(self, rows: NDArray[np.int64]) -> Half:
         """Return these rows, ascending; each shard is read once."""
         taken = np.empty((len(rows), self.shape[1]), dtype=self.dtype)
-        shards = np.searchsorted(self._first, rows, side="right") - 1
-        for number in np.unique(shards).tolist():
-            here = shards == number
+        ends = np.searchsorted(rows, self._first)
+        for number in np.flatnonzero(np.diff(ends)).tolist():
+            here = slice(ends[number], ends[number + 1])
             taken[here] = self.shard(number)[rows[here] - self.first(number)]
         return taken
 
