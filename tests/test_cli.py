@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import yaml
 from tars import write_shards
 from typer.main import get_command
 
@@ -185,6 +186,21 @@ def test_every_command_has_an_example_that_it_understands(name):
     context = command.make_context(name, arguments)
     assert context.params
     assert len(command.epilog) <= 90
+
+
+def test_select_shows_a_page_of_many_classes(cli, tmp_path):
+    write_shards(tmp_path / "d", [90, 10], classes=40)
+    store = ss.index(f"{tmp_path}/d/*.tar", tmp_path / "s.zarr")
+    store.put_score("label", store.labels() + np.arange(100) / 1000)
+    asked = ["select", "--store", store.path, "--score", "label", "--keep-fraction", 0.3]
+    shown = yaml.safe_load(cli(*asked)[1])
+    assert shown["classes"] == 40
+    assert [row["class"] for row in shown["least_kept"]] == list(range(10))
+    assert [row["class"] for row in shown["most_kept"]] == list(range(39, 29, -1))
+    every = json.loads(cli(*asked, "--json")[1])["classes"]
+    assert [row["class"] for row in every] == list(range(40))
+    assert sum(row["kept"] for row in every) == 30
+    assert [row for row in every if row["class"] < 10] == shown["least_kept"]
 
 
 @pytest.mark.parametrize("command", ["select", "export"])

@@ -29,9 +29,10 @@ def select_command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a rule keeps of every class, before anything is trained."""
+    """Show what a rule keeps of every class, of many with --json; before anything is trained."""
     rule = keep.selection(seed)
-    show(commands.showing.kept_per_class(store, rule, out, batch_size, save), as_json)
+    result = commands.showing.kept_per_class(store, rule, out, batch_size, save)
+    show(result if as_json else commands.showing.extremes(result), as_json)
 
 
 @app.command(

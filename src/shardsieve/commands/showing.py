@@ -16,6 +16,9 @@ from shardsieve.loaders.planned import OrderSettings
 from shardsieve.scores.inputs import whole_number
 from shardsieve.store.store import Store, open_store
 
+# A page of classes, and how many of more are shown at either end.
+_MOST_SHOWN, _SHOWN = 30, 10
+
 
 def describe(path: Path) -> dict[str, Any]:
     """Return what a store holds, JSON-ready."""
@@ -128,11 +131,20 @@ def _mixing_row(store: Store, keep: KeepSet, batch_size: int) -> dict[str, float
 
 
 def _class_rows(store: Store, keep: KeepSet) -> list[dict[str, Any]]:
-    labels = store.labels()
-    kept = labels[store.rows(keep.ids())]
+    found, place = np.unique(store.labels(), return_inverse=True)
+    sizes = np.bincount(place, minlength=len(found))
+    kept = np.bincount(place[store.rows(keep.ids())], minlength=len(found))
     rows = []
-    for label in np.unique(labels).tolist():
-        of, left = int((labels == label).sum()), int((kept == label).sum())
+    for label, left, of in zip(found.tolist(), kept.tolist(), sizes.tolist(), strict=True):
         name = "unlabelled" if label < 0 else label
         rows.append({"class": name, "kept": left, "of": of, "share": round(left / of, 4)})
     return rows
+
+
+def extremes(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the result of `kept_per_class` for people: of many classes least and most kept."""
+    rows = sorted(result["classes"], key=lambda row: row["share"])
+    if len(rows) <= _MOST_SHOWN:
+        return result
+    ends = {"least_kept": rows[:_SHOWN], "most_kept": rows[: -_SHOWN - 1 : -1]}
+    return {**result, "classes": len(rows), **ends}
