@@ -277,6 +277,25 @@ def test_torchdatas_count_of_dealt_batches_is_no_state_of_a_sampler(store, worke
         next(iter(made(policy=ss.UCB(0.5))[1]))
 
 
+def test_accelerate_saves_a_policy_that_was_synced(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("shardsieve.policy.base.world_size", lambda: 2)
+    accelerator = Accelerator(cpu=True)
+    sampler = ss.PrunedShardSampler(store, policy=ss.UCB(0.7), batch_size=BATCH)
+    accelerator.register_for_checkpointing(sampler)
+    accelerator.save_state(str(tmp_path / "first"))
+    sampler.update(store.ids(), range(30))
+    sampler.state_dict()  # of this process
+    with pytest.raises(ss.ShardsieveError, match=r"sampler.policy.sync\(\) on every process"):
+        accelerator.save_state(str(tmp_path / "second"))
+    sampler.policy.sync()
+    accelerator.save_state(str(tmp_path / "third"))
+    accelerator = Accelerator(cpu=True)
+    deaf = ss.PrunedShardSampler(store, policy=ss.RandomDynamic(0.7), batch_size=BATCH)
+    accelerator.register_for_checkpointing(deaf)
+    deaf.update(store.ids(), range(30))
+    accelerator.save_state(str(tmp_path / "fourth"))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", [1, 7, KEPT])
 def test_a_loader_that_does_not_batch_takes_one_sample_per_step(store, workers, stop):

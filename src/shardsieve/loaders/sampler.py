@@ -15,6 +15,7 @@ from shardsieve.keepset import KeepSet, keep_set_of, refuse_selection
 from shardsieve.loaders.asking import (
     Asking,
     HandedOut,
+    called_by_accelerate,
     called_by_torchdata,
     numbered_by_accelerate,
     who_asks,
@@ -228,6 +229,8 @@ class PrunedShardSampler(Sampler[int]):
                 loader stands between.
 
         Raises:
+            ShardsieveError: If Accelerate's `save_state` asks on several ranks, and the policy did
+                not `sync` since it took in losses.
             ValueError: If steps were done and the batch size is not known: it was not given, and
                 the loader has batches of its own.
         """
@@ -241,6 +244,11 @@ class PrunedShardSampler(Sampler[int]):
         }
         if self.policy is None:
             return state
+        if self.policy.holds_its_own and called_by_accelerate():
+            raise ShardsieveError(
+                "save_state keeps the main process' state alone, and the policy holds losses that "
+                "were not joined; call sampler.policy.sync() on every process before"
+            )
         learned = self.policy.latest_state() if asked else self.policy.state_dict()
         return {**state, "policy": learned}
 

@@ -97,6 +97,12 @@ class Policy(ABC):
         """
         self._inbox.add(ids, losses, self.store, repeats=repeats)
 
+    @property
+    def holds_its_own(self) -> bool:
+        """Whether other ranks' states lack losses of this one, from which the policy learns."""
+        learns = type(self)._take_in is not Policy._take_in
+        return learns and world_size() > 1 and self._inbox.waits
+
     def sync(self) -> None:
         """Join what all ranks took in; every rank must call it, as before a checkpoint.
 

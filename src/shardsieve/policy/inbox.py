@@ -38,6 +38,11 @@ class Inbox:
         """Joined losses that are not finite."""
         return sum(int(np.isinf(losses).sum()) for _, losses in self._joined)
 
+    @property
+    def waits(self) -> bool:
+        """Whether this rank holds losses that were not joined."""
+        return bool(self._waiting or self._on_device)
+
     def add(self, ids: ArrayLike, losses: ArrayLike, store: Store, *, repeats: bool) -> None:
         """Take in a batch of this rank; see `Policy.update`."""
         if _is_on_device(ids) or _is_on_device(losses):
