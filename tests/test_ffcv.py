@@ -195,6 +195,38 @@ def test_drop_last_drops_and_len_is_right(store, loaders):
     assert len(pruned) == 3
 
 
+def test_a_keep_set_that_is_set_in_a_pass_is_for_the_next_one(store, loaders):
+    now = ss.KeepSet.from_ids(store, range(70), weights=np.full(70, 2.0))
+    then = ss.KeepSet.from_ids(store, range(0, N, 2))
+
+    def pruned(keep):
+        return prune_loader(loaders("RANDOM"), store, keep_set=keep)
+
+    first = pruned(now)
+    undisturbed = [batch.ids.tolist() for batch in pruned(now)]
+    weights = []
+    for step, batch in enumerate(first):
+        first.set_keep_set(then)
+        assert len(first) == 3
+        assert batch.ids.tolist() == undisturbed[step]
+        weights += batch.weights.tolist()
+        if step == 1:
+            in_pass = first.state_dict()
+    assert weights == [2.0] * 70
+    with pytest.raises(ss.StoreMismatchError):
+        pruned(then).load_state_dict(in_pass)
+    again = pruned(now)
+    again.load_state_dict(in_pass)
+    assert [batch.ids.tolist() for batch in again] == undisturbed[2:]
+    after = pruned(then)
+    after.load_state_dict(first.state_dict())
+    assert len(after) == len(first) == -(-N // 2 // 32)
+    rest = [[batch.ids.tolist() for batch in loader] for loader in (after, first)]
+    assert rest[0] == rest[1]
+    assert after.epoch == first.epoch == 1
+    assert sorted(flat(rest[0])) == then.ids().tolist()
+
+
 @pytest.mark.parametrize("how", ["loader", "pages"])
 def test_stopping_and_going_on_gives_the_rest_on_another_world_and_batch_size(store, loaders, how):
     def pruned(batch_size=32, world=None):

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -117,6 +117,14 @@ def prune_loader(
     )
 
 
+class _Pass(NamedTuple):
+    """What a pass was begun with; another keep set is for the one after it."""
+
+    steps: Steps
+    plan: str
+    weights: NDArray[np.float32] | None
+
+
 class PrunedLoader:
     """Iterates `Batch`es of kept samples; made by `prune_loader`.
 
@@ -146,6 +154,7 @@ class PrunedLoader:
         self.epoch = 0
         self._start = self._yielded = 0
         self._begun = self._ended = False
+        self._pass: _Pass | None = None
         # FFCV compiles per integer type of the ids.
         self._dtype = np.asarray(loader.first_traversal_order).dtype
         self._own = LoaderOrder(loader, seed) if order == "loader" else None
@@ -180,19 +189,22 @@ class PrunedLoader:
         if epoch != self.epoch or self._begun:
             self.epoch, self._start, self._yielded = epoch, 0, 0
         self._begun = self._ended = False
+        self._pass = None
 
     def __len__(self) -> int:
         """Return the steps of the running pass, or of the next one when none is running."""
         if self._ended:
             return len(self._steps(self.epoch + 1, 0))
-        return len(self._steps(self.epoch, self._start))
+        return len(self._steps_under_way())
 
     def __iter__(self) -> Iterator[Batch]:
         if self._begun:
             self.epoch, self._start = self.epoch + 1, 0
         self._begun, self._ended, self._yielded = True, False, 0
         steps = self._steps(self.epoch, self._start)
-        return self._read(steps, self._batches(steps, self.rows(self.epoch)[self._start :]))
+        self._pass = _Pass(steps, self._plan_name(), self._weights)
+        batches = self._batches(steps, self.rows(self.epoch)[self._start :])
+        return self._read(batches, self._weights)
 
     def rows(self, epoch: int) -> NDArray[np.generic]:
         """Return the rows of one epoch over all ranks, in order: what FFCV calls sample order."""
@@ -205,18 +217,19 @@ class PrunedLoader:
     def state_dict(self, *, steps_done: int | None = None) -> dict[str, Any]:
         """Return where the epoch stands, as JSON-ready numbers, the same on every rank.
 
+        After a whole pass and `set_keep_set` it stands at the beginning of the next epoch.
+
         Args:
             steps_done: Steps that training finished in this pass; left out, the batches handed
                 out so far count as trained on.
         """
         done = self._yielded if steps_done is None else steps_done
-        steps = self._steps(self.epoch, self._start)
+        steps, plan = self._steps_under_way(), self._plan_name()
+        begun_with = plan if self._pass is None else self._pass.plan
+        if self._ended and done == len(steps) and plan != begun_with:
+            return {"plan": plan, "epoch": self.epoch + 1, "samples_done": 0}
         places = steps.bounds(done - 1)[1] if done else 0
-        return {
-            "plan": self._plan_name(),
-            "epoch": self.epoch,
-            "samples_done": self._start + places,
-        }
+        return {"plan": begun_with, "epoch": self.epoch, "samples_done": self._start + places}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` stands, on any world size or batch size.
@@ -227,8 +240,12 @@ class PrunedLoader:
         refuse_another_plan(state, self._plan_name(), "loader")
         self.epoch, self._start = int(state["epoch"]), int(state["samples_done"])
         self._yielded, self._begun, self._ended = 0, False, False
+        self._pass = None
 
     # Inside ---------------------------------------------------------------------------------
+
+    def _steps_under_way(self) -> Steps:
+        return self._steps(self.epoch, self._start) if self._pass is None else self._pass.steps
 
     def _steps(self, epoch: int, start: int) -> Steps:
         # A user's own order may draw another number of rows than there are.
@@ -252,7 +269,9 @@ class PrunedLoader:
         return batches
 
     def _read(
-        self, steps: Steps, batches: list[tuple[NDArray[np.generic], int]]
+        self,
+        batches: list[tuple[NDArray[np.generic], int]],
+        weights: NDArray[np.float32] | None,
     ) -> Iterator[Batch]:
         from shardsieve.loaders.ffcv_iterator import open_batches
 
@@ -263,17 +282,10 @@ class PrunedLoader:
         try:
             for (rows, own), values in zip(batches, fields, strict=True):
                 self._yielded += 1
-                yield self._batch(rows, own, values)
+                yield _batch(rows, own, values, weights)
             self._ended = True
         finally:
             fields.close()
-
-    def _batch(self, rows: NDArray[np.generic], own: int, values: Sequence[Any]) -> Batch:
-        batch, ids = Batch(values), rows.astype(np.int64)
-        weights = np.ones(len(ids), np.float32) if self._weights is None else self._weights[ids]
-        weights[own:] = 0
-        batch.ids, batch.weights = torch.from_numpy(ids), torch.from_numpy(weights)
-        return batch
 
     def _plan_name(self) -> str:
         digest = hashlib.blake2b(self._kept.astype("<i8").tobytes(), digest_size=8).hexdigest()
@@ -283,6 +295,19 @@ class PrunedLoader:
             # That order depends on the batch size.
             how += str(self.loader.batch_size) if how == "QuasiRandom" else ""
         return f"{self.store.fingerprint}/{digest}/seed{self.seed}/{how}"
+
+
+def _batch(
+    rows: NDArray[np.generic],
+    own: int,
+    values: Sequence[Any],
+    weights: NDArray[np.float32] | None,
+) -> Batch:
+    batch, ids = Batch(values), rows.astype(np.int64)
+    found = np.ones(len(ids), np.float32) if weights is None else weights[ids]
+    found[own:] = 0
+    batch.ids, batch.weights = torch.from_numpy(ids), torch.from_numpy(found)
+    return batch
 
 
 def _need_ffcv_loader(loader: Any) -> None:
