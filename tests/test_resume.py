@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.data_loader import BatchSamplerShard
+from accelerate.data_loader import BatchSamplerShard, skip_first_batches
 from accelerate.utils import DataLoaderConfiguration
 from tars import write_shards
 from torch.utils.data import BatchSampler, DataLoader
@@ -294,6 +294,29 @@ def test_accelerate_saves_a_policy_that_was_synced(store, tmp_path, monkeypatch)
     accelerator.register_for_checkpointing(deaf)
     deaf.update(store.ids(), range(30))
     accelerator.save_state(str(tmp_path / "fourth"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("world", [1, 2])
+def test_batches_that_accelerate_skips_count(store, workers, world):
+    def made():
+        sampler = ss.PrunedShardSampler(store)
+        batches = BatchSampler(sampler, BATCH, False)
+        batches = BatchSamplerShard(batches, world, 0) if world > 1 else batches
+        how = {"batch_sampler": batches, "num_workers": workers, "collate_fn": ids_of}
+        return sampler, DataLoader(ss.ShardDataset(store), **how)
+
+    whole = list(made()[1])
+    sampler, loader = made()
+    assert taken(skip_first_batches(loader, 1), 2) == whole[1:3]
+    state = sampler.state_dict()
+    assert state["samples_done"] == 3 * BATCH * world
+    fresh, loader = made()
+    fresh.load_state_dict(state)
+    assert list(loader) == whole[3:]
+    fresh.load_state_dict(state)
+    with pytest.raises(ss.ShardsieveError, match="skip_first_batches leaves out 1 batches"):
+        list(skip_first_batches(loader, 1))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

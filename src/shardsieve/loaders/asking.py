@@ -12,7 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from accelerate.data_loader import BatchSamplerShard, DataLoaderDispatcher, DataLoaderShard
+from accelerate.data_loader import (
+    BatchSamplerShard,
+    DataLoaderDispatcher,
+    DataLoaderShard,
+    SkipBatchSampler,
+)
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 from torch.utils.data.distributed import DistributedSampler
@@ -28,6 +33,9 @@ class HandedOut:
     """Counts the batches of one pass that the loop has been given.
 
     Workers ask for ids ahead of the loop, and Accelerate's loader holds one batch back.
+
+    Attributes:
+        skipped: Batches before the first one, which Accelerate's `skip_first_batches` left out.
     """
 
     def __init__(self, iterator: _BaseDataLoaderIter) -> None:
@@ -36,18 +44,19 @@ class HandedOut:
         weakref.finalize(iterator, self._keep_count_alone)
         self.workers = int(getattr(iterator, "_num_workers", 0))
         self.shard: weakref.ref[Any] | None = None
+        self.skipped = 0
 
     def count(self) -> int:
-        """Return the batches handed out so far."""
+        """Return the batches handed out or left out so far."""
         taken = int(self._attributes.get("_num_yielded", 0))
         shard = self.shard() if self.shard is not None else None
         held_back = shard is not None and not shard.end_of_dataloader
-        return max(taken - held_back, 0)
+        return max(taken - held_back, 0) + self.skipped
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy stays at this count: its sampler is not the one that the loop asks."""
         count = {"_num_yielded": self.count()}
-        return {"_attributes": count, "workers": self.workers, "shard": None}
+        return {"_attributes": count, "workers": self.workers, "shard": None, "skipped": 0}
 
     def _keep_count_alone(self) -> None:
         """Outlive a loop that was left, but not with its queues, samples and open shards.
@@ -125,13 +134,15 @@ def who_asks(sampler: Any) -> Asking:
         ShardsieveError: If somebody would split the samples again, or read them all on rank 0.
     """
     batch_size, dealt_over, rank, handed_out, drops_last = None, 1, 0, None, False
-    passes_over = None
+    passes_over, skipped = None, 0
     for owner in _owners():
         _refuse_second_split(owner)
         if isinstance(owner, BatchSamplerShard):
             batch_size = owner.batch_sampler.batch_size
             batch_size //= owner.num_processes if owner.split_batches else 1
             dealt_over, rank = owner.num_processes, owner.process_index
+        elif isinstance(owner, SkipBatchSampler):
+            skipped = owner.skip_batches
         elif isinstance(owner, _BaseDataLoaderIter):
             handed_out = HandedOut(owner) if handed_out is None else handed_out
             passes_over = getattr(owner, "_sampler_iter_yielded", None)
@@ -140,6 +151,8 @@ def who_asks(sampler: Any) -> Asking:
         elif batch_size is None and getattr(owner, "sampler", None) is sampler:
             batch_size = _batch_size_of(owner)
             drops_last = bool(getattr(owner, "drop_last", False))
+    if handed_out is not None:
+        handed_out.skipped = skipped
     return Asking(batch_size, dealt_over, rank, handed_out, drops_last, passes_over)
 
 

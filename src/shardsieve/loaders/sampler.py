@@ -210,7 +210,7 @@ class PrunedShardSampler(Sampler[int]):
         self._seen = Asking(asking.batch_size, drops_last=asking.drops_last)
         world = self._own_world(asking)
         self._start = self._next_start()
-        self._refuse_counted_batches(asking)
+        self._refuse_another_count(asking)
         if self._block is None:
             self._block = self._steps(asking, 0).global_batch
         steps = self._steps(asking, self._start)
@@ -307,11 +307,18 @@ class PrunedShardSampler(Sampler[int]):
         # A loader that drops what is not whole would drop it on some ranks only.
         return "drop" if asking.drops_last and self.tail == "uneven" else self.tail
 
-    def _refuse_counted_batches(self, asking: Asking) -> None:
-        """Refuse torchdata's loader where its state is no more than a number of batches.
+    def _refuse_another_count(self, asking: Asking) -> None:
+        """Refuse a loader that leaves out first batches which the sampler has left out already.
 
-        Over several processes Accelerate's split stands between it and the sampler.
+        Over several processes Accelerate's split stands between torchdata and the sampler: its
+        state is a number of batches, and holds no policy.
         """
+        skipped = 0 if asking.handed_out is None else asking.handed_out.skipped
+        if self._start and skipped:
+            raise ShardsieveError(
+                f"skip_first_batches leaves out {skipped} batches, and the sampler's own state has "
+                "left out what was trained on already; leave it out"
+            )
         if asking.dealt_over == 1 or asking.passes_over is None:
             return
         cure = "leave it out and give the sampler to accelerator.register_for_checkpointing"
