@@ -87,6 +87,35 @@ class Asking:
     drops_last: bool = False
     passes_over: int | None = None
 
+    def refuse_another_count(self, start: int, *, policy: bool) -> None:
+        """Refuse a loader that leaves out first batches which the sampler has left out already.
+
+        Over several processes Accelerate's split stands between torchdata and the sampler: its
+        state is a number of batches, and holds no policy.
+
+        Args:
+            start: Where the sampler's own state lets the pass begin.
+            policy: Whether the sampler has one.
+        """
+        skipped = 0 if self.handed_out is None else self.handed_out.skipped
+        if start and skipped:
+            raise ShardsieveError(
+                f"skip_first_batches leaves out {skipped} batches, and the sampler's own state has "
+                "left out what was trained on already; leave it out"
+            )
+        if self.dealt_over == 1 or self.passes_over is None:
+            return
+        cure = "leave it out and give the sampler to accelerator.register_for_checkpointing"
+        if policy:
+            raise ShardsieveError(
+                f"use_stateful_dataloader saves no policy over several processes; {cure}"
+            )
+        if start and self.passes_over:
+            raise ShardsieveError(
+                f"use_stateful_dataloader passes over {self.passes_over} batches of a process "
+                f"that the sampler's own state has passed over already; {cure}"
+            )
+
 
 def caller_of() -> Any:
     """Return the `self` of the method that called the caller of this function, if any."""

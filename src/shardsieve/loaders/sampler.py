@@ -1,35 +1,31 @@
 """`PrunedShardSampler`: the kept sample ids of an epoch, in shard-aware order."""
 
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch.distributed as dist
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch.utils.data import Sampler
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.keepset import KeepSet, keep_set_of, refuse_selection
 from shardsieve.loaders.asking import (
     Asking,
-    HandedOut,
     called_by_accelerate,
     called_by_torchdata,
     numbered_by_accelerate,
     who_asks,
 )
 from shardsieve.loaders.moving import StepCount, kept_of
+from shardsieve.loaders.passing import Pass, Share
 from shardsieve.loaders.planned import (
     OrderSettings,
-    PlannedId,
     ids_of_epoch,
     refuse_another_plan,
-    weighted_ids,
 )
 from shardsieve.order import is_whole
-from shardsieve.plan import PADDING, TAILS, Steps, World
+from shardsieve.plan import TAILS, Steps, World
 from shardsieve.policy.base import Policy
 from shardsieve.policy.inbox import together
 from shardsieve.scores.inputs import whole_number
@@ -56,7 +52,7 @@ class PrunedShardSampler(Sampler[int]):
 
     _start: int
     _block: int | None
-    _pass: "_Pass | None"
+    _pass: Pass | None
 
     def __init__(
         self,
@@ -210,12 +206,19 @@ class PrunedShardSampler(Sampler[int]):
         self._seen = Asking(asking.batch_size, drops_last=asking.drops_last)
         world = self._own_world(asking)
         self._start = self._next_start()
-        self._refuse_another_count(asking)
+        asking.refuse_another_count(self._start, policy=self.policy is not None)
         if self._block is None:
             self._block = self._steps(asking, 0).global_batch
-        steps = self._steps(asking, self._start)
-        self._pass = _Pass(steps, asking.handed_out, batched=asking.batch_size is not None)
-        return self._hand_out(self._pass, world, dealt=asking.dealt_over > 1)
+        parts = ids_of_epoch(
+            self.store, self.keep_set, self.order, self.epoch, self._block, self._start
+        )
+        self._pass = Pass(
+            self._steps(asking, self._start),
+            handed_out=asking.handed_out,
+            batched=asking.batch_size is not None,
+        )
+        own = Share(world, dealt=asking.dealt_over > 1, tail=self.tail)
+        return self._pass.ids(parts, own, self.keep_set, self._score)
 
     def state_dict(self, *, steps_done: int | None = None) -> dict[str, Any]:
         """Return where the epoch stands, as JSON-ready numbers; with a policy, its arrays too.
@@ -235,7 +238,7 @@ class PrunedShardSampler(Sampler[int]):
                 the loader has batches of its own.
         """
         asked = called_by_torchdata()
-        done = self._places_done(steps_done, asked=asked)
+        done = 0 if self._pass is None else self._pass.places_done(steps_done, asked=asked)
         state = {
             "plan": self._plan_name(),
             "epoch": self.epoch,
@@ -283,54 +286,12 @@ class PrunedShardSampler(Sampler[int]):
         """Return where the next pass begins: one after a whole one at the beginning."""
         return 0 if self._pass is not None and self._pass.whole else self._start
 
-    def _places_done(self, steps_done: int | None, *, asked: bool) -> int:
-        """Return the places done in this pass, over all ranks."""
-        under_way = self._pass
-        if under_way is None:
-            return 0
-        counted = under_way.handed_out is not None if steps_done is None else steps_done > 0
-        if counted and not under_way.batched:
-            raise ValueError(
-                "batch_size must be known to count what was trained on, got None; "
-                "give it to PrunedShardSampler"
-            )
-        if steps_done is not None:
-            return under_way.steps.places_done(steps_done)
-        if asked or under_way.handed_out is None:
-            return under_way.asked
-        return under_way.steps.places_done(under_way.handed_out.count())
-
     def _asking(self, asking: Asking) -> Asking:
         return replace(asking, batch_size=self.batch_size or asking.batch_size)
 
     def _tail(self, asking: Asking) -> str:
         # A loader that drops what is not whole would drop it on some ranks only.
         return "drop" if asking.drops_last and self.tail == "uneven" else self.tail
-
-    def _refuse_another_count(self, asking: Asking) -> None:
-        """Refuse a loader that leaves out first batches which the sampler has left out already.
-
-        Over several processes Accelerate's split stands between torchdata and the sampler: its
-        state is a number of batches, and holds no policy.
-        """
-        skipped = 0 if asking.handed_out is None else asking.handed_out.skipped
-        if self._start and skipped:
-            raise ShardsieveError(
-                f"skip_first_batches leaves out {skipped} batches, and the sampler's own state has "
-                "left out what was trained on already; leave it out"
-            )
-        if asking.dealt_over == 1 or asking.passes_over is None:
-            return
-        cure = "leave it out and give the sampler to accelerator.register_for_checkpointing"
-        if self.policy is not None:
-            raise ShardsieveError(
-                f"use_stateful_dataloader saves no policy over several processes; {cure}"
-            )
-        if self._start and asking.passes_over:
-            raise ShardsieveError(
-                f"use_stateful_dataloader passes over {asking.passes_over} batches of a process "
-                f"that the sampler's own state has passed over already; {cure}"
-            )
 
     def _own_world(self, asking: Asking) -> World:
         if asking.dealt_over > 1:
@@ -354,112 +315,6 @@ class PrunedShardSampler(Sampler[int]):
         share = left // world.size if tail == "drop" else -(-left // world.size)
         return Steps(left, asking.batch_size or max(share, 1), world.size, tail)
 
-    def _by_step(self, steps: Steps) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Yield (step, ids of all ranks in that step)."""
-        settings, block = self.order, self._block or 1
-        parts = ids_of_epoch(self.store, self.keep_set, settings, self.epoch, block, self._start)
-        held = np.zeros(0, dtype=np.int64)
-        for step in range(len(steps)):
-            start, stop = steps.bounds(step)
-            while len(held) < stop - start:
-                held = np.concatenate([held, next(parts)])
-            yield step, held[: stop - start]
-            held = held[stop - start :]
-
-    def _hand_out(self, under_way: "_Pass", world: World, *, dealt: bool) -> Iterator[int]:
-        """Yield one rank's share, or with `dealt` every rank's batches in turn, all of them whole.
-
-        Accelerate gives batch i to rank i % world and would repeat samples to fill the tail. Here
-        every batch is already full: `ShardDataset` takes `PADDING` out again.
-        """
-        steps, workers = under_way.steps, 1
-        if under_way.handed_out is not None:
-            workers = max(under_way.handed_out.workers, 1)
-        ranks = list(range(world.size)) if dealt else [world.rank]
-        left = len(steps) * steps.global_batch if dealt else steps.rank_length(world.rank)
-        # A worker's next batch comes after one for each of the others.
-        batches = _looking_ahead(self._batches(steps, ranks, world.rank), workers * len(ranks))
-        for done, batch in batches:
-            mine = batch[:left]
-            left -= len(mine)
-            if not under_way.batched and world.size == 1:
-                yield from under_way.counted(mine)
-                continue
-            yield from mine[:-1]
-            under_way.asked = steps.places_done(done)
-            yield from mine[-1:]
-        under_way.whole = True
-
-    def _batches(self, steps: Steps, ranks: list[int], own: int) -> Iterator[tuple[int, list[int]]]:
-        """Yield (whole steps done after it, batch); fillers come after the samples.
-
-        Only the batches of this rank say what their samples carry.
-        """
-        first: list[int] | None = None
-        for step, ids in self._by_step(steps):
-            first = ids.tolist() if first is None else first
-            offset = steps.bounds(step)[0]
-            for rank in ranks:
-                begin, end = steps.share(step, rank)
-                part = ids[begin - offset : end - offset]
-                batch = weighted_ids(self.keep_set, part) if rank == own else part.tolist()
-                if self.tail == "uneven" and not batch:
-                    batch = [PlannedId(int(ids[0]), weight=0.0)]
-                missing = steps.batch_size - len(batch)
-                if missing and self.tail == "pad":
-                    fillers = (first * (missing // len(first) + 1))[:missing]
-                    batch += [PlannedId(one, weight=0.0) for one in fillers]
-                batch += [PADDING] * (steps.batch_size - len(batch))
-                if self._score is not None and rank == own:
-                    batch = _hinted(batch, score=self._score)
-                yield step + (rank == ranks[-1]), batch
-
     def _plan_name(self) -> str:
         keep = self.keep_set.digest if self.policy is None else str(self.policy.settings())
         return f"{self.store.fingerprint}/{keep}/{self.order.name}"
-
-
-@dataclass
-class _Pass:
-    """One iteration over the sampler.
-
-    Attributes:
-        steps: From where it started.
-        handed_out: Counts the batches that the loop was given, where a torch loader asks.
-        batched: Whether the batch size is known.
-        asked: Places asked for so far, over all ranks.
-        whole: Whether it was asked for to its end.
-    """
-
-    steps: Steps
-    handed_out: HandedOut | None
-    batched: bool
-    asked: int = 0
-    whole: bool = False
-
-    def counted(self, ids: list[int]) -> Iterator[int]:
-        """Yield ids of a pass that nobody batches or shares: every one of them is a place."""
-        for one in ids:
-            self.asked += 1
-            yield one
-
-
-def _looking_ahead(
-    batches: Iterator[tuple[int, list[int]]], distance: int
-) -> Iterator[tuple[int, list[int]]]:
-    """Yield the same, with the ids of the batch so far ahead on each batch's first id."""
-    waiting: deque[tuple[int, list[int]]] = deque()
-    for done, batch in batches:
-        waiting.append((done, batch))
-        if len(waiting) > distance:
-            ahead = np.array(batch, dtype=np.int64)
-            yield waiting[0][0], _hinted(waiting[0][1], ahead=ahead)
-            waiting.popleft()
-    yield from waiting
-
-
-def _hinted(batch: list[int], **hints: Any) -> list[int]:
-    """Return the batch with more hints on its first id."""
-    first = batch[0]
-    known = vars(first) if isinstance(first, PlannedId) else {}
-    return [PlannedId(first, **(known | hints)), *batch[1:]]

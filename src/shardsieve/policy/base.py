@@ -165,7 +165,8 @@ class Policy(ABC):
 
         Returns:
             float64 (n,), aligned with `store.ids()`, higher is kept first; NaN where it learned
-            nothing or the last loss was not finite.
+            nothing or the last loss was not finite. Moving averages have their start, 1, where no
+            loss came.
 
         Raises:
             ValueError: If the policy does not go by losses.
