@@ -101,6 +101,7 @@ def test_fused_beats_both_of_its_parts_and_takes_the_unit_of_the_measured_seeds(
         extrapolate_score(store.path, "seed_x", method, "seed", method=method, k=10)
     parts = [rest_quality(store, truth, method) for method in ("knn", "direct")]
     assert rest_quality(store, truth, "fused") > max(parts) + 0.1
+    assert store.provenance("fused")["found_by"]["search"] == "exact"
     spreads = [store.score(method)[~trained].std() for method in ("direct", "fused")]
     np.testing.assert_allclose(spreads, store.score("seed_x")[trained].std(), rtol=0.1)
 

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardsieve.extrapolate import KNN, Direct, Fused, lesson, pearson
+from shardsieve.extrapolate.search import ExactSearch
 from shardsieve.extrapolate.signals import make_regressor, signal_features
 
 
@@ -281,3 +282,39 @@ def several():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_seeds_are_laid_out_once_for_all_predictions(monkeypatch):
+    made = []
+
+    class Counted(ExactSearch):
+        def __init__(self, seeds):
+            made.append(len(seeds))
+            super().__init__(seeds)
+
+    monkeypatch.setattr("shardsieve.extrapolate.fused.ExactSearch", Counted, raising=False)
+    monkeypatch.setattr("shardsieve.extrapolate.knn.ExactSearch", Counted)
+    (points, signals, _), (rest, rest_signals, _) = draw(20, 9)
+    fused = Fused(5).fit(points, points[:, 0], signals)
+    whole = fused.predict(rest, rest_signals)
+    parts = [fused.predict(rest[[i]], rest_signals[[i]]) for i in range(9)]
+    np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-5)
+    assert made == [20]
+
+
+def test_many_seeds_are_searched_by_codes_that_find_nearly_all(monkeypatch):
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(2000, 4)) @ rng.normal(size=(4, 16))
+    scores, signals = np.float32(np.sin(points[:, 0])), np.ones((1500, 1))
+    signals[300:] = np.nan
+    fit = points[:1500], scores[:1500], signals
+    exact = Fused(10).fit(*fit)
+    assert exact.choose(points[1500:]).search == "exact"
+    want = exact.predict(points[1500:], np.ones((500, 1)))
+    monkeypatch.setattr("shardsieve.extrapolate.approximate._EXACT_PAIRS", 100)
+    coded = Fused(10).fit(*fit)
+    found = coded.choose(points[1500:])
+    assert found.search == "scan"
+    assert found.recall >= 0.98
+    got = coded.predict(points[1500:], np.ones((500, 1)))
+    assert pearson(got, want) > 0.99

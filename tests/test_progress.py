@@ -9,6 +9,8 @@ from tars import write_shards
 import shardsieve as ss
 from shardsieve.commands.progress import bar
 from shardsieve.commands.scoring import score_from_embedding
+from shardsieve.extrapolate import KNN
+from shardsieve.extrapolate.quality import out_of_fold
 from shardsieve.io.counts import Counts
 
 
@@ -48,3 +50,10 @@ def test_scores_from_an_embedding_are_counted(monkeypatch, tmp_path):
     screen = screen_of(monkeypatch)
     score_from_embedding(store.path, None, ["semdedup:clusters=2", "moderate"], prefix=None)
     assert "2/2" in screen.getvalue()
+
+
+def test_the_folds_of_a_cross_validation_are_counted():
+    points, told = np.arange(12.0)[:, None], []
+    how = {"folds": 3, "progress": lambda *done: told.append(done)}
+    out_of_fold(lambda: KNN(2), points, points[:, 0], **how)
+    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]

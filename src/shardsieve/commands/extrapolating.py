@@ -120,18 +120,20 @@ def extrapolate_score(
     made |= {"k": number, "weights": weights, "matched_quantiles": match, **how, **tried}
     made |= {"embedding": embedding, "seed": seed, "seeds": counts["seeds"]}
     refuse_other_prediction(store, name, made)
-    # Of what ranks do not make together the main process alone sees the folds.
-    folded = task.out_of_fold(rows, folds=folds, seed=seed) if task.together else None
-    trust = on_main(
-        accelerator,
-        lambda: judged(
-            store,
-            task,
-            task.out_of_fold(rows, folds=folds, seed=seed) if folded is None else folded,
-            match=match,
-            keep_fraction=keep_fraction,
-        ),
-    )
+    with bar("try on seeds", shown=accelerator.is_main_process) as progress:
+        cross: dict[str, Any] = {"folds": folds, "seed": seed, "progress": progress}
+        # Of what ranks do not make together the main process alone sees the folds.
+        folded = task.out_of_fold(rows, **cross) if task.together else None
+        trust = on_main(
+            accelerator,
+            lambda: judged(
+                store,
+                task,
+                task.out_of_fold(rows, **cross) if folded is None else folded,
+                match=match,
+                keep_fraction=keep_fraction,
+            ),
+        )
     made |= {**trust, "of": store.provenance(score)}
     searched = _predict(store, name, task, rows, values, rest, is_seed, made=made, match=match)
     if accelerator.is_main_process:
@@ -223,7 +225,7 @@ def _predict(
         if made["method"] in SEARCHING and rest.any():
             searched = {"found_by": model.choose(sample_of(rows, rest), int(rest.sum())).to_dict()}
         if made["method"] in ON_SIGNALS:
-            searched = {"from_trained_seeds": model.lesson.to_dict() if model.lesson else None}
+            searched |= {"from_trained_seeds": model.lesson.to_dict() if model.lesson else None}
         block = blocks_of(task, model, rows, values, rest, store.samples)
     array = store.score_array(name)
     with bar("extrapolate", shown=main) as progress:

@@ -25,7 +25,7 @@ ON_SIGNALS = ("direct", "fused")
 # Options that belong to one method.
 ONLY_WITH = {"knn": ("weights", "search", "min_recall"), "gnn": ("layer", "graph", "labels")}
 # Whose search for the neighbours of the rest is chosen once, for all shards.
-SEARCHING = ("knn", "gnn")
+SEARCHING = ("knn", "gnn", "fused")
 
 _SPEAKS_OF = {
     False: "scores of the seed run, of seeds left out of the fit; not of a full run's scores",
@@ -33,6 +33,7 @@ _SPEAKS_OF = {
     "not of a full run's scores",
 }
 
+Progress = Callable[[int, int], None]
 Values = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
@@ -63,7 +64,9 @@ class Task:
     joint: bool = False
     together: bool = False
 
-    def out_of_fold(self, rows: StoredRows, *, folds: int, seed: int) -> Values:
+    def out_of_fold(
+        self, rows: StoredRows, *, folds: int, seed: int, progress: Progress | None = None
+    ) -> Values:
         """Return predictions of the tried samples, each from other folds; NaN elsewhere: (n,)."""
         learned = np.isfinite(self.values)
         predicted = np.full(len(learned), np.nan, dtype=np.float32)
@@ -76,6 +79,7 @@ class Task:
             tried=self.tried[learned],
             beside=cut(self.fit_beside, learned),
             predict_beside=cut(self.predict_beside, learned),
+            progress=progress,
         )
         return predicted
 

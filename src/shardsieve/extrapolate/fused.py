@@ -5,7 +5,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shardsieve.extrapolate.knn import neighbours
+from shardsieve.extrapolate.approximate import Chosen, CodedSearch, kind_for
+from shardsieve.extrapolate.knn import Finder, chosen_of, finder_for, looked_up
 from shardsieve.extrapolate.lesson import Lesson, learn, split
 from shardsieve.extrapolate.protocol import (
     Floats,
@@ -16,6 +17,7 @@ from shardsieve.extrapolate.protocol import (
     checked_labels,
     checked_seeds,
 )
+from shardsieve.extrapolate.search import ExactSearch
 from shardsieve.extrapolate.signals import (
     Signals,
     check_names,
@@ -36,7 +38,8 @@ class Fused:
 
     As in `Direct`, one regression learns from held-out seeds and, where the `trained` ones are
     given, another from those. Trained seeds, also those whose signals are all NaN, are the
-    neighbours of all, none its own; without any, held-out seeds are neighbours of each other.
+    neighbours of all, none its own; without any, held-out seeds are neighbours of each other. They
+    are searched as `KNN` does with `search="auto"`.
 
     Attributes:
         k: Neighbours, at least 1.
@@ -85,9 +88,14 @@ class Fused:
             )
         classes = checked_labels(labels, len(values))
         self._pool = points[pool], values[pool], None if classes is None else classes[pool]
+        self._exact: ExactSearch | None = None
+        self._settled: Finder | None = None
+        asked = points[np.concatenate([held, taught])]
+        finder = self._searching(asked, self.k + 1, len(asked))
         near = np.zeros((len(values), 5 if classes is None else 7), dtype=np.float32)
         for rows, own in ((held, held if alone else None), (taught, np.searchsorted(pool, taught))):
-            near[rows] = self._near(points[rows], None if classes is None else classes[rows], own)
+            of_rows = None if classes is None else classes[rows]
+            near[rows] = self._near(finder, points[rows], of_rows, own)
         self._model = make_regressor(self.regressor, len(held), self.seed)
         self._model.fit(np.concatenate([features[held], near[held]], axis=1), values[held])
         self.lesson = learn(signals, near, values, trained=taught, held_out=held)
@@ -121,20 +129,47 @@ class Fused:
                 "labels must be given to both fit and predict or to neither; give both or neither"
             )
         early = None if self.lesson is None else self.lesson.features(signals, count)
+        finder = self._settled or self._searching(rows, self.k, count)
         scores = np.empty(count, dtype=np.float32)
         for start, block in blocks(rows, _BLOCK):
             part = slice(start, start + len(block))
-            near = self._near(block, None if classes is None else classes[part])
+            near = self._near(finder, block, None if classes is None else classes[part])
             own = predicted(self._model, np.concatenate([features[part], near], axis=1))
             if self.lesson is not None and early is not None:
                 own = self.lesson.blended(own, np.concatenate([early[part], near], axis=1))
             scores[part] = own
         return scores
 
-    def _near(self, points: Floats, classes: Ids | None, own: Ids | None = None) -> Floats:
+    def choose(self, queries: Rows | ArrayLike, num_queries: int | None = None) -> Chosen:
+        """Choose the search once for all later predictions, as `KNN.choose` does.
+
+        Args:
+            queries: (q, d), finite: such as will be predicted, of which some are looked up.
+            num_queries: How many will be predicted; q if left out.
+        """
+        rows = as_rows(queries, self._pool[0].shape[1])
+        self._settled = self._searching(rows, self.k, num_queries or rows.shape[0])
+        return chosen_of(self._settled)
+
+    def _searching(self, queries: Rows, k: int, num_queries: int) -> Finder:
+        """Return the search for neighbours of so many queries; one by codes serves all later."""
+        seeds = self._pool[0]
+        kind = kind_for("auto", len(seeds), num_queries, seeds.shape[1])
+        if kind != "exact":
+            found = finder_for(seeds, queries, k, kind=kind)
+            if isinstance(found, CodedSearch):
+                self._settled = found
+                return found
+            self._exact = found
+        self._exact = self._exact or ExactSearch(seeds)
+        return self._exact
+
+    def _near(
+        self, finder: Finder, points: Floats, classes: Ids | None, own: Ids | None = None
+    ) -> Floats:
         """Return features of the neighbourhood, (n, 5 or 7), leaving out each row's own place."""
-        seeds, values, seed_classes = self._pool
-        ids, distances = neighbours(seeds, points, self.k + (own is not None))
+        _, values, seed_classes = self._pool
+        ids, distances = looked_up(finder, as_rows(points), self.k + (own is not None))
         if own is not None:
             others = _others(ids, own)
             shape = len(ids), ids.shape[1] - 1

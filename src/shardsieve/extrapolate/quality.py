@@ -192,6 +192,7 @@ def out_of_fold(
     tried: NDArray[np.bool_] | None = None,
     beside: Mapping[str, NDArray[Any]] | None = None,
     predict_beside: Mapping[str, NDArray[Any]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float32]:
     """Return a prediction for each seed, made from the other folds: float32 (m,).
 
@@ -208,6 +209,7 @@ def out_of_fold(
             tries all.
         beside: What `fit` and `predict` take besides, (m, ...) each, by name.
         predict_beside: What `predict` takes besides where that is not `beside`.
+        progress: Called with (folds done, folds).
 
     Raises:
         ValueError: If there are fewer seeds to try than folds, or the inputs are not as above.
@@ -220,10 +222,14 @@ def out_of_fold(
     predicted = np.full(len(values), np.nan, dtype=np.float32)
     asked = beside if predict_beside is None else predict_beside
     for one in range(folds):
+        if progress:
+            progress(one, folds)
         model: Any = make_extrapolator()
         fitted, out = fold != one, fold == one
         model.fit(points[fitted], values[fitted], **_cut(beside, fitted))
         predicted[out] = model.predict(points[out], **_cut(asked, out))
+    if progress:
+        progress(folds, folds)
     return predicted
 
 
