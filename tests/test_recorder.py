@@ -1,5 +1,7 @@
 """The recorder: what it keeps, in batches, over ranks, and stopped anywhere."""
 
+import tracemalloc
+
 import forks
 import numpy as np
 import pytest
@@ -229,3 +231,17 @@ def test_a_run_that_diverged_has_no_scores_and_says_so(tmp_path):
     with pytest.raises(ss.ShardsieveError, match=r"its training diverged, .* lower learning rate"):
         put_seed_scores(store, "seed", recorder, ["el2n"])
     assert store.scores == []
+
+
+def test_a_table_is_loaded_without_room_for_outputs(tmp_path):
+    store = ss.index(write_shards(tmp_path / "d", [2]), tmp_path / "s.zarr")
+    recorder = Recorder(np.arange(1000), 1000)
+    recorder.end_epoch()
+    recorder.save(store, "run")
+    tracemalloc.start()
+    loaded = Recorder.load(store, "run")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert loaded.num_classes == 1000
+    same_table(loaded, recorder)
+    assert peak < 4 * 1000 * 1000

@@ -1,6 +1,7 @@
 """`Recorder`: training dynamics of seed samples, from anybody's training loop."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -70,8 +71,6 @@ class Recorder:
         self.epochs = 0
         self.made: dict[str, Any] = {}
         self._history: dict[str, list[Signals]] = {name: [] for name in self.signals}
-        # log(P + 1e-8): of the epoch before until a sample is seen, then of this one.
-        self._logs = self._blank(num_classes if "divergence" in signals else 0)
         self._start_epoch()
 
     @torch.no_grad()
@@ -211,6 +210,12 @@ class Recorder:
         self._seen = state["seen"].numpy().copy()
 
     # Inside ---------------------------------------------------------------------------------
+
+    @cached_property
+    def _logs(self) -> Signals:
+        """log(P + 1e-8): of the epoch before until a sample is seen, then of this one."""
+        # By far the largest table: a recorder that was loaded to be read never makes it.
+        return self._blank(self.num_classes if "divergence" in self.signals else 0)
 
     def _blank(self, columns: int) -> Signals:
         return np.full((len(self.ids), columns), np.nan, dtype=np.float32)
