@@ -6,6 +6,7 @@ from PIL import Image
 
 import shardsieve as ss
 from shardsieve.commands.extrapolating import extrapolate_score
+from shardsieve.commands.memorised import by_unseen_neighbours
 from shardsieve.commands.reporting import report_score
 from shardsieve.commands.showing import kept_per_class
 from shardsieve.commands.training import put_ceilings
@@ -146,6 +147,26 @@ def test_memorised_seeds_are_warned_of_and_scored_by_unseen_neighbours_when_aske
     assert "0 samples measured, 600 predicted" in (tmp_path / "r.html").read_text()
     with pytest.raises(ValueError, match="use method 'direct' or 'fused'"):
         extrapolate_score(store.path, "run_x", "no", "seed", seed_scores="neighbours")
+
+
+def test_some_of_many_seeds_are_compared_with_unseen_samples(store, monkeypatch):
+    store, _, trained = store
+    monkeypatch.setattr("shardsieve.commands.memorised._COMPARED", 20)
+    asked = []
+
+    def counted(rows, scores, mask, unseen, **how):
+        asked.append(mask)
+        return by_unseen_neighbours(rows, scores, mask, unseen, **how)
+
+    monkeypatch.setattr("shardsieve.commands.extrapolating.by_unseen_neighbours", counted)
+    for seed_scores in ("measured", "neighbours"):
+        how = {"method": "direct", "k": 10, "seed_scores": seed_scores}
+        made = extrapolate_score(store.path, "seed_x", seed_scores, "seed", **how)
+        low, high = made["seeds_against_unseen_neighbours"]["interval"]
+        assert -1 <= low <= high <= 1
+    assert asked[0].sum() == 20
+    assert trained[asked[0]].all()
+    np.testing.assert_array_equal(asked[1], trained)
 
 
 def test_what_was_predicted_is_not_extrapolated_again(store):

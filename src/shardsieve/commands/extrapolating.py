@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 import shardsieve.extrapolate as extrapolators
 from shardsieve._errors import StoreMismatchError
 from shardsieve.commands.filling import blocks_of, fill, ranks_of, readable_rows, sample_of
-from shardsieve.commands.memorised import by_unseen_neighbours, checked_seed_scores, memorised
+from shardsieve.commands.memorised import (
+    by_unseen_neighbours,
+    checked_seed_scores,
+    memorised,
+    some_of,
+)
 from shardsieve.commands.methods import (
     METHODS,
     ON_SIGNALS,
@@ -267,12 +272,13 @@ def _seeds_beside(
 ) -> dict[str, Any]:
     """Compare trained seeds with unseen samples like them, and score them by those when asked."""
     found = store.unfinished_score(name)
-    near = by_unseen_neighbours(rows, found, is_seed, rest, k=made["k"], seed=made["seed"])
     measured = made["seed_scores"] == "measured"
+    asked = some_of(is_seed, made["seed"]) if measured else is_seed
+    near = by_unseen_neighbours(rows, found, asked, rest, k=made["k"], seed=made["seed"])
     if not measured:
         found[is_seed] = match_quantiles(near, found[rest])
         store.write_score(name, found)
-    return memorised(values[is_seed], near, made, warn=measured)
+    return memorised(values[asked], near, made, warn=measured)
 
 
 def _best_k(

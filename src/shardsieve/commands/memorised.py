@@ -15,6 +15,8 @@ from shardsieve.store.rows import StoredRows
 SEED_SCORES = ("measured", "neighbours")
 # Enough for a mean over neighbours; a search among millions would cost more than all the rest.
 _UNSEEN = 100_000
+# Enough for a correlation to two digits, where the seeds keep their own scores.
+_COMPARED = 10_000
 
 
 def by_unseen_neighbours(
@@ -34,6 +36,14 @@ def by_unseen_neighbours(
     places = np.sort(places[permutation(len(places), seed)[:_UNSEEN]])
     model = KNN(k, "mean").fit(rows.take(places), scores[places])
     return model.predict(rows.take(np.flatnonzero(trained)))
+
+
+def some_of(trained: Mask, seed: int) -> Mask:
+    """Return at most 10,000 of the trained seeds, drawn: enough to compare; bool (n,)."""
+    places = np.flatnonzero(trained)
+    drawn = np.zeros_like(trained)
+    drawn[places[permutation(len(places), seed)[:_COMPARED]]] = True
+    return drawn
 
 
 def memorised(
