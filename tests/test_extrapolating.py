@@ -144,7 +144,9 @@ def test_memorised_seeds_are_warned_of_and_scored_by_unseen_neighbours_when_aske
     assert pearson(truth[trained], new[trained]) > 0.5
     assert np.argsort(new[~trained]).tolist() == np.argsort(kept[~trained]).tolist()
     report_score(store.path, tmp_path / "r.html", score="new", keep_fraction=0.5, reference=None)
-    assert "0 samples measured, 600 predicted" in (tmp_path / "r.html").read_text()
+    page = (tmp_path / "r.html").read_text()
+    assert "0 samples measured, 600 predicted" in page
+    assert "<details open><summary>2 classes</summary>" in page
     with pytest.raises(ValueError, match="use method 'direct' or 'fused'"):
         extrapolate_score(store.path, "run_x", "no", "seed", seed_scores="neighbours")
 

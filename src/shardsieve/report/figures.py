@@ -14,6 +14,7 @@ from shardsieve.store.store import Store
 from shardsieve.train.images import Sample, image_of
 
 _SIDE, _GAP = 64, 4
+_MOST_BARS = 30
 _BLUE, _GREY, _RED = "#3b6ea5", "#b8c4d0", "#b5482f"
 
 
@@ -64,14 +65,17 @@ def against(predicted: NDArray[np.float32], measured: NDArray[np.float32]) -> st
 
 
 def shares(names: list[str], kept: list[float], fraction: float) -> str:
-    """Return the kept share of every class as bars."""
+    """Return the kept share of every class as bars; of many, from the least kept to the most."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        axes.bar(range(len(kept)), kept, color=_BLUE)
-        axes.axhline(fraction, color=_RED)
-        if len(names) <= 30:
+        if len(names) <= _MOST_BARS:
+            axes.bar(range(len(kept)), kept, color=_BLUE)
             axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        else:  # bars thinner than a pixel would be drawn or not by chance
+            axes.stairs(sorted(kept), fill=True, color=_BLUE)
+            axes.set(xlabel="classes, from the least kept to the most")
+        axes.axhline(fraction, color=_RED)
         axes.set(ylabel="kept share", ylim=(0, 1))
 
     return _plotted(draw)
