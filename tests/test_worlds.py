@@ -148,3 +148,16 @@ def test_pipelines_stop_and_go_on_with_any_workers(store, data, workers, more, i
         rest += [i for batch_of in items(one, other, more) for i in real(batch_of)]
     trained = [i for part in parts for batch_of in part[:stop] for i in real(batch_of)]
     assert sorted(trained + rest) == how["keep_set"].ids().tolist()
+
+
+def test_the_steps_of_groups_are_looked_up_together(store, monkeypatch):
+    real, sizes = KeepSet.ids_at, []
+
+    def counted(keep, shard, ordinal):
+        sizes.append(len(shard))
+        return real(keep, shard, ordinal)
+
+    monkeypatch.setattr(KeepSet, "ids_at", counted)
+    sampler = ss.PrunedShardSampler(store, groups=3, batch_size=4)
+    assert sorted(sampler) == store.ids().tolist()
+    assert sizes == [len(store)]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardsieve._errors import StoreMismatchError
-from shardsieve.epoch import SHUFFLES, EpochOrder, default_window
+from shardsieve.epoch import SHUFFLES, EpochOrder, Places, default_window
 from shardsieve.keepset import KeepSet
 from shardsieve.loaders.pages import ordered_rows
 from shardsieve.order import is_whole
@@ -16,6 +16,9 @@ from shardsieve.scores.inputs import whole_number
 from shardsieve.store.store import Store
 
 Ids = NDArray[np.int64]
+
+# Looking into a shard costs as much for one place of it as for all.
+_AT_ONCE = 16_384
 
 
 class PlannedId(int):
@@ -100,8 +103,26 @@ class OrderSettings:
 
 def ordered_ids(keep: KeepSet, order: EpochOrder, start: int = 0) -> Iterator[Ids]:
     """Yield the sample ids of an order from place `start` on, in parts."""
-    for shard, ordinal in order.windows(start):
+    for shard, ordinal in _joined(order.windows(start)):
         yield keep.ids_at(shard, ordinal)
+
+
+def _joined(parts: Iterator[Places]) -> Iterator[Places]:
+    """Yield the same places in larger parts: those of locality groups are single steps."""
+    held, size = list[Places](), 0
+    for part in parts:
+        held.append(part)
+        size += len(part[0])
+        if size >= _AT_ONCE:
+            yield _one(held)
+            held, size = [], 0
+    if held:
+        yield _one(held)
+
+
+def _one(parts: list[Places]) -> Places:
+    shard, ordinal = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return shard, ordinal
 
 
 def ids_of_epoch(
