@@ -9,6 +9,7 @@ from tars import write_shards
 import shardsieve as ss
 from shardsieve.commands.progress import bar
 from shardsieve.commands.scoring import score_from_embedding
+from shardsieve.commands.showing import describe
 from shardsieve.extrapolate import KNN
 from shardsieve.extrapolate.quality import out_of_fold
 from shardsieve.io.counts import Counts
@@ -57,3 +58,11 @@ def test_the_folds_of_a_cross_validation_are_counted():
     how = {"folds": 3, "progress": lambda *done: told.append(done)}
     out_of_fold(lambda: KNN(2), points, points[:, 0], **how)
     assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_the_scores_of_a_store_are_counted_as_they_are_read(monkeypatch, tmp_path):
+    store = ss.index(write_shards(tmp_path / "d", [3]), tmp_path / "s.zarr")
+    store.put_score("a", [1.0, 2.0, 3.0])
+    screen = screen_of(monkeypatch)
+    assert describe(store.path)["scores"][0]["scored"] == 3
+    assert "1/1" in screen.getvalue()

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from shardsieve.commands.doubts import doubt_of, rule_behind
+from shardsieve.commands.progress import bar
 from shardsieve.epoch import SHUFFLES
 from shardsieve.io.local import readahead_of
 from shardsieve.io.replacing import write_whole
@@ -38,7 +39,7 @@ def describe(path: Path) -> dict[str, Any]:
         "dynamics": store.dynamics,
         "pseudo_labels": store.pseudo_label_sets,
         "keep_sets": store.keep_sets,
-        "scores": [_score_row(store, name) for name in store.scores],
+        "scores": _score_rows(store),
     }
 
 
@@ -80,6 +81,15 @@ def _advice(found: ReadEstimate, keep_fraction: float, score: str | None) -> str
             f"score order: shardsieve pack FILE.beton NEW.beton --to beton --keep {name}"
         )
     return f"keep {keep_fraction:g} touches {share}"
+
+
+def _score_rows(store: Store) -> list[dict[str, Any]]:
+    names, rows = store.scores, list[dict[str, Any]]()
+    with bar("scores") as progress:
+        for name in names:
+            rows.append(_score_row(store, name))
+            progress(len(rows), len(names))
+    return rows
 
 
 def _score_row(store: Store, name: str) -> dict[str, Any]:
