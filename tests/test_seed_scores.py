@@ -10,14 +10,13 @@ import pytest
 import reference_scores as reference
 import torch
 from accelerate import Accelerator
-from tars import content, write_shards, write_tar
+from tars import write_shards
 from test_train import Killed, kill_after
 from torch import nn
 
 import shardsieve as ss
 from shardsieve import cli as program
 from shardsieve import scores
-from shardsieve.commands.scoring import score_from_embedding
 from shardsieve.pack import pack
 from shardsieve.scores import RECORDED, from_signals
 from shardsieve.train import Recorder
@@ -53,12 +52,6 @@ def finished(packed, tmp_path_factory):
     store = ss.index(packed.pattern, folder / "s.zarr")
     score_seeds(store, draw_seeds(store, 0.2), CONFIG, **settings(folder))
     return store.path
-
-
-def write_unlabelled(folder, samples):
-    folder.mkdir()
-    members = [(f"{row:03d}.jpg", content(f"{row}", 300)) for row in range(samples)]
-    return [write_tar(folder / "u.tar", members)]
 
 
 @pytest.fixture
@@ -421,34 +414,6 @@ def test_labels_that_are_all_alike_are_refused_before_anything_is_trained(tmp_pa
         score_seeds(store, store.ids(), replace(CONFIG, size=8, channels=1), **settings(tmp_path))
     assert not list(tmp_path.glob("*/run.json"))
     assert not store.scores
-
-
-def test_without_labels_embeddings_give_the_scores_that_need_none(tmp_path):
-    store = ss.index(write_unlabelled(tmp_path / "d", 20), tmp_path / "s.zarr")
-    store.embedding_array("e", 2)[0, :20] = np.random.default_rng(0).normal(size=(20, 2))
-    with pytest.raises(
-        ss.MissingScoreError, match="labels must be known for 'moderate', got 20 of"
-    ):
-        score_from_embedding(store.path, None, ["semdedup", "moderate"], prefix=None)
-    with pytest.raises(
-        ss.MissingScoreError, match="labels must be known for 'd2:score=semdedup:pe"
-    ):
-        score_from_embedding(store.path, None, ["d2:score=semdedup:per_class=true"], prefix=None)
-    assert not store.scores
-    made = score_from_embedding(store.path, None, None, prefix=None)
-    assert made["scores"] == "prototypicality semdedup"
-
-
-def test_the_typical_samples_are_kept_first_when_asked(tmp_path):
-    store = ss.index(write_unlabelled(tmp_path / "d", 20), tmp_path / "s.zarr")
-    store.embedding_array("e", 2)[0, :20] = np.random.default_rng(0).normal(size=(20, 2))
-    specs = ["prototypicality", "prototypicality:first=far", "prototypicality:first=near"]
-    names = score_from_embedding(store.path, None, specs, prefix=None)["scores"].split()
-    usual, far, near = (store.score(name) for name in names)
-    np.testing.assert_array_equal(usual, far)
-    np.testing.assert_array_equal(near, -far)
-    with pytest.raises(ValueError, match="first must be one of far, near, got 'middle'"):
-        score_from_embedding(store.path, None, ["prototypicality:first=middle"], prefix=None)
 
 
 # The command -------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from shardsieve._errors import MissingScoreError
 from shardsieve.commands.progress import bar
 from shardsieve.cost import Cost
+from shardsieve.extrapolate.approximate import SEARCHES
 from shardsieve.extrapolate.knn import neighbours
 from shardsieve.scores import (
     d2,
@@ -46,6 +47,7 @@ EMBEDDED: dict[str, dict[str, type]] = {
         "per_class": bool,
         "hard_cutoff": float,
         "difficulty": str,
+        "search": str,
     },
 }
 
@@ -186,14 +188,15 @@ def _embedded(
 def _d2(
     store: Store, points: Points, rows: NDArray[np.int64], options: dict[str, Any]
 ) -> tuple[NDArray[np.float64], dict[str, Any]]:
-    how = {"k": 5, "gamma": 0.1, "absolute": False, "per_class": False, **options}
+    how = {"k": 5, "gamma": 0.1, "absolute": False, "per_class": False, "search": "auto", **options}
+    one_of("search", how["search"], SEARCHES)
     if "score" not in how:
         raise MissingScoreError("score must name a stored score for d2: `d2:score=NAME`, got none")
     values = _whole(store, how["score"], rows)
     hardness = _whole(store, how["difficulty"], rows) if "difficulty" in how else values
     left = without_hardest(hardness, how.get("hard_cutoff", 0.0))
     groups = store.labels()[rows] if how["per_class"] else np.zeros(len(rows), dtype=np.int64)
-    ids, distances = _within_groups(points[left], groups[left], how["k"])
+    ids, distances = _within_groups(points[left], groups[left], how["k"], how["search"])
     order = np.zeros(len(rows))  # of those that are cut: behind all others
     order[left] = d2(values[left], ids, distances, how["gamma"], absolute=how["absolute"])
     return order, how
@@ -210,15 +213,18 @@ def _whole(store: Store, name: str, rows: NDArray[np.int64]) -> NDArray[np.float
 
 
 def _within_groups(
-    points: Points, groups: NDArray[np.int64], k: int
+    points: Points, groups: NDArray[np.int64], k: int, search: str
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the k nearest rows of the same group; a smaller group's rows name themselves again."""
+    """Return the k nearest rows of the same group; a smaller group's rows name themselves again.
+
+    With `auto` large groups are searched by codes, as for `KNN`: a million would take hours.
+    """
     # A sample is its own nearest neighbour, hence k + 1; naming oneself makes no edge.
     ids = np.repeat(np.arange(len(points))[:, None], k + 1, axis=1)
     distances = np.zeros(ids.shape)
     for group in np.unique(groups):
         own = np.flatnonzero(groups == group)
-        found, apart = neighbours(points[own], points[own], k + 1)
+        found, apart = neighbours(points[own], points[own], k + 1, search=search)
         ids[own, : found.shape[1]] = own[found]
         distances[own, : found.shape[1]] = apart
     return ids, distances
