@@ -2,6 +2,7 @@
 # Set up, then format, lint, strict types and tests. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+unset PYTHONDONTWRITEBYTECODE  # every process that a test starts would compile torch anew
 tools/setup.sh
 bin=${SHARDSIEVE_VENV:-.venv}/bin
 "$bin/ruff" format --check .
