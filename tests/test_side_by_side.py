@@ -81,10 +81,15 @@ def test_samples_carry_the_score_that_their_own_sampler_selects_by(store, worker
     assert np.isnan(data[0]["__score__"])
 
 
-def test_batches_of_somebody_elses_size_carry_the_weights(store):
+def test_batches_of_somebody_elses_size_carry_weights_and_scores(store):
     sampler = moved(store)
     batches = BatchSampler(iter(sampler), 3, drop_last=False)
     loader = DataLoader(ss.ShardDataset(store), batch_sampler=batches, collate_fn=list)
     found = {s["__id__"]: s["__weight__"] for batch in loader for s in batch}
     keep = sampler.keep_set
     assert found == dict(zip(keep.ids().tolist(), keep.weights.tolist(), strict=True))
+    up, _ = (ss.PrunedShardSampler(store, score=name) for name in ("up", "down"))
+    batches = BatchSampler(iter(up), 3, drop_last=False)
+    loader = DataLoader(ss.ShardDataset(store), batch_sampler=batches, collate_fn=list)
+    found = {s["__id__"]: s["__score__"] for batch in loader for s in batch}
+    assert found == dict(zip(store.ids().tolist(), range(56), strict=True))

@@ -65,7 +65,7 @@ class Pass:
             mine = batch[:left]
             left -= len(mine)
             if not self.batched and world.size == 1:
-                yield from self._counted(mine)
+                yield from self._counted(mine, score)
                 continue
             yield from mine[:-1]
             self.asked = steps.places_done(done)
@@ -94,11 +94,11 @@ class Pass:
             return self.asked
         return self.steps.places_done(self.handed_out.count())
 
-    def _counted(self, ids: list[int]) -> Iterator[int]:
+    def _counted(self, ids: list[int], score: str | None) -> Iterator[int]:
         """Yield ids of a pass that nobody batches or shares: every one of them is a place."""
         for one in ids:
             self.asked += 1
-            yield one
+            yield one if score is None else _told(one, score=score)
 
     def _batches(
         self, parts: Iterator[Ids], ranks: list[int], share: Share, keep: KeepSet, score: str | None
@@ -158,6 +158,9 @@ def _looking_ahead(
 
 def _hinted(batch: list[int], **hints: Any) -> list[int]:
     """Return the batch with more hints on its first id."""
-    first = batch[0]
-    known = vars(first) if isinstance(first, PlannedId) else {}
-    return [PlannedId(first, **(known | hints)), *batch[1:]]
+    return [_told(batch[0], **hints), *batch[1:]]
+
+
+def _told(one: int, **hints: Any) -> PlannedId:
+    known = vars(one) if isinstance(one, PlannedId) else {}
+    return PlannedId(one, **(known | hints))
