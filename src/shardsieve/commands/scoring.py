@@ -217,7 +217,7 @@ def _within_groups(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the k nearest rows of the same group; a smaller group's rows name themselves again.
 
-    With `auto` large groups are searched by codes, as for `KNN`: a million would take hours.
+    With `auto` large groups are searched by codes, as for `KNN`.
     """
     # A sample is its own nearest neighbour, hence k + 1; naming oneself makes no edge.
     ids = np.repeat(np.arange(len(points))[:, None], k + 1, axis=1)
