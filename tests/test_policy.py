@@ -452,6 +452,10 @@ def test_a_score_that_is_stored_anew_changes_no_run(tmp_path):
     assert again.keep_set.ids().tolist() == list(range(20))
     again.load_state_dict(state)
     assert again.keep_set.digest == first.keep_set.digest
+    earlier = ss.AnnealedScore("mine", 0.5, 0.5, 3)
+    earlier.bind(store)
+    with pytest.raises(ss.StoreMismatchError, match="lacks what the policy holds as 'values'"):
+        earlier.load_state_dict({**made.state_dict(), "arrays": {}})
 
 
 def test_static_rules_know_their_steps(store):

@@ -152,12 +152,18 @@ class Policy(ABC):
         """Check that a state belongs to this policy and its store.
 
         Raises:
-            StoreMismatchError: If it does not, showing both.
+            StoreMismatchError: If it does not, showing both; if another release saved it.
         """
         for name, own in (("store", self.store.fingerprint), ("policy", self.settings())):
             if state[name] != own:
                 raise StoreMismatchError(
                     f"the state belongs to another {name}\n  state: {state[name]}\n  here:  {own}"
+                )
+        for name, array in self._arrays().items():
+            if np.shape(state["arrays"].get(name)) != array.shape:
+                raise StoreMismatchError(
+                    f"the state lacks what the policy holds as {name!r}: another release saved it; "
+                    "begin without it, or go on with that release"
                 )
 
     def learned(self) -> Floats:
