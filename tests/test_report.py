@@ -1,9 +1,13 @@
 """What the report draws."""
 
+import base64
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from shardsieve.report.figures import shares
+from shardsieve.report.figures import against, shares
 
 
 @pytest.mark.parametrize(("classes", "by_share"), [(10, False), (1000, True)])
@@ -11,3 +15,11 @@ def test_many_classes_are_drawn_from_the_least_kept_to_the_most(classes, by_shar
     kept = np.linspace(0, 1, classes).tolist()
     names = [str(one) for one in range(classes)]
     assert (shares(names, kept, 0.5) == shares(names, kept[::-1], 0.5)) is by_share
+
+
+@pytest.mark.parametrize(("samples", "as_points"), [(2_000, True), (30_000, False)])
+def test_points_that_would_merge_are_drawn_as_counts(samples, as_points):
+    scores = (np.arange(samples) % 2).astype(np.float32)
+    drawn = base64.b64decode(against(scores, scores).partition(",")[2])
+    colours = {one for _, one in Image.open(io.BytesIO(drawn)).convert("RGB").getcolors(1 << 24)}
+    assert ((59, 110, 165) in colours) is as_points

@@ -14,7 +14,7 @@ from shardsieve.store.store import Store
 from shardsieve.train.images import Sample, image_of
 
 _SIDE, _GAP = 64, 4
-_MOST_BARS = 30
+_MOST_BARS, _MOST_POINTS = 30, 20_000
 _BLUE, _GREY, _RED = "#3b6ea5", "#b8c4d0", "#b5482f"
 
 
@@ -52,11 +52,15 @@ def spread_of(scores: NDArray[np.float32], measured: NDArray[np.bool_]) -> str:
 
 
 def against(predicted: NDArray[np.float32], measured: NDArray[np.float32]) -> str:
-    """Return the cloud of predicted over measured scores."""
+    """Return predicted over measured scores: as points, and as counts where they would merge."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        axes.scatter(measured, predicted, s=4, alpha=0.3, color=_BLUE, linewidths=0)
+        if len(measured) <= _MOST_POINTS:
+            axes.scatter(measured, predicted, s=4, alpha=0.3, color=_BLUE, linewidths=0)
+        else:
+            how = {"gridsize": 80, "bins": "log", "cmap": "Blues", "mincnt": 1}
+            figure.colorbar(axes.hexbin(measured, predicted, **how), label="samples")
         ends = [float(measured.min()), float(measured.max())]
         axes.plot(ends, ends, color=_RED, linewidth=1)
         axes.set(xlabel="measured score", ylabel="predicted score")
