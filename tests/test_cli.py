@@ -175,7 +175,7 @@ COMMANDS = get_command(app).commands
 def test_commands_stand_in_the_order_of_the_work():
     assert list(COMMANDS)[:3] == ["pack", "realign", "index"]
     assert list(COMMANDS)[-2:] == ["train", "run"]
-    assert len(COMMANDS) == 15
+    assert len(COMMANDS) == 16
 
 
 @pytest.mark.parametrize("name", COMMANDS)

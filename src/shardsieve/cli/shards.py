@@ -1,4 +1,4 @@
-"""Shards and their store: pack, realign, index, info, check."""
+"""Shards and their store: pack, realign, index, info, check, forget."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -113,3 +113,25 @@ def info(
 def check(store: StorePath, as_json: Json = False) -> None:
     """Walk the shards again and compare them with the index exactly; copies are known again."""
     show(commands.making.check_store(store), as_json)
+
+
+@app.command(epilog=example("forget --store train.zarr --score dyn_unc"))
+def forget(
+    store: StorePath,
+    score: Annotated[list[str] | None, typer.Option(help="A stored score.")] = None,
+    embedding: Annotated[
+        list[str] | None, typer.Option(help="An embedding and its signals.")
+    ] = None,
+    keep_set: Annotated[list[str] | None, typer.Option(help="A stored keep set.")] = None,
+    pseudo_labels: Annotated[list[str] | None, typer.Option(help="Stored pseudo-labels.")] = None,
+    run: Annotated[
+        list[str] | None,
+        typer.Option(help="A seed run: its dynamics, its scores and its pseudo-labels."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Delete what a store should no longer hold; options may come again."""
+    names = {"scores": score, "embeddings": embedding, "keep_sets": keep_set}
+    names |= {"pseudo_labels": pseudo_labels, "runs": run}
+    wanted = {kind: found or [] for kind, found in names.items()}
+    show(commands.clearing.forget(store, wanted), as_json)

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from shardsieve.commands import (
         appending,
         building,
+        clearing,
         exporting,
         extrapolating,
         making,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "appending",
     "building",
+    "clearing",
     "exporting",
     "extrapolating",
     "making",

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -59,7 +60,7 @@ def against(predicted: NDArray[np.float32], measured: NDArray[np.float32]) -> st
         if len(measured) <= _MOST_POINTS:
             axes.scatter(measured, predicted, s=4, alpha=0.3, color=_BLUE, linewidths=0)
         else:
-            how = {"gridsize": 80, "bins": "log", "cmap": "Blues", "mincnt": 1}
+            how: dict[str, Any] = {"gridsize": 80, "bins": "log", "cmap": "Blues", "mincnt": 1}
             figure.colorbar(axes.hexbin(measured, predicted, **how), label="samples")
         ends = [float(measured.min()), float(measured.max())]
         axes.plot(ends, ends, color=_RED, linewidth=1)
