@@ -199,3 +199,21 @@ def test_a_number_of_unreadable_samples_is_a_number(store):
         ss.ShardDataset(store, on_error="skip", max_unreadable="many")
     with pytest.raises(ss.MissingScoreError, match="score must be one of those in"):
         ss.ShardDataset(store, score="")
+
+
+def test_what_is_no_count_no_tensor_and_no_sample_is_named(store):
+    for count in (float("inf"), -1, 2.5):
+        with pytest.raises(ValueError, match=f"num_samples must be a whole number.*got {count}"):
+            ss.num_kept(count, 0.5)
+    with pytest.raises(ValueError, match=r"losses must be a tensor .* got int"):
+        ss.weighted(5, [1.0])
+    with pytest.raises(IndexError, match="-1 fills up batches"):
+        ss.ShardDataset(store)[-1]
+
+
+def test_weights_are_not_rounded_to_losses_of_few_bits():
+    losses = torch.tensor([1.0, 3.0], dtype=torch.bfloat16, requires_grad=True)
+    mean = ss.weighted(losses, torch.tensor([1.2345, 0.77]))
+    mean.backward()
+    assert float(mean.detach()) == pytest.approx((1.2345 + 3 * 0.77) / 2, rel=1e-6)
+    assert losses.grad.dtype is torch.bfloat16

@@ -24,7 +24,7 @@ def num_kept(num_samples: int, keep_fraction: float) -> int:
         keep_fraction: In `(0, 1]`. The pruning rate is one minus this.
 
     Raises:
-        ValueError: If the fraction lies outside `(0, 1]`.
+        ValueError: If the fraction lies outside `(0, 1]`, or the number is no count.
 
     >>> num_kept(50_000, 1 - 0.9)
     5000
@@ -34,6 +34,8 @@ def num_kept(num_samples: int, keep_fraction: float) -> int:
             f"keep_fraction must lie in (0, 1], got {keep_fraction!r}; "
             "0.5 keeps half of the samples"
         )
+    if not is_whole(num_samples) or num_samples < 0:
+        raise ValueError(f"num_samples must be a whole number, at least 0, got {num_samples!r}")
     return math.floor(num_samples * keep_fraction + 0.5)
 
 

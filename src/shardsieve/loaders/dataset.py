@@ -104,6 +104,8 @@ class ShardDataset(Dataset[Any]):
         return len(self) if planned is None else planned
 
     def __getitem__(self, sample_id: int) -> Any:
+        if sample_id == PADDING:
+            raise IndexError(f"{PADDING} fills up batches and stands for no sample")
         return self.__getitems__([sample_id])[0]
 
     def __getitems__(self, ids: Sequence[int]) -> list[Any]:

@@ -10,18 +10,24 @@ def weighted(losses: Tensor, batch: Any) -> Tensor:
     """Return the mean of weight times loss over a batch: what to call `backward` on.
 
     Args:
-        losses: (b,), per sample (`reduction="none"`).
+        losses: (b,), per sample (`reduction="none"`); those of fewer than 32 bits are weighted in
+            float32.
         batch: What the loader gave: a dictionary with `__weight__`, a list of such samples, an
             object with `weights`, or the weights (b,) themselves.
 
     Raises:
-        ValueError: If the batch carries no weights, or not one per loss.
+        ValueError: If the losses are no tensor, or the batch does not carry one weight per loss.
 
     >>> weighted(torch.tensor([1.0, 2.0]), {"__weight__": torch.tensor([2.0, 1.0])})
     tensor(2.)
     """
+    if not isinstance(losses, Tensor):
+        raise ValueError(
+            f"losses must be a tensor of one value per sample, got {type(losses).__name__}"
+        )
     try:
-        weights = torch.as_tensor(_weights(batch), dtype=losses.dtype)
+        precision = torch.promote_types(losses.dtype, torch.float32)
+        weights = torch.as_tensor(_weights(batch), dtype=precision)
         weights = weights.to(losses.device, non_blocking=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
