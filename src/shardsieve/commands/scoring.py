@@ -172,15 +172,15 @@ def _embedded(
         return _d2(store, points, rows, options)
     clusters = max(1, len(points) // 1000 if kind == "semdedup" else round(len(points) ** 0.5))
     how = {"clusters": clusters, "seed": 0, **options}
-    centres = k_means(points, how["clusters"], seed=how["seed"])
     if kind == "semdedup":
+        centres = k_means(points, how["clusters"], seed=how["seed"])
         how = {"first": "far", **how}
         return oriented(kind, semdedup(points, centres, how["first"])), how
     how = {"metric": "cosine", **how}
     one_of("metric", how["metric"], ("cosine", "euclidean"))
     one_of("first", how.get("first", "far"), ("far", "near"))
-    if how["metric"] == "euclidean":
-        centres = k_means(points, how["clusters"], seed=how["seed"], spherical=False)
+    spherical = how["metric"] == "cosine"
+    centres = k_means(points, how["clusters"], seed=how["seed"], spherical=spherical)
     values = oriented(kind, prototypicality(points, centres, how["metric"]))
     return -values if how.get("first") == "near" else values, how
 
