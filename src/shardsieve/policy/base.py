@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 
-from shardsieve._errors import MissingScoreError, StoreMismatchError
+from shardsieve._errors import StoreMismatchError
 from shardsieve.order import is_whole, random_bits
 from shardsieve.policy.inbox import Floats, Inbox, Rows, together, world_size
 from shardsieve.policy.latest import LatestState
@@ -264,24 +264,6 @@ class Policy(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_latest": None}
-
-
-class LossPolicy(Policy):
-    """A policy that starts from stored scores if it is given any, else from nothing."""
-
-    def __init__(self, *, seed: int = 0, prior: str | None = None) -> None:
-        super().__init__(seed=seed)
-        self.prior = prior
-
-    def _first(self, store: Store, otherwise: float) -> Floats:
-        if self.prior is None:
-            return np.full(len(store), otherwise)
-        values = store.score(self.prior).astype(np.float64)
-        if not np.isfinite(values).all():
-            raise MissingScoreError(
-                f"score {self.prior!r} must be there for every sample; extrapolate it first"
-            )
-        return values
 
 
 def lots(n: int, *key: int) -> Floats:

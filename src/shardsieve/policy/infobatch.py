@@ -3,12 +3,10 @@
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shardsieve.policy.base import (
     Choice,
     Expected,
-    LossPolicy,
     check_epoch,
     check_schedule,
     highest,
@@ -16,14 +14,14 @@ from shardsieve.policy.base import (
     is_last_part,
     lots,
 )
-from shardsieve.policy.inbox import Floats, Rows
+from shardsieve.policy.inbox import Rows
+from shardsieve.policy.losses import LastLossPolicy
 from shardsieve.selection import num_kept
-from shardsieve.store.store import Store
 
 _DROP = 0x4942
 
 
-class InfoBatch(LossPolicy):
+class InfoBatch(LastLossPolicy):
     """Qin et al., ICLR 2024, arXiv 2303.04947.
 
     Samples whose last loss lies strictly below the mean are dropped with `prune_probability`, and
@@ -69,18 +67,6 @@ class InfoBatch(LossPolicy):
             return Expected(n, n, n)
         share = 0.5 if self.quantile is None else self.quantile
         return Expected(n * (1 - share * self.prune_probability), 1, n)
-
-    def _begin(self, store: Store) -> None:
-        self._loss = self._first(store, np.nan)
-
-    def _arrays(self) -> dict[str, NDArray[Any]]:
-        return {"loss": self._loss}
-
-    def _take_in(self, rows: Rows, losses: Floats) -> None:
-        self._loss[rows] = losses
-
-    def _learned(self) -> Floats:
-        return np.where(np.isfinite(self._loss), self._loss, np.nan)
 
     def _keeps_all(self, epoch: int) -> bool:
         check_epoch(epoch, self.num_epochs)

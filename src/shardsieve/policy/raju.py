@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardsieve.policy.base import Choice, Expected, LossPolicy, highest
+from shardsieve.policy.base import Choice, Expected, highest
 from shardsieve.policy.inbox import Floats, Rows
+from shardsieve.policy.losses import LossPolicy
 from shardsieve.scores.inputs import whole_number
 from shardsieve.selection import num_kept
 from shardsieve.store.store import Store

@@ -10,23 +10,22 @@ from shardsieve.order import permutation
 from shardsieve.policy.base import (
     Choice,
     Expected,
-    LossPolicy,
     check_epoch,
     check_schedule,
     in_unit,
     is_last_part,
 )
 from shardsieve.policy.inbox import Floats, Rows
+from shardsieve.policy.losses import LastLossPolicy
 from shardsieve.scores.inputs import whole_number
 from shardsieve.selection import num_kept
-from shardsieve.store.store import Store
 
 _DRAW = 0x5365
 # Places to cut losses at: more cost time, and memory by the square.
 _PLACES = 2048
 
 
-class SeTa(LossPolicy):
+class SeTa(LastLossPolicy):
     """Zhou, Gao, Wang, CVPR 2025, arXiv 2503.13385.
 
     Draws (1 - ratio) of the samples, groups their last losses by one-dimensional k-means, and keeps
@@ -77,18 +76,6 @@ class SeTa(LossPolicy):
         if self._keeps_draw(epoch) or (epoch == 0 and self.prior is None):
             return Expected(drawn, drawn, drawn)
         return Expected(drawn * self.width / self.groups, 1, drawn)
-
-    def _begin(self, store: Store) -> None:
-        self._loss = self._first(store, np.nan)
-
-    def _arrays(self) -> dict[str, NDArray[Any]]:
-        return {"loss": self._loss}
-
-    def _take_in(self, rows: Rows, losses: Floats) -> None:
-        self._loss[rows] = losses
-
-    def _learned(self) -> Floats:
-        return np.where(np.isfinite(self._loss), self._loss, np.nan)
 
     def _keeps_draw(self, epoch: int) -> bool:
         check_epoch(epoch, self.num_epochs)
