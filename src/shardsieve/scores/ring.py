@@ -1,12 +1,13 @@
-"""What the streaming scorers share: the last few values of each sample, and restoring state."""
+"""What the streaming scorers share: the last few values of each sample, and their state."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardsieve.scores.inputs import Floats
+from shardsieve.scores.inputs import Floats, whole_number
 
 
 class Ring:
@@ -48,33 +49,47 @@ def require(count: NDArray[np.int64], least: int, wanted: str) -> None:
         )
 
 
-def copied(settings: Mapping[str, object], arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-    """Return a state of its own: later updates do not change it."""
-    return {**settings, **{name: array.copy() for name, array in arrays.items()}}
+class StreamingScorer(ABC):
+    """Keeps something of every sample while training runs, and can be saved."""
 
+    def __init__(self, scorer: str, num_samples: int, **settings: Any) -> None:
+        whole_number("num_samples", num_samples, 0)
+        self._num_samples = num_samples
+        self._settings = {"scorer": scorer, "num_samples": num_samples, **settings}
 
-def restore(
-    state: Mapping[str, Any], settings: Mapping[str, object], arrays: Mapping[str, NDArray[Any]]
-) -> None:
-    """Copy a state into the arrays, or change none of them if it belongs to another scorer."""
-    wanted = sorted([*settings, *arrays])
-    if sorted(state) != wanted:
-        raise ValueError(
-            f"state must hold {', '.join(wanted)}, got {', '.join(sorted(state)) or 'nothing'}; "
-            "pass what state_dict() returned"
-        )
-    for name, value in settings.items():
-        if state[name] != value:
+    def state_dict(self) -> dict[str, Any]:
+        """Return the settings and copies of the arrays."""
+        return {**self._settings, **{name: array.copy() for name, array in self._arrays().items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            ValueError: If it belongs to another scorer or other settings; nothing is changed then.
+        """
+        settings, arrays = self._settings, self._arrays()
+        wanted, got = sorted([*settings, *arrays]), sorted(state)
+        if got != wanted:
             raise ValueError(
-                f"state must have {name}={value!r}, got {state[name]!r}; "
-                "construct the scorer as it was when the state was saved"
-            )
-    for name, array in arrays.items():
-        shape = np.shape(state[name])
-        if shape != array.shape:
-            raise ValueError(
-                f"state must have {name} of shape {array.shape}, got {shape}; "
+                f"state must hold {', '.join(wanted)}, got {', '.join(got) or 'nothing'}; "
                 "pass what state_dict() returned"
             )
-    for name, array in arrays.items():
-        array[...] = state[name]
+        for name, value in settings.items():
+            if state[name] != value:
+                raise ValueError(
+                    f"state must have {name}={value!r}, got {state[name]!r}; "
+                    "construct the scorer as it was when the state was saved"
+                )
+        for name, array in arrays.items():
+            shape = np.shape(state[name])
+            if shape != array.shape:
+                raise ValueError(
+                    f"state must have {name} of shape {array.shape}, got {shape}; "
+                    "pass what state_dict() returned"
+                )
+        for name, array in arrays.items():
+            array[...] = state[name]
+
+    @abstractmethod
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        """Return what is kept, by name."""

@@ -1,17 +1,16 @@
 """More scores while training runs: DUAL, and means and spreads over epochs."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shardsieve.scores.inputs import Floats, batch_values, positions_within, whole_number
-from shardsieve.scores.ring import Ring, copied, require, restore
+from shardsieve.scores.ring import Ring, StreamingScorer, require
 from shardsieve.scores.windows import mean_and_scatter
 
 
-class StreamingDUAL:
+class StreamingDUAL(StreamingScorer):
     """DUAL (arXiv 2502.06905) in J + 2 numbers per sample, however many epochs.
 
     `score()` equals `dual` of the values of each sample, to the bit.
@@ -19,10 +18,9 @@ class StreamingDUAL:
     """
 
     def __init__(self, num_samples: int, window: int = 10) -> None:
-        whole_number("num_samples", num_samples, 0)
         whole_number("window", window, 2)
-        self._settings = {"scorer": "dual", "num_samples": num_samples, "window": window}
-        self._num_samples, self._window = num_samples, window
+        super().__init__("dual", num_samples, window=window)
+        self._window = window
         self._ring = Ring(window, num_samples)
         self._total = np.zeros(num_samples)
 
@@ -48,19 +46,11 @@ class StreamingDUAL:
         require(self._ring.count, self._window, f"at least window={self._window} values")
         return self._total / (self._ring.count - self._window + 1)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the settings and copies of the arrays."""
-        return copied(self._settings, self._arrays())
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state; one of other settings is a ValueError."""
-        restore(state, self._settings, self._arrays())
-
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {"ring": self._ring.values, "count": self._ring.count, "total": self._total}
 
 
-class StreamingMoments:
+class StreamingMoments(StreamingScorer):
     """Mean and standard deviation of each sample's values, in 4 numbers per sample.
 
     `mean()` of label probabilities is `confidence`, of margins of logits `aum`, of error norms
@@ -69,9 +59,7 @@ class StreamingMoments:
     """
 
     def __init__(self, num_samples: int) -> None:
-        whole_number("num_samples", num_samples, 0)
-        self._settings = {"scorer": "moments", "num_samples": num_samples}
-        self._num_samples = num_samples
+        super().__init__("moments", num_samples)
         self._count = np.zeros(num_samples, dtype=np.int64)
         self._total = np.zeros(num_samples)
         self._centre = np.zeros(num_samples)
@@ -102,14 +90,6 @@ class StreamingMoments:
         require(self._count, 1, "at least 1 value")
         spread: Floats = np.sqrt(self._scatter / self._count)
         return spread
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the settings and copies of the arrays."""
-        return copied(self._settings, self._arrays())
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state; one of other settings is a ValueError."""
-        restore(state, self._settings, self._arrays())
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {

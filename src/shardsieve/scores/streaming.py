@@ -1,6 +1,5 @@
 """The same scores while training runs, without keeping every epoch."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,11 @@ from shardsieve.scores.inputs import (
     truths,
     whole_number,
 )
-from shardsieve.scores.ring import Ring, copied, require, restore
+from shardsieve.scores.ring import Ring, StreamingScorer, require
 from shardsieve.scores.windows import deviation, fluctuation
 
 
-class StreamingDynamicUncertainty:
+class StreamingDynamicUncertainty(StreamingScorer):
     """Dynamic uncertainty (arXiv 2306.05175) in J + 2 numbers per sample, however many epochs.
 
     `score()` equals `dynamic_uncertainty` of the values of each sample, to the bit, however the
@@ -34,17 +33,10 @@ class StreamingDynamicUncertainty:
         include_last: bool = False,
         population: bool = False,
     ) -> None:
-        whole_number("num_samples", num_samples, 0)
         whole_number("window", window, 2)
-        self._settings = {
-            "scorer": "dynamic_uncertainty",
-            "num_samples": num_samples,
-            "window": window,
-            "include_last": include_last,
-            "population": population,
-        }
-        self._num_samples, self._window = num_samples, window
-        self._include_last, self._population = include_last, population
+        how = {"include_last": include_last, "population": population}
+        super().__init__("dynamic_uncertainty", num_samples, window=window, **how)
+        self._window, self._include_last, self._population = window, include_last, population
         self._ring = Ring(window, num_samples)
         # Over all windows but the newest, which becomes the last one if no more values come.
         self._total = np.zeros(num_samples)
@@ -76,14 +68,6 @@ class StreamingDynamicUncertainty:
         newest = self._deviation(np.arange(self._num_samples))
         return (self._total + newest) / (count - self._window + 1)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the settings and copies of the arrays."""
-        return copied(self._settings, self._arrays())
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state; one of other settings is a ValueError."""
-        restore(state, self._settings, self._arrays())
-
     def _deviation(self, positions: NDArray[np.int64]) -> Floats:
         return deviation(self._ring.window(positions), population=self._population)
 
@@ -91,7 +75,7 @@ class StreamingDynamicUncertainty:
         return {"ring": self._ring.values, "count": self._ring.count, "total": self._total}
 
 
-class StreamingTDDS:
+class StreamingTDDS(StreamingScorer):
     """TDDS (arXiv 2311.13613) from one divergence per sample and epoch, in J + 1 numbers each.
 
     `score()` equals `tdds_from_divergence` of the values of each sample, to the bit.
@@ -101,17 +85,11 @@ class StreamingTDDS:
     def __init__(
         self, num_samples: int, window: int = 10, decay: float = 0.9, *, squared: bool = False
     ) -> None:
-        whole_number("num_samples", num_samples, 0)
         whole_number("window", window, 3)
         within_decay(decay)
-        self._settings = {
-            "scorer": "tdds",
-            "num_samples": num_samples,
-            "window": window,
-            "decay": decay,
-        }
-        self._settings |= {"squared": True} if squared else {}  # unknown to earlier releases
-        self._num_samples, self._decay, self._squared = num_samples, decay, squared
+        how = {"squared": True} if squared else {}  # unknown to earlier releases
+        super().__init__("tdds", num_samples, window=window, decay=decay, **how)
+        self._decay, self._squared = decay, squared
         self._ring = Ring(window - 1, num_samples)
         self._average = np.zeros(num_samples)
 
@@ -139,19 +117,11 @@ class StreamingTDDS:
         require(self._ring.count, least, f"at least window - 1 = {least} values")
         return self._average.copy()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the settings and copies of the arrays."""
-        return copied(self._settings, self._arrays())
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state; one of other settings is a ValueError."""
-        restore(state, self._settings, self._arrays())
-
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {"ring": self._ring.values, "count": self._ring.count, "average": self._average}
 
 
-class StreamingForgetting:
+class StreamingForgetting(StreamingScorer):
     """Forgetting events (arXiv 1812.05159) between successive presentations, however far apart.
 
     `score()` equals `forgetting` with `presented` true where a sample was in an update.
@@ -159,9 +129,7 @@ class StreamingForgetting:
     """
 
     def __init__(self, num_samples: int) -> None:
-        whole_number("num_samples", num_samples, 0)
-        self._settings = {"scorer": "forgetting", "num_samples": num_samples}
-        self._num_samples = num_samples
+        super().__init__("forgetting", num_samples)
         self._events = np.zeros(num_samples, dtype=np.int64)
         self._presentations = np.zeros(num_samples, dtype=np.int64)
         self._before = np.zeros(num_samples, dtype=np.bool_)
@@ -188,14 +156,6 @@ class StreamingForgetting:
     def score(self, never_learned: NeverLearned = "hardest") -> Floats:
         """Return the score of all samples so far, float64 (n,); see `forgetting`."""
         return place_never_learned(self._events, self._learned, self._presentations, never_learned)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the settings and copies of the arrays."""
-        return copied(self._settings, self._arrays())
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state; one of other settings is a ValueError."""
-        restore(state, self._settings, self._arrays())
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {
