@@ -21,6 +21,7 @@ class RangeServer:
     Attributes:
         faults: Share of the range requests that are throttled, reset or cut short; below 1, at
             most 5 times one after the other for one range.
+        tags: Whether answers carry an ETag.
         silent: Whether requests are left without an answer, for as long as that is so.
         asked: Requests that came.
         seen: Bytes of the bodies sent whole, in order.
@@ -29,7 +30,7 @@ class RangeServer:
 
     def __init__(self, folder, *, latency=0.0, bandwidth=None, faults=0.0, seed=0, piece=PIECE):
         self.folder, self.latency, self.bandwidth = Path(folder), latency, bandwidth
-        self.piece, self.silent, self.asked = piece, False, 0
+        self.piece, self.silent, self.asked, self.tags = piece, False, 0, True
         self.faults, self.draw = faults, random.Random(seed)
         self.seen, self.failed, self._in_a_row = [], [], Counter()
         self.url = ""
@@ -62,7 +63,7 @@ class RangeServer:
             return True
         size, wanted = path.stat().st_size, headers.get("range")
         if method == "HEAD":
-            writer.write(_head(200, size, path))
+            writer.write(self._head(200, size, path))
             return True
         await asyncio.sleep(self.latency)
         begin, end = 0, size
@@ -77,7 +78,7 @@ class RangeServer:
             file.seek(begin)
             body = file.read(end - begin)
         part = f"Content-Range: bytes {begin}-{end - 1}/{size}\r\n" if wanted else ""
-        writer.write(_head(206 if wanted else 200, len(body), path, part))
+        writer.write(self._head(206 if wanted else 200, len(body), path, part))
         if fault is not None:
             writer.write(body[: len(body) // 2])
             await writer.drain()
@@ -90,6 +91,14 @@ class RangeServer:
         self.seen.append(len(body))
         await self._send(writer, body)
         return True
+
+    def _head(self, status, length, path, more=""):
+        changed = path.stat().st_mtime_ns
+        tag = f'ETag: "{changed:x}"\r\n' if self.tags else ""
+        return (
+            f"HTTP/1.1 {status} OK\r\nContent-Length: {length}\r\n{tag}"
+            f"Last-Modified: {formatdate(changed / 1e9, usegmt=True)}\r\n{more}\r\n"
+        ).encode()
 
     def _fault(self, request):
         self._in_a_row[request] += 1
@@ -109,14 +118,6 @@ class RangeServer:
             await writer.drain()
             if self.bandwidth:
                 await asyncio.sleep(start + end / self.bandwidth - clock())
-
-
-def _head(status, length, path, more=""):
-    changed = path.stat().st_mtime_ns
-    return (
-        f'HTTP/1.1 {status} OK\r\nContent-Length: {length}\r\nETag: "{changed:x}"\r\n'
-        f"Last-Modified: {formatdate(changed / 1e9, usegmt=True)}\r\n{more}\r\n"
-    ).encode()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from obstore.store import HTTPStore, from_url
 
 from shardsieve._errors import CorruptShardError, ShardsieveError
 from shardsieve.io.helper import helper_here
+from shardsieve.io.local import too_short
 from shardsieve.io.stopping import interruptible, pause, stopped
 
 ATTEMPTS = 7
@@ -38,6 +39,7 @@ _HOPELESS = (
     exceptions.NotSupportedError,
     exceptions.UnknownConfigurationKeyError,
 )
+_BEYOND_THE_END = "status code: 416"
 _first_user: list[int] = []
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -200,12 +202,17 @@ def fetch(url: str, offset: int, length: int, mark: str | None = None) -> Fetche
 
     Raises:
         CorruptShardError: If it fails for good, naming object, range and cause, or if the object
-            is another one now.
+            is another one now, or ends before that.
     """
 
     def once() -> bytes:
         store, path = client(url)
-        found = obstore.get(store, path, options={"range": (offset, offset + length)})
+        try:
+            found = obstore.get(store, path, options={"range": (offset, offset + length)})
+        except exceptions.GenericError as error:
+            if _BEYOND_THE_END not in str(error):
+                raise
+            raise too_short(url, offset + length) from error
         now = _mark(found.meta) if found.meta["e_tag"] else mark
         # Some hosts call a tag weak for one method alone: the same bytes, packed otherwise.
         if mark and now and now.replace('W/"', "") != mark.replace('W/"', ""):
@@ -213,6 +220,8 @@ def fetch(url: str, offset: int, length: int, mark: str | None = None) -> Fetche
                 f"shard {url} was replaced after it was indexed ({mark} then, {now} now); "
                 "index it again"
             )
+        if found.meta["size"] < offset + length:
+            raise too_short(url, offset + length)
         data = bytes(found.bytes())
         if len(data) != length:
             raise OSError(f"{len(data)} bytes came")
