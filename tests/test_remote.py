@@ -237,6 +237,13 @@ def test_every_name_of_an_endpoint_may_be_plain_http(s3, tmp_path, monkeypatch):
     assert objects.size_of(url) == (tmp_path / "d" / "s-000.tar").stat().st_size
 
 
+@pytest.mark.parametrize("place", ["localhost:9000", "minio", "ftp://minio", "http://"])
+def test_an_endpoint_that_is_no_url_is_named(s3, monkeypatch, place):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", place)
+    with pytest.raises(ss.ShardsieveError, match=rf"AWS_ENDPOINT_URL must be as .* got '{place}'"):
+        objects.size_of(f"s3://{s3.bucket}/a.tar")
+
+
 def test_an_emulator_of_googles_storage_may_be_plain_http(tmp_path, monkeypatch):
     (tmp_path / "bucket").mkdir()
     (tmp_path / "bucket" / "shard").write_bytes(b"x" * 700)

@@ -2,11 +2,11 @@
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, wraps
 from typing import Any, NamedTuple, ParamSpec, TypeVar
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 import obstore
 from obstore import exceptions
@@ -183,10 +183,20 @@ def _opened(url: str, **how: Any) -> Any:
 
 
 def _options(url: str) -> Any:
-    named = (os.environ.get(name, "") for name in _ENDPOINTS)
+    named = {name: os.environ[name] for name in _ENDPOINTS if os.environ.get(name)}
+    if url.startswith("s3:"):
+        _check_endpoints(named)
     allowed = any(os.environ.get(f"{who}_ALLOW_HTTP") == "true" for who in _CLOUDS)
-    plain = allowed or any(place.startswith("http://") for place in (url, *named))
+    plain = allowed or any(place.startswith("http://") for place in (url, *named.values()))
     return {**_TIMEOUTS, **({"allow_http": True} if plain else {})}
+
+
+def _check_endpoints(named: Mapping[str, str]) -> None:
+    """Refuse what obstore would panic about at the first request."""
+    for name, place in named.items():
+        parts = urlsplit(place)
+        if parts.scheme not in _PLAIN or not parts.hostname:
+            raise ShardsieveError(f"{name} must be as in http://host:9000, got {place!r}")
 
 
 def fetch(url: str, offset: int, length: int, mark: str | None = None) -> Fetched:
