@@ -41,7 +41,8 @@ class TurtleConfig:
         gamma: Weight of the entropy that keeps the classes even, at least 0.
         inner_steps: Steps of the linear classifier that every task is judged by.
         learning_rate: Of Adam, for the task encoder and for the classifier.
-        batch_size: Seeds per step of the task encoder.
+        batch_size: Seeds per step of the task encoder, at most: all steps of an epoch have as many,
+            or one less.
         seed: Of first weights and order.
     """
 
@@ -80,10 +81,11 @@ def task_encoders(points: Tensor, config: TurtleConfig) -> Iterator[Layer]:
     """
     task = _Task(points.shape[1], config, points.device)
     for epoch in range(config.epochs):
-        order = torch.from_numpy(permutation(len(points), config.seed, epoch, _ORDER))
-        for start in range(0, len(points), config.batch_size):
-            rows = order[start : start + config.batch_size].to(points.device)
-            task.step(points[rows], hash_key(config.seed, epoch, start) % 2**63)
+        order, start = torch.from_numpy(permutation(len(points), config.seed, epoch, _ORDER)), 0
+        # Evenly: the mean label of a few samples left over would drive all classes together.
+        for rows in order.tensor_split(-(-len(points) // config.batch_size)):
+            task.step(points[rows.to(points.device)], hash_key(config.seed, epoch, start) % 2**63)
+            start += len(rows)
         yield task.layer()
 
 
