@@ -18,11 +18,12 @@ from shardsieve.pack import pack
 from shardsieve.store.layout import make_array
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
-from shardsieve.train.encoder import load_encoder
+from shardsieve.train.encoder import load_encoder, save_network
 from shardsieve.train.images import ImageDecoder, collate, normalised
 from shardsieve.train.measures import STORED
 from shardsieve.train.nets import light
 from shardsieve.train.recorder import Recorder
+from shardsieve.train.runfolder import RunFolder
 from shardsieve.train.seedscores import scores_from_dynamics
 from shardsieve.train.splits import hold_out, matched_epochs, matched_window, snapshot_epochs
 
@@ -173,6 +174,27 @@ def test_a_pass_cut_short_goes_on_and_embeddings_without_signals_get_them(packed
     np.testing.assert_array_equal(store.signals("bare"), store.signals("whole"))
     with pytest.raises(ss.StoreMismatchError, match="other weights"):
         embed(store, last, name="cut", classifiers=[last, first], accelerator=Accelerator())
+
+
+@pytest.mark.slow
+def test_classes_that_came_with_appended_shards_leave_the_other_samples_their_signals(
+    packed, tmp_path
+):
+    run = RunFolder(tmp_path)
+    torch.manual_seed(0)
+    save_network(run, light(10, 1), TrainConfig(size=8, channels=1), 10)
+    how = {"model": str(run.path), "name": "e"}
+    whole = ss.index(packed.shards, tmp_path / "whole.zarr")
+    embed_store(whole.path, **how)
+    path = ss.index(packed.shards[:-1], tmp_path / "grown.zarr").path
+    embed_store(path, **how)
+    store = ss.append_shards(packed.shards, path)
+    store.group["sample/label"][store.num_shards - 1, 0] = 10
+    assert embed_store(path, **how)["embedded_now"] == store.samples[-1]
+    got, wanted = ss.open_store(path).signals("e"), whole.signals("e")
+    first = len(store) - store.samples[-1]
+    wanted[first, :, [name != "entropy" for name in STORED]] = np.nan
+    np.testing.assert_array_equal(got, wanted)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.commands.doubts import doubt_of, rule_behind
@@ -164,7 +165,7 @@ def embed_store(
             store,
             encoder.network,
             name=name,
-            classifiers=encoder.classifiers(1 + int(labels.max(initial=-1))),
+            classifiers=encoder.classifiers(_classes_asked(store, name, labels)),
             pseudo_labels=learned,
             size=size or encoder.size,
             channels=channels or encoder.channels,
@@ -178,6 +179,15 @@ def embed_store(
     dim = store.embedding_array(name).shape[-1]
     counts = {"dim": dim, "samples": len(store), "embedded_now": embedded}
     return {"embedding": name, **counts, "signals_of_networks": _num_networks(store, name)}
+
+
+def _classes_asked(store: Store, name: str, labels: NDArray[np.int64]) -> int:
+    """Return how many classes networks must tell for their signals to be stored.
+
+    Where signals are stored already their networks did when they were: classes that came with
+    shards appended since are unknown to them.
+    """
+    return 0 if name in store.signal_tables else 1 + int(labels.max(initial=-1))
 
 
 def _num_networks(store: Store, name: str) -> int:

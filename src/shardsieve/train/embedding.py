@@ -79,9 +79,9 @@ def embed(
         store: Open for writing.
         network: As in `embed_batch`.
         name: Of the embedding, and of the signals.
-        classifiers: Networks whose outputs are the store's classes. What they say about every
-            sample, read and decoded once for all, goes to `signal/<name>`. If `network` is among
-            them, its trunk runs once.
+        classifiers: Networks whose outputs are the store's classes, or the first of them. What they
+            say about every sample, read and decoded once for all, goes to `signal/<name>`. If
+            `network` is among them, its trunk runs once.
         size: Pixels per side; None takes the first sample's.
         channels: 3 or 1; None likewise.
         normalise: As in `normalised`.
@@ -254,10 +254,11 @@ def _of(first: int) -> str:
 
 
 def _labelled_signals(logits: Tensor, labels: Tensor) -> NDArray[np.float32]:
-    """Return the `STORED` signals (n, F); without a label only those that need none."""
-    measured = measure(STORED, logits, labels.clamp(min=0))[1]
+    """Return the `STORED` signals (n, F); without a label that is known only what needs none."""
+    known = (labels >= 0) & (labels < logits.shape[1])
+    measured = measure(STORED, logits, labels.where(known, 0))[1]
     signals: NDArray[np.float32] = measured.cpu().numpy()
-    unknown = (labels < 0).cpu().numpy()
+    unknown = (~known).cpu().numpy()
     signals[unknown] = np.where(_UNLABELLED, signals[unknown], np.nan)
     return signals
 
