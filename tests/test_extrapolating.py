@@ -222,6 +222,17 @@ def test_a_second_run_is_measured_against_and_lower_than_the_first(store):
     assert "warning" not in made
 
 
+def test_a_measured_score_that_came_without_the_second_run_is_predicted_from(
+    store, shards, tmp_path
+):
+    store, other = store[0], ss.index(shards, tmp_path / "other.zarr")
+    other.embedding_array("seed", 2)[:] = store.embedding_array("seed")[:]
+    ss.realign(store, other, scores=["seed_x"])
+    made = extrapolate_score(other.path, "seed_x", "full", "seed", k=10)
+    assert made["ceiling"]["of"] == "seed_again_x"
+    assert "against_second_run" not in made
+
+
 def test_predictions_no_better_than_chance_are_warned_of_wherever_they_are_used(store, tmp_path):
     store, _, trained = store
     noise = np.where(trained, np.random.default_rng(1).normal(size=N), np.nan)

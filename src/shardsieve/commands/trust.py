@@ -38,6 +38,7 @@ def judged(
     ceiling = store.provenance(task.target).get("ceiling")
     if ceiling is not None:
         known["ceiling"] = ceiling
+    if ceiling is not None and store.has_score(ceiling["of"]):  # a realigned score came without it
         again = store.score(ceiling["of"])[task.tried]
         both = np.isfinite(again)
         figures = measure(again[both], found[both]).to_dict()
