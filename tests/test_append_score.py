@@ -133,10 +133,20 @@ def test_predictions_that_depend_on_more_than_their_row_are_refused(store):
 
 
 @pytest.mark.parametrize("match", [True, False])
-def test_an_extrapolator_that_comes_out_otherwise_is_refused(store, match):
-    extrapolate_score(store.path, "seed_x", "full", "e", method="direct", folds=2, match=match)
-    store.put_score("seed_held_out_x", -store.score("seed_held_out_x"))
+@pytest.mark.parametrize(("method", "source"), [("direct", "seed_held_out_x"), ("knn", "seed_x")])
+def test_an_extrapolator_that_comes_out_otherwise_is_refused(store, method, source, match):
+    how = {"method": method, "k": 5, "folds": 2, "match": match}
+    extrapolate_score(store.path, "seed_x", "full", "e", **how)
+    store.put_score(source, -store.score(source))
     store = grown(store)
     with pytest.raises(ss.StoreMismatchError, match="changed since; extrapolate again under a new"):
         append_score(store.path, "full")
     assert np.isnan(store.score("full")[OLD:]).all()
+
+
+def test_the_store_of_a_realigned_score_has_to_be_embedded_first(store, tmp_path):
+    extrapolate_score(store.path, "seed_x", "full", "e", k=5, folds=2)
+    other = ss.index(store.urls, tmp_path / "other.zarr")
+    ss.realign(store, other, scores=["full"])
+    with pytest.raises(ss.MissingScoreError, match=r"those stored \(none yet; run .*got 'e'"):
+        append_score(other.path, "full")

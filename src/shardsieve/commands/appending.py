@@ -43,7 +43,7 @@ def append_score(path: Path, name: str) -> dict[str, Any]:
     store = open_together(accelerator, path)
     values, made = store.score(name), store.provenance(name)
     method = checked_method(name, made)
-    rows = store.embedding_rows(made["embedding"])
+    rows = store.embedding_rows(store.embedding_name(made["embedding"]))
     readable = readable_rows(rows, store.num_shards)
     about = {key: made[key] for key in ("k", "weights", "seed")} | taken(method, made)
     about |= {"score": made["source"], "embedding": made["embedding"]}
@@ -133,13 +133,8 @@ def _moving(
     *,
     made: dict[str, Any],
 ) -> Callable[[Values], Values]:
-    """Return what was done to predictions before they were stored, once the fit is seen to agree.
-
-    Neighbours' means are not fitted: without matching there is nothing to see.
-    """
+    """Return what was done to predictions before they were stored, once they are seen to agree."""
     matched = bool(made.get("matched_quantiles"))
-    if made["method"] == "knn" and not matched:
-        return lambda found: found
     measured = np.isfinite(store.score(made["source"]))
     places = np.flatnonzero(np.isfinite(values) & ~measured & readable)
     if not len(places):
