@@ -71,6 +71,35 @@ def test_a_step_is_made_again_only_when_its_inputs_changed(packed, tmp_path):
     assert back["train"]["run"] == first["train"]["run"]
 
 
+@pytest.mark.slow
+def test_a_prediction_of_another_seed_run_is_refused_before_anything_is_trained(packed, tmp_path):
+    first = recipe(packed, tmp_path)
+    run_recipe(first, until="extrapolate")
+    elsewhere = {"work": str(tmp_path / "elsewhere")}
+    for changes, message in [
+        ({"score": {"seed": 5}}, "was predicted from a seed run with seed 0, got 5; give"),
+        ({"score": {"seeds": 0.4}}, "was predicted from other seeds than 0.4 of the samples"),
+        ({"score": {"held_out": 0.2}}, "was predicted from other seeds"),
+        ({"score": {"adversary": {"steps": 1}}}, "from a seed run that was attacked otherwise"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            run_recipe(recipe(packed, tmp_path, **elsewhere, **changes))
+    assert run_recipe(recipe(packed, tmp_path), until="extrapolate")["skipped"] == ALL[:3]
+    # The same chain in another folder comes to the same; what it makes is its own from then on.
+    same = run_recipe(recipe(packed, tmp_path, **elsewhere), until="extrapolate")
+    assert same["skipped"] == []
+    run_recipe(recipe(packed, tmp_path, **elsewhere, score={"seed": 5}), until="extrapolate")
+
+
+def test_a_prediction_that_no_recipe_made_is_refused_before_anything_is_trained(packed, tmp_path):
+    store = ss.index(packed[0].pattern, tmp_path / "train.zarr")
+    made = {"definition": "knn(seed_dyn_unc)", "source": "seed_dyn_unc", "embedding": "seed"}
+    store.put_score("dyn_unc", np.arange(len(store)), provenance=made)
+    with pytest.raises(ValueError, match="over embedding 'seed', which no recipe made"):
+        run_recipe(recipe(packed, tmp_path))
+    assert store.dynamics == []
+
+
 @pytest.mark.parametrize("damaged", ["", "{", "[1]", "\0\0"])
 def test_a_damaged_record_of_steps_is_named(packed, tmp_path, damaged):
     path = recipe(packed, tmp_path)

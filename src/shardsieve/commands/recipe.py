@@ -1,6 +1,7 @@
 """The configuration of `shardsieve run`: what each step is given, checked before any starts."""
 
 import difflib
+import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -10,10 +11,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from shardsieve._errors import ShardsieveError
+from shardsieve.commands.building import USUAL_ON_SIGNALS
 from shardsieve.commands.extrapolating import check_extrapolation, refuse_other_prediction
 from shardsieve.commands.methods import ON_SIGNALS, ONLY_WITH
-from shardsieve.commands.sections import SEED_RUN, Recipe, Section
+from shardsieve.commands.sections import EMBEDDING, SEED_RUN, Recipe, Section
 from shardsieve.commands.texts import shortened, yaml_of
+from shardsieve.keepset import KeepSet
 from shardsieve.policy.base import Policy
 from shardsieve.policy.named import named_policy
 from shardsieve.rules import Asked, checked_rule
@@ -29,8 +32,9 @@ from shardsieve.train.launch import checked_precision, installed_trackers
 from shardsieve.train.loading import check_augmenting
 from shardsieve.train.measures import SIGNALS
 from shardsieve.train.nets import check_model
+from shardsieve.train.seeding import draw_seeds
 from shardsieve.train.seedscores import check_specs
-from shardsieve.train.splits import check_layout, spread
+from shardsieve.train.splits import check_layout, hold_out, spread
 from shardsieve.train.transforms import check_augment
 from shardsieve.train.turtle import TurtleConfig
 
@@ -131,6 +135,7 @@ def check_trainings(
     if recipe.extrapolate is not None and f"score/{recipe.extrapolate.score}" not in made:
         with blamed("extrapolate"):
             _check_predicted(recipe.extrapolate, store)
+            _check_foreign(recipe, store)
             _check_folds(recipe, store)
     if recipe.train is not None or recipe.report is not None:
         with blamed("select"):
@@ -171,6 +176,57 @@ def _check_predicted(section: Any, store: Store) -> None:
             f"score {name!r} of {store.path} was put there by a user; put it under another name "
             "and delete it, or predict another score"
         )
+
+
+def _check_foreign(recipe: Recipe, store: Store) -> None:
+    """Refuse a prediction over another embedding, which would be so after training and embedding.
+
+    One that another chain made of the same seed run is made again, and comes out the same.
+    """
+    name = recipe.extrapolate.score if recipe.extrapolate is not None else ""
+    old = store.provenance(name) if store.has_score(name) else {}
+    if "embedding" not in old:
+        return
+    other = None
+    if not old["embedding"].startswith(EMBEDDING):
+        other = f"over embedding {old['embedding']!r}, which no recipe made"
+    elif recipe.embed is not None and recipe.embed.model is None:
+        other = _other_seed_run(recipe, store, old.get("of", {}))
+    if other is not None:
+        raise ValueError(
+            f"score {name!r} of {store.path} was predicted {other}; give the recipe a store of its "
+            f"own, or delete the score: store.forget_score({name!r})"
+        )
+
+
+def _other_seed_run(recipe: Recipe, store: Store, of: dict[str, Any]) -> str | None:
+    """Return how the seed run of a stored score differs from the recipe's; None if not seen to."""
+    score: Any = recipe.score
+    if "training" not in of:
+        return None
+    held, asked = of["training"], settings(score).to_dict()
+    # These are filled in from the images, and from the steps of a full run.
+    unknown = {name for name in ("size", "channels") if asked[name] is None}
+    unknown |= {"epochs"} if score.match_steps_of is not None else set()
+    for name, value in json.loads(json.dumps(asked)).items():
+        if name not in unknown and held.get(name, value) != value:
+            return f"from a seed run with {name} {held[name]}, got {value}"
+    attack = adversary_of(score)
+    if of.get("adversary") != (attack and attack.to_dict()):
+        return "from a seed run that was attacked otherwise"
+    seeds = draw_seeds(store, score.seeds, seed=score.seed, per_class=score.per_class)
+    seeds, _ = hold_out(seeds, _held_out(recipe), seed=score.seed)
+    if of.get("seeds_digest", digest := KeepSet.from_ids(store, seeds).digest) != digest:
+        return f"from other seeds than {score.seeds} of the samples, drawn with seed {score.seed}"
+    return None
+
+
+def _held_out(recipe: Recipe) -> float:
+    """Return the share of the seeds that the seed run holds out."""
+    score: Any = recipe.score
+    on_signals = recipe.extrapolate is not None and recipe.extrapolate.method in ON_SIGNALS
+    usual = USUAL_ON_SIGNALS["held_out"] if on_signals else 0.0
+    return float(usual if score.held_out is None else score.held_out)
 
 
 def _check_folds(recipe: Recipe, store: Store) -> None:

@@ -22,7 +22,7 @@ from shardsieve.commands.recipe import (
 )
 from shardsieve.commands.reporting import names_beside, report_score
 from shardsieve.commands.scoring import score_unsupervised_store
-from shardsieve.commands.sections import SEED_RUN, Recipe, Shards
+from shardsieve.commands.sections import EMBEDDING, SEED_RUN, Recipe, Shards
 from shardsieve.commands.steps import STEPS, Result
 from shardsieve.commands.training import embed_store, score_store, train_store
 from shardsieve.keepset import select
@@ -290,7 +290,7 @@ def _forget_without_network(run: Path) -> None:
 
 
 def _embedding(digest: str) -> str:
-    return f"embedding-{digest}"
+    return EMBEDDING + digest
 
 
 def _indexed(shards: Shards) -> Result:

@@ -15,6 +15,9 @@ from shardsieve.train.turtle import TurtleConfig
 SEED_RUN = "seed"
 """Name of a chain's seed run, and of its pseudo-labels."""
 
+EMBEDDING = "embedding-"
+"""What the names of a chain's embeddings begin with."""
+
 
 class Section(BaseModel):
     """Part of a recipe; a key it does not know is refused, and so is what YAML makes of a slip."""
