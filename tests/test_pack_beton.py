@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from betons import PAGE, image, write_beton
 from PIL import Image
-from tars import by_webdataset, write_tar
+from tars import by_webdataset, write_shards, write_tar
 
 import shardsieve as ss
 from shardsieve import cli
@@ -99,6 +99,17 @@ def test_one_set_of_scores_serves_both_layouts(call, tars, tmp_path):
     assert ss.open_store(b).score("up").tolist() == ss.open_store(b).labels().tolist()
     assert call("realign", a, b)["scores"] == "down up"
     assert "put_score" in call("realign", a, b, "--score", "none", status=2)
+
+
+def test_scores_of_shards_that_were_renamed_and_removed_are_carried_over(call, tmp_path):
+    shards = write_shards(tmp_path / "d", [4, 3, 5])
+    old = ss.index(shards, tmp_path / "old.zarr")
+    old.put_score("mine", np.arange(12))
+    shards[0].rename(tmp_path / "d" / "z.tar")
+    shards[1].unlink()
+    new = ss.index(sorted((tmp_path / "d").glob("*.tar")), tmp_path / "new.zarr")
+    assert call("realign", old.path, new.path)["scores"] == "mine"
+    assert new.score("mine").tolist() == [*range(7, 12), *range(4)]
 
 
 def test_realign_refuses_ambiguous_and_missing_keys(call, tars, tmp_path):

@@ -58,7 +58,8 @@ def cheap_fingerprint(url: str) -> str:
     except OSError as error:
         raise ShardsieveError(
             f"cannot read shard {url}: {error.strerror}; put it back where it was indexed, or "
-            "index the shards where they are now into another store"
+            "index the shards where they are now into another store and carry the scores over with "
+            "realign"
         ) from error
     return f"{stat.st_size}-{stat.st_mtime_ns}"
 
