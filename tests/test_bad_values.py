@@ -194,6 +194,42 @@ def test_what_is_no_state_is_refused_and_changes_nothing(store, change, message)
     assert one.state_dict() == before
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: None, "state must be what state_dict of a policy returned, got None"),
+        (
+            lambda state: {},
+            "state must be what state_dict of a policy returned, got one without 'policy'",
+        ),
+        (
+            lambda state: {k: v for k, v in state.items() if k != "waiting"},
+            "got one without 'waiting'",
+        ),
+        (lambda state: state | {"arrays": {}}, "lacks what the policy holds as 'mean'"),
+    ],
+)
+def test_what_is_no_state_of_a_policy_is_refused_and_changes_nothing(store, change, message):
+    one, twin = (ss.PrunedShardSampler(store, policy=ss.UCB(0.5)) for _ in range(2))
+    list(one)
+    state = one.state_dict()
+    with pytest.raises(ValueError, match=message):
+        twin.load_state_dict(state | {"epoch": 3, "policy": change(state["policy"])})
+    assert (twin.epoch, list(twin)) == (0, list(one))
+
+
+@pytest.mark.parametrize("policy", [ss.EpsilonGreedy(0.5), ss.UCB(0.5), ss.InfoBatch(), ss.SeTa()])
+def test_a_policy_without_a_store_says_who_gives_it_one(policy):
+    for call in (
+        lambda: policy.choose(0),
+        lambda: policy.again(0),
+        policy.state_dict,
+        policy.learned,
+    ):
+        with pytest.raises(ValueError, match="bound to a store; give it to PrunedShardSampler"):
+            call()
+
+
 def test_a_number_of_unreadable_samples_is_a_number(store):
     with pytest.raises(ValueError, match="max_unreadable must be a whole number of at least 0"):
         ss.ShardDataset(store, on_error="skip", max_unreadable="many")

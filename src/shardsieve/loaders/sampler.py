@@ -256,7 +256,7 @@ class PrunedShardSampler(Sampler[int]):
         return {**state, "policy": learned}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` stands, on any world size or batch size.
+        """Go on where `state` stands, on any world size or batch size; one refused changes nothing.
 
         With a policy every rank must call it, and all of them raise what one refuses.
 
@@ -270,10 +270,11 @@ class PrunedShardSampler(Sampler[int]):
             refuse_another_plan(state, own, "sampler")
         else:
             together(lambda: refuse_another_plan(state, own, "sampler"))
+        if self.policy is not None:
+            self.policy.load_state_dict(state.get("policy", {}))
         self.epoch, self._told = int(state["epoch"]), True
         self._begin(int(state["samples_done"]), state.get("block"))
         if self.policy is not None:
-            self.policy.load_state_dict(state["policy"])
             self.keep_set = kept_of(self.store, self.policy.again(self.epoch))
 
     # Inside ---------------------------------------------------------------------------------

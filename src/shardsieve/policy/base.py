@@ -16,6 +16,8 @@ from shardsieve.policy.latest import LatestState
 from shardsieve.scores.inputs import whole_number
 from shardsieve.store.store import Store
 
+_STATE = ("policy", "store", "arrays", "waiting", "not_finite")
+
 
 class Choice(NamedTuple):
     """What one epoch trains on.
@@ -75,11 +77,13 @@ class Policy(ABC):
 
     def choose(self, epoch: int) -> Choice:
         """Join what the ranks took in and return the epoch's samples; every rank must call it."""
+        self._refuse_unbound()
         self._learn()
         return self._choose(epoch)
 
     def again(self, epoch: int) -> Choice:
         """Return the samples of the epoch under way, as after a restart; joins nothing."""
+        self._refuse_unbound()
         return self._choose(epoch)
 
     def update(self, ids: ArrayLike, losses: ArrayLike, *, repeats: bool = False) -> None:
@@ -119,6 +123,7 @@ class Policy(ABC):
 
         Tensors and plain values: `torch.load` reads it with `weights_only=True`.
         """
+        self._refuse_unbound()
         arrays = {name: torch.from_numpy(array.copy()) for name, array in self._arrays().items()}
         return {
             "policy": self.settings(),
@@ -135,11 +140,12 @@ class Policy(ABC):
         return self._latest
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; every rank must call it.
+        """Go on from a state; every rank must call it. One that is refused changes nothing.
 
         Raises:
             StoreMismatchError: On every rank, if one was given a state of another store or another
                 policy, showing both.
+            ValueError: On every rank, if one was given no state.
         """
         together(lambda: self.refuse_another(state))
         self._settle()
@@ -153,7 +159,15 @@ class Policy(ABC):
 
         Raises:
             StoreMismatchError: If it does not, showing both; if another release saved it.
+            ValueError: If it is no state.
         """
+        if not isinstance(state, Mapping):
+            raise ValueError(f"state must be what state_dict of a policy returned, got {state!r}")
+        for name in _STATE:
+            if name not in state:
+                raise ValueError(
+                    f"state must be what state_dict of a policy returned, got one without {name!r}"
+                )
         for name, own in (("store", self.store.fingerprint), ("policy", self.settings())):
             if state[name] != own:
                 raise StoreMismatchError(
@@ -175,8 +189,9 @@ class Policy(ABC):
             loss came.
 
         Raises:
-            ValueError: If the policy does not go by losses.
+            ValueError: If the policy does not go by losses, or has no store yet.
         """
+        self._refuse_unbound()
         self._learn()
         values = self._learned()
         return np.where(np.isfinite(values), values, np.nan)
@@ -218,8 +233,8 @@ class Policy(ABC):
     @property
     def store(self) -> Store:
         """The store it is bound to."""
-        if self._store is None:
-            raise ValueError("the policy must be bound to a store; give it to PrunedShardSampler")
+        self._refuse_unbound()
+        assert self._store is not None
         return self._store
 
     @abstractmethod
@@ -231,6 +246,10 @@ class Policy(ABC):
         """Return how many samples an epoch keeps, before anything is known of its losses."""
 
     # For policies ---------------------------------------------------------------------------
+
+    def _refuse_unbound(self) -> None:
+        if self._store is None:
+            raise ValueError("the policy must be bound to a store; give it to PrunedShardSampler")
 
     def _begin(self, store: Store) -> None:  # noqa: B027
         """Make the arrays for a store, if there are any."""
