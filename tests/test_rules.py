@@ -9,7 +9,7 @@ import reference_rules as reference
 import webdataset as wds
 from hypothesis import given
 from hypothesis import strategies as st
-from tars import write_shards
+from tars import write_shards, write_tar
 
 import shardsieve as ss
 from shardsieve.selection import class_quotas
@@ -214,6 +214,19 @@ def test_select_is_each_rules_own_function(store):
         ss.select(store, rule="beta", score="dual", keep_fraction=0.3)
     want = ss.keep_moderate(store.embedding("mine"), labels, 0.3).tolist()
     assert rows_of(store, rule="moderate", keep_fraction=0.3) == want
+
+
+def test_the_strata_of_a_store_without_labels_are_of_the_score(tmp_path):
+    shard = write_tar(tmp_path / "s.tar", [(f"{row:02d}.jpg", b"x") for row in range(40)])
+    bare = ss.index(shard, tmp_path / "bare.zarr")
+    scores = np.random.default_rng(0).normal(size=40).astype(np.float32)
+    bare.put_score("mine", scores)
+    ccs = ss.keep_ccs(scores, 0.5, seed=4).tolist()
+    half = {"score": "mine", "keep_fraction": 0.5}
+    assert rows_of(bare, rule="stratified", seed=4, **half) == ccs
+    for asked in ({"rule": "stratified", "class_floor": 1}, {"rule": "class_balanced"}):
+        with pytest.raises(ss.MissingScoreError, match="labels must be known"):
+            ss.select(bare, **asked, **half)
 
 
 @pytest.mark.parametrize("rule", ["top", "random", "stratified", "ccs", "threshold"])

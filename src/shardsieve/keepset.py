@@ -238,9 +238,9 @@ def select(
             `drop_missing` asks which samples have one.
         rule: `top`; `random`; `class_balanced` (the top of every class); `ccs` (a draw from every
             range of the score); `stratified`: one of these two, by classes unless `hard_cutoff`
-            asks for strata of the score; `beta` (DUAL's draw, which moves to easy samples as less
-            is kept: `keep_beta`); `moderate` (Moderate-DS, needs embeddings and labels);
-            `threshold` (scores at or above `threshold`).
+            asks for strata of the score or no sample has a label; `beta` (DUAL's draw, which moves
+            to easy samples as less is kept: `keep_beta`); `moderate` (Moderate-DS, needs embeddings
+            and labels); `threshold` (scores at or above `threshold`).
         seed: For `random`, `ccs` and `beta`.
         threshold: For `threshold`.
         embedding: For `moderate`; may be left out when the store has just one.

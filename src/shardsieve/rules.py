@@ -55,7 +55,9 @@ class Asked:
 
 def chosen_rows(store: Store, rule: str, asked: Asked) -> Rows:
     """Return the kept rows, ascending; see `select`."""
-    rule = checked_rule(rule, asked)
+    means = checked_rule(rule, asked)
+    unlabelled = rule == "stratified" and not asked.class_floor and not _any_label(store)
+    rule = "ccs" if unlabelled else means
     if rule == "threshold":
         return _above(store, asked)
     if asked.keep_fraction is None:
@@ -219,6 +221,10 @@ def _embedded(
             f"of {len(points)} without; embed again, or keep less with drop_missing"
         )
     return points[present], present
+
+
+def _any_label(store: Store) -> bool:
+    return bool((store.labels() >= 0).any())
 
 
 def _labels(store: Store, rows: Rows) -> Rows:
