@@ -77,6 +77,15 @@ def test_a_score_says_of_what_version_and_date_it_is(shards, tmp_path):
     assert datetime.fromisoformat(made["date"]) <= datetime.now(UTC)
 
 
+def test_every_score_says_that_higher_is_kept_first(shards, tmp_path):
+    store = ss.index(shards, tmp_path / "s.zarr")
+    store.put_score("mine", np.zeros(13))
+    turned = {"definition": "margin", "orientation": "higher is kept first; turned"}
+    store.put_score("margin", np.zeros(13), provenance=turned)
+    found = [store.provenance(name)["orientation"] for name in ("mine", "margin")]
+    assert found == ["higher is kept first", turned["orientation"]]
+
+
 def test_one_name_may_be_stored_by_several_at_once(shards, tmp_path):
     path = ss.index(shards, tmp_path / "s.zarr").path
 

@@ -30,6 +30,9 @@ from shardsieve.store.layout import (
 )
 from shardsieve.store.tables import SampleTables
 
+# What holds of every stored score, of which nothing else is said.
+_UNSAID = {"definition": "user", "orientation": "higher is kept first"}
+
 
 class Store(SampleTables):
     """A data set's index, embeddings and scores.
@@ -135,7 +138,7 @@ class Store(SampleTables):
             name: Letters, digits, `_`, `-`, `.`; a stored score of that name is replaced only by
                 the same definition.
             values: float (n,), higher is kept first; stored as float32.
-            provenance: How it was made; stored with version and date.
+            provenance: How it was made; stored with version, date and orientation.
 
         Raises:
             ValueError: If the shape differs from (n,), or a value is infinite as float32.
@@ -179,7 +182,7 @@ class Store(SampleTables):
         What an interrupted filling with the same provenance left is kept unless `afresh`. The
         score is not listed before `finish_score`.
         """
-        made = {"definition": "user", **json.loads(json.dumps(dict(provenance or {})))}
+        made = {**_UNSAID, **json.loads(json.dumps(dict(provenance or {})))}
         self.check_score(name, made["definition"])
         if not afresh and self._has(f"score/{name}") and self.provenance(name) == made:
             return
