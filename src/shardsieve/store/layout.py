@@ -25,6 +25,8 @@ FORMAT_VERSION = 1
 SHARD_ARRAYS = ("url", "samples", "nbytes", "fingerprint", "table")
 PER_SHARD = ("shard", "sample", "embedding", "signal", "pseudo_label", "score")
 """Groups whose arrays have one row per shard."""
+WRITTEN_LAST = {"pseudo_label": "date", "score": "date", "keep": "date", "dynamics": "signals"}
+"""By group, the attribute of what lies in it that says that it is whole."""
 ROWS_MULTIPLE = 64
 _LONGEST_NAME = 200  # a file system takes 255, and runs put words before and behind
 _SCHEMES = {f"{scheme}:" for scheme in SCHEMES}
@@ -148,6 +150,23 @@ def write_contents(group: zarr.Group) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # zarr: not part of the v3 specification yet
         zarr.consolidate_metadata(group.store)
+
+
+def unlist(group: zarr.Group, name: str, mark: str) -> None:
+    """Take the mark from what is about to be deleted, if it is there and bears one.
+
+    An array goes chunk by chunk, and a missing chunk reads as the fill value: what a kill leaves
+    must not pass for whole.
+
+    Args:
+        group: The root.
+        name: Of an array or group.
+        mark: The attribute that is written last.
+    """
+    found = group.get(name)
+    if found is not None and mark in found.attrs:
+        del found.attrs[mark]
+        write_contents(group)
 
 
 def has_contents(group: zarr.Group) -> bool:

@@ -15,6 +15,7 @@ from shardsieve.io.objects import (
     names_below,
     told_about_objects,
 )
+from shardsieve.io.source import AT_ONCE
 
 
 class Objects(ObjectStore[Any]):
@@ -67,9 +68,19 @@ class Objects(ObjectStore[Any]):
             await super().delete(key)
 
     async def delete_dir(self, prefix: str) -> None:
-        """Delete what lies below a name."""
-        with told_about_objects(f"delete {self.url}/{prefix}"):
-            await super().delete_dir(prefix)
+        """Delete what lies below a name.
+
+        Whatever a kill leaves is still a member of its group, of which Zarr does not warn: a
+        `zarr.json` goes after all that lies beside it.
+        """
+        names = [name async for name in self.list_prefix(f"{prefix}/")]
+        contents = [name for name in names if name.rpartition("/")[2] == "zarr.json"]
+        contents.sort(key=lambda name: -name.count("/"))
+        rest = sorted(set(names).difference(contents))
+        for at in range(0, len(rest), AT_ONCE):
+            await asyncio.gather(*map(self.delete, rest[at : at + AT_ONCE]))
+        for name in contents:
+            await self.delete(name)
 
     async def list(self) -> AsyncGenerator[str, None]:  # type: ignore[override]
         """Yield the names of all objects."""

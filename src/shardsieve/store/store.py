@@ -187,6 +187,7 @@ class Store(SampleTables):
         if not afresh and self._has(f"score/{name}") and self.provenance(name) == made:
             return
         with told_about_disk(self.path):
+            self._unlist(f"score/{name}")
             shape = (self._stored_shards(), self.rows_per_shard)
             array = make_array(self.group, f"score/{name}", shape, "float32", np.nan)
             array.update_attributes(made)
@@ -217,9 +218,6 @@ class Store(SampleTables):
 
     def forget_score(self, name: str) -> None:
         """Delete a score, if it is there."""
-        if self._has(f"score/{name}"):
-            # No longer listed first: half of it would read as NaN.
-            self._array(f"score/{name}").attrs.pop("date", None)
         self._delete(f"score/{name}")
 
     def score(self, name: str) -> NDArray[np.float32]:

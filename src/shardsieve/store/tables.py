@@ -14,11 +14,13 @@ from shardsieve._errors import MissingScoreError, StoreFormatError, StoreMismatc
 from shardsieve.scores.inputs import plain
 from shardsieve.store.alone import in_turn
 from shardsieve.store.layout import (
+    WRITTEN_LAST,
     checked_name,
     is_name,
     make_array,
     release,
     told_about_disk,
+    unlist,
     unpad,
     write_contents,
 )
@@ -193,16 +195,15 @@ class SampleTables:
     @property
     def keep_sets(self) -> list[str]:
         """Names of the stored keep sets; those whose writing was cut short are not listed."""
-        return self._groups("keep", "date")
+        return self._groups("keep")
 
     def put_keep_tables(
         self, name: str, tables: Mapping[str, NDArray[Any]], about: Mapping[str, Any]
     ) -> None:
         """Store the tables of a keep set, one row per shard each; see `KeepSet.save`."""
         with told_about_disk(self.path), in_turn(self.path):
-            group = self.group.require_group("keep").create_group(
-                checked_name(name), overwrite=True
-            )
+            self._unlist(f"keep/{checked_name(name)}")
+            group = self.group.require_group("keep").create_group(name, overwrite=True)
             for one, table in tables.items():
                 chunks = (1, *table.shape[1:]) if table.ndim > 1 else table.shape
                 group.create_array(one, data=table, chunks=chunks)
@@ -239,7 +240,7 @@ class SampleTables:
     @property
     def dynamics(self) -> list[str]:
         """Names of the runs whose training dynamics are stored; see `Recorder`."""
-        return self._groups("dynamics", "signals")
+        return self._groups("dynamics")
 
     # Inside ---------------------------------------------------------------------------------
 
@@ -248,6 +249,7 @@ class SampleTables:
     ) -> zarr.Array[Any]:
         shape = (self._stored_shards(), self.rows_per_shard, *sizes)
         with told_about_disk(self.path):
+            self._unlist(name)
             array = make_array(self.group, name, shape, dtype, fill)
             write_contents(self.group)
             return array
@@ -256,8 +258,14 @@ class SampleTables:
         if not is_name(name.partition("/")[2]):
             return
         with told_about_disk(self.path):
+            self._unlist(name)
             del self.group[name]
             write_contents(self.group)
+
+    def _unlist(self, name: str) -> None:
+        kind = name.partition("/")[0]
+        if kind in WRITTEN_LAST:
+            unlist(self.group, name, WRITTEN_LAST[kind])
 
     def _has(self, name: str) -> bool:
         return isinstance(self._found(name), zarr.Array)
@@ -274,12 +282,12 @@ class SampleTables:
         group = self.group.get(kind)
         return sorted(group.array_keys()) if isinstance(group, zarr.Group) else []
 
-    def _groups(self, kind: str, written_last: str) -> list[str]:
+    def _groups(self, kind: str) -> list[str]:
         """Return the names of the groups of a kind that are whole: they have this attribute."""
         group = self.group.get(kind)
         if not isinstance(group, zarr.Group):
             return []
-        return sorted(name for name, one in group.groups() if written_last in one.attrs)
+        return sorted(name for name, one in group.groups() if WRITTEN_LAST[kind] in one.attrs)
 
     def _array(self, name: str) -> zarr.Array[Any]:
         found = self._found(name)
