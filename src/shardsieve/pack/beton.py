@@ -8,6 +8,7 @@ users see no extra field.
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from shardsieve._errors import ShardsieveError, UnreadableSampleError
-from shardsieve.io.local import LocalReader
+from shardsieve._errors import CorruptShardError, ShardsieveError, UnreadableSampleError
+from shardsieve.io.local import LocalReader, too_short
 from shardsieve.io.replacing import write_whole
-from shardsieve.io.source import reader_of
+from shardsieve.io.source import Reader, reader_of
 from shardsieve.order import permutation
 from shardsieve.pack.beton_writer import PAGE_SIZE, Row, descriptors_of, write_beton
 from shardsieve.pack.sources import SUFFIXES, Split, find_splits
@@ -30,6 +31,7 @@ from shardsieve.store.store import Store
 
 _FIELDS = (("image", IMAGE), ("label", INT))
 _ROW = row_type((IMAGE, INT))
+_AT_ONCE = 256  # samples that are read together: as many again are under way
 Progress = Callable[[int, int], None]
 
 
@@ -195,13 +197,12 @@ def _rows_of_split(split: Split, seed: int) -> Iterator[Row]:
 
 
 def _rows_of_tars(store: Store, ids: NDArray[np.int64], rows: NDArray[np.int64]) -> Iterator[Row]:
-    reader, labels = reader_of(store.urls), store.labels()[rows].tolist()
+    labels = store.labels()[rows].tolist()
     keys = {int(shard): store.keys(int(shard)) for shard in np.unique(ids // store.rows_per_shard)}
-    for sample_id, label in zip(ids.tolist(), labels, strict=True):
+    for sample_id, label, raw in zip(ids.tolist(), labels, _raws(store, ids), strict=True):
         shard, position = divmod(sample_id, store.rows_per_shard)
         key, url = keys[shard][position], store.urls[shard]
-        offset, length = store.ranges[shard, position].tolist()
-        sample = parse_sample(reader.read(url, offset, length), key, url)
+        sample = parse_sample(raw, key, url)
         images = [v for k, v in sample.items() if f".{k.rpartition('.')[2]}" in SUFFIXES]
         if len(images) != 1 or not isinstance(images[0], bytes):
             raise ShardsieveError(
@@ -209,6 +210,35 @@ def _rows_of_tars(store: Store, ids: NDArray[np.int64], rows: NDArray[np.int64])
                 f"image members end in {', '.join(sorted(SUFFIXES))}"
             )
         yield _image_row(key, images[0], label)
+
+
+def _raws(store: Store, ids: NDArray[np.int64]) -> Iterator[bytes]:
+    """Yield the bytes of these samples in this order, those of the next ones on their way."""
+    reader = reader_of(store.urls, marks=store.shard_fingerprints())
+    blocks = [_runs(store, ids[at : at + _AT_ONCE]) for at in range(0, len(ids), _AT_ONCE)]
+    for block, following in pairwise([[], *blocks, []]):
+        reader.prefetch(following)
+        for url, ranges in block:
+            yield from _read(reader, url, ranges)
+
+
+def _runs(store: Store, ids: NDArray[np.int64]) -> list[tuple[str, list[tuple[int, int]]]]:
+    """Return (url, ranges) of the samples, those together that follow each other in one shard."""
+    shards, places = np.divmod(ids, store.rows_per_shard)
+    ranges = list(map(tuple, store.ranges[shards, places].tolist()))
+    cuts = np.flatnonzero((np.diff(shards) != 0) | (np.diff(ids) < 0)) + 1
+    ends = pairwise([0, *cuts.tolist(), len(ids)])
+    return [(store.urls[shards[begin]], ranges[begin:end]) for begin, end in ends]
+
+
+def _read(reader: Reader, url: str, ranges: list[tuple[int, int]]) -> Iterator[bytes]:
+    try:
+        for where, raw in zip(ranges, reader.read_many(url, ranges), strict=True):
+            if len(raw) < where[1]:
+                raise too_short(url, sum(where))
+            yield raw
+    except OSError as error:  # of a local file
+        raise CorruptShardError(f"cannot read shard {url}: {error.strerror}") from error
 
 
 def _image_row(key: str, data: bytes, label: int) -> Row:
