@@ -118,6 +118,7 @@ def test_new_samples_that_nobody_embedded_are_told_of(store):
     made = append_score(store.path, "full")
     assert (made["predicted"], made["without_embedding"]) == (0, 50)
     assert made["warning"].startswith("50 samples have no embedding and stay without a score; ")
+    assert "embed --name e`" in made["warning"]
     grown(store)
     assert "no embedding" not in append_score(store.path, "full").get("warning", "")
 

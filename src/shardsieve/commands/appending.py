@@ -53,8 +53,9 @@ def append_score(path: Path, name: str) -> dict[str, Any]:
     wanted = ~np.isfinite(values) & readable
     result: dict[str, Any] = {"score": name, "predicted": int(wanted.sum())}
     result["without_embedding"] = int((~readable).sum())
+    unembedded = _unembedded(result["without_embedding"], made["embedding"])
     if not wanted.any():
-        return result | _warned(_unembedded(result["without_embedding"]))
+        return result | _warned(unembedded)
     model = task.fitted(rows)
     sample = sample_of(rows, wanted)
     share = far_share(rows.take(np.flatnonzero(np.isfinite(task.values))), sample)
@@ -77,8 +78,7 @@ def append_score(path: Path, name: str) -> dict[str, Any]:
             with told_about_disk(store.path):
                 array[shard, : len(found)] = found
     accelerator.wait_for_everyone()
-    warnings = warn_of_far(share), _unembedded(result["without_embedding"])
-    return result | added | _warned(*warnings)
+    return result | added | _warned(warn_of_far(share), unembedded)
 
 
 def _with(
@@ -98,10 +98,13 @@ def _with(
     return [*held, {"samples": scored - max(known, told), "scored": scored, **added}]
 
 
-def _unembedded(count: int) -> str | None:
+def _unembedded(count: int, embedding: str) -> str | None:
     if not count:
         return None
-    return f"{count} samples have no embedding and stay without a score; run `shardsieve embed`"
+    return (
+        f"{count} samples have no embedding and stay without a score; run `shardsieve embed --name "
+        f"{embedding}` with the network of the others"
+    )
 
 
 def _warned(*warnings: str | None) -> dict[str, Any]:
