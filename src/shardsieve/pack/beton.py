@@ -8,7 +8,7 @@ users see no extra field.
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -215,8 +215,8 @@ def _rows_of_tars(store: Store, ids: NDArray[np.int64], rows: NDArray[np.int64])
 def _raws(store: Store, ids: NDArray[np.int64]) -> Iterator[bytes]:
     """Yield the bytes of these samples in this order, those of the next ones on their way."""
     reader = reader_of(store.urls, marks=store.shard_fingerprints())
-    blocks = [_runs(store, ids[at : at + _AT_ONCE]) for at in range(0, len(ids), _AT_ONCE)]
-    for block, following in pairwise([[], *blocks, []]):
+    blocks = (_runs(store, ids[at : at + _AT_ONCE]) for at in range(0, len(ids), _AT_ONCE))
+    for block, following in pairwise(chain([[]], blocks, [[]])):
         reader.prefetch(following)
         for url, ranges in block:
             yield from _read(reader, url, ranges)
