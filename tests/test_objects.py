@@ -186,3 +186,20 @@ def test_a_pipeline_over_urls_is_pruned(shards, tmp_path):
         got = [s["__key__"] for s in pruned]
         assert len(got) == len(set(got)) == 12
         assert pruned.ledger.total.kept > 0
+
+
+def test_a_pipeline_that_selects_members_reads_samples_once(shards, tmp_path):
+    import webdataset as wds
+
+    with range_server(tmp_path / "d") as server:
+        urls = [f"{server.url}/{path.name}" for path in shards]
+        store = ss.index(urls, tmp_path / "s.zarr")
+        server.seen.clear()
+        only_images = wds.WebDataset(
+            urls, shardshuffle=False, select_files=lambda name: name.endswith(".jpg")
+        )
+        pruned = ss.prune(only_images, store, keep_fraction=0.4, rule="random")
+        got = list(pruned)
+        assert [set(sample) >= {"cls"} or "__raw__" in sample for sample in got] == [False] * 12
+        assert sum(server.seen) == pruned.ledger.total.read
+        assert pruned.ledger.total.kept == pruned.pipeline[0].keep.nbytes(store)

@@ -45,7 +45,10 @@ class ShardDataset(Dataset[Any]):
 
     Attributes:
         ledger: What all workers of this loader read.
+        with_raw: Whether raw samples carry their part of the shard as `__raw__`.
     """
+
+    with_raw: bool = False
 
     def __init__(
         self,
@@ -177,6 +180,8 @@ class ShardDataset(Dataset[Any]):
                     sample = self._parsed(raw, sample["__key__"], url, where)
                     blank = self._blank(url)
                 sample["__id__"] = sample_id
+                if self.with_raw:
+                    sample["__raw__"] = raw
                 samples[row] = sample
         except (CorruptShardError, OSError) as error:
             # What came before it is right; what comes after is read on its own.

@@ -62,6 +62,7 @@ class PrunedSource(IterableDataset[Sample]):
     ) -> None:
         self.data, self.keep, self.order = data, keep, order
         self._handler, self._select = source.handler, source.select_files
+        data.with_raw = self._select is not None
         self._names = [(url, _local_path(url) if source.local_paths else None) for url in urls]
         # Epoch, place in it, its block, and how often they were set; shared with running workers.
         self._told = torch.zeros(4, dtype=torch.int64)
@@ -287,13 +288,11 @@ class PrunedSource(IterableDataset[Sample]):
         sample["__url__"], path = self._names[shard]
         if path is not None:
             sample["__local_path__"] = path
-        return sample if self._select is None else self._selected(sample, shard)
+        return sample if self._select is None else self._selected(sample)
 
-    def _selected(self, sample: Sample, shard: int) -> Sample | None:
+    def _selected(self, sample: Sample) -> Sample | None:
         """Apply `select_files` to the members' own names, as webdataset would."""
-        store = self.data.store
-        offset, length = store.ranges[shard, sample["__id__"] % store.rows_per_shard].tolist()
-        raw = self.data.reader.read(store.urls[shard], offset, length)
+        raw = sample.pop("__raw__")
         files = wds.tariterators.tar_file_iterator(
             io.BytesIO(raw + _END), select_files=self._select
         )
