@@ -160,6 +160,9 @@ def test_keeping_by_score_writes_the_highest_first_with_bytes_untouched(call, sc
     assert few["says"] == "keep 0.25 touches 1 of 4 pages"
     assert "saves no I/O" in many["says"]
     assert "--keep mine" in many["says"]
+    # No other order would touch fewer.
+    most = call("info", "--store", ordered.path, "--keep", 0.8, "--score", "mine")["reads"]
+    assert most["says"] == "keep 0.8 touches 4 of 4 pages"
 
 
 def test_keeping_the_ids_that_select_wrote(call, scored, tars, tmp_path):

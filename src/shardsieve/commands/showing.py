@@ -74,7 +74,7 @@ def _advice(found: ReadEstimate, keep_fraction: float, score: str | None) -> str
     share = f"{found.pages_touched:,} of {found.all_pages:,} pages"
     if found.kept == 0:
         return "the samples have no bytes outside the tables: pruning saves steps, not reading"
-    if found.saves_little:
+    if found.saves_little and found.rewritten < found.pages:
         return (
             f"pruning this .beton saves no I/O with os_cache=False: keep {keep_fraction:g} still "
             f"touches {share}; it saves decoding and steps. To save reading, write the rows in "
