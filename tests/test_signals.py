@@ -176,6 +176,17 @@ def test_a_pass_cut_short_goes_on_and_embeddings_without_signals_get_them(packed
         embed(store, last, name="cut", classifiers=[last, first], accelerator=Accelerator())
 
 
+def test_a_pass_of_an_untrained_network_goes_on_with_the_same_one(packed, tmp_path):
+    store = ss.index(packed.shards[:2], tmp_path / "s.zarr")
+    how = {"model": "light", "name": "e"}
+    embed_store(store.path, **how)
+    wanted = store.embedding("e")
+    store.embedding_array("e")[1] = np.nan
+    torch.manual_seed(1)
+    assert embed_store(store.path, **how)["embedded_now"] == 400
+    np.testing.assert_array_equal(store.embedding("e"), wanted)
+
+
 @pytest.mark.slow
 def test_classes_that_came_with_appended_shards_leave_the_other_samples_their_signals(
     packed, tmp_path

@@ -72,7 +72,7 @@ def load_encoder(
     Args:
         model: A run's folder or its `model.pt`; or what `load_model` takes.
         weights: A checkpoint of tensors to load into a model of `load_model`.
-        num_classes: For a model of `load_model`.
+        num_classes: For a model of `load_model`, whose first weights are the same at every call.
         channels: For a built-in model.
 
     Raises:
@@ -83,7 +83,10 @@ def load_encoder(
         path = path / MODEL
     if path.suffix == ".pt":
         return _of_run(path)
-    network = load_model(model, num_classes, channels or 3)
+    # What no checkpoint sets has to be the same on every rank, and when a killed pass goes on.
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        network = load_model(model, num_classes, channels or 3)
     if weights is not None:
         _load_weights(network, weights)
     return Encoder(network.eval(), None, channels)
