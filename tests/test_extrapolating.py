@@ -213,6 +213,14 @@ def test_a_realigned_prediction_still_tells_measured_from_predicted(store, shard
     np.testing.assert_array_equal(other.score("seed_x"), own)
 
 
+@pytest.mark.parametrize("match", [True, False])
+def test_the_report_advises_to_match_what_is_not_matched(store, tmp_path, match):
+    path = store[0].path
+    extrapolate_score(path, "seed_x", "full", "seed", match=match)
+    report_score(path, tmp_path / "r.html", score="full", keep_fraction=0.5, reference=None)
+    assert ("--match-quantiles" in (tmp_path / "r.html").read_text()) is not match
+
+
 def test_a_second_run_is_measured_against_and_lower_than_the_first(store):
     store = store[0]
     made = extrapolate_score(store.path, "seed_x", "full", "seed", method="fused", k=10)
