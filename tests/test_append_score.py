@@ -111,6 +111,36 @@ def _appended_after(store):
     return store.provenance("full")["appended"]
 
 
+@pytest.mark.parametrize("method", ["knn", "direct"])
+def test_killed_after_a_new_shard_the_next_start_moves_the_others_by_the_same(
+    store, monkeypatch, method
+):
+    extrapolate_score(store.path, "seed_x", "full", "e", method=method, k=5, folds=2, match=True)
+    store = grown(store)
+    store = ss.append_shards(write_shards(store.path.parent / "more", [30, 20]), store.path)
+    points = np.random.default_rng(1).normal(size=(50, 2))
+    embedding, signals = store.embedding_array("e"), store.signal_array("e")
+    for shard, rows in ((4, slice(0, 30)), (5, slice(30, 50))):
+        embedding[shard, : rows.stop - rows.start] = points[rows]
+        signals[shard, : rows.stop - rows.start] = points[rows, :, None]
+    about, before = store.provenance("full"), store.score("full")
+    append_score(store.path, "full")
+    wanted = store.score("full")
+    store.put_score("full", before, provenance=about)
+    blocks = appending.blocks_of
+
+    def killed(*how):
+        real, left = blocks(*how), iter([True, True])
+        return lambda shard: real(shard) if next(left) else None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(appending, "blocks_of", killed)
+        with pytest.raises(StopIteration):
+            append_score(store.path, "full")
+    assert append_score(store.path, "full")["predicted"] == 20
+    np.testing.assert_array_equal(store.score("full"), wanted)
+
+
 def test_new_samples_that_nobody_embedded_are_told_of(store):
     extrapolate_score(store.path, "seed_x", "full", "e", k=5, folds=2)
     shards = sorted((store.path.parent / "d").glob("*.tar"))

@@ -62,11 +62,12 @@ def append_score(path: Path, name: str) -> dict[str, Any]:
     added: dict[str, Any] = {"far": round(share, 4)}
     if method in SEARCHING:
         added["found_by"] = model.choose(sample, int(wanted.sum())).to_dict()
-    moved = _moving(store, task, model, rows, values, readable, made=made)
+    about_rows = _with(made.get("appended", []), values, result["predicted"], added)
+    old = values.copy()
+    old[about_rows[-1].get("first_row", len(old)) :] = np.nan
+    moved = _moving(store, task, model, rows, old, readable, made=made)
     if accelerator.is_main_process:
         # First: a start that is killed among its rows would leave another count to the next one.
-        known = int(np.isfinite(values).sum())
-        about_rows = _with(made.get("appended", []), known, result["predicted"], added)
         store.finish_score(name, appended=about_rows)
     block = blocks_of(task, model, rows, values, wanted, store.samples)
     array = store.score_array(name)
@@ -82,20 +83,22 @@ def append_score(path: Path, name: str) -> dict[str, Any]:
 
 
 def _with(
-    held: list[dict[str, Any]], known: int, predicted: int, added: dict[str, Any]
+    held: list[dict[str, Any]], values: Values, predicted: int, added: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Return what a score says of its appended rows, once these are.
 
     Args:
         held: What it said, perhaps of these already: of a start that was killed.
-        known: Rows that have a score.
+        values: (n,), NaN where there is no score yet.
         predicted: Rows that get one now.
         added: How.
     """
-    told, scored = held[-1].get("scored", 0) if held else 0, known + predicted
+    known = np.flatnonzero(np.isfinite(values))
+    told, scored = held[-1].get("scored", 0) if held else 0, len(known) + predicted
     if told == scored:
         return held
-    return [*held, {"samples": scored - max(known, told), "scored": scored, **added}]
+    samples, first = scored - max(len(known), told), int(known.max(initial=-1)) + 1
+    return [*held, {"samples": samples, "scored": scored, "first_row": first, **added}]
 
 
 def _unembedded(count: int, embedding: str) -> str | None:
@@ -136,7 +139,18 @@ def _moving(
     *,
     made: dict[str, Any],
 ) -> Callable[[Values], Values]:
-    """Return what was done to predictions before they were stored, once they are seen to agree."""
+    """Return what was done to predictions before they were stored, once they are seen to agree.
+
+    Args:
+        store: Open.
+        task: Of the score.
+        model: Fitted.
+        rows: Embeddings.
+        values: (n,), the scores of before: without those of a start that was killed, so that the
+            next one comes to the same.
+        readable: (n,), samples that have an embedding.
+        made: Provenance of the score.
+    """
     matched = bool(made.get("matched_quantiles"))
     measured = np.isfinite(store.score(made["source"]))
     places = np.flatnonzero(np.isfinite(values) & ~measured & readable)
