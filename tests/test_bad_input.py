@@ -290,6 +290,13 @@ def seeds_for_no_folds(tmp_path, data):
     return ["build", f"{tmp_path}/d/s-*.tar", "--store", str(data.path), *how]
 
 
+def a_prediction_of_a_recipe(tmp_path, data):
+    made = {"definition": "knn(seed_dyn_unc)", "source": "seed_dyn_unc", "embedding": "embedding-1"}
+    data.put_score("dyn_unc", np.arange(len(data)), provenance=made)
+    how = ["--epochs", "12", "--seeds", "1", "--size", "8", "--channels", "3"]
+    return ["build", f"{tmp_path}/d/s-*.tar", "--store", str(data.path), *how]
+
+
 def half_of_nothing_chosen(tmp_path, data):
     return ["pack", "digits", f"{tmp_path}/tars", "--keep-fraction", "0.5"]
 
@@ -362,6 +369,7 @@ CASES = [
     (images_of_three_pixels, "size must be at least 4 pixels for model light, got 3"),
     (a_resolution_of_three_pixels, "size must be at least 4 pixels for model light, got 3"),
     (no_image_to_guess_by, "it is no image that Pillow knows; give size and channels"),
+    (a_prediction_of_a_recipe, "was predicted with embedding embedding-1, got seed; give"),
     (seeds_for_no_folds, "seeds must draw 5 samples to try predictions on, got 0.4 of 9; give"),
     (a_folder_of_shards, "shards must be files, got the folder"),
     (folders_among_shards, "/d/more; name"),

@@ -76,7 +76,8 @@ def build_store(
             f"{len(store)}; give more --seeds"
         )
     for name in SCORES:
-        refuse_other_prediction(store, name, {"method": method, "k": k})
+        made = {"source": f"seed_{name}", "embedding": "seed", "method": method, "k": k}
+        refuse_other_prediction(store, name, made)
     draw: dict[str, Any] = {"seed_fraction": seed_fraction, "per_class": per_class}
     result["score"] = score_store(
         path, config, **draw, window=window, clean_pass=clean_pass, folder=None, **how
