@@ -111,6 +111,21 @@ def _appended_after(store):
     return store.provenance("full")["appended"]
 
 
+def test_new_samples_are_matched_together_where_all_of_before_was_measured(store):
+    points = store.embedding("e")[:, 0].astype(np.float32)
+    store.put_score("seed_x", points)
+    extrapolate_score(store.path, "seed_x", "full", "e", k=1, folds=2, match=True)
+    more = write_shards(store.path.parent / "more", [40, 40])
+    store = ss.append_shards(more, store.path)
+    embedding = store.embedding_array("e")
+    low, high = np.argsort(points)[:40], np.argsort(points)[-40:]
+    for shard, rows in ((3, low), (4, high)):
+        embedding[shard, :40] = embedding[:3].reshape(-1, 2)[store.ids()[rows]]
+    append_score(store.path, "full")
+    found = ss.open_store(store.path).score("full")[OLD:]
+    assert found[:40].max() < found[40:].min()
+
+
 @pytest.mark.parametrize("method", ["knn", "direct"])
 def test_killed_after_a_new_shard_the_next_start_moves_the_others_by_the_same(
     store, monkeypatch, method

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shardsieve._errors import MissingScoreError, StoreMismatchError
 from shardsieve.commands.extrapolating import taken
@@ -152,21 +153,32 @@ def _moving(
         made: Provenance of the score.
     """
     matched = bool(made.get("matched_quantiles"))
-    measured = np.isfinite(store.score(made["source"]))
-    places = np.flatnonzero(np.isfinite(values) & ~measured & readable)
-    if not len(places):
-        known = values[np.isfinite(values)]
-        return lambda found: match_quantiles(found, known) if matched else found
-    places = np.sort(places[permutation(len(places), made["seed"])[:_AGAIN]])
-    now, then = task.predict_at(rows, places, model), values[places]
+    known, measured = np.isfinite(values), np.isfinite(store.score(made["source"]))
+
+    def told(wanted: Mask) -> tuple[NDArray[np.int64], Values]:
+        """Return some of the wanted rows, ascending, and what is predicted of them."""
+        places = np.flatnonzero(wanted)
+        places = np.sort(places[permutation(len(places), made["seed"])[:_AGAIN]])
+        return places, task.predict_at(rows, places, model)
+
+    if (old := known & ~measured & readable).any():
+        places, now = told(old)
+        then = values[places]
+        _check_same(now, then)
+    elif matched:  # all of before was measured: the new ones are matched to it together
+        _, now = told(~known & readable)
+        then = match_quantiles(now, values[known])
+    if not matched:
+        return lambda found: found
+    order = np.lexsort((then, now))
+    before, after = now[order].astype(np.float64), then[order].astype(np.float64)
+    return lambda found: np.interp(found, before, after).astype(np.float32)
+
+
+def _check_same(now: Values, then: Values) -> None:
     if np.ptp(then) and (agreed := spearman(now, then)) < _SAME:
         raise StoreMismatchError(
             f"predictions must come out as they did, got a Spearman correlation of {agreed:.3f} "
             "with the stored ones: scores, embeddings or signals of the seeds have changed since; "
             "extrapolate again under a new name"
         )
-    if not matched:
-        return lambda found: found
-    order = np.lexsort((then, now))
-    before, after = now[order].astype(np.float64), then[order].astype(np.float64)
-    return lambda found: np.interp(found, before, after).astype(np.float32)
