@@ -7,6 +7,7 @@ from chains import Makers, changed, recipe_in, write
 from tars import write_shards
 
 import shardsieve as ss
+from shardsieve.commands import running
 from shardsieve.commands.recipe import read_recipe
 from shardsieve.commands.running import run_recipe
 
@@ -211,6 +212,39 @@ def test_anothers_prediction_is_not_replaced_and_the_chains_own_is(tmp_path, cha
     store.put_score("dyn_unc", np.arange(len(store)), provenance=made)
     run_recipe(write(tmp_path, changed(base, extrapolate__k=6)))
     assert "k" not in store.provenance("dyn_unc")  # that of the stand-in
+
+
+def test_what_a_step_was_refused_to_make_is_not_removed_as_its_own(tmp_path, chain, monkeypatch):
+    _, base = chain
+    store = ss.open_store(base["data"]["store"])
+    made = {"definition": "knn(seed_dyn_unc)", "source": "seed_dyn_unc"}
+    store.put_score("dyn_unc", np.arange(len(store)), provenance=made)
+
+    def refused(*given, **how):
+        raise ss.StoreMismatchError("of another")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "extrapolate_score", refused)
+        with pytest.raises(ss.StoreMismatchError):
+            run_recipe(write(tmp_path, base))
+    other = changed(base, extrapolate__score="el2n")
+    run_recipe(write(tmp_path, other))
+    assert store.score("dyn_unc").tolist() == list(range(len(store)))
+    assert store.has_score("el2n")
+    run_recipe(write(tmp_path, base))
+    assert not store.has_score("el2n")
+    run_recipe(write(tmp_path, other))
+    assert not store.has_score("dyn_unc")  # by now it is the chain's
+
+
+def test_a_users_own_score_is_not_learned_over_after_hours(tmp_path, chain):
+    makers, base = chain
+    store = ss.open_store(base["data"]["store"])
+    store.put_score("mine", np.arange(len(store)))
+    learns = {"train__policy": {"name": "infobatch"}, "train__policy_score": "mine"}
+    with pytest.raises(ValueError, match=r"train: score 'mine' holds the definition 'user', got"):
+        run_recipe(write(tmp_path, changed(base, **learns)))
+    assert makers.ran == []
 
 
 def test_a_recipe_is_what_yaml_writes(tmp_path):

@@ -73,8 +73,8 @@ class Chain:
             digest = marks.digest_of([name, inputs()])
             held = self._steps.result(name, digest, output)
             if held is None:
-                names = made(digest[:8])
-                self._steps.begin(name, digest, names, str(self.path.resolve()), self._remove)
+                names = [one for one in made(digest[:8]) if not self._is_anothers(name, one)]
+                self._steps.begin(name, digest, names, self._place, self._remove)
             return digest, held
 
         digest, held = self._on_main(decided)
@@ -83,7 +83,18 @@ class Chain:
             self.skipped.append(name)
             return
         result = self.results[name] = make(digest[:8])
-        self._on_main(lambda: self._steps.finish(name, digest, output(result), result))
+        names = made(digest[:8])
+        self._on_main(lambda: self._steps.finish(name, digest, output(result), result, names))
+
+    @property
+    def _place(self) -> str:
+        return str(self.path.resolve())
+
+    def _is_anothers(self, step: str, made: str) -> bool:
+        """Return whether a score is there that the step has not made; it may yet be refused."""
+        kind, _, name = made.partition("/")
+        own = made in self._steps.made(step, self._place)
+        return kind == "score" and not own and self._store.has_score(name)
 
     def _check_files(self) -> None:
         """Refuse what would only come to light after hours."""

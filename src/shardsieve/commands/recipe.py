@@ -121,7 +121,8 @@ def check_trainings(
         recipe: Of the chain.
         store: Of the training samples.
         test: Of the samples to evaluate on, if there are any.
-        made: What the chain made of predicted scores before, and replaces: `score/NAME`.
+        made: What the chain made of predicted and learned scores before, and replaces:
+            `score/NAME`.
 
     Raises:
         ValueError: If there is one, named by its section.
@@ -137,6 +138,12 @@ def check_trainings(
             _check_predicted(recipe.extrapolate, store)
             _check_foreign(recipe, store)
             _check_folds(recipe, store)
+    policy = policy_of(recipe)
+    if policy is not None and recipe.train is not None and recipe.train.policy_score is not None:
+        learned = recipe.train.policy_score
+        with blamed("train"):
+            if f"score/{learned}" not in made:
+                policy.check_score(store, learned)
     if recipe.train is not None or recipe.report is not None:
         with blamed("select"):
             _check_chosen_by(recipe, store)

@@ -230,7 +230,11 @@ class _Chain(Chain):
                 self.recipe,
                 self._store,
                 open_store(test.store, mode="r") if test else None,
-                made=self._steps.made("extrapolate", str(self.path.resolve())),
+                made=[
+                    one
+                    for step in ("extrapolate", "train")
+                    for one in self._steps.made(step, self._place)
+                ],
             )
 
     def _unsupervised(self, section: Any) -> None:

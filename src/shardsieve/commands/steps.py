@@ -58,7 +58,7 @@ class Steps:
         Args:
             name: Of the step.
             inputs: Digest.
-            made: Names of what it is going to make in the store.
+            made: Names of what it is going to make in the store, as far as it is not there yet.
             store: Where that is; nothing is removed from another one.
             remove: Called with every name to remove, whether it is there or not.
         """
@@ -72,11 +72,12 @@ class Steps:
             remove(one)
         self._put(name, {"begun": inputs, "made": made, "store": store})
 
-    def finish(self, name: str, inputs: str, output: Any, result: Result) -> None:
-        """Say that a step is finished."""
-        held = self._steps[name]
+    def finish(
+        self, name: str, inputs: str, output: Any, result: Result, made: Iterable[str]
+    ) -> None:
+        """Say that a step is finished, and name all that it made in the store."""
         about = {"inputs": inputs, "output": output, "result": result}
-        self._put(name, {**about, "made": held["made"], "store": held["store"]})
+        self._put(name, {**about, "made": list(made), "store": self._steps[name]["store"]})
 
     def _put(self, name: str, entry: dict[str, Any]) -> None:
         self._steps[name] = entry
