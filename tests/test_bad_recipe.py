@@ -10,6 +10,7 @@ import shardsieve as ss
 from shardsieve.commands import running
 from shardsieve.commands.recipe import read_recipe
 from shardsieve.commands.running import run_recipe
+from shardsieve.train.recorder import Recorder
 
 HEAD = "work: w\ndata: {store: s.zarr}\n"
 CHAIN = {
@@ -235,6 +236,18 @@ def test_what_a_step_was_refused_to_make_is_not_removed_as_its_own(tmp_path, cha
     assert not store.has_score("el2n")
     run_recipe(write(tmp_path, other))
     assert not store.has_score("dyn_unc")  # by now it is the chain's
+
+
+def test_a_seed_run_that_was_not_to_be_replaced_is_not_removed_either(tmp_path, chain):
+    _, base = chain
+    store = ss.open_store(base["data"]["store"])
+    Recorder(store.ids()[:2], 3, signals=("loss",)).save(store, "seed")
+    made = {"definition": "dyn_unc(9)", "dynamics": "seed"}
+    store.put_score("seed_dyn_unc", np.arange(len(store)), provenance=made)
+    for window in (3, 4):
+        with pytest.raises(ss.StoreMismatchError, match=r"'dyn_unc\(9\)', got 'dyn_unc\("):
+            run_recipe(write(tmp_path, changed(base, score__window=window)))
+    assert store.score("seed_dyn_unc").tolist() == list(range(len(store)))
 
 
 def test_a_users_own_score_is_not_learned_over_after_hours(tmp_path, chain):

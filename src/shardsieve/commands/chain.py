@@ -91,10 +91,13 @@ class Chain:
         return str(self.path.resolve())
 
     def _is_anothers(self, step: str, made: str) -> bool:
-        """Return whether a score is there that the step has not made; it may yet be refused."""
+        """Return whether it is there though the step has not made it, who may yet be refused to."""
+        if made in self._steps.made(step, self._place):
+            return False
         kind, _, name = made.partition("/")
-        own = made in self._steps.made(step, self._place)
-        return kind == "score" and not own and self._store.has_score(name)
+        if kind == "score":
+            return self._store.has_score(name)
+        return kind == "run" and name in self._store.dynamics
 
     def _check_files(self) -> None:
         """Refuse what would only come to light after hours."""
