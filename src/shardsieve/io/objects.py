@@ -39,7 +39,7 @@ _HOPELESS = (
     exceptions.NotSupportedError,
     exceptions.UnknownConfigurationKeyError,
 )
-_BEYOND_THE_END = "status code: 416"
+_BEYOND_THE_END, _NOT_IMPLEMENTED = "status code: 416", "status code: 501"
 _first_user: list[int] = []
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -133,6 +133,32 @@ def put(url: str, data: bytes) -> None:
         ShardsieveError: If that fails for good, naming object and cause.
     """
     _retried(lambda: obstore.put(*client(url), data), f"write {url}", ShardsieveError)
+
+
+async def replace(store: Any, name: str, data: bytes, version: Any) -> bool:
+    """Write an object in place of one version of it; return False where versions are unknown.
+
+    Args:
+        store: An obstore client.
+        name: Of the object.
+        data: What to write.
+        version: As of `version_of`.
+    """
+    try:
+        await obstore.put_async(store, name, data, mode=version)
+    except exceptions.NotSupportedError:
+        return False
+    except exceptions.GenericError as error:
+        if _NOT_IMPLEMENTED not in str(error):
+            raise
+        return False
+    return True
+
+
+def was_changed(error: BaseException) -> bool:
+    """Return whether an error says that `replace` met another version."""
+    changed = exceptions.PreconditionError, exceptions.AlreadyExistsError
+    return isinstance(error.__cause__, changed)
 
 
 @contextmanager
@@ -283,6 +309,16 @@ def size_of(url: str) -> int:
 def mark_of(url: str) -> str:
     """Return `size-ETag` of an object, or `size-seconds` of its last change."""
     return _mark(_described(url))
+
+
+def version_of(url: str) -> dict[str, str]:
+    """Return what tells an object from those of its name before and after it, for obstore.
+
+    Raises:
+        ShardsieveError: If there is none, or nobody says so.
+    """
+    found = _retried(lambda: obstore.head(*client(url)), f"read {url}", ShardsieveError)[0]
+    return {name: found[name] for name in ("e_tag", "version") if found[name]}
 
 
 def _described(url: str) -> Any:

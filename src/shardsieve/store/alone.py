@@ -3,11 +3,14 @@
 import fcntl
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shardsieve.store.layout import told_about_disk
+
+_here = threading.local()
 
 
 @contextmanager
@@ -49,7 +52,8 @@ def remove_left_folder(folder: Path) -> None:
 def in_turn(store: Path | str) -> Iterator[None]:
     """Change arrays of a store while no other process does: those that come wait here.
 
-    Nobody waits where the file system knows no locks, nor in an object store.
+    Who is inside may enter again. Nobody waits where the file system knows no locks, nor in an
+    object store.
     """
     if not isinstance(store, Path):
         yield
@@ -57,13 +61,28 @@ def in_turn(store: Path | str) -> Iterator[None]:
     with told_about_disk(store):
         handle = os.open(store, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        with _locked_by_this_thread(handle):
+            yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _locked_by_this_thread(handle: int) -> Iterator[None]:
+    held: set[tuple[int, int]] = _here.__dict__.setdefault("held", set())
+    folder = os.fstat(handle).st_dev, os.fstat(handle).st_ino
+    if folder in held:
+        yield
+        return
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    held.add(folder)
+    try:
         yield
     finally:
+        held.discard(folder)
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_UN)  # also for a child forked meanwhile
-        os.close(handle)
 
 
 def _locked(folder: Path) -> int:

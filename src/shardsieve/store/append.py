@@ -12,17 +12,16 @@ from shardsieve.io.source import absolute
 from shardsieve.shards.fingerprint import index_fingerprint
 from shardsieve.shards.names import expand_urls
 from shardsieve.store.alone import alone_in, in_turn, remove_left_folder
+from shardsieve.store.contents import has_contents, write_contents
 from shardsieve.store.create import Progress, beside, walked
 from shardsieve.store.indexed import IndexedShard
 from shardsieve.store.layout import (
     PER_SHARD,
     SHARD_ARRAYS,
-    has_contents,
     need_writable,
     place_of,
     stored_key,
     told_about_disk,
-    write_contents,
 )
 from shardsieve.store.store import Store, open_store
 

@@ -20,6 +20,7 @@ from shardsieve.shards.fingerprint import index_fingerprint
 from shardsieve.shards.names import expand_urls
 from shardsieve.shards.tar import sample_table
 from shardsieve.store.alone import alone_in, remove_left_folder
+from shardsieve.store.contents import write_contents
 from shardsieve.store.create_beton import beton_blocks, check_beton, is_beton
 from shardsieve.store.indexed import IndexedShard
 from shardsieve.store.layout import (
@@ -33,7 +34,6 @@ from shardsieve.store.layout import (
     stored_key,
     told_about_disk,
     uploaded_folder,
-    write_contents,
 )
 from shardsieve.store.store import Store, open_store
 

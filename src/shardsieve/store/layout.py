@@ -2,7 +2,6 @@
 
 import errno
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -25,8 +24,6 @@ FORMAT_VERSION = 1
 SHARD_ARRAYS = ("url", "samples", "nbytes", "fingerprint", "table")
 PER_SHARD = ("shard", "sample", "embedding", "signal", "pseudo_label", "score")
 """Groups whose arrays have one row per shard."""
-WRITTEN_LAST = {"pseudo_label": "date", "score": "date", "keep": "date", "dynamics": "signals"}
-"""By group, the attribute of what lies in it that says that it is whole."""
 ROWS_MULTIPLE = 64
 _LONGEST_NAME = 200  # a file system takes 255, and runs put words before and behind
 _SCHEMES = {f"{scheme}:" for scheme in SCHEMES}
@@ -143,36 +140,6 @@ def opened_group(path: str | Path, mode: str) -> zarr.Group:
         where = Folder(path, read_only=mode == "r")
     # Zarr would look for its older formats too, and such a bucket forbids what is not there.
     return zarr.open_group(where, mode=mode, zarr_format=3, use_consolidated=contents)  # type: ignore[arg-type]
-
-
-def write_contents(group: zarr.Group) -> None:
-    """Write a group's table of contents, for readers that cannot list names."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # zarr: not part of the v3 specification yet
-        zarr.consolidate_metadata(group.store)
-
-
-def unlist(group: zarr.Group, name: str, mark: str) -> None:
-    """Take the mark from what is about to be deleted, if it is there and bears one.
-
-    An array goes chunk by chunk, and a missing chunk reads as the fill value: what a kill leaves
-    must not pass for whole.
-
-    Args:
-        group: The root.
-        name: Of an array or group.
-        mark: The attribute that is written last.
-    """
-    found = group.get(name)
-    if found is not None and mark in found.attrs:
-        del found.attrs[mark]
-        write_contents(group)
-
-
-def has_contents(group: zarr.Group) -> bool:
-    """Return whether a group has its table of contents, which goes when its attributes change."""
-    found = zarr.open_group(group.store, mode="r", zarr_format=3)
-    return found.metadata.consolidated_metadata is not None
 
 
 @contextmanager

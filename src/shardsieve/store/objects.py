@@ -1,7 +1,8 @@
 """Zarr's store of objects, at home in every process: errors are one line with the cause."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 from zarr.abc.store import ByteRequest
@@ -13,9 +14,13 @@ from shardsieve.io.objects import (
     forked_after_use,
     group_client,
     names_below,
+    replace,
     told_about_objects,
+    version_of,
 )
 from shardsieve.io.source import AT_ONCE
+
+ROOT = "zarr.json"
 
 
 class Objects(ObjectStore[Any]):
@@ -31,6 +36,8 @@ class Objects(ObjectStore[Any]):
     def __init__(self, url: str, *, read_only: bool = False) -> None:
         super().__init__(group_client(url), read_only=read_only)
         self.url = url
+        self._root: Any = None
+        self._knows_conditions = True
 
     def with_read_only(self, read_only: bool = False) -> Self:
         """Return the same objects, to be read only or not."""
@@ -53,9 +60,27 @@ class Objects(ObjectStore[Any]):
             return await super().exists(key)
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Write an object."""
+        """Write an object; see `root_unchanged`."""
         with told_about_objects(f"write {self.url}/{key}"):
+            if key == ROOT and self._root:
+                if await replace(self.store, key, value.to_bytes(), self._root):
+                    return
+                self._knows_conditions = False
             await super().set(key, value)
+
+    @contextmanager
+    def root_unchanged(self) -> Iterator[None]:
+        """Write the root's `zarr.json` only in place of the one that is there now.
+
+        Else a `ShardsieveError` is raised: see `was_changed`. A host that knows no conditions
+        writes it all the same.
+        """
+        if self._knows_conditions:
+            self._root = version_of(f"{self.url}/{ROOT}")
+        try:
+            yield
+        finally:
+            self._root = None
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Write an object if there is none of that name."""

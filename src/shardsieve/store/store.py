@@ -15,6 +15,7 @@ from shardsieve._errors import MissingScoreError, StoreFormatError, StoreMismatc
 from shardsieve.io.source import cheap_fingerprints, same_fingerprint
 from shardsieve.scores.inputs import integers, real
 from shardsieve.store.alone import in_turn
+from shardsieve.store.contents import unlist, write_contents
 from shardsieve.store.layout import (
     FORMAT_VERSION,
     checked_name,
@@ -26,7 +27,6 @@ from shardsieve.store.layout import (
     release,
     told_about_disk,
     unpad,
-    write_contents,
 )
 from shardsieve.store.tables import SampleTables
 
@@ -132,7 +132,8 @@ class Store(SampleTables):
     ) -> None:
         """Store one score per sample, aligned with `ids()`; NaN means not scored.
 
-        Processes that store one name at once do it one after the other; the last one's stays.
+        Processes that store one name at once do it one after the other, and the last one's stays;
+        in an object store nobody waits.
 
         Args:
             name: Letters, digits, `_`, `-`, `.`; a stored score of that name is replaced only by
@@ -187,7 +188,7 @@ class Store(SampleTables):
         if not afresh and self._has(f"score/{name}") and self.provenance(name) == made:
             return
         with told_about_disk(self.path):
-            self._unlist(f"score/{name}")
+            unlist(self.group, f"score/{name}")
             shape = (self._stored_shards(), self.rows_per_shard)
             array = make_array(self.group, f"score/{name}", shape, "float32", np.nan)
             array.update_attributes(made)

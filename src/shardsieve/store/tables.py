@@ -13,16 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 from shardsieve._errors import MissingScoreError, StoreFormatError, StoreMismatchError
 from shardsieve.scores.inputs import plain
 from shardsieve.store.alone import in_turn
+from shardsieve.store.contents import WRITTEN_LAST, unlist, write_contents
 from shardsieve.store.layout import (
-    WRITTEN_LAST,
     checked_name,
     is_name,
     make_array,
     release,
     told_about_disk,
-    unlist,
     unpad,
-    write_contents,
 )
 from shardsieve.store.rows import StoredRows
 
@@ -202,7 +200,7 @@ class SampleTables:
     ) -> None:
         """Store the tables of a keep set, one row per shard each; see `KeepSet.save`."""
         with told_about_disk(self.path), in_turn(self.path):
-            self._unlist(f"keep/{checked_name(name)}")
+            unlist(self.group, f"keep/{checked_name(name)}")
             group = self.group.require_group("keep").create_group(name, overwrite=True)
             for one, table in tables.items():
                 chunks = (1, *table.shape[1:]) if table.ndim > 1 else table.shape
@@ -249,7 +247,7 @@ class SampleTables:
     ) -> zarr.Array[Any]:
         shape = (self._stored_shards(), self.rows_per_shard, *sizes)
         with told_about_disk(self.path):
-            self._unlist(name)
+            unlist(self.group, name)
             array = make_array(self.group, name, shape, dtype, fill)
             write_contents(self.group)
             return array
@@ -258,14 +256,9 @@ class SampleTables:
         if not is_name(name.partition("/")[2]):
             return
         with told_about_disk(self.path):
-            self._unlist(name)
+            unlist(self.group, name)
             del self.group[name]
             write_contents(self.group)
-
-    def _unlist(self, name: str) -> None:
-        kind = name.partition("/")[0]
-        if kind in WRITTEN_LAST:
-            unlist(self.group, name, WRITTEN_LAST[kind])
 
     def _has(self, name: str) -> bool:
         return isinstance(self._found(name), zarr.Array)

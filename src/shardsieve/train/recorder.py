@@ -14,14 +14,8 @@ from torch import Tensor, nn
 from shardsieve._errors import ShardsieveError, StoreFormatError
 from shardsieve.io.objects import is_remote
 from shardsieve.scores.inputs import plain, whole_number
-from shardsieve.store.layout import (
-    WRITTEN_LAST,
-    checked_name,
-    is_name,
-    told_about_disk,
-    unlist,
-    write_contents,
-)
+from shardsieve.store.contents import unlist, write_contents
+from shardsieve.store.layout import checked_name, is_name, told_about_disk
 from shardsieve.store.store import Store
 from shardsieve.train.measures import KNOWN, SIGNALS, measure
 
@@ -144,7 +138,7 @@ class Recorder:
     def save(self, store: Store, run: str) -> None:
         """Write the table to `dynamics/<run>` of the store; one process must do it."""
         with told_about_disk(store.path):
-            unlist(store.group, f"dynamics/{checked_name(run)}", WRITTEN_LAST["dynamics"])
+            unlist(store.group, f"dynamics/{checked_name(run)}")
             group = store.group.require_group("dynamics")
             group = group.create_group(checked_name(run), overwrite=True)
             group.create_array("ids", data=self.ids)
@@ -165,7 +159,7 @@ class Recorder:
     def forget(store: Store, run: str) -> None:
         """Delete a run's dynamics from a store, if they are there."""
         with told_about_disk(store.path):
-            unlist(store.group, f"dynamics/{checked_name(run)}", WRITTEN_LAST["dynamics"])
+            unlist(store.group, f"dynamics/{checked_name(run)}")
             del store.group[f"dynamics/{checked_name(run)}"]
             if is_remote(store.path):
                 write_contents(store.group)
