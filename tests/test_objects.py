@@ -141,6 +141,21 @@ def test_a_batch_of_more_shards_than_wait_is_read_whole(tmp_path):
     reader.close()
 
 
+def test_workers_ask_a_store_in_s3_for_nothing(s3, shards):
+    store = ss.index(s3.upload(shards), f"s3://{s3.bucket}/s.zarr")
+    sampler = ss.PrunedShardSampler(store, keep_fraction=0.9, rule="random")
+    data = ss.ShardDataset(store)
+    loader = DataLoader(data, 4, sampler=sampler, num_workers=2, collate_fn=list)
+    s3.seen.clear()
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        found = {sample["__id__"]: sample["__key__"] for batch in loader for sample in batch}
+        assert sorted(found) == sampler.keep_set.ids().tolist()
+    assert [path for _, path in s3.seen if ".zarr" in path] == []
+    keys = {shard: store.keys(shard) for shard in range(4)}
+    assert all(keys[one // 64][one % 64] == key for one, key in found.items())
+
+
 def test_a_slow_disk_is_read_in_joined_spans(shards, tmp_path):
     store = ss.index(shards, tmp_path / "s.zarr")
     ids = store.ids()[::2].tolist()

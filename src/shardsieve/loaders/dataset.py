@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from shardsieve._errors import CorruptShardError, ShardsieveError, UnreadableSampleError
 from shardsieve.io.local import too_short
+from shardsieve.io.objects import is_remote
 from shardsieve.io.source import reader_of
 from shardsieve.io.spans import Storage
 from shardsieve.loaders.asking import caller_of, planned_samples
@@ -81,7 +82,9 @@ class ShardDataset(Dataset[Any]):
             raise ValueError(f"labels must have shape ({len(store)},), got {labels.shape}")
         self.store, self.decode = store, decode
         self._ranges = store.ranges
-        self._keys: dict[int, NDArray[np.bytes_]] = {}
+        # Of a store among objects all at once, and here: every worker would ask in every epoch.
+        known = store.keys_by_shard() if is_remote(store.path) else ()
+        self._keys = dict(enumerate(map(_encoded, known)))
         self._members = members_of(dict.fromkeys(store.members))
         self._beton: BetonFields | None = None
         self._suffixes = {suffix.encode(): suffix for suffix in store.members}
@@ -219,8 +222,7 @@ class ShardDataset(Dataset[Any]):
     def _keys_of(self, shard: int) -> NDArray[np.bytes_]:
         """Return a shard's keys, encoded: bytes need no object each while they wait."""
         if shard not in self._keys:
-            names = self.store.keys(shard)
-            self._keys[shard] = np.array([n.encode("utf-8", "surrogateescape") for n in names])
+            self._keys[shard] = _encoded(self.store.keys(shard))
         return self._keys[shard]
 
     def _add_columns(self, samples: list[Any], ids: Sequence[int]) -> None:
@@ -278,6 +280,10 @@ class ShardDataset(Dataset[Any]):
             found.__cause__ = error
             self._skip(int(sample["__id__"]), found)
             return None
+
+
+def _encoded(keys: list[str]) -> NDArray[np.bytes_]:
+    return np.array([key.encode("utf-8", "surrogateescape") for key in keys])
 
 
 def _whole(

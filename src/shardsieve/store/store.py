@@ -1,7 +1,7 @@
 """The open store: ids, byte ranges, labels, embeddings, scores and keep sets by shard."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ from shardsieve.store.tables import SampleTables
 
 # What holds of every stored score, of which nothing else is said.
 _UNSAID = {"definition": "user", "orientation": "higher is kept first"}
+_KEYS_AT_ONCE = 128  # shards
 
 
 class Store(SampleTables):
@@ -103,10 +104,22 @@ class Store(SampleTables):
 
     def keys(self, shard: int) -> list[str]:
         """Return the keys of one shard's samples, in position order."""
-        row = self._array("sample/key")[shard, : int(self.samples[shard])]
-        names = [key_of(str(key)) for key in np.asarray(row)]
-        self._need_chunks("sample/key", np.array([all(names)]), first=shard)
+        (names,) = self._keys_between(shard, shard + 1)
         return names
+
+    def keys_by_shard(self) -> Iterator[list[str]]:
+        """Yield `keys` of every shard; those of many are read at once."""
+        for first in range(0, self.num_shards, _KEYS_AT_ONCE):
+            yield from self._keys_between(first, min(first + _KEYS_AT_ONCE, self.num_shards))
+
+    def _keys_between(self, first: int, end: int) -> list[list[str]]:
+        table = np.asarray(self._array("sample/key")[first:end])
+        samples = self.samples[first:end].tolist()
+        found = [
+            [key_of(str(key)) for key in row[:n]] for row, n in zip(table, samples, strict=True)
+        ]
+        self._need_chunks("sample/key", np.array([all(names) for names in found]), first=first)
+        return found
 
     def labels(self) -> NDArray[np.int64]:
         """Return the label of every sample in id order, int64 (n,); -1 where it is missing."""
