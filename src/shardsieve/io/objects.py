@@ -2,8 +2,8 @@
 
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache, wraps
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -39,6 +39,7 @@ _HOPELESS = (
     exceptions.NotSupportedError,
     exceptions.UnknownConfigurationKeyError,
 )
+_MOST_LISTED = 20  # objects to be passed over for each that is looked for
 _BEYOND_THE_END, _NOT_IMPLEMENTED = "status code: 416", "status code: 501"
 _first_user: list[int] = []
 A = TypeVar("A")
@@ -309,6 +310,29 @@ def size_of(url: str) -> int:
 def mark_of(url: str) -> str:
     """Return `size-ETag` of an object, or `size-seconds` of its last change."""
     return _mark(_described(url))
+
+
+@_from_anywhere
+def listed_marks(urls: Sequence[str]) -> dict[str, str]:
+    """Return `mark_of` of objects of one folder by URL, of those that a listing tells.
+
+    It goes on while it is likely to tell more, and ends without a word where it is not allowed.
+    """
+    root, _ = _split(urls[0])
+    names = sorted(_split(url)[1] for url in urls)
+    store, _ = client(urls[0])
+    before, most = names[0][:-1], _MOST_LISTED * len(names)
+
+    def listed() -> dict[str, str]:
+        found: dict[str, str] = {}
+        with suppress(exceptions.BaseError, OSError):
+            for page in obstore.list(store, names[0].rpartition("/")[0] or None, offset=before):
+                found |= {f"{root}/{one['path']}": _mark(one) for one in page}
+                if not page or page[-1]["path"] >= names[-1] or len(found) > most:
+                    break
+        return {url: found[url] for url in urls if url in found}
+
+    return interruptible(listed)
 
 
 def version_of(url: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -11,12 +11,12 @@ from typing import TypeVar
 from shardsieve._errors import ShardsieveError
 from shardsieve.io.joined import JoinedReader
 from shardsieve.io.local import LocalReader, mapped
-from shardsieve.io.objects import fetch, is_remote, mark_of, size_of
+from shardsieve.io.objects import fetch, is_remote, listed_marks, mark_of, size_of
 from shardsieve.io.spans import OBJECTS, Storage
 from shardsieve.io.stopping import StoppingPool
 
 AT_ONCE = 32
-_BLOCK = 4 << 20
+_BLOCK, _WORTH_A_LISTING = 4 << 20, 16
 _OF_FILE = re.compile(r"(\d+)-(\d{17,})")
 # Of a time of change, in ns: NFS or SMB may cut off what a local disk keeps.
 _STEPS = (10**9, 10**6, 10**3, 10**2, 1)
@@ -65,8 +65,26 @@ def cheap_fingerprint(url: str) -> str:
 
 
 def cheap_fingerprints(urls: Sequence[str]) -> list[str]:
-    """Return `cheap_fingerprint` of every shard, objects many at a time."""
-    return list(at_once(cheap_fingerprint, urls, remote=any(map(is_remote, urls))))
+    """Return `cheap_fingerprint` of every shard, objects many at a time.
+
+    Many objects of one folder are listed, a thousand with one question. What a listing says may be
+    a little old: where it matters ask once more.
+    """
+    listed, remote = _listed(urls), any(map(is_remote, urls))
+    return list(at_once(lambda url: listed.get(url) or cheap_fingerprint(url), urls, remote=remote))
+
+
+def _listed(urls: Sequence[str]) -> dict[str, str]:
+    folders: dict[str, list[str]] = defaultdict(list)
+    for url in urls:
+        if is_remote(url) and not url.startswith("http"):
+            folders[url.rpartition("/")[0]].append(url)
+    many = [group for group in folders.values() if len(group) >= _WORTH_A_LISTING]
+    return {
+        url: mark
+        for found in at_once(listed_marks, many, remote=True)
+        for url, mark in found.items()
+    }
 
 
 def same_fingerprint(one: str, other: str) -> bool:
@@ -110,22 +128,29 @@ def at_once(call: Callable[[A], B], items: Iterable[A], *, remote: bool) -> Iter
     pool.stop(wait=True)
 
 
-def walkable(url: str) -> AbstractContextManager[tuple[Callable[[int, int], bytes], int]]:
-    """Give (`read(offset, length)`, total bytes) of a shard for one walk over its headers."""
-    return _blocks(url) if is_remote(url) else mapped(url)
+def walkable(
+    url: str, fingerprint: str
+) -> AbstractContextManager[tuple[Callable[[int, int], bytes], int]]:
+    """Give (`read(offset, length)`, total bytes) of a shard for one walk over its headers.
+
+    Args:
+        url: The shard.
+        fingerprint: Its cheap one: an object that has another one by now is refused.
+    """
+    return _blocks(url, fingerprint) if is_remote(url) else mapped(url)
 
 
 @contextmanager
-def _blocks(url: str) -> Iterator[tuple[Callable[[int, int], bytes], int]]:
+def _blocks(url: str, mark: str) -> Iterator[tuple[Callable[[int, int], bytes], int]]:
     """Read an object in large blocks, passing over those without headers."""
-    total, (begin, block) = size_of(url), (0, b"")
+    total, (begin, block) = int(mark.partition("-")[0]), (0, b"")
 
     def read(offset: int, length: int) -> bytes:
         nonlocal begin, block
         stop = min(offset + length, total)
         if not begin <= offset <= stop <= begin + len(block):
             begin = offset
-            block = fetch(url, offset, min(max(_BLOCK, length), total - offset)).data
+            block = fetch(url, offset, min(max(_BLOCK, length), total - offset), mark).data
         return block[offset - begin : stop - begin]
 
     yield read, total

@@ -153,7 +153,7 @@ def _made(target: Path | str, partial: Path) -> AbstractContextManager[Path]:
 def index_shard(url: str, *, label_member: str = LABEL_MEMBER) -> IndexedShard:
     """Walk one tar and return its index entry."""
     fingerprint = cheap_fingerprint(url)
-    with walkable(url) as (read, total):
+    with walkable(url, fingerprint) as (read, total):
         table = sample_table(read, total, url, label_member=label_member)
     return IndexedShard(
         keys=table.keys,
