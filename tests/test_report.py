@@ -6,7 +6,9 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from tars import write_shards
 
+from shardsieve.commands.reporting import class_names
 from shardsieve.report.figures import against, shares
 
 
@@ -23,3 +25,13 @@ def test_points_that_would_merge_are_drawn_as_counts(samples, as_points):
     drawn = base64.b64decode(against(scores, scores).partition(",")[2])
     colours = {one for _, one in Image.open(io.BytesIO(drawn)).convert("RGB").getcolors(1 << 24)}
     assert ((59, 110, 165) in colours) is as_points
+
+
+def test_names_of_classes_beside_objects_are_found_where_they_may_be_read(s3, tmp_path):
+    names = tmp_path / "classes.json"
+    names.write_text('["ant", "bee", "cat"]')
+    url, _ = s3.upload([*write_shards(tmp_path, [3]), names], "a b/")
+    assert class_names(url) == ["ant", "bee", "cat"]
+    assert class_names(f"s3://{s3.bucket}/s-000.tar") is None
+    s3.refuse = lambda environ: "403 Forbidden"
+    assert class_names(url) is None

@@ -80,6 +80,11 @@ def mark_of_file(path: Path | None) -> Mark:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
+def mark_of_bytes(data: bytes | None) -> Mark:
+    """Return the mark that a file of these bytes has; None if there is none."""
+    return None if data is None else _hashed(data)
+
+
 def _lasting(about: Any) -> Any:
     if not isinstance(about, dict):
         return about

@@ -1,11 +1,16 @@
 """The `report` command."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from shardsieve._errors import ShardsieveError
+from shardsieve.io.objects import fetch_whole, is_remote
 from shardsieve.report import write_report
 from shardsieve.store.store import open_store
+
+NAMES = "classes.json"
 
 
 def report_score(
@@ -20,15 +25,21 @@ def report_score(
     return {"report": str(out)}
 
 
-def names_beside(url: str) -> Path:
-    """Return where the names of the classes lie, if they do."""
-    return Path(url).with_name("classes.json")
+def names_beside(url: str) -> bytes | None:
+    """Return the file of the classes' names that lies beside a shard, None if nobody shows one."""
+    folder, slash, _ = url.rpartition("/")
+    name = f"{folder}{slash}{NAMES}"
+    if not is_remote(url):
+        return Path(name).read_bytes() if Path(name).is_file() else None
+    with suppress(ShardsieveError):
+        return fetch_whole(name)
+    return None
 
 
 def class_names(url: str) -> list[str] | None:
     """Return the names that `shardsieve pack` wrote beside the shards, None without them."""
     names = names_beside(url)
-    if not names.is_file():
+    if names is None:
         return None
-    found: list[str] = json.loads(names.read_text())
+    found: list[str] = json.loads(names)
     return found

@@ -209,7 +209,7 @@ class _Chain(Chain):
 
         def inputs() -> Inputs:
             store = self._store
-            names = marks.mark_of_file(names_beside(store.urls[0]))
+            names = marks.mark_of_bytes(names_beside(store.urls[0]))
             read = {"data": self._data, "classes": names, "out": str(section.out)}
             return {**read, **how, "score": [score, marks.mark_of_score(store, score)]}
 
