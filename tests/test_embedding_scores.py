@@ -30,6 +30,17 @@ def test_without_labels_embeddings_give_the_scores_that_need_none(tmp_path):
     assert made["scores"] == "prototypicality semdedup"
 
 
+def test_scores_of_embeddings_say_how_they_were_turned_and_where_they_come_from(tmp_path):
+    store = ss.index(write_shards(tmp_path / "d", [20]), tmp_path / "s.zarr")
+    store.embedding_array("e", 2)[0, :20] = np.random.default_rng(0).normal(size=(20, 2))
+    score_from_embedding(store.path, None, None, prefix=None)
+    said = {name: store.provenance(name) for name in store.scores}
+    assert said["prototypicality"]["orientation"] == "higher is kept first"
+    assert said["semdedup"]["orientation"].endswith("the paper's quantity times -1")
+    assert said["moderate"]["orientation"].endswith("from the middle of the paper's quantity")
+    assert "2303.09540" in said["semdedup"]["paper"]
+
+
 def test_the_typical_samples_are_kept_first_when_asked(tmp_path):
     store = ss.index(write_unlabelled(tmp_path / "d", 20), tmp_path / "s.zarr")
     store.embedding_array("e", 2)[0, :20] = np.random.default_rng(0).normal(size=(20, 2))

@@ -23,6 +23,7 @@ from shardsieve.scores import (
 )
 from shardsieve.scores.inputs import one_of
 from shardsieve.scores.recorded import name_of, parsed
+from shardsieve.scores.table import said_of
 from shardsieve.store.store import Store, open_store
 from shardsieve.strata import without_hardest
 from shardsieve.train.labels import count_pseudo_classes
@@ -155,6 +156,7 @@ def score_from_embedding(
             values[rows], how = _embedded(store, kind, points, rows, options)
             written = ", ".join(f"{k}={v}" for k, v in {"embedding": embedding, **how}.items())
             made = {"definition": f"{kind}({written})", "parameters": how, "embedding": embedding}
+            made |= said_of("moderate_distance" if kind == "moderate" else kind)
             made["cost"] = Cost.timed(time.perf_counter() - begin).to_dict()
             names.append(f"{prefix}_{name_of(spec)}" if prefix else name_of(spec))
             store.put_score(names[-1], values, provenance={**made, "measured": True})

@@ -18,7 +18,7 @@ from shardsieve.scores.dynamics import (
 )
 from shardsieve.scores.events import forgetting
 from shardsieve.scores.inputs import Floats, finite, one_of, plain, whole_number
-from shardsieve.scores.table import ORIENTATION, oriented
+from shardsieve.scores.table import oriented, said_of
 from shardsieve.scores.windows import mean_of
 
 Values = NDArray[np.float64]
@@ -152,14 +152,8 @@ def from_signals(spec: str, signals: Mapping[str, ArrayLike], *, window: int = 1
 
 def about(score: SeedScore) -> dict[str, Any]:
     """Return what a stored score says of its formula, JSON-ready."""
-    row = ORIENTATION[score.scorer]
-    return {
-        "definition": score.definition,
-        "parameters": dict(score.parameters),
-        "orientation": "higher is kept first"
-        + ("" if row.keep == "high" else "; the paper's quantity times -1"),
-        "paper": row.paper + (f", arXiv {row.arxiv}" if row.arxiv else ""),
-    }
+    made = {"definition": score.definition, "parameters": dict(score.parameters)}
+    return made | said_of(score.scorer)
 
 
 def parsed(spec: str, known: Mapping[str, Mapping[str, type]]) -> tuple[str, dict[str, Any]]:

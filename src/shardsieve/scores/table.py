@@ -65,6 +65,26 @@ ORIENTATION: Mapping[str, Orientation] = MappingProxyType(
 )
 
 
+_TURNED = {
+    "high": "",
+    "low": "; the paper's quantity times -1",
+    "middle": "; minus the ranks from the middle of the paper's quantity",
+}
+
+
+def said_of(name: str) -> dict[str, str]:
+    """Return what a stored score says of its direction and source, as `oriented` left it.
+
+    Args:
+        name: Of the score, one of `ORIENTATION`.
+    """
+    row = ORIENTATION[name]
+    return {
+        "orientation": f"higher is kept first{_TURNED[row.keep]}",
+        "paper": row.paper + (f", arXiv {row.arxiv}" if row.arxiv else ""),
+    }
+
+
 def oriented(name: str, values: ArrayLike) -> NDArray[np.float64]:
     """Return a score turned so that higher is kept first, float64, in an array of its own.
 
