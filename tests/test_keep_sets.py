@@ -38,6 +38,29 @@ def weighted_rows(draw):
     return rows, weights
 
 
+def test_a_keep_set_is_a_set_of_ids(store):
+    kept = store.ids()[[2, 9, 10, 29]]
+    keep = ss.KeepSet.from_ids(store, kept)
+    assert list(keep) == kept.tolist()
+    assert [one for one in range(-300, 300) if one in keep] == kept.tolist()
+    assert kept[1] in keep
+    assert 10**18 not in keep
+    assert None not in keep
+
+
+def test_keep_sets_are_equal_where_ids_weights_and_index_are(store, tmp_path):
+    keep, same, other = (
+        ss.KeepSet.from_ids(store, store.ids()[rows]) for rows in ([3, 1], [1, 3], [1])
+    )
+    assert {keep, same, other} == {same, other}
+    assert keep != other
+    assert keep != [1, 3]
+    weighted = ss.KeepSet.from_ids(store, keep.ids(), [1.0, 2.0])
+    assert weighted != keep
+    elsewhere = ss.index(write_shards(tmp_path / "e", [9, 1, 14, 7]), tmp_path / "e.zarr")
+    assert ss.KeepSet.from_ids(elsewhere, keep.ids()) != keep
+
+
 @settings(max_examples=25, deadline=None)
 @given(weighted_rows())
 def test_a_saved_keep_set_comes_back_equal(place, chosen):
@@ -48,7 +71,7 @@ def test_a_saved_keep_set_comes_back_equal(place, chosen):
     keep.save(store, "mine", provenance={"rule": "by hand"})
     again = ss.KeepSet.load(ss.open_store(place, mode="r"), "mine")
     assert again.ids().tolist() == sorted(store.ids()[rows].tolist())
-    assert again.digest == keep.digest
+    assert again == keep
     if weights is None:
         assert again.weights is None
     else:

@@ -1,7 +1,7 @@
 """The keep set of a store: which samples survive, packed to one bit per slot."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,9 +15,11 @@ from shardsieve.scores.inputs import plain, real
 from shardsieve.store.store import Store, refuse_path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KeepSet:
-    """Kept samples of a data set.
+    """Kept samples of a data set: its `len` counts them, and it yields their ids, ascending.
+
+    Two are equal that keep the same samples of one shard index with the same weights.
 
     Attributes:
         bits: uint8 (S, ceil(L / 8)), bit p of row s says whether that sample is kept.
@@ -39,6 +41,27 @@ class KeepSet:
 
     def __len__(self) -> int:
         return int(self.counts.sum())
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.ids().tolist())
+
+    def __contains__(self, sample_id: object) -> bool:
+        if not isinstance(sample_id, (int, np.integer)):
+            return False
+        shard, position = divmod(int(sample_id), self.rows_per_shard)
+        return 0 <= shard < len(self.bits) and position in self.positions(shard)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, KeepSet):
+            return NotImplemented
+        return self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[str, int, str]:
+        return self.fingerprint, self.rows_per_shard, self.digest
 
     def positions(self, shard: int) -> NDArray[np.int64]:
         """Return the kept positions of one shard, ascending."""
