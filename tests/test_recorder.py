@@ -205,6 +205,18 @@ REFUSED = {
         lambda: Recorder([1], 2).load_state_dict(Recorder([1], 2, signals=("loss",)).state_dict()),
         r"^state must hold the signals p_true, .*, got loss",
     ),
+    "no state": (
+        lambda: Recorder([1], 2).load_state_dict(None),
+        r"^state must be what state_dict of a Recorder returned, got None",
+    ),
+    "part of a state": (
+        lambda: Recorder([1], 2).load_state_dict({"ids": torch.tensor([1])}),
+        r"^state must be what state_dict of a Recorder returned, got one without 'epochs'",
+    ),
+    "other classes": (
+        lambda: Recorder([1], 2).load_state_dict(Recorder([1], 3).state_dict()),
+        r"^logs of the state must have shape \(1, 2\), got \(1, 3\)",
+    ),
 }
 
 

@@ -13,7 +13,7 @@ from shardsieve._errors import StoreMismatchError
 from shardsieve.order import is_whole, random_bits
 from shardsieve.policy.inbox import Floats, Inbox, Rows, together, world_size
 from shardsieve.policy.latest import LatestState
-from shardsieve.scores.inputs import whole_number
+from shardsieve.scores.inputs import refuse_no_state, whole_number
 from shardsieve.store.store import Store
 
 _STATE = ("policy", "store", "arrays", "waiting", "not_finite")
@@ -161,13 +161,7 @@ class Policy(ABC):
             StoreMismatchError: If it does not, showing both; if another release saved it.
             ValueError: If it is no state.
         """
-        if not isinstance(state, Mapping):
-            raise ValueError(f"state must be what state_dict of a policy returned, got {state!r}")
-        for name in _STATE:
-            if name not in state:
-                raise ValueError(
-                    f"state must be what state_dict of a policy returned, got one without {name!r}"
-                )
+        refuse_no_state("policy", state, _STATE)
         for name, own in (("store", self.store.fingerprint), ("policy", self.settings())):
             if state[name] != own:
                 raise StoreMismatchError(

@@ -4,7 +4,7 @@ Shapes are written as the names of their axes: `"T n C"` is epochs, samples, cla
 """
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -168,6 +168,16 @@ def whole_number(name: str, value: Any, least: int) -> None:
         raise ValueError(
             f"{name} must be a whole number of at least {least}, got {value!r}; pass one"
         )
+
+
+def refuse_no_state(owner: str, state: Any, names: Collection[str]) -> None:
+    """Refuse what is no mapping, or lacks a name."""
+    must = f"state must be what state_dict of a {owner} returned"
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{must}, got {state!r}")
+    for name in names:
+        if name not in state:
+            raise ValueError(f"{must}, got one without {name!r}")
 
 
 def one_of(name: str, value: str, known: Collection[str]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from shardsieve._errors import ShardsieveError, StoreFormatError
 from shardsieve.io.objects import is_remote
-from shardsieve.scores.inputs import plain, whole_number
+from shardsieve.scores.inputs import plain, refuse_no_state, whole_number
 from shardsieve.store.contents import unlist, write_contents
 from shardsieve.store.layout import checked_name, is_name, told_about_disk
 from shardsieve.store.store import Store
@@ -21,6 +21,7 @@ from shardsieve.train.measures import KNOWN, SIGNALS, measure
 
 # Numbers that wait to be measured, and that are joined over ranks at a time: 16 MiB of float32.
 _BUDGET = 2**22
+_STATE = ("ids", "epochs", "signals", "logs", "now", "seen")
 
 Signals = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -198,13 +199,25 @@ class Recorder:
         return state | {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`, which must be of the same seed samples and signals."""
+        """Go on from `state`.
+
+        Raises:
+            ValueError: If it is no state, or of other seeds, signals or numbers of classes; nothing
+                is changed then.
+        """
+        refuse_no_state("Recorder", state, _STATE)
         if not np.array_equal(state["ids"].numpy(), self.ids):
             raise ValueError("state must belong to the same seed ids, got others")
         if tuple(state["signals"]) != self.signals:
             raise ValueError(
                 f"state must hold the signals {', '.join(self.signals)}, "
                 f"got {', '.join(state['signals'])}"
+            )
+        outputs = (len(self.ids), self._outputs_kept)
+        if state["logs"].shape != outputs:
+            raise ValueError(
+                f"logs of the state must have shape {outputs}, got {tuple(state['logs'].shape)}; "
+                "use as many classes as when it was saved"
             )
         self.epochs = int(state["epochs"])
         self._history = {name: list(state["signals"][name].numpy()) for name in self.signals}
@@ -218,7 +231,11 @@ class Recorder:
     def _logs(self) -> Signals:
         """log(P + 1e-8): of the epoch before until a sample is seen, then of this one."""
         # By far the largest table: a recorder that was loaded to be read never makes it.
-        return self._blank(self.num_classes if "divergence" in self.signals else 0)
+        return self._blank(self._outputs_kept)
+
+    @property
+    def _outputs_kept(self) -> int:
+        return self.num_classes if "divergence" in self.signals else 0
 
     def _blank(self, columns: int) -> Signals:
         return np.full((len(self.ids), columns), np.nan, dtype=np.float32)
