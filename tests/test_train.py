@@ -452,6 +452,43 @@ def test_a_factory_may_lie_in_the_folder_of_the_start(tmp_path, monkeypatch):
     assert sys.path.count(str(tmp_path)) == 1
 
 
+FACTORIES = """
+from torch.nn import Linear
+def by_name(width=2, num_classes=5): return Linear(width, num_classes)
+def by_place(classes): return Linear(2, classes)
+def by_any_name(*, weights=None, **more): return Linear(2, more.get("num_classes", 6))
+def by_place_first(classes=7, **more): return Linear(2, classes)
+def untold(): return Linear(2, 8)
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "told", "own"),
+    [
+        ("by_name", 3, 5),
+        ("by_place", 3, 1000),
+        ("by_any_name", 3, 6),
+        ("by_place_first", 3, 7),
+        ("untold", 8, 8),
+    ],
+)
+def test_a_factory_is_told_the_classes_where_it_can_be(tmp_path, monkeypatch, factory, told, own):
+    (tmp_path / "told_classes.py").write_text(FACTORIES)
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = f"told_classes:{factory}"
+    assert load_model(spec, 3).weight.shape == (told, 2)
+    assert load_model(spec, None).weight.shape == (own, 2)
+
+
+def test_a_checkpoint_fits_a_factory_that_knows_its_classes(tmp_path, monkeypatch):
+    (tmp_path / "five_classes.py").write_text(FACTORIES)
+    monkeypatch.syspath_prepend(tmp_path)
+    weights = torch.nn.Linear(2, 5).state_dict()
+    torch.save(weights, tmp_path / "five.pt")
+    made = load_encoder("five_classes:by_name", weights=tmp_path / "five.pt")
+    assert torch.equal(made.network.weight, weights["weight"])
+
+
 def test_built_in_nets_embed_what_they_classify():
     images = torch.randn(2, 3, 32, 32)
     for make, dim in ((light, 64), (resnet18, 512)):

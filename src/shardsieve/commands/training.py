@@ -149,7 +149,7 @@ def embed_store(
             raise ShardsieveError(
                 f"no seed run at {model}; run `shardsieve score` first, or pass --model"
             )
-        classes = count_classes(store) if weights is None and model in MODELS else 1000
+        classes = count_classes(store) if weights is None and model in MODELS else None
         # A run's network knows its channels; a built-in one takes the images'.
         seen = fixed_size(store)[1] if channels is None and model in MODELS else channels
         return load_encoder(model, weights=weights, num_classes=classes, channels=seen)

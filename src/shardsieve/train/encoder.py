@@ -65,14 +65,19 @@ def check_encoder(model: str) -> None:
 
 
 def load_encoder(
-    model: str, *, weights: Path | None = None, num_classes: int = 1000, channels: int | None = None
+    model: str,
+    *,
+    weights: Path | None = None,
+    num_classes: int | None = None,
+    channels: int | None = None,
 ) -> Encoder:
     """Return the network that `model` names.
 
     Args:
         model: A run's folder or its `model.pt`; or what `load_model` takes.
         weights: A checkpoint of tensors to load into a model of `load_model`.
-        num_classes: For a model of `load_model`, whose first weights are the same at every call.
+        num_classes: For a model of `load_model`, as there; its first weights are the same at every
+            call.
         channels: For a built-in model.
 
     Raises:

@@ -159,22 +159,26 @@ def check_model(spec: str) -> None:
         load_factory("model", spec, MODELS)
 
 
-def load_model(spec: str, num_classes: int, in_channels: int = 3) -> nn.Module:
+_IMAGENET_CLASSES = 1000
+
+
+def load_model(spec: str, num_classes: int | None, in_channels: int = 3) -> nn.Module:
     """Return the model that `spec` names.
 
     Args:
         spec: `light`, `resnet18`, `resnet50`, or `package.module:factory`. A factory is called with
-            `num_classes` when it takes an argument, and with nothing otherwise.
-        num_classes: Outputs.
+            `num_classes` by name where it has a parameter of that name, else as its first argument
+            where it takes one, else by name where it takes any (as torchvision's do), and with
+            nothing otherwise.
+        num_classes: Outputs; None leaves them to the factory, and is 1000 where it must be told.
         in_channels: For the built-in models.
 
     Raises:
         ShardsieveError: If there is no such model, or it is no `torch.nn.Module`.
     """
     if spec in MODELS:
-        return MODELS[spec](num_classes, in_channels)
-    factory = load_factory("model", spec, MODELS)
-    model = factory(num_classes) if _takes_argument(factory) else factory()
+        return MODELS[spec](num_classes or _IMAGENET_CLASSES, in_channels)
+    model = _made_for(load_factory("model", spec, MODELS), num_classes)
     if not isinstance(model, nn.Module):
         raise ShardsieveError(f"model {spec!r} must give a torch.nn.Module, got {type(model)}")
     return model
@@ -200,12 +204,30 @@ def embed_and_classify(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor
     return embed_batch(model, images), model(images).float()
 
 
-def _takes_argument(factory: Callable[..., object]) -> bool:
+def _made_for(factory: Callable[..., object], num_classes: int | None) -> object:
+    if num_classes is None:
+        return factory() if _takes(factory) else _made_for(factory, _IMAGENET_CLASSES)
+    named = {"num_classes": num_classes}
+    if _has_parameter(factory, "num_classes") and _takes(factory, **named):
+        return factory(**named)
+    if _takes(factory, num_classes):
+        return factory(num_classes)
+    return factory(**named) if _takes(factory, **named) else factory()
+
+
+def _takes(factory: Callable[..., object], *args: object, **named: object) -> bool:
     try:
-        inspect.signature(factory).bind(1)
+        inspect.signature(factory).bind(*args, **named)
     except (TypeError, ValueError):
         return False
     return True
+
+
+def _has_parameter(factory: Callable[..., object], name: str) -> bool:
+    try:
+        return name in inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def _conv(before: int, after: int, stride: int, *, side: int = 3) -> nn.Sequential:
