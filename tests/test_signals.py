@@ -21,7 +21,7 @@ from shardsieve.train.embedding import embed
 from shardsieve.train.encoder import load_encoder, save_network
 from shardsieve.train.images import ImageDecoder, collate, normalised
 from shardsieve.train.measures import STORED
-from shardsieve.train.nets import light
+from shardsieve.train.nets import embed_and_classify, embed_batch, light, load_model
 from shardsieve.train.recorder import Recorder
 from shardsieve.train.runfolder import RunFolder
 from shardsieve.train.seedscores import scores_from_dynamics
@@ -185,6 +185,32 @@ def test_a_pass_of_an_untrained_network_goes_on_with_the_same_one(packed, tmp_pa
     torch.manual_seed(1)
     assert embed_store(store.path, **how)["embedded_now"] == 400
     np.testing.assert_array_equal(store.embedding("e"), wanted)
+
+
+NET = """
+from torch import nn
+def net(num_classes):
+    trunk = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU())
+    return nn.Sequential(trunk, nn.Sequential(nn.Dropout(), nn.Linear(5, num_classes)))
+"""
+
+
+def test_a_seed_network_of_any_factory_embeds_by_its_trunk(packed, tmp_path, monkeypatch):
+    (tmp_path / "net_with_trunk.py").write_text(NET)
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.manual_seed(0)
+    network = load_model("net_with_trunk:net", 10).eval()
+    config = TrainConfig(model="net_with_trunk:net", size=8, channels=1)
+    save_network(RunFolder(tmp_path), network, config, 10)
+    encoder = load_encoder(str(tmp_path))
+    images = torch.rand(3, 1, 8, 8)
+    points, logits = embed_and_classify(encoder.network, images)
+    assert torch.equal(points, network[0](images))
+    assert torch.equal(points, embed_batch(encoder.network, images))
+    assert torch.equal(logits, network(images))
+    store = ss.index(packed.shards[0], tmp_path / "s.zarr")
+    made = embed_store(store.path, model=str(tmp_path), name="e")
+    assert (made["dim"], made["signals_of_networks"]) == (5, 1)
 
 
 @pytest.mark.slow

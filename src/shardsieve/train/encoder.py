@@ -10,7 +10,7 @@ from torch import nn
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.train.config import TrainConfig
-from shardsieve.train.nets import check_model, load_model
+from shardsieve.train.nets import check_model, load_model, with_trunk
 from shardsieve.train.runfolder import MODEL, RunFolder
 
 
@@ -108,7 +108,7 @@ def _of_run(path: Path) -> Encoder:
             snapshots[int(earlier.stem.removeprefix("model-"))] = _network(run.load(earlier.name))
     seen = held["size"], held["channels"], held.get("normalise", "half")
     told = int(held["num_classes"]), held.get("pseudo_labels")
-    return Encoder(_network(held), *seen, *told, snapshots)
+    return Encoder(with_trunk(_network(held), told[0]), *seen, *told, snapshots)
 
 
 def _network(held: Any) -> nn.Module:

@@ -184,12 +184,52 @@ def load_model(spec: str, num_classes: int | None, in_channels: int = 3) -> nn.M
     return model
 
 
+class Trunk(nn.Module):
+    """Anybody's classifier, which embeds an image as what its last linear layer is given."""
+
+    def __init__(self, network: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.network = network
+        self._head = (head,)  # a part of the network already
+
+    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the embeddings (n, d) and the logits, both float32."""
+        given: list[Tensor] = []
+        hook = self._head[0].register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+        try:
+            logits: Tensor = self.network(images)
+        finally:
+            hook.remove()
+        return (given[-1] if given else logits).flatten(1).float(), logits.float()
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the embeddings, float32 (n, d)."""
+        return self.both(images)[0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits."""
+        logits: Tensor = self.network(images)
+        return logits
+
+
+def with_trunk(network: nn.Module, num_classes: int) -> nn.Module:
+    """Return a classifier that can embed: itself where it has `features`, or no linear head."""
+    if _has_features(network):
+        return network
+    linear = [part for part in network.modules() if isinstance(part, nn.Linear)]
+    heads = [layer for layer in linear if layer.out_features == num_classes]
+    return Trunk(network, heads[-1]) if heads else network
+
+
+def _has_features(model: nn.Module) -> bool:
+    # Many torchvision models call their convolutions `features`: a module is not the embedding.
+    features = getattr(model, "features", None)
+    return callable(features) and not isinstance(features, nn.Module)
+
+
 def embed_batch(model: nn.Module, images: Tensor) -> Tensor:
     """Return `model.features(images)` where there is one, else the flattened output, float32."""
-    features = getattr(model, "features", None)
-    # Many torchvision models call their convolutions `features`: a module is not the embedding.
-    call = features if callable(features) and not isinstance(features, nn.Module) else model
-    output: Tensor = call(images)
+    output: Tensor = model.features(images) if _has_features(model) else model(images)  # type: ignore[operator]
     return output.flatten(1).float()
 
 
@@ -198,6 +238,8 @@ def embed_and_classify(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor
 
     The trunk of this project's own networks runs once for both.
     """
+    if isinstance(model, Trunk):
+        return model.both(images)
     if isinstance(model, ImageNet):
         points = model.features(images)
         return points, model.classifier(points).float()
