@@ -2,6 +2,7 @@ import json
 import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -170,6 +171,10 @@ def test_extrapolation_keeps_seeds_and_fills_the_rest(store):
 
 
 COMMANDS = get_command(app).commands
+
+
+def test_the_program_says_which_release_it_is(cli):
+    assert cli("--version") == (0, f"shardsieve {version('shardsieve')}\n", "")
 
 
 def test_commands_stand_in_the_order_of_the_work():

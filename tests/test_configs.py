@@ -11,8 +11,9 @@ from PIL import Image
 from tars import write_tar
 
 import shardsieve as ss
-from shardsieve.commands.recipe import Recipe, read_recipe
+from shardsieve.commands.recipe import read_recipe
 from shardsieve.commands.running import run_recipe
+from shardsieve.commands.sections import Recipe
 
 CHAINS = sorted(
     path for path in ROOT.glob("configs/*.yaml") if "work" in yaml.safe_load(path.read_text())

@@ -182,6 +182,14 @@ def test_keeping_the_ids_that_select_wrote(call, scored, tars, tmp_path):
     assert read_beton(tmp_path / "t.beton").labels().tolist() == [N // 2, 3]
 
 
+def test_an_id_that_a_file_holds_twice_is_refused(call, tars, tmp_path):
+    ids, out = tmp_path / "ids.txt", tmp_path / "t.beton"
+    ids.write_text("64\n3\n64\n")
+    error = call("pack", f"{tars}/s-*.tar", out, "--to", "beton", "--keep", ids, status=2)
+    assert "ids.txt must hold an id once, got 64 twice" in error
+    assert not out.exists()
+
+
 class ByPage:
     """Rows whose label is their page."""
 

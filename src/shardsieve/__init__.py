@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from shardsieve import extrapolate, scores
     from shardsieve._errors import (
         CorruptShardError,
+        MissingDependencyError,
         MissingScoreError,
         ShardsieveError,
         StoreFormatError,
@@ -49,8 +50,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "_errors": (
-        "CorruptShardError MissingScoreError ShardsieveError StoreFormatError StoreMismatchError "
-        "UnreadableSampleError"
+        "CorruptShardError MissingDependencyError MissingScoreError ShardsieveError "
+        "StoreFormatError StoreMismatchError UnreadableSampleError"
     ),
     "betadraw": "keep_beta",
     "io.source": "measure_storage",
@@ -75,6 +76,7 @@ __all__ = [
     "EpsilonGreedy",
     "InfoBatch",
     "KeepSet",
+    "MissingDependencyError",
     "MissingScoreError",
     "PrunedShardSampler",
     "RandomDynamic",

@@ -5,7 +5,8 @@ Groups of commands are `shards`, `scores`, `kept` and `trainings`; `options` has
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from importlib import metadata
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +22,24 @@ app = typer.Typer(
 )
 # What stands on the command line wrongly; typer gives its name no one of its own.
 _UsageError: Any = typer.BadParameter.__base__
+
+
+def _say_release(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"shardsieve {metadata.version('shardsieve')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Say which release.", callback=_say_release, is_eager=True),
+    ] = False,
+) -> None:
+    """Hold the options of the program itself."""
+
+
 for group in (shards, scores, kept, trainings):
     app.add_typer(group.app)
 

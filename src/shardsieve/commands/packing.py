@@ -139,6 +139,9 @@ def _kept_ids(store: Store | None, wanted: Wanted) -> NDArray[np.int64]:
             raise ShardsieveError(f"{keep} must hold one id a line; write it with `select --out`")
         ids = np.array(lines, dtype=np.int64)
         store.rows(ids)
+        found, times = np.unique(ids, return_counts=True)
+        if len(found) < len(ids):
+            raise ShardsieveError(f"{keep} must hold an id once, got {found[times > 1][0]} twice")
         return ids
     scores = store.score(keep)
     ids = select(store, score=keep, keep_fraction=wanted.keep_fraction).ids()

@@ -7,19 +7,19 @@ from typing import Any
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.commands import marks
-from shardsieve.commands.building import USUAL_ON_SIGNALS
+from shardsieve.commands.allowed import check_trainings
 from shardsieve.commands.chain import Chain, Inputs
 from shardsieve.commands.extrapolating import extrapolate_score
 from shardsieve.commands.making import make_index
-from shardsieve.commands.methods import ON_SIGNALS, held_out_score
-from shardsieve.commands.recipe import (
+from shardsieve.commands.meaning import (
     adversary_of,
     blamed,
-    check_trainings,
     deciding,
+    given_by_method,
     policy_of,
     settings,
 )
+from shardsieve.commands.methods import ON_SIGNALS, held_out_score
 from shardsieve.commands.reporting import names_beside, report_score
 from shardsieve.commands.scoring import score_unsupervised_store
 from shardsieve.commands.sections import EMBEDDING, SEED_RUN, Recipe, Shards
@@ -264,13 +264,11 @@ class _Chain(Chain):
 
     def _seed_run(self, section: Any) -> dict[str, Any]:
         """Return what a seed run is given besides settings; some methods need more of it."""
-        extrapolate = self.recipe.extrapolate
-        usual = USUAL_ON_SIGNALS if extrapolate and extrapolate.method in ON_SIGNALS else {}
         how = section.model_dump(
             include={"window", "scores", "clean_pass", "match_steps_of", "ceiling"}
         )
         given = section.model_dump(include={"held_out", "snapshots"}, exclude_none=True)
-        return {**how, **usual, **given}
+        return {**how, **given_by_method(self.recipe), **given}
 
     def _rule(self, section: Any) -> dict[str, Any]:
         """Return what `select` is told for a training."""

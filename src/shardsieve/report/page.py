@@ -102,7 +102,8 @@ def _class_shares(
     labels = store.labels()
     found, place = np.unique(labels, return_inverse=True)
     counts = np.bincount(place[kept], minlength=len(found)) / np.bincount(place)
-    names = [classes[i] if classes and 0 <= i < len(classes) else str(i) for i in found.tolist()]
+    named = dict(enumerate(classes or ())) | {-1: "unlabelled"}
+    names = [named.get(label, str(label)) for label in found.tolist()]
     return names, counts.tolist()
 
 

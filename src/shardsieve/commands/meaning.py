@@ -1,0 +1,73 @@
+"""What the sections of a recipe mean: settings, attacks, policies, names."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from shardsieve._errors import ShardsieveError
+from shardsieve.commands.building import USUAL_ON_SIGNALS
+from shardsieve.commands.methods import ON_SIGNALS
+from shardsieve.commands.sections import Recipe, Section
+from shardsieve.policy.base import Policy
+from shardsieve.policy.named import named_policy
+from shardsieve.scores.recorded import computable, name_of
+from shardsieve.train.adversary import Adversary
+from shardsieve.train.config import TrainConfig
+from shardsieve.train.measures import SIGNALS
+
+DECIDE_NOTHING = {"workers", "track", "max_unreadable", "checkpoint_steps"}
+"""Settings that decide how a step runs, not what it makes."""
+_NAMED_WHERE_USED = {"pseudo_labels", "adversary", "turtle"}
+"""Settings that earlier releases did not know: left out, a chain of theirs is not made again."""
+
+
+def settings(section: Section) -> TrainConfig:
+    """Return the training settings of a section."""
+    return TrainConfig(**{f.name: getattr(section, f.name) for f in fields(TrainConfig)})
+
+
+def deciding(section: Section) -> dict[str, Any]:
+    """Return the settings of a section that decide what its step makes, JSON-ready."""
+    unused = {name for name in _NAMED_WHERE_USED if getattr(section, name, None) is None}
+    return section.model_dump(mode="json", exclude=DECIDE_NOTHING | unused)
+
+
+def adversary_of(section: Any) -> Adversary | None:
+    """Return the attack that a section trains against."""
+    if section.adversary is None:
+        return None
+    with blamed("adversary"):
+        return Adversary(**section.adversary.model_dump())
+
+
+def policy_of(recipe: Recipe) -> Policy | None:
+    """Return the policy that the training section names."""
+    train: Any = recipe.train
+    if train is None or train.policy is None:
+        return None
+    select = recipe.select
+    given = {"keep_fraction": select.keep_fraction, "score": select.score, **train.policy}
+    return named_policy(given, epochs=train.epochs, seed=train.seed)
+
+
+def given_by_method(recipe: Recipe) -> dict[str, Any]:
+    """Return what the seed run is given beside its section, for the method that extrapolates."""
+    extrapolate = recipe.extrapolate
+    on_signals = extrapolate is not None and extrapolate.method in ON_SIGNALS
+    return dict(USUAL_ON_SIGNALS) if on_signals else {}
+
+
+def specs_of(score: Any) -> list[str]:
+    """Return the names, without the run's, of the scores that a seed run makes."""
+    return computable(SIGNALS) if score.scores is None else [name_of(one) for one in score.scores]
+
+
+@contextmanager
+def blamed(section: str | Path) -> Iterator[None]:
+    """Put the name of a section, or of the file, before what is refused of it."""
+    try:
+        yield
+    except (ValueError, ShardsieveError) as error:
+        raise ValueError(f"{section}: {error}") from error
