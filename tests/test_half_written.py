@@ -66,22 +66,22 @@ class Killed:
 
 
 @pytest.mark.parametrize(
-    ("put", "change", "held"),
+    ("put", "change", "held", "every"),
     [
-        (put_score, put_score, a_score),
-        (put_score, forget_score, a_score),
-        (put_pseudo_labels, put_pseudo_labels, pseudo_labels),
-        (put_dynamics, put_dynamics, dynamics),
+        (put_score, put_score, a_score, 1),
+        (put_score, forget_score, a_score, 1),
+        (put_pseudo_labels, put_pseudo_labels, pseudo_labels, 3),
+        (put_dynamics, put_dynamics, dynamics, 5),
     ],
 )
-def test_what_is_killed_half_way_is_whole_or_not_listed(s3, tmp_path, put, change, held):
+def test_what_is_killed_half_way_is_whole_or_not_listed(s3, tmp_path, put, change, held, every):
     target = f"s3://{s3.bucket}/s.zarr"
     ss.index(s3.upload(write_shards(tmp_path / "d", [7])), target)
     whole = []
     for values in (AFTER, BEFORE):
         put(ss.open_store(target), values)
         whole.append(held(ss.open_store(target)))
-    for writes in count():
+    for writes in count(step=every):
         s3.refuse = Killed(writes)
         try:
             change(ss.open_store(target), AFTER)

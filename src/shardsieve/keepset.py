@@ -146,7 +146,7 @@ class KeepSet:
         if name in store.keep_sets and KeepSet.load(store, name).digest != self.digest:
             raise StoreMismatchError(
                 f"keep set {name!r} of {store.path} keeps other samples; choose another name, or "
-                f"`shardsieve forget --keep-set {name}` first"
+                f"`shardsieve forget --store {store.path} --keep-set {name}` first"
             )
         tables: dict[str, NDArray[Any]] = {"bits": self.bits, "kept": self.counts}
         if self.weights is not None:
@@ -175,7 +175,7 @@ class KeepSet:
         if not whole or not np.array_equal(found.counts, tables["kept"]):
             raise StoreFormatError(
                 f"{store.path} has lost part of keep set {name!r}; "
-                f"`shardsieve forget --keep-set {name}`, and save it again"
+                f"`shardsieve forget --store {store.path} --keep-set {name}`, and save it again"
             )
         return found
 

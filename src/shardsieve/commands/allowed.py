@@ -104,7 +104,7 @@ def _check_foreign(recipe: Recipe, store: Store) -> None:
     if other is not None:
         raise ValueError(
             f"score {name!r} of {store.path} was predicted {other}; give the recipe a store of its "
-            f"own, or delete the score: `shardsieve forget --score {name}`"
+            f"own, or delete it: `shardsieve forget --store {store.path} --score {name}`"
         )
 
 

@@ -188,7 +188,8 @@ def refuse_other_prediction(store: Store, name: str, made: Mapping[str, Any]) ->
         if key in made and key in old and old[key] != made[key]:
             raise StoreMismatchError(
                 f"score {name!r} was predicted with {key} {old[key]}, got {made[key]}; give the "
-                f"new one another name, or delete the old one: `shardsieve forget --score {name}`"
+                "new one another name, or delete the old one: `shardsieve forget --store "
+                f"{store.path} --score {name}`"
             )
 
 
