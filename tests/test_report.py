@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 from tars import write_shards
 
+import shardsieve as ss
 from shardsieve.commands.reporting import class_names
 from shardsieve.report.figures import against, shares
+from shardsieve.report.page import _class_shares
 
 
 @pytest.mark.parametrize(("classes", "by_share"), [(10, False), (1000, True)])
@@ -35,3 +37,9 @@ def test_names_of_classes_beside_objects_are_found_where_they_may_be_read(s3, tm
     assert class_names(f"s3://{s3.bucket}/s-000.tar") is None
     s3.refuse = lambda environ: "403 Forbidden"
     assert class_names(url) is None
+
+
+def test_samples_without_a_label_are_called_so(tmp_path):
+    store = ss.index(write_shards(tmp_path, [4]), tmp_path / "s.zarr", label_member="none")
+    names, kept = _class_shares(store, np.arange(2), ["ant", "bee"])
+    assert (names, kept) == (["unlabelled"], [0.5])
