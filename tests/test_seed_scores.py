@@ -184,7 +184,15 @@ def test_a_seed_run_stores_every_score_and_says_how_it_was_made(scored):
 
 @pytest.mark.slow
 def test_more_scores_come_from_stored_dynamics_without_training(scored):
-    names = scores_from_dynamics(scored, "seed", ["dyn_unc:variant=schmidt:window=2"], window=3)
+    told = []
+    names = scores_from_dynamics(
+        scored,
+        "seed",
+        ["dyn_unc:variant=schmidt:window=2"],
+        window=3,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert told == [(1, 1)]
     assert names == ["seed_dyn_unc.variant-schmidt.window-2"]
     recorder = Recorder.load(scored, "seed")
     q = recorder.signal("p_true")

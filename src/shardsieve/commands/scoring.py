@@ -71,7 +71,9 @@ def score_from_dynamics(
 ) -> dict[str, Any]:
     """Store further scores of a recorded run; nothing is trained."""
     store = open_store(path)
-    return {"run": run, "scores": " ".join(scores_from_dynamics(store, run, specs, window=window))}
+    with bar("scores") as progress:
+        made = scores_from_dynamics(store, run, specs, window=window, progress=progress)
+    return {"run": run, "scores": " ".join(made)}
 
 
 def score_unsupervised_store(

@@ -1,6 +1,6 @@
 """From recorded dynamics to stored scores of the seed samples."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from shardsieve.scores.recorded import (
 from shardsieve.store.store import Store
 from shardsieve.train.measures import SIGNALS
 from shardsieve.train.recorder import Recorder
+
+Progress = Callable[[int, int], None]
 
 
 def signals_for(specs: Iterable[str] | None) -> tuple[str, ...]:
@@ -61,7 +63,11 @@ def check_names(store: Store, runs: Iterable[str], scores: Sequence[SeedScore]) 
 
 
 def seed_scores(
-    recorder: Recorder, specs: Iterable[str] | None = None, *, window: int = 10
+    recorder: Recorder,
+    specs: Iterable[str] | None = None,
+    *,
+    window: int = 10,
+    progress: Progress | None = None,
 ) -> list[SeedScore]:
     """Return scores of the samples that were seen in every epoch.
 
@@ -69,13 +75,19 @@ def seed_scores(
         recorder: With at least one epoch.
         specs: As in `from_signals`; None takes every score that the signals allow.
         window: J of the windowed scores.
+        progress: Called with (scores computed, scores in all).
 
     Raises:
         ValueError: If a specification is wrong, or there are too few epochs for it.
     """
     signals = {name: recorder.signal(name)[:, seen_always(recorder)] for name in recorder.signals}
     wanted = computable(signals) if specs is None else list(specs)
-    return [from_signals(spec, signals, window=window) for spec in wanted]
+    made = list[SeedScore]()
+    for spec in wanted:
+        made.append(from_signals(spec, signals, window=window))
+        if progress:
+            progress(len(made), len(wanted))
+    return made
 
 
 def seen_always(recorder: Recorder) -> NDArray[np.bool_]:
@@ -95,6 +107,7 @@ def put_seed_scores(
     specs: Iterable[str] | None = None,
     *,
     window: int = 10,
+    progress: Progress | None = None,
 ) -> list[str]:
     """Store scores as `RUN_NAME`, NaN for samples that are no seeds; return their names.
 
@@ -106,7 +119,7 @@ def put_seed_scores(
         ShardsieveError: If no seed has a value in every epoch; nothing is stored then.
         StoreMismatchError: If a name stands for another definition.
     """
-    made = seed_scores(recorder, specs, window=window)
+    made = seed_scores(recorder, specs, window=window, progress=progress)
     seen = seen_always(recorder)
     if len(seen) and not seen.any():
         raise ShardsieveError(
@@ -150,7 +163,12 @@ def forget_run(store: Store, run: str) -> None:
 
 
 def scores_from_dynamics(
-    store: Store, run: str, specs: Iterable[str] | None = None, *, window: int | None = None
+    store: Store,
+    run: str,
+    specs: Iterable[str] | None = None,
+    *,
+    window: int | None = None,
+    progress: Progress | None = None,
 ) -> list[str]:
     """Store further scores of a recorded run, without any training; return their names.
 
@@ -159,6 +177,7 @@ def scores_from_dynamics(
         run: Name in `dynamics/`.
         specs: As in `from_signals`; None takes every score that the signals allow.
         window: J of the windowed scores; None takes that of the run's own, 10 if it has none.
+        progress: Called with (scores computed, scores in all).
 
     Raises:
         ShardsieveError: If the run recorded no epoch, or the store has no such run.
@@ -168,7 +187,7 @@ def scores_from_dynamics(
     if not recorder.epochs:
         raise ShardsieveError(f"run {run!r} of {store.path} has no epoch; score it again")
     window = _window_of(store, run) if window is None else window
-    return put_seed_scores(store, run, recorder, specs, window=window)
+    return put_seed_scores(store, run, recorder, specs, window=window, progress=progress)
 
 
 def _window_of(store: Store, run: str) -> int:
