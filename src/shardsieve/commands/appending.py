@@ -11,6 +11,7 @@ from shardsieve._errors import MissingScoreError, StoreMismatchError
 from shardsieve.commands.extrapolating import taken
 from shardsieve.commands.filling import blocks_of, ranks_of, readable_rows, sample_of
 from shardsieve.commands.methods import METHODS, SEARCHING, Mask, Task, Values, make_task
+from shardsieve.commands.progress import bar
 from shardsieve.extrapolate.calibration import match_quantiles
 from shardsieve.extrapolate.correlations import spearman
 from shardsieve.extrapolate.distance import far_share, warn_of_far
@@ -72,13 +73,16 @@ def append_score(path: Path, name: str) -> dict[str, Any]:
         store.finish_score(name, appended=about_rows)
     block = blocks_of(task, model, rows, values, wanted, store.samples)
     array = store.score_array(name)
-    for shard in range(accelerator.process_index, store.num_shards, accelerator.num_processes):
-        here = slice(rows.first(shard), rows.first(shard) + int(store.samples[shard]))
-        if wanted[here].any():
-            found = block(shard)
-            found[wanted[here]] = moved(found[wanted[here]])
-            with told_about_disk(store.path):
-                array[shard, : len(found)] = found
+    mine = range(accelerator.process_index, store.num_shards, accelerator.num_processes)
+    with bar("extrapolate", shown=accelerator.is_main_process) as progress:
+        for done, shard in enumerate(mine, start=1):
+            here = slice(rows.first(shard), rows.first(shard) + int(store.samples[shard]))
+            if wanted[here].any():
+                found = block(shard)
+                found[wanted[here]] = moved(found[wanted[here]])
+                with told_about_disk(store.path):
+                    array[shard, : len(found)] = found
+            progress(done, len(mine))
     accelerator.wait_for_everyone()
     return result | added | _warned(warn_of_far(share), unembedded)
 
