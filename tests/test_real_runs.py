@@ -30,8 +30,9 @@ from shardsieve.train.loading import make_loader, set_epoch
 from shardsieve.train.loop import Trainer
 from shardsieve.train.nets import resnet50
 from shardsieve.train.runfolder import RunFolder
+from shardsieve.train.seeding import score_seeds
 from shardsieve.train.stepping import Stepper
-from shardsieve.train.subset import tracked_as
+from shardsieve.train.subset import tracked_as, train_subset
 
 TOOL = str(ROOT / "tools/train_subset.py")
 
@@ -139,6 +140,20 @@ def test_sigterm_saves_and_the_same_command_goes_on(store, tmp_path):
     assert not (cut / "result.json").exists()
     forks.run(*command)
     assert_same([whole, cut])
+
+
+def test_a_run_that_diverges_ends_after_that_epoch_and_leaves_no_network(store, tmp_path):
+    keep, folder = ss.select(store, rule="random", keep_fraction=0.2), tmp_path / "run"
+    config = TrainConfig(epochs=3, batch_size=8, learning_rate=1e30)
+    for _ in range(2):  # started again it says the same
+        with pytest.raises(ss.ShardsieveError, match=r"diverged in epoch 0.* lower learning rate"):
+            train_subset(store, keep, config, folder=folder, accelerator=make_accelerator())
+    how = {"accelerator": make_accelerator(), "scores": ["el2n"]}
+    with pytest.raises(ss.ShardsieveError, match="diverged in epoch 0"):
+        score_seeds(store, keep.ids(), config, folder=tmp_path / "seed", **how)
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert not left & {"model.pt", "result.json"}
+    assert not store.scores
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog):

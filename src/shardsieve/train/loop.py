@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from shardsieve._errors import ShardsieveError
 from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet
 from shardsieve.plan import Steps
@@ -121,12 +122,14 @@ class Trainer:
             progress: Called with steps done, steps in all, and what this rank has read.
 
         Raises:
+            ShardsieveError: If the training has diverged; its last checkpoint is of before.
             Stopped: After SIGTERM, when the state is saved.
         """
         try:
             with Stopping(self.accelerator) as stopping:
                 for epoch in range(self.done.epoch, self.config.epochs):
                     self._train(epoch, recorder, progress, stopping)
+                    self._need_numbers(epoch)
                     self.done.epoch, self.done.place = epoch + 1, 0
                     yield epoch
                     self._save()
@@ -193,6 +196,13 @@ class Trainer:
                 raise Stopped(f"stopped in epoch {epoch}")
         self._add_up(seen, begin)
         self._end_epoch(epoch)
+
+    def _need_numbers(self, epoch: int) -> None:
+        if not self.stepper.is_finite():
+            raise ShardsieveError(
+                f"the training diverged in epoch {epoch}: weights are infinite or no numbers; "
+                "start again with a lower learning rate, in another run folder"
+            )
 
     def _steps(self) -> Iterator[tuple[list[tuple[int, Batch]], int]]:
         """Yield (batches of an optimiser step, each with its place; place after them)."""

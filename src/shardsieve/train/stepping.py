@@ -104,6 +104,10 @@ class Stepper:
         if self._ema is not None:
             self._ema.update_parameters(self.bare)
 
+    def is_finite(self) -> bool:
+        """Return whether every weight is a finite number; one that is not stays so for good."""
+        return bool(torch.stack([w.isfinite().all() for w in self.bare.parameters()]).all())
+
     def state_dict(self) -> dict[str, Any]:
         """Return weights, optimiser, average and the scaler of half precision."""
         scaler = self.accelerator.scaler
