@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardsieve.epoch import EpochOrder, default_window
-from shardsieve.order import shuffled_places
+from shardsieve.order import permutation, shuffled_places
 
 counts = st.lists(st.integers(0, 9), min_size=1, max_size=12)
 shuffles = st.sampled_from(["window", "global", "none"])
@@ -120,6 +120,11 @@ def test_the_orders_are_pinned():
     ]
     grouped = [(0, 0), (2, 1), (0, 1), (1, 0), (2, 0)]
     assert places(EpochOrder(kept, 1, 2, 2, groups=2, block=2)) == grouped
+    # Steps of two samples from five groups: what is left over goes to one here, another there.
+    uneven = EpochOrder(np.array([1, 1, 5, 2, 5, 0]), 1, 2, 2, groups=5, block=2)
+    wanted = [23, 41, 22, 30, 0, 44, 20, 42, 10, 43, 21, 31, 24, 40]
+    assert [10 * shard + ordinal for shard, ordinal in places(uneven)] == wanted
+    assert permutation(5, -1).tolist() == [3, 1, 2, 0, 4]
 
 
 def test_planning_needs_no_array_of_all_samples():
