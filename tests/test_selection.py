@@ -16,13 +16,20 @@ fractions = st.floats(0.01, 1.0)
 
 @pytest.mark.parametrize(
     ("n", "fraction", "kept"),
-    [(50_000, 1 - 0.9, 5000), (50_000, 0.2, 10_000), (10, 0.05, 1), (3, 0.5, 2), (7, 1.0, 7)],
+    [
+        (50_000, 1 - 0.9, 5000),
+        (50_000, 0.2, 10_000),
+        (10, 0.05, 1),
+        (3, 0.5, 2),
+        (7, 1.0, 7),
+        (0, 0.5, 0),
+    ],
 )
 def test_num_kept_rounds_half_up(n, fraction, kept):
     assert ss.num_kept(n, fraction) == kept
 
 
-@pytest.mark.parametrize("fraction", [0, -0.1, 1.01, float("nan")])
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.01, float("nan"), None, [0.5]])
 def test_a_fraction_outside_its_range_is_refused(fraction):
     with pytest.raises(ValueError, match=r"keep_fraction must lie in \(0, 1\]"):
         ss.num_kept(10, fraction)

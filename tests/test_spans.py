@@ -79,6 +79,8 @@ def test_nearly_everything_becomes_one_read():
     spans = planned(ranges, Storage(latency=0.03, bandwidth=90e6, in_flight=32))
     assert (len(spans.start), spans.nbytes) == (1, 99_900)
     assert len(planned(ranges, Storage(0, 1, 1)).start) == 100
+    cut = planned(ranges[:4], Storage(0, 1, 1, largest=200))
+    assert np.stack([cut.start, cut.stop], 1).tolist() == [[100, 300], [300, 500]]
 
 
 def test_samples_that_overlap_are_read_together():
