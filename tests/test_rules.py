@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tars import write_shards, write_tar
 
 import shardsieve as ss
+from shardsieve.rules import Asked, checked_rule
 from shardsieve.selection import class_quotas
 
 # Whole numbers: ties, edges of bins and negative values come up all the time.
@@ -190,7 +191,8 @@ def rows_of(store, **how):
 def test_select_is_each_rules_own_function(store):
     scores, labels = store.score("score"), store.labels()
     half = {"score": "score", "keep_fraction": 0.5}
-    ccs = ss.keep_ccs(scores, 0.5, seed=4).tolist()
+    ccs = ss.keep_ccs(scores, 0.5, bins=50, seed=4).tolist()
+    assert ss.keep_ccs(scores, 0.5, seed=4).tolist() == ccs
     assert rows_of(store, rule="ccs", seed=4, **half) == ccs
     assert rows_of(store, rule="stratified", hard_cutoff=0.0, seed=4, **half) == ccs
     how = {"hard_cutoff": 0.25, "bins": 5}
@@ -212,6 +214,12 @@ def test_select_is_each_rules_own_function(store):
     assert rows_of(store, rule="beta", **how) == want
     with pytest.raises(ss.MissingScoreError, match="difficulty must name the stored confidence"):
         ss.select(store, rule="beta", score="dual", keep_fraction=0.3)
+    store.put_score("torn", np.where(np.arange(40) % 2, -sure, np.nan))
+    how |= {"rule": "beta", "difficulty": "torn", "drop_missing": True}
+    want = ss.keep_beta(store.score("dual")[1::2], -store.score("torn")[1::2], 12 / 20, seed=4)
+    assert rows_of(store, **how) == (2 * want + 1).tolist()
+    with pytest.raises(ss.MissingScoreError, match="more than the 20 samples with scores 'dual'"):
+        ss.select(store, **how | {"keep_fraction": 0.6})
     want = ss.keep_moderate(store.embedding("mine"), labels, 0.3).tolist()
     assert rows_of(store, rule="moderate", keep_fraction=0.3) == want
 
@@ -242,6 +250,8 @@ def test_missing_scores_are_refused_or_left_out_by_every_rule(store, rule):
     assert len(kept) == (35 if rule == "threshold" else 20)
     if rule == "top":
         assert kept == scored[-20:].tolist()
+    if rule == "random":
+        assert kept == scored[ss.keep_random(35, 20 / 35)].tolist()
     if rule == "ccs":
         own = ss.keep_ccs(store.score("holes")[scored], 20 / 35)
         assert kept == scored[own].tolist()
@@ -297,13 +307,20 @@ MISUSED = {
         {"rule": "threshold", "threshold": float("nan")},
         r"^threshold must be a number, got nan",
     ),
+    "no fraction": ({"keep_fraction": None}, r"^keep_fraction must be given for rule 'top', "),
 }
+SEEN_IN_THE_STORE = {"cut of too much", "floors above what is kept", "no fraction"}
 
 
-@pytest.mark.parametrize(("how", "message"), MISUSED.values(), ids=MISUSED)
-def test_an_option_of_another_rule_is_refused(store, how, message):
+@pytest.mark.parametrize("name", MISUSED)
+def test_an_option_of_another_rule_is_refused(store, name):
+    how, message = MISUSED[name]
+    asked = {"rule": "top", "score": "score", "keep_fraction": 0.5, **how}
     with pytest.raises(ValueError, match=message):
-        ss.select(store, **{"score": "score", "keep_fraction": 0.5, **how})
+        ss.select(store, **asked)
+    if name not in SEEN_IN_THE_STORE:
+        with pytest.raises(ValueError, match=message):
+            checked_rule(asked.pop("rule"), Asked(**asked))
 
 
 def test_wrong_arrays_are_refused():

@@ -109,7 +109,7 @@ class Steps:
 
         Places without a sample, in a padded tail or a step that lent some, are counted.
         """
-        if len(self) == 0 or self.tail != "uneven":
-            return len(self) * self.batch_size
+        if len(self) == 0:
+            return 0
         last = len(self) - 1
         return last * self.batch_size + self.size(last, rank)
