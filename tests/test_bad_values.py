@@ -253,3 +253,25 @@ def test_weights_are_not_rounded_to_losses_of_few_bits():
     mean.backward()
     assert float(mean.detach()) == pytest.approx((1.2345 + 3 * 0.77) / 2, rel=1e-6)
     assert losses.grad.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("policy", "name", "wrong"),
+    [
+        (ss.EpsilonGreedy, "epsilon", 1.1),
+        (ss.EpsilonGreedy, "epsilon", -0.1),
+        (ss.UCB, "alpha", 0),
+        (ss.UCB, "alpha", 1.1),
+        (ss.UCB, "keep_fraction", 1.1),
+        (ss.InfoBatch, "prune_probability", 1.0),
+        (ss.InfoBatch, "quantile", 1.0),
+        (ss.SeTa, "ratio", 1.0),
+        (ss.SeTa, "alpha", 0),
+        (ss.SeTa, "alpha", 1.1),
+        (ss.SeTa, "rounding", "floor"),
+    ],
+)
+def test_settings_of_policies_out_of_range_are_refused(policy, name, wrong):
+    needed = {} if policy in (ss.InfoBatch, ss.SeTa) else {"keep_fraction": 0.5}
+    with pytest.raises(ValueError, match=rf"^{name} must .*got '?{wrong}"):
+        policy(**needed | {name: wrong})

@@ -108,6 +108,11 @@ def test_a_stored_score_is_a_prior(store):
     policy = ss.EpsilonGreedy(0.3, epsilon=0.0, prior="up")
     policy.bind(store)
     assert policy.choose(0).rows.tolist() == list(range(70, 100))
+    for pruned_at_once in (ss.InfoBatch(prior="up"), ss.SeTa(0.0, alpha=0.6, prior="up")):
+        pruned_at_once.bind(store)
+        expected = pruned_at_once.expect(0)
+        assert expected.low < expected.kept < expected.high == 100
+        assert len(pruned_at_once.choose(0).rows) < 100
 
 
 # InfoBatch ---------------------------------------------------------------------------------
@@ -269,6 +274,7 @@ def test_expected_counts_hold(store, name):
         expected = policy.expect(epoch)
         assert expected.low <= len(choice.rows) <= expected.high
         assert expected.low <= expected.kept <= expected.high
+        assert epoch or expected == (len(choice.rows),) * 3
 
 
 @pytest.mark.parametrize("name", ["greedy", "ucb", "infobatch", "seta"])

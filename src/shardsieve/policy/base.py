@@ -300,8 +300,12 @@ def in_unit(name: str, value: float) -> float:
 def is_last_part(epoch: int, num_epochs: int | None, delta: float) -> bool:
     """Return whether an epoch is among the last (1 - delta) of the run: at least the last one.
 
+    With delta 1 none is.
+
     >>> [is_last_part(epoch, 6, 0.875) for epoch in (4, 5)]
     [False, True]
+    >>> is_last_part(5, 6, 1)
+    False
     >>> is_last_part(55, 100, 0.55)
     True
     """
