@@ -113,6 +113,9 @@ def test_a_stored_score_is_a_prior(store):
         expected = pruned_at_once.expect(0)
         assert expected.low < expected.kept < expected.high == 100
         assert len(pruned_at_once.choose(0).rows) < 100
+    store.put_score("torn", np.where(np.arange(100) == 7, np.nan, 1.0))
+    with pytest.raises(ss.MissingScoreError, match="'torn' must be there for every sample"):
+        ss.UCB(0.3, prior="torn").bind(store)
 
 
 # InfoBatch ---------------------------------------------------------------------------------
@@ -235,6 +238,12 @@ def test_seta_never_trains_on_nothing(store, hard):
 def test_seta_rounds_as_paper_or_code():
     assert [ss.SeTa(alpha=0.9, rounding=r).width for r in ("ceil", "round")] == [5, 4]
     assert ss.SeTa(alpha=0.6).width == 3
+
+
+@pytest.mark.parametrize(("epochs", "kept"), [(1, [80]), (2, [80, 40]), (5, [80, 70, 60, 50, 40])])
+def test_a_keep_fraction_is_annealed_in_equal_steps_from_the_first_to_the_last(store, epochs, kept):
+    choices = fed(ss.AnnealedScore("up", 0.8, 0.4, epochs), store, epochs, LOSSES)
+    assert [choice.rows.tolist() for choice in choices] == [list(range(100))[-k:] for k in kept]
 
 
 # All of them -------------------------------------------------------------------------------
