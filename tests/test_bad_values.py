@@ -1,5 +1,7 @@
 """What is no number, no id or no name is refused from Python too, and nothing is lost by it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -275,3 +277,21 @@ def test_settings_of_policies_out_of_range_are_refused(policy, name, wrong):
     needed = {} if policy in (ss.InfoBatch, ss.SeTa) else {"keep_fraction": 0.5}
     with pytest.raises(ValueError, match=rf"^{name} must .*got '?{wrong}"):
         policy(**needed | {name: wrong})
+
+
+@pytest.mark.parametrize(
+    "batch", [{"image": 1}, [{"image": 1}] * 2, (torch.ones(2, 3), torch.ones(2)), object()]
+)
+def test_a_batch_without_weights_is_told_the_cure(batch):
+    with pytest.raises(ValueError, match=r"one weight per sample, got a .* hand on `__weight__`"):
+        ss.weighted(torch.ones(2), batch)
+
+
+def test_weights_are_found_in_a_batch_of_any_form():
+    weights = torch.tensor([2.0, 1.0])
+    samples = [{"__weight__": 2.0}, {"__weight__": 1.0}]
+    for batch in (weights, samples, {"__weight__": weights}, SimpleNamespace(weights=weights)):
+        assert ss.weighted(torch.tensor([1.0, 2.0]), batch) == 2
+    for losses in (torch.ones(3), torch.ones(2, 1), torch.ones(2, 2)):
+        with pytest.raises(ValueError, match="losses must have one value per weight"):
+            ss.weighted(losses, weights)

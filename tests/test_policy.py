@@ -493,11 +493,3 @@ def test_a_state_of_something_else_is_refused(store, how):
     sampler = ss.PrunedShardSampler(store, **how)
     with pytest.raises(ss.StoreMismatchError, match="belongs to another plan"):
         sampler.load_state_dict({"epoch": 3})
-
-
-@pytest.mark.parametrize(
-    "batch", [{"image": 1}, [{"image": 1}] * 2, (torch.ones(2, 3), torch.ones(2)), object()]
-)
-def test_a_batch_without_weights_is_told_the_cure(batch):
-    with pytest.raises(ValueError, match=r"one weight per sample, got a .* hand on `__weight__`"):
-        ss.weighted(torch.ones(2), batch)
