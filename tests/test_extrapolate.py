@@ -23,6 +23,18 @@ def test_predictions_match_the_reference(setup, weights):
     got = KNN(k, weights).fit(seeds, scores).predict(points)
     want = [reference.knn(seeds.tolist(), scores.tolist(), p, k, weights) for p in points.tolist()]
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    assert scores.min() <= got.min() <= got.max() <= scores.max()
+
+
+@given(
+    st.floats(-(2.0**99), 2.0**99, width=32),
+    st.integers(1, 40),
+    st.sampled_from(["exp", "inverse"]),
+)
+def test_neighbours_that_agree_are_agreed_with_to_the_bit(score, k, weights):
+    seeds, _, points = draw(40, 3, 0)
+    got = KNN(k, weights).fit(seeds, np.full(40, score)).predict(points)
+    assert set(got.tolist()) == {score}
 
 
 @given(setups)
@@ -80,6 +92,7 @@ def test_agreement_and_ranks_match_values_worked_by_hand():
         (lambda: KNN().fit([[1.0]], [1.0, 2.0]), r"scores must have shape \(1,\)"),
         (lambda: KNN().fit([[np.nan]], [1.0]), "row 0 is not"),
         (lambda: KNN().fit([[1.0]], [np.nan]), "got nan for seed 0"),
+        (lambda: KNN(metric="cosine").fit([[2.0], [0.0]], [1.0, 2.0]), "a zero vector in row 1; "),
         (lambda: KNN().fit([[1.0]], [1.0]).predict([[1.0, 2.0]]), r"shape \(n, 1\)"),
         (lambda: cross_validate(KNN, [[1.0]] * 3, [1.0] * 3), r"folds must lie in \[2, 3\]"),
     ],

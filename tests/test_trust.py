@@ -114,6 +114,7 @@ def test_matching_widens_what_neighbours_have_averaged_and_changes_no_rank():
 def test_spread_is_that_of_numbers_worked_by_hand():
     got = spread([0, 0, 4, 4], [1, 1, 2, 2])
     assert (got.measured_std, got.predicted_std, got.ratio, got.slope) == (2, 0.5, 0.25, 4)
+    assert spread(range(101), range(100, -1, -1)).measured == [5, 25, 50, 75, 95]
     assert spread([1, 1], [0, 1]).ratio == spread([0, 1], [1, 1]).slope == 0
 
 

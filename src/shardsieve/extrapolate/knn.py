@@ -158,11 +158,9 @@ class KNN:
         shares = _shares(distances, min(k, len(self._scores)))
         weights = shares * self._weigh(distances)
         scores = self._scores[ids].astype(np.float64)
+        # float64 errs too little to leave the range of float32 scores.
         means = (weights * scores).sum(axis=1) / weights.sum(axis=1)
-        # Rounding must not push a mean out of its neighbours' range.
-        low = np.where(shares > 0, scores, np.inf).min(axis=1)
-        high = np.where(shares > 0, scores, -np.inf).max(axis=1)
-        return np.asarray(np.clip(means, low, high), dtype=np.float32)
+        return np.asarray(means, dtype=np.float32)
 
     def _weigh(self, distances: Doubles) -> Doubles:
         nearest = distances[:, :1]
