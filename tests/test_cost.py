@@ -100,6 +100,9 @@ def test_a_ledger_balances(scoring, training, keep):
         full.device_seconds - scoring.device_seconds - training.device_seconds, abs=0.001
     )
     even = made["break_even_keep_fraction"]
+    left = full.device_seconds - scoring.device_seconds
+    if training.device_seconds > 1 and abs(left) > 1e-6 * full.device_seconds:
+        assert (even is None) == (left < 0)
     if even is not None and even < 1 and training.device_seconds > 1:
         at_even = scoring.device_seconds + full.device_seconds * even
         assert at_even == pytest.approx(full.device_seconds, rel=1e-3)

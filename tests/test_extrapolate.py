@@ -91,6 +91,7 @@ def test_agreement_and_ranks_match_values_worked_by_hand():
         (lambda: KNN().predict([[1.0]]), "must be fitted"),
         (lambda: KNN().fit([[1.0]], [1.0, 2.0]), r"scores must have shape \(1,\)"),
         (lambda: KNN().fit([[np.nan]], [1.0]), "row 0 is not"),
+        (lambda: KNN().fit([[1.0], [1e300]], [1.0, 2.0]), "got inf: row 1 is not"),
         (lambda: KNN().fit([[1.0]], [np.nan]), "got nan for seed 0"),
         (lambda: KNN(metric="cosine").fit([[2.0], [0.0]], [1.0, 2.0]), "a zero vector in row 1; "),
         (lambda: KNN().fit([[1.0]], [1.0]).predict([[1.0, 2.0]]), r"shape \(n, 1\)"),

@@ -15,7 +15,13 @@ import shardsieve as ss
 from shardsieve import scores
 from shardsieve.commands.scoring import score_from_embedding
 from shardsieve.extrapolate import neighbours
-from shardsieve.scores import StreamingDUAL, StreamingMoments, oriented
+from shardsieve.scores import (
+    StreamingDUAL,
+    StreamingDynamicUncertainty,
+    StreamingMoments,
+    StreamingTDDS,
+    oriented,
+)
 
 
 @st.composite
@@ -351,6 +357,22 @@ REFUSED = {
     "dual too early": (
         lambda: StreamingDUAL(2, 3).score(),
         r"^updates must bring at least window=3 values per sample, got 0 for sample 0; ",
+    ),
+    "a probability above 1": (
+        lambda: StreamingDUAL(2, 3).update([1], [1.5]),
+        r"^values must lie in \[0, 1\], got 1.5 for sample 1; ",
+    ),
+    "a window of one": (
+        lambda: StreamingDUAL(2, 1),
+        r"^window must be a whole number of at least 2, got 1",
+    ),
+    "a window of one, without the mean": (
+        lambda: StreamingDynamicUncertainty(2, 1),
+        r"^window must be a whole number of at least 2, got 1",
+    ),
+    "a window of one divergence": (
+        lambda: StreamingTDDS(2, 2),
+        r"^window must be a whole number of at least 3, got 2",
     ),
     "no value yet": (
         lambda: StreamingMoments(1).mean(),

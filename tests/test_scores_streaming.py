@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 from recordings import presentations, same, tracks, updates
 
 from shardsieve import scores
-from shardsieve.scores import StreamingDynamicUncertainty, StreamingForgetting, StreamingTDDS
+from shardsieve.scores import (
+    StreamingDUAL,
+    StreamingDynamicUncertainty,
+    StreamingForgetting,
+    StreamingTDDS,
+)
 
 
 @given(tracks(least_epochs=3), st.booleans(), st.booleans(), st.data())
@@ -50,6 +55,25 @@ def test_a_sample_that_missed_epochs_is_scored_from_the_values_it_has():
         stream.update(shown, [tracks_of[i][epoch // (1 + i)] for i in shown])
     want = [scores.dynamic_uncertainty(track[:, None], 4)[0] for track in tracks_of]
     np.testing.assert_array_equal(stream.score(), want)
+
+
+def test_without_settings_they_are_the_batch_forms_without_settings():
+    values, everyone = np.random.default_rng(2).random((15, 3)), np.arange(3)
+    for stream, batch in (
+        (StreamingDynamicUncertainty(3), scores.dynamic_uncertainty),
+        (StreamingDUAL(3), scores.dual),
+        (StreamingTDDS(3), scores.tdds_from_divergence),
+    ):
+        for row in values:
+            stream.update(everyone, row)
+        np.testing.assert_array_equal(stream.score(), batch(values))
+
+
+def test_a_state_of_squared_norms_is_not_one_of_norms():
+    norms, squares = StreamingTDDS(2, 3), StreamingTDDS(2, 3, squared=True)
+    for one, other in ((norms, squares), (squares, norms)):
+        with pytest.raises(ValueError, match="state must hold "):
+            one.load_state_dict(other.state_dict())
 
 
 STREAMS = {

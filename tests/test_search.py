@@ -34,7 +34,8 @@ def cloud():
 
 
 @pytest.mark.parametrize("kind", FAST)
-def test_what_is_found_is_measured_exactly_and_recall_is_what_it_says(cloud, kind):
+def test_what_is_found_is_measured_exactly_and_recall_is_what_it_says(cloud, kind, monkeypatch):
+    monkeypatch.setattr("shardsieve.extrapolate.approximate._BLOCK", 1000)
     seeds, _, points = cloud
     search = choose_search(seeds, points, 10, kind=kind, recall=0.9)
     assert isinstance(search, CodedSearch)
@@ -131,12 +132,14 @@ def test_equal_seeds_and_far_queries_do_no_harm():
 
 
 @settings(max_examples=20)
-@given(st.integers(1, 300), st.integers(1, 30), st.integers(0, 9))
-def test_exact_neighbours_are_those_of_brute_force(count, k, seed):
+@given(st.integers(1, 300), st.integers(1, 30), st.integers(0, 9), st.sampled_from([2**22, 90]))
+def test_exact_neighbours_are_those_of_brute_force(count, k, seed, at_once):
     rng = np.random.default_rng(seed)
     seeds = rng.integers(-2, 3, size=(count, 3)).astype(np.float32)
     points = rng.integers(-2, 3, size=(9, 3)).astype(np.float32)
-    ids, distances = neighbours(seeds, points, k)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shardsieve.extrapolate.search._BUDGET", at_once)
+        ids, distances = neighbours(seeds, points, k)
     want_ids, want = brute(seeds, points, k)
     np.testing.assert_array_equal(ids, want_ids)
     np.testing.assert_allclose(distances, want)
