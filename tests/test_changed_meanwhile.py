@@ -2,8 +2,10 @@
 
 import fcntl
 import os
+from contextlib import nullcontext
 
 import pytest
+from obstore import exceptions
 from tars import write_shards
 
 import shardsieve as ss
@@ -73,3 +75,19 @@ def test_who_appends_waits_until_a_score_is_listed(tmp_path, monkeypatch):
     assert len(locked) >= 2
     monkeypatch.undo()
     store.put_score("again", range(3))
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_only_what_another_process_changed_is_written_again(monkeypatch, changed):
+    class Unchanged:
+        root_unchanged = nullcontext
+
+    def consolidate(group):
+        tried.append(group)
+        raise ss.ShardsieveError("no") from (exceptions.PreconditionError("") if changed else None)
+
+    tried = []
+    monkeypatch.setattr(contents, "_consolidate", consolidate)
+    with pytest.raises(ss.ShardsieveError, match="no"):
+        contents._consolidate_objects(None, Unchanged())
+    assert len(tried) == (contents._ATTEMPTS if changed else 1)

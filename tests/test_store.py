@@ -309,3 +309,12 @@ def test_a_program_ends_in_silence_on_a_machine_at_work(shards, tmp_path):
     command = [sys.executable, "-c", ENDING, tmp_path / "s.zarr"]
     done = subprocess.run(command, capture_output=True, timeout=200)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_keys_of_many_shards_are_read_together(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("shardsieve.store.store._KEYS_AT_ONCE", 2)
+    store = ss.index(shards, tmp_path / "s.zarr")
+    assert list(store.keys_by_shard()) == [store.keys(shard) for shard in range(3)]
+    (store.path / "sample/key/c/2/0").unlink()
+    with pytest.raises(ss.StoreFormatError, match=r"held of shard .*s-002\.tar"):
+        list(store.keys_by_shard())

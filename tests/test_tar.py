@@ -4,6 +4,7 @@ import gzip
 import io
 import tarfile
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from tars import by_webdataset, content, write_tar
 from shardsieve import CorruptShardError
 from shardsieve.io.local import mapped
 from shardsieve.shards import names, tar
+from shardsieve.shards.fingerprint import index_fingerprint, table_fingerprint
 from shardsieve.shards.tar import parse_sample, plain_fields, sample_table
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
@@ -95,6 +97,33 @@ def test_a_sparse_member_is_refused(tmp_path, records):
         tar.addfile(info)
     with pytest.raises(CorruptShardError, match=r"holds the sparse file a\.bin; pack it plainly"):
         table_of(tmp_path / "x.tar")
+
+
+def test_a_sparse_member_of_old_gnu_tar_is_refused(tmp_path):
+    info = tarfile.TarInfo("a.bin")
+    info.type = tarfile.GNUTYPE_SPARSE
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        tar.addfile(info)
+        tar.addfile(tarfile.TarInfo("b.jpg"))
+    with pytest.raises(CorruptShardError, match=r"holds the sparse file a\.bin; pack it plainly"):
+        table_of(tmp_path / "x.tar")
+
+
+def test_pax_records_may_be_filled_up_with_zeros(tmp_path):
+    records = b"15 path=ab.jpg\n" + bytes(4)
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, len(records)
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        tar.addfile(info, io.BytesIO(records))
+        tar.addfile(tarfile.TarInfo("other.jpg"))
+    assert table_of(tmp_path / "x.tar").keys == ["ab"]
+
+
+def test_fingerprints_are_pinned():
+    """Stores of earlier releases are compared by them."""
+    table = table_fingerprint(["a", "b"], np.array([0, 1024]), np.array([1024, 512]))
+    assert table == "e483ce35c2d83a2b681d1c056c196e25"
+    assert index_fingerprint([table, "x"]) == "47f242052b7ef12fd6e8de1379824d66"
 
 
 def test_samples_with_missing_members_are_counted(tmp_path):
