@@ -230,13 +230,14 @@ def test_accumulated_batches_of_any_sizes_make_the_step_of_one_large_batch(sizes
 def test_progress_ends_at_the_steps_that_were_announced(store, accumulate):
     config = TrainConfig(epochs=2, batch_size=64, size=8, channels=1, accumulate=accumulate)
     keep = ss.select(store, keep_fraction=0.8, rule="random")
-    trainer = Trainer(plain_net(1), store, keep, config, Accelerator(cpu=True))
-    told = []
-    for _ in trainer.epochs(progress=lambda done, total, note="": told.append((done, total))):
-        pass
+    net, told = plain_net(1).eval(), []
+    trainer = Trainer(net, store, keep, config, Accelerator(cpu=True))
+    step = lambda done, total, note="": told.append((done, total, net.training))  # noqa: E731
+    for _ in trainer.epochs(progress=step):
+        net.eval()
     of_epoch = -(-len(keep) // (64 * accumulate))
     assert len(keep) % (64 * accumulate)
-    assert told == [(done, 2 * of_epoch) for done in range(1, 2 * of_epoch + 1)]
+    assert told == [(done, 2 * of_epoch, True) for done in range(1, 2 * of_epoch + 1)]
 
 
 def test_one_value_per_channel_is_normalised_by_the_running_statistics():

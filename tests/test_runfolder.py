@@ -1,14 +1,17 @@
 """A run's folder belongs to one run, and to one process at a time."""
 
+import os
 import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import shardsieve as ss
+from shardsieve.io.replacing import write_whole
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.machines import enter_run
 from shardsieve.train.runfolder import RunFolder
@@ -94,3 +97,24 @@ def test_checkpoints_of_a_finished_run_go_though_it_was_killed_before(tmp_path):
     run.write_json("result.json", {"steps": 10})
     assert enter_run(make_accelerator(), run, identity) == {"steps": 10}
     assert run.newest_checkpoint() is None
+
+
+def test_files_are_on_disk_before_they_have_their_names(tmp_path, monkeypatch):
+    """A power cut leaves the file of before or the whole new one."""
+    done, fsync, replace = [], os.fsync, Path.replace
+
+    def noted(file):
+        done.append(os.fstat(file).st_size)
+        fsync(file)
+
+    def renamed(path, target):
+        done.append(target)
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "replace", renamed)
+    RunFolder(tmp_path).write_json("result.json", {"steps": 1})
+    RunFolder(tmp_path).save_checkpoint({"weights": torch.zeros(1000)}, 1)
+    write_whole(tmp_path / "report.html", b"x" * 10_000)
+    assert [path.name[:10] for path in done[1::2]] == ["result.jso", "checkpoint", "report.htm"]
+    assert done[::2] == [path.stat().st_size for path in done[1::2]]

@@ -235,6 +235,8 @@ def test_patterns_name_shards_in_order(shards, tmp_path):
     for pattern in (f"{folder}/t-*.tar", f"{folder}/t-{{0..1}}.tar"):
         with pytest.raises(ss.ShardsieveError, match="no shards match"):
             expand_urls(pattern)
+    with pytest.raises(ss.ShardsieveError, match=r"a local file, got s3://bucket/l\.txt"):
+        expand_urls("s3://bucket/l.txt")
     with pytest.raises(ss.ShardsieveError, match="twice"):
         expand_urls([want[0], want[0]])
     with pytest.raises(ss.ShardsieveError, match=r"s-000\.tar twice as .*\.\./"):

@@ -88,8 +88,8 @@ def matched_epochs(full_epochs: int, *, full: int, seeds: int, batch: int) -> in
 def matched_window(window: int, *, epochs: int, full_epochs: int) -> int:
     """Return the window that is as long, in steps, as a full run's, at least 3 and below `epochs`.
 
-    >>> matched_window(10, epochs=59, full_epochs=12)
-    49
+    >>> matched_window(10, epochs=59, full_epochs=12), matched_window(10, epochs=8, full_epochs=4)
+    (49, 7)
     """
     return max(3, min(round(window * epochs / full_epochs), epochs - 1))
 
