@@ -24,10 +24,12 @@ def test_uneven_gives_each_sample_once_and_no_rank_an_empty_step(total, batch, w
         sizes = [steps.size(step, rank) for rank in range(world)]
         for start, stop in shares:
             seen += range(start, stop)
+        assert steps.places_done(step + 1) == len(seen)
         repeats += sum(sizes) - sum(stop - start for start, stop in shares)
         assert 1 <= min(sizes) <= max(sizes) <= batch
         assert max(sizes) - min(sizes) <= 1
     assert seen == list(range(total))
+    assert (steps.places_done(0), steps.places_done(len(steps) + 1)) == (0, total)
     lends = batch > 1 and total >= world
     assert repeats == (0 if lends else -total % world)
     for rank in range(world):
@@ -41,6 +43,8 @@ def test_uneven_gives_each_sample_once_and_no_rank_an_empty_step(total, batch, w
         (lambda: Steps(5, 0, 1), "batch_size must be at least 1"),
         (lambda: Steps(5, 1, 1, "even"), "tail must be one of"),
         (lambda: World(2, 2), r"rank must lie in \[0, 2\), got 2"),
+        (lambda: World(0.5, 2), "rank and size must be whole numbers, got 0.5 of 2"),
+        (lambda: World(0, 2.0), "rank and size must be whole numbers, got 0 of 2.0"),
     ],
 )
 def test_bad_arguments_are_refused(call, message):

@@ -14,6 +14,7 @@ from tars import write_shards, write_tar
 import shardsieve as ss
 from shardsieve.rules import Asked, checked_rule
 from shardsieve.selection import class_quotas
+from shardsieve.strata import without_hardest
 
 # Whole numbers: ties, edges of bins and negative values come up all the time.
 values = st.lists(st.integers(-6, 9), min_size=1, max_size=60)
@@ -340,6 +341,17 @@ def test_wrong_arrays_are_refused():
         ss.keep_top([[1.0, 2.0]], 0.5)
     with pytest.raises(ValueError, match=r"^labels must be integers, got float64"):
         ss.keep_class_balanced([1.0, 2.0], [0.0, 1.0], 0.5)
+    with pytest.raises(ValueError, match=r"^labels must have shape \(2,\), got \(\)"):
+        ss.keep_stratified([1.0, 2.0], 0.3, 0.5)
+    for wrong in (-1, 1.5):
+        with pytest.raises(ValueError, match=rf"^class_floor must be at least 0, got {wrong}"):
+            ss.keep_class_balanced([1.0, 2.0], [0, 1], 0.5, class_floor=wrong)
+        with pytest.raises(ValueError, match=rf"^num_samples must be a whole number.*got {wrong}"):
+            ss.num_kept(wrong, 0.5)
+    with pytest.raises(ValueError, match=r"^bins must be at most 1000000, got 1000001"):
+        ss.keep_ccs([1.0, 2.0], 0.5, bins=1_000_001)
+    with pytest.raises(ValueError, match=r"^hard_cutoff must lie in \[0, 1\), got 1.0"):
+        without_hardest(np.ones(2), 1.0)
 
 
 # Loaders -----------------------------------------------------------------------------------

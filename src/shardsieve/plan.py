@@ -74,9 +74,9 @@ class Steps:
         last, rest = len(self) - 1, self.total % self.global_batch
         lends = self.tail == "uneven" and self.batch_size > 1 and last > 0
         borrowed = max(self.world_size - rest, 0) if rest and lends else 0
-        if step == last and borrowed:
+        if step == last:
             start -= borrowed
-        elif step == last - 1 and borrowed:
+        elif step == last - 1:
             stop -= borrowed
         return start, min(stop, self.total)
 
