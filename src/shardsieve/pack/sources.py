@@ -12,6 +12,7 @@ from PIL import Image
 
 from shardsieve._errors import MissingDependencyError, ShardsieveError
 from shardsieve.order import permutation
+from shardsieve.pack.places import is_places, places_splits
 from shardsieve.selection import class_quotas
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -43,7 +44,8 @@ def find_splits(source: str | Path, *, test_fraction: float = 0.0, seed: int = 0
     Args:
         source: `digits`, `fashion-mnist`, a folder with the four IDX files (gzipped or not), or an
             image folder `CLASS/...` or `{train,test,val}/CLASS/...`; a split may lie flat in
-            `images/` beside a `NAME_annotations.txt`, as in Tiny-ImageNet.
+            `images/` beside a `NAME_annotations.txt`, as in Tiny-ImageNet; or Places365 as it is
+            handed out, with its lists.
         test_fraction: Share of every class held out for `test` where the source has no split of
             its own, in `[0, 1)`. Digits default to 0.2.
         seed: Of that draw.
@@ -68,6 +70,9 @@ def find_splits(source: str | Path, *, test_fraction: float = 0.0, seed: int = 0
         )
     if _idx_file(folder, "train-images-idx3-ubyte") is not None:
         return _idx_splits(folder)
+    if is_places(folder):
+        classes, listed = places_splits(folder)
+        return [_of_files(one.name, classes, one.files, one.labels) for one in listed]
     own = [name for name in _SPLITS if (folder / name).is_dir()]
     if own:
         classes = _class_names(folder / own[0])
@@ -104,8 +109,10 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 
 def _image_folder(folder: Path, name: str, classes: tuple[str, ...]) -> Split:
     find = _annotated if _annotations(folder).is_file() else _by_class
-    files, labels = find(folder, classes)
+    return _of_files(name, classes, *find(folder, classes))
 
+
+def _of_files(name: str, classes: tuple[str, ...], files: list[Path], labels: list[int]) -> Split:
     def read(row: int) -> tuple[str, bytes]:
         data = files[row].read_bytes()
         if not data:
@@ -122,6 +129,14 @@ def _annotations(folder: Path) -> Path:
 def _by_class(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], list[int]]:
     files: list[Path] = []
     labels: list[int] = []
+    held = {p.name for p in folder.iterdir() if p.is_dir()}
+    odd = sorted(held.symmetric_difference(classes))
+    if odd:
+        what = "one more" if odd[0] in held else "none"
+        raise ShardsieveError(
+            f"{folder} must have a folder for every class of {folder.parent}, got {what} for "
+            f"{odd[0]}; sort its images into the same class folders, or move it elsewhere"
+        )
     for label, class_name in enumerate(classes):
         images = (folder / class_name).rglob("*")
         found = sorted(p for p in images if p.suffix.lower() in SUFFIXES and p.is_file())
