@@ -21,6 +21,7 @@ from shardsieve.pack.beton import pack_beton
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
 from shardsieve.train.ffcv_batches import grey
+from shardsieve.train.images import ImageDecoder
 from shardsieve.train.loading import make_loader
 from shardsieve.train.loop import Trainer
 from shardsieve.train.nets import light, load_model
@@ -47,6 +48,10 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def store(folder):
     return ss.open_store(folder / "train.zarr")
+
+
+def slowly(store):
+    return ss.ShardDataset(store, ImageDecoder(size=8))
 
 
 def in_order(store, **settings):
@@ -104,7 +109,7 @@ def test_images_of_other_sizes_are_scaled_and_cut_as_those_of_tars(tmp_path):
 def test_batches_may_be_kept_and_know_their_samples(store):
     """FFCV fills the same memory again after a few batches."""
     sampler = ss.PrunedShardSampler(store, keep_fraction=0.4, rule="random", batch_size=64)
-    held = list(FfcvImages(store, sampler, batch_size=64, size=8))
+    held = list(FfcvImages(store, sampler, slowly=slowly(store), batch_size=64, size=8))
     assert len(held) == 9
     raw = ss.ShardDataset(store)
     for images, labels, ids, weights in ((*b, b.ids, b.weights) for b in held):
@@ -119,7 +124,7 @@ def test_batches_may_be_kept_and_know_their_samples(store):
 def test_a_policys_weights_come_with_the_batches(store):
     policy = ss.InfoBatch(num_epochs=3)
     sampler = ss.PrunedShardSampler(store, policy=policy, batch_size=64)
-    images = FfcvImages(store, sampler, batch_size=64, size=8)
+    images = FfcvImages(store, sampler, slowly=slowly(store), batch_size=64, size=8)
     for batch in images:
         sampler.update(batch.ids, batch.ids.float())  # the loss of a row is its number
     sampler.set_epoch(1)

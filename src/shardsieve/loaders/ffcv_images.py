@@ -13,11 +13,14 @@ from torch.utils.data import BatchSampler
 from shardsieve._errors import MissingDependencyError, ShardsieveError
 from shardsieve.io.counts import Counts
 from shardsieve.io.source import cheap_fingerprint
+from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.loaders.ffcv import NO_FFCV, Batch
 from shardsieve.loaders.ledger import Ledger
 from shardsieve.loaders.sampler import PrunedShardSampler
 from shardsieve.shards.beton import IMAGE, Beton, read_beton
 from shardsieve.store.store import Store
+
+_AHEAD = 3
 
 
 class FfcvImages:
@@ -25,12 +28,12 @@ class FfcvImages:
 
     For the training loop it is what a `DataLoader` over a `ShardDataset` is for tars: the sampler
     decides order, ranks, keep set, weights and where to go on. Images are scaled so that they fill
-    the square and cut in the centre, unless all of them have that size.
+    the square and cut in the centre, unless they have that size.
 
     Attributes:
         sampler: Where the ids come from.
         ledger: Bytes of the samples that were asked for; FFCV reads them through the page cache.
-        unreadable: Always empty: FFCV does not tell an image that it cannot decode.
+        slowly: Reads what FFCV could not decode, or had no room for.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class FfcvImages:
         store: Store,
         sampler: PrunedShardSampler,
         *,
+        slowly: ShardDataset,
         batch_size: int,
         size: int,
         threads: int = 1,
@@ -48,6 +52,8 @@ class FfcvImages:
         Args:
             store: Of one `.beton` with an image field.
             sampler: Of that store.
+            slowly: Of that store, decoding to tuples of the image, uint8 (3, size, size), its
+                label and its id; what it skips is left out of the batches.
             batch_size: Of one rank.
             size: Pixels per side.
             threads: Of FFCV, per rank.
@@ -58,7 +64,7 @@ class FfcvImages:
             ShardsieveError: If the file has no image field.
         """
         self.store, self.sampler, self.batch_size = store, sampler, batch_size
-        self.ledger, self.unreadable = Ledger(), list[int]()
+        self.slowly, self.ledger = slowly, Ledger()
         self._labels = torch.from_numpy(store.labels() if labels is None else labels)
         self._lengths = store.ranges[..., 1].reshape(-1)[: len(store)]
         most = min(max(threads, 1), os.cpu_count() or 1)
@@ -69,6 +75,11 @@ class FfcvImages:
     def dataset(self) -> "FfcvImages":
         """Itself: where a `DataLoader` keeps what was read and what could not be."""
         return self
+
+    @property
+    def unreadable(self) -> list[int]:
+        """Ids of the samples skipped so far, ascending."""
+        return self.slowly.unreadable
 
     def __len__(self) -> int:
         return -(-len(self.sampler) // self.batch_size)
@@ -93,13 +104,38 @@ class FfcvImages:
     def _batch(self, rows: NDArray[np.int64], weights: torch.Tensor, images: torch.Tensor) -> Batch:
         kept = int(self._lengths[rows].sum())
         self.ledger.add(Counts(kept=kept, read=kept, requests=len(rows)))
-        ids = torch.from_numpy(rows)
         # FFCV fills the same memory again some batches later; a GPU is sent pinned memory.
         how: Any = {"dtype": images.dtype, "pin_memory": torch.cuda.is_available()}
-        own = torch.empty(images.shape, **how).copy_(images)
+        own, ids = torch.empty(images.shape, **how).copy_(images), torch.from_numpy(rows)
+        own, ids, weights = self._completed(own, ids, weights)
         batch = Batch((own, self._labels[ids]))
         batch.ids, batch.weights = ids, weights
         return batch
+
+    def _completed(
+        self, images: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Decode black images again; leave out those that cannot be read.
+
+        What stands in for a batch of which nothing can be read has weight 0.
+        """
+        good = torch.ones(len(ids), dtype=torch.bool)
+        for row in _black(images):
+            image, _, found, *_ = self.slowly[int(ids[row])]
+            good[row], images[row] = found == ids[row], image
+        if good.all():
+            return images, ids, weights
+        if not good.any():
+            return images[-1:], torch.tensor([found]), torch.zeros(1)
+        return images[good], ids[good], weights[good]
+
+
+def _black(images: torch.Tensor) -> list[int]:
+    """Return which images are black, of those that are black in the middle."""
+    middle = images[:, :, images.shape[2] // 2]
+    rows = (middle.flatten(1).amax(dim=1) == 0).nonzero()[:, 0]
+    found: list[int] = rows[images[rows].flatten(1).amax(dim=1) == 0].tolist()
+    return found
 
 
 def need_ffcv() -> None:
@@ -131,18 +167,16 @@ def image_field(beton: Beton) -> str:
 def _image_loader(path: str, fingerprint: str, batch_size: int, size: int, threads: int) -> Any:
     """Return the compiled loader of a file's images; compiling takes seconds, so it is kept."""
     need_ffcv()
-    from ffcv.fields.decoders import CenterCropRGBImageDecoder, SimpleRGBImageDecoder
     from ffcv.transforms import ToTensor, ToTorchImage
 
+    from shardsieve.loaders.ffcv_decoder import SquareDecoder
     from shardsieve.loaders.ffcv_lean import LeanLoader
 
     beton = read_beton(path)
     name = image_field(beton)
-    column: Any = beton.column(name)
-    same = (column["width"] == size).all() and (column["height"] == size).all()
-    decoder = SimpleRGBImageDecoder() if same else CenterCropRGBImageDecoder((size, size), 1)
     pipelines: dict[str, Any] = dict.fromkeys(beton.names)
+    # FFCV fills a batch and gives one away besides those that it is ahead.
+    decoder = SquareDecoder(size, batch_size * (_AHEAD + 2))
     pipelines[name] = [decoder, ToTensor(), ToTorchImage()]
-    return LeanLoader(
-        path, batch_size=batch_size, num_workers=threads, pipelines=pipelines, drop_last=False
-    )
+    how: dict[str, Any] = {"num_workers": threads, "batches_ahead": _AHEAD, "drop_last": False}
+    return LeanLoader(path, batch_size=batch_size, pipelines=pipelines, **how)

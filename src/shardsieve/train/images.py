@@ -176,8 +176,13 @@ def said_of(error: Exception) -> str:
 
 
 def image_of(sample: Sample) -> Image.Image:
-    """Return the image of a raw sample, not yet decoded; ValueError if it has none."""
-    for member in IMAGE_MEMBERS:
+    """Return the image of a raw sample, not yet decoded; ValueError if it has none.
+
+    Of several with names of their own, as in a `.beton`, it is `image`, else the first one.
+    """
+    named = [name for name in sample if name.rpartition(".")[2] in IMAGE_MEMBERS]
+    named.sort(key=lambda name: not name.startswith("image."))
+    for member in (*IMAGE_MEMBERS, *named):
         if member in sample:
             return Image.open(io.BytesIO(sample[member]))
     members = ", ".join(name for name in sample if not name.startswith("__"))
