@@ -175,6 +175,26 @@ def test_kept_rows_are_copied_with_their_bytes_and_keys(mixed, tmp_path):
         keep_rows(mixed, tmp_path / "bad.beton", [1, 1])
 
 
+def test_a_field_of_no_bytes_does_not_empty_the_one_after_it(tmp_path):
+    """Both have the same pointer; FFCV itself finds no image there."""
+
+    class Captions:
+        def __len__(self):
+            return 30
+
+        def __getitem__(self, row):
+            return image(row, 8), np.full(row % 3, row, np.uint8), row
+
+    fields = {"image": RGBImageField(), "text": BytesField(), "label": IntField()}
+    path = write_beton(tmp_path / "c.beton", data=Captions(), fields=fields)
+    keep_rows(path, tmp_path / "kept.beton", range(29, -1, -1))
+    for name, rows in [(path, range(30)), (tmp_path / "kept.beton", range(29, -1, -1))]:
+        store = ss.index(name, tmp_path / f"{name.stem}.zarr")
+        for row, sample in zip(rows, ss.ShardDataset(store).__getitems__(range(30)), strict=True):
+            assert sample["text"] == bytes([row] * (row % 3))
+            np.testing.assert_array_equal(Image.open(io.BytesIO(sample["ppm"])), image(row, 8))
+
+
 def jpeg(row):
     out = io.BytesIO()
     Image.fromarray(image(row, 24)).save(out, "JPEG", quality=80)

@@ -139,3 +139,24 @@ def test_the_image_that_is_trained_on_is_the_one_that_is_embedded(tmp_path):
         assert [image_of(one).getpixel((0, 0))[0] for one in samples] == [
             row + at for row in range(5)
         ]
+
+
+def test_images_that_ffcv_cannot_find_are_found(tmp_path):
+    """After a field of no bytes FFCV reads nothing and keeps an earlier image."""
+    from ffcv.fields import BytesField, IntField, RGBImageField
+
+    class Captions:
+        def __len__(self):
+            return 40
+
+        def __getitem__(self, row):
+            return np.full((SIZE, SIZE, 3), row, np.uint8), np.zeros(row % 2, np.uint8), row % 2
+
+    fields = {"image": RGBImageField(), "text": BytesField(), "label": IntField()}
+    path = write_beton(tmp_path / "c.beton", data=Captions(), fields=fields)
+    store = ss.index(path, tmp_path / "c.zarr")
+    for size in (SIZE, SIZE // 2):
+        found, _ = batches(store, size=size)
+        images = torch.cat([batch.images for batch in found])
+        assert images.amax(dim=(1, 2, 3)).tolist() == list(range(40))
+        assert images.amin(dim=(1, 2, 3)).tolist() == list(range(40))

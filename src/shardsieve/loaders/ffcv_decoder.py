@@ -65,7 +65,7 @@ class SquareDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]
                 if is_jpg and size <= len(whole):
                     how = (height, width, height, width, 0, 0, 1, 1, False, False)
                     good = decoded(data, whole, *how) == 0
-                elif is_jpg:
+                elif is_jpg or len(data) != size:
                     good = False
                 elif fits:
                     copy(data, square)

@@ -37,7 +37,8 @@ class BetonFields:
                 "FFCV can read, with their class: prune an ffcv Loader"
             )
         self._beton, self._raw, self._rows = beton, raw, beton.metadata
-        order = np.argsort(beton.allocations["ptr"], kind="stable")
+        # A field of no bytes has the pointer of the next one: the last of a pointer is whole.
+        order = np.lexsort((beton.allocations["size"], beton.allocations["ptr"]))
         self._starts = beton.allocations["ptr"][order]
         self._sizes = beton.allocations["size"][order]
         names = dict(zip(beton.names, beton.types, strict=True))
@@ -51,8 +52,7 @@ class BetonFields:
         found = []
         for number, kind in enumerate(self._beton.types):
             if kind in POINTERS:
-                at = self._pointer(row, number, kind)
-                found.append((at, self._size_at(at)))
+                found.append(self._region(row, number, kind))
         return found
 
     def __call__(self, row: int, data: bytes, offset: int) -> dict[str, bytes]:
@@ -71,8 +71,8 @@ class BetonFields:
             if kind == INT:
                 members["cls" if name == self._label else name] = str(int(value)).encode()
             elif kind in (IMAGE, BYTES, JSON):
-                at = self._pointer(row, number, kind)
-                part = data[at - offset : at - offset + self._size_at(at)]
+                at, size = self._region(row, number, kind)
+                part = data[at - offset : at - offset + size]
                 if kind == IMAGE:
                     suffix, part = self._image(value, part)
                     members[suffix if self._one_image else f"{name}.{suffix}"] = part
@@ -82,12 +82,12 @@ class BetonFields:
                     members[name] = part
         return members
 
-    def _pointer(self, row: int, number: int, kind: int) -> int:
+    def _region(self, row: int, number: int, kind: int) -> tuple[int, int]:
         value = self._rows[row][f"f{number}"]
-        return int(value[POINTERS[kind]] if POINTERS[kind] else value)
-
-    def _size_at(self, at: int) -> int:
-        return int(self._sizes[np.searchsorted(self._starts, np.uint64(at))])
+        at = int(value[POINTERS[kind]] if POINTERS[kind] else value)
+        if kind in (BYTES, JSON):
+            return at, int(value["size"])
+        return at, int(self._sizes[np.searchsorted(self._starts, np.uint64(at), side="right") - 1])
 
     def _image(self, value: NDArray[np.void], data: bytes) -> tuple[str, bytes]:
         if int(value["mode"]) == JPEG:
