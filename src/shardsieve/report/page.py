@@ -11,7 +11,7 @@ from shardsieve._errors import MissingScoreError
 from shardsieve.extrapolate.quality import Quality, doubt, measure
 from shardsieve.io.replacing import write_whole
 from shardsieve.report.figures import against, contact_sheet, histogram, shares, spread_of
-from shardsieve.selection import keep_top
+from shardsieve.selection import num_kept, top_rows
 from shardsieve.store.store import Store
 
 _SHEET = 40
@@ -32,7 +32,8 @@ def write_report(
     Args:
         store: An open store.
         out: The page; written to a temporary name and renamed.
-        score: Name of a score of every sample.
+        score: Name of a score of every sample, or of a predicted one: what could not be read has
+            none.
         keep_fraction: Of the keep set shown, in `(0, 1]`.
         reference: Name of a measured score of every sample to compare with.
         classes: Class names by label.
@@ -41,17 +42,22 @@ def write_report(
     Raises:
         MissingScoreError: If the score is absent, or missing for a sample.
     """
-    values = _complete(store, score)
-    kept, made = keep_top(values, keep_fraction), store.provenance(score)
-    measured = _measured(store, made, values)
+    made = store.provenance(score)
+    # Nothing but a predicted score may lack samples: those that could not be read.
+    rows = np.arange(len(store)) if "source" in made else _all_rows(store, score)
+    rows = rows[np.isfinite(store.score(score)[rows])]
+    values, measured = store.score(score)[rows], _measured(store, made)[rows]
+    count = min(num_kept(len(store), keep_fraction), len(rows))
+    kept = top_rows(values.astype(np.float64), count)
     order = np.argsort(values, kind="stable")
-    ids = store.ids()
-    names, rates = _class_shares(store, kept, classes)
+    ids = store.ids()[rows]
+    names, rates = _class_shares(store, rows[kept], classes)
     shown: dict[str, Any] = {
         "score": score,
         "definition": made["definition"],
         "measured": int(measured.sum()),
         "predicted": int((~measured).sum()),
+        "missing": len(store) - len(rows),
         "keep_fraction": keep_fraction,
         "table": table,
         "made": made,
@@ -65,21 +71,21 @@ def write_report(
         "reference": reference,
     }
     if reference is not None and not measured.all():
-        truth = _complete(store, reference)[~measured]
+        _all_rows(store, reference)
+        truth = store.score(reference)[rows][~measured]
         quality: Quality = measure(truth, values[~measured])
         shown |= {"against": against(values[~measured], truth), "agreement": quality}
     _write(Path(out), shown)
 
 
-def _complete(store: Store, name: str) -> NDArray[np.float32]:
-    values = store.score(name)
-    missing = int((~np.isfinite(values)).sum())
+def _all_rows(store: Store, name: str) -> NDArray[np.int64]:
+    missing = int((~np.isfinite(store.score(name))).sum())
     if missing:
         raise MissingScoreError(
             f"score {name!r} must be there for every sample, got {missing} without; "
             "run `shardsieve extrapolate` first"
         )
-    return values
+    return np.arange(len(store))
 
 
 def _doubt(made: dict[str, Any], keep_fraction: float) -> str | None:
@@ -87,12 +93,12 @@ def _doubt(made: dict[str, Any], keep_fraction: float) -> str | None:
     return None if quality is None else doubt(quality, keep_fraction)
 
 
-def _measured(store: Store, made: dict[str, Any], values: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _measured(store: Store, made: dict[str, Any]) -> NDArray[np.bool_]:
     source = made.get("source")
     if made.get("seed_scores") == "neighbours":
-        return np.zeros(len(values), dtype=np.bool_)
+        return np.zeros(len(store), dtype=np.bool_)
     if source is None or source not in store.scores:
-        return np.ones(len(values), dtype=np.bool_)
+        return np.ones(len(store), dtype=np.bool_)
     return np.asarray(np.isfinite(store.score(source)), dtype=np.bool_)
 
 
