@@ -121,6 +121,18 @@ def test_batches_may_be_kept_and_know_their_samples(store):
     assert sorted(i for b in held for i in b.ids.tolist()) == sampler.keep_set.ids().tolist()
 
 
+def test_torch_trains_with_its_own_number_of_threads(store):
+    """FFCV gives torch its own number: one, unless there are workers."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        config = TrainConfig(batch_size=64, size=8, channels=1)
+        loader, _ = make_loader(store, ss.select(store, keep_fraction=1.0), config)
+        assert {torch.get_num_threads() for _ in loader} == {3}
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_policys_weights_come_with_the_batches(store):
     policy = ss.InfoBatch(num_epochs=3)
     sampler = ss.PrunedShardSampler(store, policy=policy, batch_size=64)

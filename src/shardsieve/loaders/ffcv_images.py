@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -69,7 +70,8 @@ class FfcvImages:
         self._lengths = store.ranges[..., 1].reshape(-1)[: len(store)]
         most = min(max(threads, 1), os.cpu_count() or 1)
         url = store.urls[0]
-        self.loader = _image_loader(url, cheap_fingerprint(url), batch_size, size, most)
+        with _threads_of_torch_kept():
+            self.loader = _image_loader(url, cheap_fingerprint(url), batch_size, size, most)
 
     @property
     def dataset(self) -> "FfcvImages":
@@ -94,7 +96,8 @@ class FfcvImages:
             weights.append([getattr(one, "weight", 1.0) for one in ids if one >= 0])
         if not batches:
             return
-        fields = open_batches(self.loader, batches)
+        with _threads_of_torch_kept():
+            fields = open_batches(self.loader, batches)
         try:
             for rows, own, (images,) in zip(batches, weights, fields, strict=True):
                 yield self._batch(rows.astype(np.int64), torch.tensor(own), images)
@@ -128,6 +131,16 @@ class FfcvImages:
         if not good.any():
             return images[-1:], torch.tensor([found]), torch.zeros(1)
         return images[good], ids[good], weights[good]
+
+
+@contextmanager
+def _threads_of_torch_kept() -> Iterator[None]:
+    """Undo that FFCV gives torch, which trains here, as few threads as it decodes with."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _black(images: torch.Tensor) -> list[int]:
