@@ -297,6 +297,11 @@ def a_prediction_of_a_recipe(tmp_path, data):
     return ["build", f"{tmp_path}/d/s-*.tar", "--store", str(data.path), *how]
 
 
+def a_fraction_beside_a_threshold(tmp_path, data):
+    how = ["--rule", "threshold", "--threshold", "1", "--keep-fraction", "0.1"]
+    return ["select", "--store", str(data.path), *how]
+
+
 def half_of_nothing_chosen(tmp_path, data):
     return ["pack", "digits", f"{tmp_path}/tars", "--keep-fraction", "0.5"]
 
@@ -359,6 +364,7 @@ CASES = [
     (a_rule_beside_a_policy, "rule, bins must come without --policy"),
     (tracked_by_nothing, "leave it empty for none"),
     (checkpoints_backwards, "checkpoint_steps must be at least 0, got -1"),
+    (a_fraction_beside_a_threshold, "--keep-fraction must come without --rule threshold"),
     (half_of_nothing_chosen, "--keep-fraction must come with --keep, or would be left unused"),
     (a_split_of_shards, "--test-fraction must come with images"),
     (tars_of_a_beton, "--samples-per-shard must come with --to tar"),

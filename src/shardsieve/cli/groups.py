@@ -60,9 +60,13 @@ class KeepOptions:
         """Return the arguments of `keep_set_of`.
 
         Raises:
-            ValueError: If something is given beside a stored keep set.
+            ValueError: If something is given that decides nothing: beside a stored keep set,
+                or a fraction beside a threshold.
         """
         if self.keep_set is None:
+            if self.rule == "threshold":
+                fraction = self.keep_fraction != KeepOptions.keep_fraction
+                refuse_unused("without --rule threshold", keep_fraction=fraction)
             return {**asdict(self), "seed": seed}
         refuse_unused("without --keep-set", **{**changed(self), "keep_set": False})
         return {"keep_set": self.keep_set}
