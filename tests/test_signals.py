@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from tars import write_shards
 
 import shardsieve as ss
+from shardsieve._errors import StoreMismatchError
 from shardsieve.commands import training
+from shardsieve.commands.extrapolating import extrapolate_score
 from shardsieve.commands.training import embed_store, score_store
 from shardsieve.pack import pack
 from shardsieve.store.layout import make_array
@@ -150,6 +152,28 @@ def test_a_second_run_over_the_same_seeds_says_how_well_scores_repeat(scored):
 
 class Killed(Exception):
     pass
+
+
+@pytest.mark.slow
+def test_signals_of_a_run_over_other_seeds_are_refused(packed, tmp_path):
+    path = tmp_path / "s.zarr"
+    store = ss.index(packed.pattern, path)
+    how = {**HOW, "scores": ["el2n"]}
+    short = TrainConfig(epochs=2, batch_size=32)
+    for run, held_out in (("seed", 0.0), ("with", 0.25)):  # of the same seeds, as many draw
+        score_store(path, short, **how, name=run, held_out=held_out)
+        embed_store(path, model=str(path.with_name("s.zarr.runs") / run), name=run)
+    extrapolate_score(path, "with_el2n", "fine", "with", method="direct")
+    assert store.provenance("with_el2n")["seeds_digest"] == seeds_of_signals(store, "with")
+    with pytest.raises(StoreMismatchError, match="trained on other seeds; run `shardsieve embed"):
+        extrapolate_score(path, "with_el2n", "wrong", "seed", method="direct")
+    assert "wrong" not in store.scores
+    with pytest.raises(ValueError, match=r"channels must be 1 for the network of .*, got 3"):
+        embed_store(path, model=str(path.with_name("s.zarr.runs") / "seed"), name="x", channels=3)
+
+
+def seeds_of_signals(store, name):
+    return store.signal_array(name).attrs["seeds_digest"]
 
 
 @pytest.mark.slow

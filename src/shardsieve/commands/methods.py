@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import shardsieve.extrapolate as extrapolators
-from shardsieve._errors import MissingScoreError
+from shardsieve._errors import MissingScoreError, StoreMismatchError
 from shardsieve.extrapolate.direct import Direct
 from shardsieve.extrapolate.fused import Fused
 from shardsieve.extrapolate.knn import KNN
@@ -215,6 +215,7 @@ def _on_signals(
             f"method {method!r} needs the seed network's signals, and embedding {embedding!r} has "
             "none; run `shardsieve embed` with the seed run's network"
         )
+    _refuse_other_seeds(store, method, score, embedding)
     signals = store.signals(embedding)
     held = np.where(readable, store.score(target), np.nan).astype(np.float32)
     tried = np.isfinite(held)
@@ -230,6 +231,19 @@ def _on_signals(
         {**about, "trained": np.isfinite(measured) & ~tried},
         about,
     )
+
+
+def _refuse_other_seeds(store: Store, method: str, score: str, embedding: str) -> None:
+    """Refuse signals of networks that may have been trained on the score's held-out seeds."""
+    theirs = store.signal_array(embedding).attrs.get("seeds_digest")
+    ours = store.provenance(score).get("seeds_digest")
+    if None not in (theirs, ours) and theirs != ours:
+        run = store.provenance(score).get("dynamics")
+        raise StoreMismatchError(
+            f"method {method!r} needs signals of the networks behind score {score!r}, and those of "
+            f"embedding {embedding!r} were trained on other seeds; run `shardsieve embed --model "
+            f"FOLDER --name {run}` with the folder of seed run {run!r}, and pass --embedding {run}"
+        )
 
 
 def cut(beside: dict[str, NDArray[Any]], rows: NDArray[Any]) -> dict[str, NDArray[Any]]:

@@ -155,6 +155,11 @@ def embed_store(
         return load_encoder(model, weights=weights, num_classes=classes, channels=seen)
 
     encoder = on_all(accelerator, loaded)
+    if channels is not None and encoder.channels not in (None, channels):
+        raise ValueError(
+            f"channels must be {encoder.channels} for the network of {model}, got {channels}; "
+            "leave it out"
+        )
     learned = encoder.pseudo_labels
     if learned is not None and learned not in store.pseudo_label_sets:
         # Of another store: what its classes are here nobody knows.
@@ -167,6 +172,7 @@ def embed_store(
             name=name,
             classifiers=encoder.classifiers(_classes_asked(store, name, labels)),
             pseudo_labels=learned,
+            seeds=encoder.seeds,
             size=size or encoder.size,
             channels=channels or encoder.channels,
             normalise=encoder.normalise,

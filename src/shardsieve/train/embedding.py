@@ -63,6 +63,7 @@ def embed(
     channels: int | None = None,
     normalise: str = "half",
     pseudo_labels: str | None = None,
+    seeds: str | None = None,
     batch_size: int = 256,
     max_unreadable: int = 0,
     workers: int = 0,
@@ -86,6 +87,7 @@ def embed(
         channels: 3 or 1; None likewise.
         normalise: As in `normalised`.
         pseudo_labels: Name of those that the classifiers learned; None of the store's labels.
+        seeds: Digest of the seeds that they were trained on, stored with what they say.
         max_unreadable: Images to skip when they cannot be read; their rows stay NaN.
         batch_size: Images per forward pass.
         workers: Processes per rank that read and decode; 0 does so between the forward passes.
@@ -106,7 +108,7 @@ def embed(
     how: dict[str, Any] = {"max_unreadable": max_unreadable, "pseudo_labels": pseudo_labels}
     data = readable(store, ImageDecoder(size, channels), **how)
     pass_ = _Pass(network, classifiers, accelerator, normalise)
-    on_main(accelerator, lambda: _make_arrays(store, name, pass_, size, channels))
+    on_main(accelerator, lambda: _make_arrays(store, name, pass_, size, channels, seeds))
     arrays = on_all(accelerator, lambda: _checked_arrays(store, name, pass_, size))
     begin = time.perf_counter()
     mine = range(accelerator.process_index, store.num_shards, accelerator.num_processes)
@@ -263,16 +265,19 @@ def _labelled_signals(logits: Tensor, labels: Tensor) -> NDArray[np.float32]:
     return signals
 
 
-def _make_arrays(store: Store, name: str, pass_: _Pass, size: int, channels: int) -> None:
+def _make_arrays(
+    store: Store, name: str, pass_: _Pass, size: int, channels: int, seeds: str | None
+) -> None:
     arrays = [store.embedding_array(name, pass_.dim(size, channels))]
-    made = [_made(size, pass_.network)]
+    made: list[dict[str, Any]] = [{"weights": _made(size, pass_.network)}]
     if pass_.classifiers:
         arrays.append(store.signal_array(name, len(pass_.classifiers), STORED))
-        made.append(_made(size, *pass_.classifiers))
-    for array, weights in zip(arrays, made, strict=True):
+        made.append({"weights": _made(size, *pass_.classifiers)})
+        made[-1] |= {"seeds_digest": seeds} if seeds else {}
+    for array, marks in zip(arrays, made, strict=True):
         # Without a mark the array is new, or its making was cut short: nothing is in it.
         if "weights" not in array.attrs:
-            array.attrs["weights"] = weights
+            array.update_attributes(marks)
 
 
 def _checked_arrays(store: Store, name: str, pass_: _Pass, size: int) -> list[Any]:

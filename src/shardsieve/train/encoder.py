@@ -25,6 +25,7 @@ class Encoder(NamedTuple):
         num_classes: Its outputs, where a run made it; None of another network.
         pseudo_labels: Those that the run was trained on, if any.
         snapshots: The run's network after earlier epochs, by their number, ascending.
+        seeds: Digest of the seeds that a seed run trained it on.
     """
 
     network: nn.Module
@@ -34,6 +35,7 @@ class Encoder(NamedTuple):
     num_classes: int | None = None
     pseudo_labels: str | None = None
     snapshots: Mapping[int, nn.Module] = MappingProxyType({})
+    seeds: str | None = None
 
     def classifiers(self, num_classes: int) -> list[nn.Module]:
         """Return the networks, earlier epochs first, if they tell at least so many classes."""
@@ -108,7 +110,8 @@ def _of_run(path: Path) -> Encoder:
             snapshots[int(earlier.stem.removeprefix("model-"))] = _network(run.load(earlier.name))
     seen = held["size"], held["channels"], held.get("normalise", "half")
     told = int(held["num_classes"]), held.get("pseudo_labels")
-    return Encoder(with_trunk(_network(held), told[0]), *seen, *told, snapshots)
+    seeds = (run.identity() or {}).get("seeds")
+    return Encoder(with_trunk(_network(held), told[0]), *seen, *told, snapshots, seeds)
 
 
 def _network(held: Any) -> nn.Module:
