@@ -16,12 +16,14 @@ from shardsieve._errors import StoreMismatchError
 from shardsieve.commands import training
 from shardsieve.commands.extrapolating import extrapolate_score
 from shardsieve.commands.training import embed_store, score_store
+from shardsieve.cost import Cost
 from shardsieve.pack import pack
 from shardsieve.store.layout import make_array
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
 from shardsieve.train.encoder import load_encoder, save_network
 from shardsieve.train.images import ImageDecoder, collate, normalised
+from shardsieve.train.ledger import embedding_overhead, overhead_of
 from shardsieve.train.measures import STORED
 from shardsieve.train.nets import embed_and_classify, embed_batch, light, load_model
 from shardsieve.train.recorder import Recorder
@@ -152,6 +154,23 @@ def test_a_second_run_over_the_same_seeds_says_how_well_scores_repeat(scored):
 
 class Killed(Exception):
     pass
+
+
+@pytest.mark.slow
+def test_a_seed_run_that_only_embeds_is_counted_and_one_that_scores_too_once(scored):
+    run = Cost.from_dict(scored.provenance("seed_el2n")["cost"])
+    assert run.backward > 0
+    assert embedding_overhead(scored, "seed").phases["scoring"] == run
+    own = Cost(1, 0, 1.0, 1.0, 1)
+    made = {"embedding": "seed", "cost": own.to_dict()}
+    for provenance, scoring in (
+        ({"definition": "far", **made}, own + run),
+        ({"definition": "knn", **made, "of": scored.provenance("seed_el2n")}, run),
+    ):
+        name = provenance["definition"]
+        scored.put_score(name, np.zeros(len(scored)), provenance=provenance)
+        assert overhead_of(scored, name).phases["scoring"] == scoring
+        scored.forget_score(name)
 
 
 @pytest.mark.slow

@@ -173,6 +173,7 @@ def embed_store(
             classifiers=encoder.classifiers(_classes_asked(store, name, labels)),
             pseudo_labels=learned,
             seeds=encoder.seeds,
+            cost=encoder.cost,
             size=size or encoder.size,
             channels=channels or encoder.channels,
             normalise=encoder.normalise,

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -64,6 +64,7 @@ def embed(
     normalise: str = "half",
     pseudo_labels: str | None = None,
     seeds: str | None = None,
+    cost: Mapping[str, Any] | None = None,
     batch_size: int = 256,
     max_unreadable: int = 0,
     workers: int = 0,
@@ -88,6 +89,7 @@ def embed(
         normalise: As in `normalised`.
         pseudo_labels: Name of those that the classifiers learned; None of the store's labels.
         seeds: Digest of the seeds that they were trained on, stored with what they say.
+        cost: What their training took, stored with the embedding; None if nobody knows.
         max_unreadable: Images to skip when they cannot be read; their rows stay NaN.
         batch_size: Images per forward pass.
         workers: Processes per rank that read and decode; 0 does so between the forward passes.
@@ -108,7 +110,8 @@ def embed(
     how: dict[str, Any] = {"max_unreadable": max_unreadable, "pseudo_labels": pseudo_labels}
     data = readable(store, ImageDecoder(size, channels), **how)
     pass_ = _Pass(network, classifiers, accelerator, normalise)
-    on_main(accelerator, lambda: _make_arrays(store, name, pass_, size, channels, seeds))
+    known = {"seeds_digest": seeds, "network_cost": cost}
+    on_main(accelerator, lambda: _make_arrays(store, name, pass_, size, channels, known))
     arrays = on_all(accelerator, lambda: _checked_arrays(store, name, pass_, size))
     begin = time.perf_counter()
     mine = range(accelerator.process_index, store.num_shards, accelerator.num_processes)
@@ -266,14 +269,14 @@ def _labelled_signals(logits: Tensor, labels: Tensor) -> NDArray[np.float32]:
 
 
 def _make_arrays(
-    store: Store, name: str, pass_: _Pass, size: int, channels: int, seeds: str | None
+    store: Store, name: str, pass_: _Pass, size: int, channels: int, known: Mapping[str, Any]
 ) -> None:
+    of_run = {key: value for key, value in known.items() if value is not None}
     arrays = [store.embedding_array(name, pass_.dim(size, channels))]
-    made: list[dict[str, Any]] = [{"weights": _made(size, pass_.network)}]
+    made = [{"weights": _made(size, pass_.network), **of_run}]
     if pass_.classifiers:
         arrays.append(store.signal_array(name, len(pass_.classifiers), STORED))
-        made.append({"weights": _made(size, *pass_.classifiers)})
-        made[-1] |= {"seeds_digest": seeds} if seeds else {}
+        made.append({"weights": _made(size, *pass_.classifiers), **of_run})
     for array, marks in zip(arrays, made, strict=True):
         # Without a mark the array is new, or its making was cut short: nothing is in it.
         if "weights" not in array.attrs:

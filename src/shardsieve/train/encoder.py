@@ -26,6 +26,7 @@ class Encoder(NamedTuple):
         pseudo_labels: Those that the run was trained on, if any.
         snapshots: The run's network after earlier epochs, by their number, ascending.
         seeds: Digest of the seeds that a seed run trained it on.
+        cost: What that run took, as `Cost.to_dict`.
     """
 
     network: nn.Module
@@ -36,6 +37,7 @@ class Encoder(NamedTuple):
     pseudo_labels: str | None = None
     snapshots: Mapping[int, nn.Module] = MappingProxyType({})
     seeds: str | None = None
+    cost: Mapping[str, Any] | None = None
 
     def classifiers(self, num_classes: int) -> list[nn.Module]:
         """Return the networks, earlier epochs first, if they tell at least so many classes."""
@@ -110,8 +112,9 @@ def _of_run(path: Path) -> Encoder:
             snapshots[int(earlier.stem.removeprefix("model-"))] = _network(run.load(earlier.name))
     seen = held["size"], held["channels"], held.get("normalise", "half")
     told = int(held["num_classes"]), held.get("pseudo_labels")
-    seeds = (run.identity() or {}).get("seeds")
-    return Encoder(with_trunk(_network(held), told[0]), *seen, *told, snapshots, seeds)
+    seeds, cost = (run.identity() or {}).get("seeds"), (run.result() or {}).get("cost")
+    of_seeds = (seeds, cost) if seeds else ()
+    return Encoder(with_trunk(_network(held), told[0]), *seen, *told, snapshots, *of_seeds)
 
 
 def _network(held: Any) -> nn.Module:

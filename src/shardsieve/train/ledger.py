@@ -36,6 +36,9 @@ def overhead_of(store: Store, score: str | None) -> Overhead:
     points = {one["embedding"] for one in (made, measured) if "embedding" in one}
     if points:
         found["embedding"] = [_embedding_cost(store, name) for name in sorted(points)]
+        # Of seed runs whose networks embedded, but for the one that measured.
+        for cost in (_embedding_cost(store, name, "network_cost") for name in sorted(points)):
+            found["scoring"] += [cost] if cost and cost not in found["scoring"] else []
     if "of" in made:
         found["extrapolation"] = [made.get("cost")]
     counted = {
@@ -47,13 +50,16 @@ def overhead_of(store: Store, score: str | None) -> Overhead:
 
 
 def embedding_overhead(store: Store, name: str) -> Overhead:
-    """Return what a stored embedding cost."""
-    cost = _embedding_cost(store, name)
-    return Overhead({"embedding": Cost.from_dict(cost)}) if cost else Overhead({}, ("embedding",))
+    """Return what a stored embedding cost, the seed run behind its network counted."""
+    costs = {"embedding": _embedding_cost(store, name)}
+    trained = _embedding_cost(store, name, "network_cost")
+    costs |= {"scoring": trained} if trained else {}
+    counted = {phase: Cost.from_dict(cost) for phase, cost in costs.items() if cost}
+    return Overhead(counted, tuple(phase for phase in costs if phase not in counted))
 
 
-def _embedding_cost(store: Store, name: str) -> Any:
-    return store.embedding_array(name).attrs.get("cost") if name in store.embeddings else None
+def _embedding_cost(store: Store, name: str, kind: str = "cost") -> Any:
+    return store.embedding_array(name).attrs.get(kind) if name in store.embeddings else None
 
 
 class FullRun(NamedTuple):
