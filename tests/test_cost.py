@@ -148,7 +148,7 @@ def test_a_full_run_of_other_settings_is_said_before_training_and_in_the_ledger(
     assert "unlike" not in said[2][0]
     assert said[2][1] == ""
     assert said[3][0]["unlike"] == ["epochs"]
-    assert "the full run has another epochs; its costs are of that" in said[3][1]
+    assert "the full run differs in epochs; its costs are those of its own settings" in said[3][1]
 
 
 def said(capsys, monkeypatch, *arguments):

@@ -200,7 +200,9 @@ def _unlike(
     """Return the settings in which the full run differs, and warn of them before any training."""
     names = full.unlike(identity) if full else []
     if names and accelerator.is_main_process:
-        _LOG.warning("the full run has another %s; its costs are of that", ", ".join(names))
+        _LOG.warning(
+            "the full run differs in %s; its costs are those of its own settings", ", ".join(names)
+        )
     return names
 
 
