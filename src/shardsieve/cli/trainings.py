@@ -48,7 +48,9 @@ def train(
     weight_decay: Annotated[float, typer.Option(help="Of SGD, on every weight.")] = 5e-4,
     label_smoothing: Annotated[float, typer.Option(help="Of the loss, in [0, 1).")] = 0.0,
     momentum: Annotated[float, typer.Option(help="Of SGD, with Nesterov's step.")] = 0.9,
-    normalise: Annotated[str, typer.Option(help="half or imagenet")] = "half",
+    normalise: Annotated[
+        str, typer.Option(help="half (mean 0.5, deviation 0.25) or imagenet")
+    ] = "half",
     accumulate: Annotated[int, typer.Option(help="Batches per optimiser step.")] = 1,
     ema: Annotated[float, typer.Option(help="Decay of averaged weights; 0: none")] = 0.0,
     resolutions: Annotated[str, typer.Option(help="EPOCH:PIXELS,... to train on")] = "",
