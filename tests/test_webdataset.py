@@ -343,6 +343,24 @@ def test_accelerate_knows_where_a_pass_of_batches_ends(urls, store, make, kept, 
     assert ends == ([False] * (-(-len(keep) // 4) - 1) + [True]) * 2
 
 
+@pytest.mark.parametrize("place", ["in the pipeline", "behind the loader", "nowhere"])
+def test_a_state_that_a_shuffle_buffer_makes_inexact_says_so(urls, store, place, caplog):
+    pipeline = pipeline_of(urls)
+    pipeline = (pipeline.shuffle(8) if place == "in the pipeline" else pipeline).batched(3)
+    loader = wds.WebLoader(pipeline, batch_size=None)
+    if place == "behind the loader":
+        loader = loader.unbatched().shuffle(8).batched(3)
+    pruned = ss.prune(loader, store, score="up", keep_fraction=0.6)
+    pruned.state_dict()  # nothing is held back yet
+    assert not caplog.records
+    next(iter(pruned))
+    pruned.state_dict()
+    pruned.state_dict()
+    said = [one.getMessage() for one in caplog.records]
+    assert len(said) == (place != "nowhere")
+    assert all("not exact: .shuffle() holds samples back" in line for line in said)
+
+
 @pytest.mark.usefixtures("childless")
 @pytest.mark.parametrize("broken_off", [False, True])
 def test_workers_that_stay_end_with_the_last_reference_to_their_loader(urls, store, broken_off):

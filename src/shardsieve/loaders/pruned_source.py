@@ -1,6 +1,7 @@
 """The first stage of a pruned pipeline: raw samples of one rank and worker, read by range."""
 
 import io
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import urlparse
@@ -26,6 +27,8 @@ from shardsieve.loaders.planned import (
 from shardsieve.loaders.stages import Source
 from shardsieve.plan import Steps, World
 
+_LOG = logging.getLogger("shardsieve")
+
 _AT_ONCE = 128
 _END = bytes(1024)
 
@@ -45,12 +48,15 @@ class PrunedSource(IterableDataset[Sample]):
         batched_inside: Whether workers make the batches: then a batch is one worker's. Else the
             workers take samples in turn, and the batches made behind them are the same.
         world: Explicit rank and ranks, or None.
+        inexact: Later stages that hold samples back or leave some out, of which a state knows
+            nothing.
     """
 
     tail: str = "uneven"
     batch_size: int | None = None
     batched_inside: bool = True
     world: World | None = None
+    inexact: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -100,6 +106,8 @@ class PrunedSource(IterableDataset[Sample]):
     def state_dict(self, samples_done: int | None = None) -> dict[str, Any]:
         """Return epoch, place and the plan they belong to.
 
+        Warns, once, where later stages do not let the place be told.
+
         Args:
             samples_done: Over all ranks, in this pass. Left out: what was taken from this object;
                 inside a worker then the state is that worker's own.
@@ -110,7 +118,10 @@ class PrunedSource(IterableDataset[Sample]):
             return {**state, "samples_done": place, "taken": self._given()}
         if samples_done is None:
             samples_done = self.places_of(self._taken)
-        return {**state, "samples_done": min(place + samples_done, len(self.keep))}
+        done = min(place + samples_done, len(self.keep))
+        if 0 < done < len(self.keep):
+            self._warn_of_inexact()
+        return {**state, "samples_done": done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Begin at a state's place."""
@@ -191,6 +202,16 @@ class PrunedSource(IterableDataset[Sample]):
         self._passes += 1
         epoch, place, block = self._under_way()
         return epoch, place, block or self._block()
+
+    def _warn_of_inexact(self) -> None:
+        if self.inexact:
+            _LOG.warning(
+                "the state of this epoch is not exact: .%s() holds samples back or leaves some "
+                "out, and after it is loaded some of the epoch are missing or come twice; leave "
+                "it out (prune shuffles and selects by itself), or save states between epochs",
+                "(), .".join(self.inexact),
+            )
+        self.inexact = ()
 
     def _under_way(self) -> tuple[int, int, int]:
         """Return epoch, place and block of this process' pass; passes in a row are epochs in a row.

@@ -10,6 +10,8 @@ from webdataset import cache, compat, filters, shardlists, tariterators
 
 from shardsieve._errors import ShardsieveError
 
+# Those that hold samples back, or leave some out, by what they are called in a pipeline.
+_INEXACT = {"shuffle": filters._shuffle, "select": filters._select, "rsample": filters._rsample}
 _SPLITTERS = (shardlists.split_by_node, shardlists.single_node_only, shardlists.split_by_worker)
 Handler = Callable[[Exception], bool]
 
@@ -92,6 +94,13 @@ def batch_size_of(stages: list[Any]) -> tuple[int | None, bool]:
             partial = stage.args[2] if len(stage.args) > 2 else stage.kw.get("partial", True)
             return int(size), bool(partial)
     return None, True
+
+
+def inexact_stages(stages: list[Any]) -> list[str]:
+    """Return the names of the stages behind which batches do not tell how far a source was read."""
+    flat = _flattened(stages)
+    found = [name for one in flat for name, stage in _INEXACT.items() if _calls(one, stage)]
+    return found + ["detshuffle" for one in flat if isinstance(one, filters.detshuffle)]
 
 
 def _flattened(stages: list[Any]) -> list[Any]:

@@ -21,7 +21,12 @@ from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.loaders.ledger import Ledger
 from shardsieve.loaders.planned import OrderSettings
 from shardsieve.loaders.pruned_source import PrunedSource
-from shardsieve.loaders.stages import batch_size_of, refuse_second_split, source_of
+from shardsieve.loaders.stages import (
+    batch_size_of,
+    inexact_stages,
+    refuse_second_split,
+    source_of,
+)
 from shardsieve.plan import TAILS, World
 from shardsieve.store.store import Store
 
@@ -53,6 +58,8 @@ def prune_pipeline(
     pipeline's first `batched` stage, or the argument) ranks take equally many batches, and a
     worker whole ones, so that the batches do not change with the number of workers, as long as no
     stage before `batched` drops or reorders samples. Without, ranks differ by at most one sample.
+    Behind a stage that holds samples back or leaves some out (`.shuffle(1000)`, `.select(...)`)
+    neither equal batches nor an exact `state_dict` in mid-epoch can be promised.
 
     A sample that cannot be read goes to the pipeline's own `handler`; with `on_error="skip"` it is
     named in a warning, counted and left out. Where ranks count on it, another sample with
@@ -94,6 +101,7 @@ def prune_pipeline(
         store, score=score, storage=storage, on_error=on_error, max_unreadable=max_unreadable
     )
     reader = PrunedSource(data, keep, order, source, urls)
+    reader.inexact = tuple(inexact_stages(source.rest))
     size, partial = batch_size_of(source.rest)
     if batch_size is None and not partial:
         tail = "drop"
@@ -118,6 +126,7 @@ def prune_loader(loader: Any, store: Store, **options: Any) -> Any:
         made_here = loader.pipeline[0].batch_size is None
         inside = batch_size_of(inner.dataset.pipeline[1:])[0] is not None or not made_here
         inner.dataset.source.batched_inside = inside or size is None
+        inner.dataset.source.inexact += tuple(inexact_stages(loader.pipeline[1:]))
         outer = copy.copy(loader)
         if size is not None:
             # Its batches are counted, not what its workers give.
