@@ -188,6 +188,20 @@ def a_score_for_no_keep_set(tmp_path, data):
     return ["info", "--store", str(data.path), "--score", "mine"]
 
 
+def a_predicted_reference(tmp_path, data):
+    data.put_score("mine", np.arange(9))
+    data.put_score("knn", np.arange(9), provenance={"definition": "knn", "source": "mine"})
+    how = ["--score", "mine", "--reference", "knn", "--out", f"{tmp_path}/page.html"]
+    return ["report", "--store", str(data.path), *how]
+
+
+def a_reference_with_gaps(tmp_path, data):
+    data.put_score("mine", np.arange(9))
+    data.put_score("some", np.r_[np.nan, np.arange(8)])
+    how = ["--score", "mine", "--reference", "some", "--out", f"{tmp_path}/page.html"]
+    return ["report", "--store", str(data.path), *how]
+
+
 def no_reference(tmp_path, data):
     data.put_score("mine", np.arange(9))
     how = ["--score", "mine", "--reference", "other", "--out", f"{tmp_path}/page.html"]
@@ -387,6 +401,8 @@ CASES = [
     (a_score_in_no_folder, "got '../x'; run `shardsieve score`"),
     (batches_of_less_than_nothing, "batch_size must be a whole number of at least 1, got -1"),
     (a_score_for_no_keep_set, "--score must come with --keep"),
+    (a_predicted_reference, "measured on every sample, got 'knn', predicted from 'mine'"),
+    (a_reference_with_gaps, "measured on every sample, got 'some', which 1 of 9 lack"),
     (no_reference, "score must be one of those in"),
     (a_page_among_objects, "--out must be a local path, got s3:/bucket/p.html"),
     (stores_of_objects, "SOURCE must be a local path, got s3:/bucket/set.zarr"),

@@ -64,7 +64,7 @@ def report(
         "report.html"
     ),
     keep_fraction: KeepFraction = 0.5,
-    reference: Annotated[str | None, typer.Option(help="Measured score to compare.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Score measured on everything.")] = None,
     as_json: Json = False,
 ) -> None:
     """Write one HTML page: histogram, kept share per class, lowest and highest images."""

@@ -5,10 +5,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from shardsieve._errors import ShardsieveError
+import numpy as np
+
+from shardsieve._errors import MissingScoreError, ShardsieveError
 from shardsieve.io.objects import fetch_whole, is_remote
 from shardsieve.report import write_report
-from shardsieve.store.store import open_store
+from shardsieve.store.store import Store, open_store
 
 NAMES = "classes.json"
 
@@ -19,10 +21,26 @@ def report_score(
     """Write the report of a stored score."""
     store = open_store(path, mode="r")
     if reference is not None:
-        store.score(reference)
+        _check_reference(store, reference)
     how: dict[str, Any] = {"score": score, "keep_fraction": keep_fraction, "reference": reference}
     write_report(store, out, **how, classes=class_names(store.urls[0]))
     return {"report": str(out)}
+
+
+def _check_reference(store: Store, name: str) -> None:
+    """Refuse a reference whose values would be called measured and are not, or not all there."""
+    missing = int((~np.isfinite(store.score(name))).sum())
+    source = store.provenance(name).get("source")
+    if missing or source is not None:
+        how = (
+            f"which {missing} of {len(store)} lack"
+            if source is None
+            else f"predicted from {source!r}"
+        )
+        raise MissingScoreError(
+            f"reference must be measured on every sample, got {name!r}, {how}; `shardsieve score "
+            "--seeds 1 --name full` measures such"
+        )
 
 
 def names_beside(url: str) -> bytes | None:
