@@ -36,6 +36,16 @@ def test_a_bar_shows_what_was_read(monkeypatch):
     assert "6.0 MB read, 1.20 of what was kept" in screen.getvalue()
 
 
+def test_a_bar_knows_no_total_before_it_is_told_and_shows_the_rate(monkeypatch):
+    screen = screen_of(monkeypatch)
+    with bar("embed") as progress:
+        assert "/100" not in screen.getvalue()
+        progress(1, 6)
+        progress(6, 6)
+    assert "6/6" in screen.getvalue()
+    assert "/s" in screen.getvalue()
+
+
 def test_nothing_is_drawn_where_nobody_looks(monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr(sys, "stderr", screen)

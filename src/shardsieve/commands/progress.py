@@ -9,17 +9,29 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+
+class Rate(ProgressColumn):
+    """What is done in a second, of what the column before it counts."""
+
+    def render(self, task: Task) -> Text:
+        """Return it, empty before anything was done."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.3g}/s")
 
 
 class Bar:
     """Draws how far a step is; a function of what is done, of how much, and a note beside it."""
 
     def __init__(self, drawn: Progress, title: str) -> None:
-        self._drawn, self._task = drawn, drawn.add_task(title, note="")
+        self._drawn, self._task = drawn, drawn.add_task(title, total=None, note="")
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         """Draw it."""
@@ -33,6 +45,7 @@ def bar(title: str, *, shown: bool = True) -> Iterator[Bar]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        Rate(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
