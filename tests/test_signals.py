@@ -219,10 +219,13 @@ def test_a_pass_cut_short_goes_on_and_embeddings_without_signals_get_them(packed
         embed(store, last, name="cut", classifiers=[last, first], accelerator=Accelerator())
 
 
-def test_a_pass_of_an_untrained_network_goes_on_with_the_same_one(packed, tmp_path):
+def test_a_pass_of_an_untrained_network_says_so_and_goes_on_with_the_same_one(
+    packed, tmp_path, caplog
+):
     store = ss.index(packed.shards[:2], tmp_path / "s.zarr")
     how = {"model": "light", "name": "e"}
     embed_store(store.path, **how)
+    assert "model light embeds untrained" in caplog.text
     wanted = store.embedding("e")
     store.embedding_array("e")[1] = np.nan
     torch.manual_seed(1)

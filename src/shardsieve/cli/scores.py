@@ -130,7 +130,7 @@ def embed(
         str | None, typer.Option(help="Run folder, package.module:factory; the seed run's if none.")
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="Checkpoint for the factory.", callback=local_path)
+        Path | None, typer.Option(help="Checkpoint for the model.", callback=local_path)
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the embedding.")] = "seed",
     size: Size = None,

@@ -1,5 +1,6 @@
 """Commands that train or run a network; each works alone and under `accelerate launch`."""
 
+import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,8 @@ from shardsieve.train.seeding import draw_seeds, score_seeds
 from shardsieve.train.seedscores import check_specs
 from shardsieve.train.splits import hold_out, matched_epochs, matched_window, spread
 from shardsieve.train.subset import train_subset
+
+_LOG = logging.getLogger("shardsieve")
 
 
 def runs_of(store: Path) -> Path:
@@ -159,6 +162,12 @@ def embed_store(
         raise ValueError(
             f"channels must be {encoder.channels} for the network of {model}, got {channels}; "
             "leave it out"
+        )
+    if weights is None and model in MODELS and accelerator.is_main_process:
+        _LOG.warning(
+            "model %s embeds untrained, with the weights it was made with; give --weights, or the "
+            "folder of a run",
+            model,
         )
     learned = encoder.pseudo_labels
     if learned is not None and learned not in store.pseudo_label_sets:
