@@ -213,6 +213,16 @@ def test_a_realigned_prediction_still_tells_measured_from_predicted(store, shard
     np.testing.assert_array_equal(other.score("seed_x"), own)
 
 
+def test_a_prediction_whose_measured_score_is_gone_is_not_reported_as_measured(store, tmp_path):
+    store = store[0]
+    extrapolate_score(store.path, "seed_x", "full", "seed")
+    store.forget_score("seed_x")
+    report_score(store.path, tmp_path / "r.html", score="full", keep_fraction=0.5, reference=None)
+    said = (tmp_path / "r.html").read_text()
+    assert "150 samples measured, 450 predicted; which is no longer known" in said
+    assert "score “seed_x” is gone" in said
+
+
 @pytest.mark.parametrize("match", [True, False])
 def test_the_report_advises_to_match_what_is_not_matched(store, tmp_path, match):
     path = store[0].path

@@ -55,8 +55,7 @@ def write_report(
     shown: dict[str, Any] = {
         "score": score,
         "definition": made["definition"],
-        "measured": int(measured.sum()),
-        "predicted": int((~measured).sum()),
+        **_counts(store, made, measured),
         "missing": len(store) - len(rows),
         "keep_fraction": keep_fraction,
         "table": table,
@@ -97,9 +96,21 @@ def _measured(store: Store, made: dict[str, Any]) -> NDArray[np.bool_]:
     source = made.get("source")
     if made.get("seed_scores") == "neighbours":
         return np.zeros(len(store), dtype=np.bool_)
-    if source is None or source not in store.scores:
+    if source is None:
         return np.ones(len(store), dtype=np.bool_)
+    if source not in store.scores:  # which of them were measured nobody knows any more
+        return np.zeros(len(store), dtype=np.bool_)
     return np.asarray(np.isfinite(store.score(source)), dtype=np.bool_)
+
+
+def _counts(store: Store, made: dict[str, Any], measured: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return how many values were measured and predicted, and what told which, if gone."""
+    source = made.get("source")
+    gone = source if source is not None and source not in store.scores else None
+    seeds = int(measured.sum())
+    if gone and made.get("seed_scores") != "neighbours":
+        seeds = int(made.get("seeds", 0))
+    return {"measured": seeds, "predicted": len(measured) - seeds, "gone": gone}
 
 
 def _class_shares(

@@ -312,7 +312,8 @@ def _check_tars(store: Store, progress: Progress | None) -> list[str]:
         if not (same_samples and np.array_equal(labels, shard.label)):
             other = "labels" if same_samples else "samples"
             raise StoreMismatchError(
-                f"shard {url} holds other {other} than the index of {store.path}; index it again"
+                f"shard {url} holds other {other} than the index of {store.path}; index "
+                "into another store, and carry scores over with `shardsieve realign`"
             )
         found.append(shard.fingerprint)
         if progress:

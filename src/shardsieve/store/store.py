@@ -274,7 +274,8 @@ class Store(SampleTables):
                 continue
             raise StoreMismatchError(
                 f"shard {url} is not the one that {self.path} was made from "
-                f"({want} then, {got} now); run `shardsieve check`, or index again"
+                f"({want} then, {got} now); run `shardsieve check`, or index again "
+                "into another store"
             )
 
     def renew_fingerprints(self, found: Sequence[str]) -> int:
