@@ -239,6 +239,15 @@ def test_d2_leaves_a_twin_for_last_where_a_plain_top_takes_both():
     assert ss.keep_top(scores.d2(values, ids, apart), 0.5).tolist() == [0, 2]
 
 
+def test_d2_without_a_gamma_is_the_papers():
+    rng = np.random.default_rng(0)
+    points, values = rng.normal(size=(60, 2)), rng.normal(size=60)
+    graph = values, *neighbours(points, points, 6)
+    plain = scores.d2(*graph)
+    np.testing.assert_array_equal(plain, scores.d2(*graph, gamma=0.1))
+    assert (plain != scores.d2(*graph, gamma=0.2)).any()
+
+
 def test_d2_passes_no_messages_to_or_from_what_is_cut_as_too_hard(tmp_path):
     store = ss.index(write_shards(tmp_path / "d", [30]), tmp_path / "s.zarr")
     rng = np.random.default_rng(0)
