@@ -11,22 +11,30 @@ from torch.utils.data import DataLoader
 
 import shardsieve as ss
 
+VARIANTS = [
+    ("uneven", "prepared"),
+    ("pad", "prepared"),
+    ("uneven", "plain"),
+    ("pad", "pipeline"),
+    ("uneven", "pipeline"),
+]
+
+
+@pytest.fixture(scope="module")
+def read_on_two_ranks(tmp_path_factory):
+    """What two ranks saw, of every variant, in the folder's files."""
+    folder = tmp_path_factory.mktemp("two")
+    store = ss.index(write_shards(folder / "d", [9, 0 + 1, 14, 6]), folder / "s.zarr")
+    forks.run("tests/two_ranks.py", store.path, folder, *map(" ".join, VARIANTS), ranks=2)
+    return folder
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("tail", "prepared"),
-    [
-        ("uneven", "prepared"),
-        ("pad", "prepared"),
-        ("uneven", "plain"),
-        ("pad", "pipeline"),
-        ("uneven", "pipeline"),
-    ],
-)
-def test_two_ranks_read_the_keep_set_in_equally_many_steps(tmp_path, tail, prepared):
-    ss.index(write_shards(tmp_path / "d", [9, 0 + 1, 14, 6]), tmp_path / "s.zarr")
-    forks.run("tests/two_ranks.py", tmp_path / "s.zarr", tmp_path, tail, prepared, ranks=2)
-    a, b = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+@pytest.mark.xdist_group("two ranks read")
+@pytest.mark.parametrize(("tail", "prepared"), VARIANTS)
+def test_two_ranks_read_the_keep_set_in_equally_many_steps(read_on_two_ranks, tail, prepared):
+    files = [read_on_two_ranks / f"{tail} {prepared} {rank}.json" for rank in range(2)]
+    a, b = (json.loads(file.read_text()) for file in files)
     assert a["world"] == b["world"] == 2
     assert a["steps"] == b["steps"] == a["promised"] == b["promised"] == 3
     assert len(a["keep"]) == 21

@@ -6,7 +6,6 @@ import signal
 import forks
 import numpy as np
 import pytest
-import torch
 from launching import ROOT
 from tars import write_shards
 from two_ranks_gnn import clouds
@@ -113,26 +112,6 @@ def test_a_build_killed_at_every_step_ends_in_the_same_store(packed, built, tmp_
     np.testing.assert_array_equal(again.signals("seed"), built.signals("seed"))
     leftovers = [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
     assert leftovers == []
-
-
-@pytest.mark.slow
-def test_training_killed_in_mid_epoch_ends_in_the_same_weights(packed, built, tmp_path):
-    test = tmp_path / "test.zarr"
-    ss.index(packed[1].pattern, test)
-    how = ["--store", str(built.path), "--test", str(test), "--score", "dyn_unc"]
-    how += ["--epochs", "4", "--batch-size", "32", "--augment", "crop", "--checkpoint-steps", "3"]
-    tool = [TRAIN, *how]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    forks.run(*tool, "--out", whole)
-    status = forks.killed_at(cut / "checkpoint-*.pt", *tool, "--out", cut)
-    assert status == -signal.SIGKILL
-    assert not (cut / "result.json").exists()
-    forks.run(*tool, "--out", cut)
-    a, b = (torch.load(folder / "model.pt")["weights"] for folder in (whole, cut))
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    results = [json.loads((folder / "result.json").read_text()) for folder in (whole, cut)]
-    assert results[0]["accuracy"] == results[1]["accuracy"]
-    assert results[0]["steps"] == results[1]["steps"]
 
 
 @pytest.mark.slow
