@@ -195,6 +195,29 @@ def test_a_field_of_no_bytes_does_not_empty_the_one_after_it(tmp_path):
             np.testing.assert_array_equal(Image.open(io.BytesIO(sample["ppm"])), image(row, 8))
 
 
+def test_the_label_of_a_file_is_the_field_that_was_named(tmp_path):
+    class Counted:
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, row):
+            return image(row, 8), row % 3, 1000 + row
+
+    fields = {"image": RGBImageField(), "target": IntField(), "index": IntField()}
+    path = write_beton(tmp_path / "c.beton", data=Counted(), fields=fields)
+    store = ss.index(path, tmp_path / "c.zarr", label_member="target")
+    (sample,) = ss.ShardDataset(store).__getitems__([4])
+    assert (sample["cls"], sample["index"], "target" in sample) == (b"1", b"1004", False)
+    made = beton_to_tars(path, tmp_path / "named", label_field="target")
+    assert ss.index(made.pattern, tmp_path / "n.zarr").labels().tolist() == [0, 1, 2] * 2
+    made = beton_to_tars(path, tmp_path / "unnamed")
+    unnamed = ss.index(made.pattern, tmp_path / "u.zarr", label_member="target")
+    assert unnamed.labels().tolist() == [0, 1, 2] * 2
+    with pytest.raises(ss.ShardsieveError, match="it is no integer field"):
+        beton_to_tars(path, tmp_path / "wrong", label_field="image")
+    assert not (tmp_path / "wrong").exists()
+
+
 def jpeg(row):
     out = io.BytesIO()
     Image.fromarray(image(row, 24)).save(out, "JPEG", quality=80)

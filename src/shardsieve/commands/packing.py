@@ -85,6 +85,7 @@ def pack_source(
                 return _shown(pack_beton(indexed, out, ids=ids, **beton, progress=progress))
             if to == "tar":
                 how |= {"samples_per_shard": samples_per_shard, "name": Path(source).stem}
+                how["label_field"] = wanted.label_member
                 return _shown([beton_to_tars(source, out, rows=ids, **how)])
             assert ids is not None
             return _shown([keep_rows(source, out, ids, **how)])

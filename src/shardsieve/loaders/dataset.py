@@ -23,6 +23,7 @@ from shardsieve.scores.inputs import whole_number
 from shardsieve.shards.beton import read_beton
 from shardsieve.shards.beton_fields import BetonFields
 from shardsieve.shards.tar import fill_plain, members_of, parse_sample, plain_fields
+from shardsieve.store.create_beton import label_field_of
 from shardsieve.store.store import Store, refuse_path
 
 Sample = dict[str, Any]
@@ -216,7 +217,8 @@ class ShardDataset(Dataset[Any]):
     def _beton_fields(self) -> BetonFields:
         """Return what cuts an FFCV file's samples; its tables are read once per process."""
         if self._beton is None:
-            self._beton = BetonFields(read_beton(self.store.urls[0]), raw="ppm")
+            beton = read_beton(self.store.urls[0])
+            self._beton = BetonFields(beton, label=label_field_of(self.store, beton), raw="ppm")
         return self._beton
 
     def _keys_of(self, shard: int) -> NDArray[np.bytes_]:

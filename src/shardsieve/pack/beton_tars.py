@@ -15,6 +15,7 @@ from shardsieve.pack.writer import PackedSplit, tar_member, told_about_folder
 from shardsieve.shards.beton import read_beton
 from shardsieve.shards.beton_fields import BetonFields
 from shardsieve.shards.tar import BLOCK
+from shardsieve.store.create_beton import known_field
 
 
 def beton_to_tars(
@@ -24,6 +25,7 @@ def beton_to_tars(
     rows: Sequence[int] | NDArray[np.int64] | None = None,
     samples_per_shard: int = 1000,
     name: str = "train",
+    label_field: str = "cls",
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> PackedSplit:
@@ -38,6 +40,7 @@ def beton_to_tars(
         rows: Rows to write, in this order; all of them if left out.
         samples_per_shard: At least 1.
         name: Of the shards.
+        label_field: The integer field to write as `.cls`; as in `index` if left out.
         overwrite: Replace shards of that name.
         progress: Called with (samples written, samples in all).
 
@@ -47,7 +50,9 @@ def beton_to_tars(
         ValueError: If a row is out of range or named twice.
     """
     beton = read_beton(source)
-    fields = BetonFields(beton)
+    label = known_field(beton, label_field)
+    beton.labels(label)  # refuses a field that can give none
+    fields = BetonFields(beton, label=label)
     if fields.without_members:
         raise ShardsieveError(
             f"fields {', '.join(fields.without_members)} of {source} have no tar member; images, "

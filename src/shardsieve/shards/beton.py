@@ -116,6 +116,14 @@ class Beton:
         """Names of the fields of custom type."""
         return [n for n, t in zip(self.names, self.types, strict=True) if t == CUSTOM]
 
+    @property
+    def label_field(self) -> str | None:
+        """The integer field that is the label if nobody names one."""
+        found = self._integers()
+        if self.metadata is None:
+            return None
+        return "label" if "label" in found else found[0] if len(found) == 1 else None
+
     def labels(self, field: str | None = None) -> NDArray[np.int32]:
         """Return a label per sample: int32 (n,), -1 where there is none.
 
@@ -125,7 +133,7 @@ class Beton:
         Raises:
             ShardsieveError: If the named field cannot give labels.
         """
-        name = self._label_field() if field is None else field
+        name = self.label_field if field is None else field
         if name is None:
             return np.full(len(self), -1, dtype=np.int32)
         values = self.column(name)
@@ -165,12 +173,6 @@ class Beton:
 
     def _integers(self) -> list[str]:
         return [n for n, t in zip(self.names, self.types, strict=True) if t == INT]
-
-    def _label_field(self) -> str | None:
-        found = self._integers()
-        if self.metadata is None:
-            return None
-        return "label" if "label" in found else found[0] if len(found) == 1 else None
 
 
 def read_beton(path: str | Path) -> Beton:

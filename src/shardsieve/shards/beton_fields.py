@@ -21,11 +21,12 @@ class BetonFields:
     `FIELD.jpg`. Fields of other types have no member.
     """
 
-    def __init__(self, beton: Beton, *, raw: str = "png") -> None:
+    def __init__(self, beton: Beton, *, label: str | None = None, raw: str = "png") -> None:
         """Look at the tables.
 
         Args:
             beton: The file's tables.
+            label: Name of the integer field that is the label; as in `Beton.labels` if left out.
             raw: What raw images become: `png`, or `ppm`, which costs a copy only.
 
         Raises:
@@ -43,8 +44,7 @@ class BetonFields:
         self._sizes = beton.allocations["size"][order]
         names = dict(zip(beton.names, beton.types, strict=True))
         self.without_members = [n for n, t in names.items() if t not in _WITH_MEMBERS]
-        integers = [n for n, t in names.items() if t == INT]
-        self._label = "label" if "label" in integers else integers[0] if len(integers) == 1 else ""
+        self._label = beton.label_field if label is None else label
         self._one_image = beton.types.count(IMAGE) == 1
 
     def regions(self, row: int) -> list[tuple[int, int]]:

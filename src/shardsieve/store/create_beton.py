@@ -36,7 +36,7 @@ def beton_blocks(path: str, label_field: str | None) -> tuple[list[IndexedShard]
     """Return the index entries of a file's virtual shards, and the store's extra attributes."""
     fingerprint = cheap_fingerprint(path)
     beton = read_beton(path)
-    labels, keys, ranges = beton.labels(_known(beton, label_field)), beton.keys(), beton.ranges
+    labels, keys, ranges = beton.labels(known_field(beton, label_field)), beton.keys(), beton.ranges
     blocks = []
     for first in range(0, len(beton), BLOCK_ROWS):
         rows = slice(first, first + BLOCK_ROWS)
@@ -80,6 +80,12 @@ def check_beton(store: Store) -> list[str]:
     return [block.fingerprint for block in blocks]
 
 
-def _known(beton: Beton, field: str | None) -> str | None:
+def known_field(beton: Beton, member: str | None) -> str | None:
     """Take tar's default member name for "not given", unless a field has that name."""
-    return None if field == "cls" and field not in beton.names else field
+    return None if member == "cls" and member not in beton.names else member
+
+
+def label_field_of(store: Store, beton: Beton) -> str | None:
+    """Return the field that a store's labels were named to come from; None if nobody named one."""
+    member = store.group.attrs.get("label_member")
+    return None if member is None else known_field(beton, str(member))
