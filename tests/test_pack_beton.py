@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tars import by_webdataset, write_shards, write_tar
 
 import shardsieve as ss
 from shardsieve import cli
+from shardsieve.commands import showing
 from shardsieve.loaders.mixing import mixing
 from shardsieve.loaders.planned import OrderSettings
 from shardsieve.shards.beton import read_beton
@@ -223,6 +225,13 @@ def test_info_of_tars_says_what_ranges_save(call, tars, tmp_path):
     reads = call("info", "--store", tmp_path / "s.zarr", "--keep", 0.5)["reads"]
     assert reads["kept"] == N // 2
     assert reads["ranges"] == reads["kept_bytes"] < reads["all_bytes"] < reads["whole_shards"]
+
+
+def test_no_more_than_the_file_is_said_to_be_read(call, scored, monkeypatch):
+    """A disk may read ahead more than there is."""
+    monkeypatch.setattr(showing, "readahead_of", lambda path: 1 << 30)
+    reads = call("info", "--store", scored.path, "--keep", 0.5)["reads"]
+    assert reads["os_cache_true"] == Path(scored.urls[0]).stat().st_size
 
 
 def wrong(tmp_path, tars):

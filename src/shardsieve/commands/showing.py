@@ -55,12 +55,12 @@ def estimated_reads(path: Path, keep_fraction: float, score: str | None) -> dict
     if store.kind != "ffcv":
         return reads | {"ranges": kept, "whole_shards": int(np.sum(store.group["shard/nbytes"][:]))}  # type: ignore[index,arg-type]
     ranges = store.ranges.reshape(-1, 2)[: len(store)]
-    page_size = int(store.group.attrs["page_size"])  # type: ignore[arg-type]
+    page_size, nbytes = (int(store.group.attrs[name]) for name in ("page_size", "nbytes"))  # type: ignore[arg-type]
     readahead = readahead_of(store.urls[0])
     found = estimate_reads(ranges, keep.ids(), page_size=page_size, readahead=readahead)
     reads |= {
         "os_cache_false": found.pages,
-        "os_cache_true": max(found.readahead, found.memory),
+        "os_cache_true": min(max(found.readahead, found.memory), nbytes),
         "os_cache_true_without_readahead": found.memory,
         "rewritten": found.rewritten,
         "pages_touched": found.pages_touched,
