@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from tars import write_shards
 
 import shardsieve as ss
 from shardsieve.pack import pack
@@ -190,3 +191,15 @@ def test_bad_policies_are_one_line_before_training(store, tmp_path):
     with pytest.raises(ValueError, match="RandomDynamic learns no score; leave policy_score out"):
         train_subset(store, ss.RandomDynamic(0.5), CONFIG, policy_score="x", **how)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_loop_that_forgets_set_epoch_under_a_policy_is_warned_once(tmp_path, caplog, told):
+    store = ss.index(write_shards(tmp_path / "d", [9]), tmp_path / "s.zarr")
+    sampler = ss.PrunedShardSampler(store, policy=ss.RandomDynamic(0.5), batch_size=2)
+    for epoch in range(4):
+        if told:
+            sampler.set_epoch(epoch)
+        assert len(list(sampler)) == 5
+    said = [one for one in caplog.messages if "call sampler.set_epoch(epoch)" in one]
+    assert len(said) == (not told)

@@ -1,5 +1,6 @@
 """`PrunedShardSampler`: the kept sample ids of an epoch, in shard-aware order."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -30,6 +31,8 @@ from shardsieve.policy.base import Policy
 from shardsieve.policy.inbox import together
 from shardsieve.scores.inputs import whole_number
 from shardsieve.store.store import Store, refuse_path
+
+_LOG = logging.getLogger("shardsieve")
 
 
 class PrunedShardSampler(Sampler[int]):
@@ -123,6 +126,7 @@ class PrunedShardSampler(Sampler[int]):
         self.epoch = 0
         # How far it is ahead of Accelerate's own count of passes, and whether that is to be seen.
         self._ahead, self._told = 0, False
+        self._warned = False
         self._begin(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -205,6 +209,7 @@ class PrunedShardSampler(Sampler[int]):
         asking = self._asking(who_asks(self))
         self._seen = Asking(asking.batch_size, drops_last=asking.drops_last)
         world = self._own_world(asking)
+        self._warn_of_standing_still()
         self._start = self._next_start()
         asking.refuse_another_count(self._start, policy=self.policy is not None)
         if self._block is None:
@@ -286,6 +291,16 @@ class PrunedShardSampler(Sampler[int]):
     def _next_start(self) -> int:
         """Return where the next pass begins: one after a whole one at the beginning."""
         return 0 if self._pass is not None and self._pass.whole else self._start
+
+    def _warn_of_standing_still(self) -> None:
+        if self.policy is None or self._pass is None or not self._pass.whole or self._warned:
+            return
+        self._warned = True
+        _LOG.warning(
+            "epoch %d is passed over again, and the policy's keep set stays what it was; call "
+            "sampler.set_epoch(epoch) before every epoch",
+            self.epoch,
+        )
 
     def _asking(self, asking: Asking) -> Asking:
         return replace(asking, batch_size=self.batch_size or asking.batch_size)
