@@ -6,12 +6,15 @@ import signal
 import forks
 import numpy as np
 import pytest
+import torch
+import two_ranks_train
 from launching import ROOT
 from tars import write_shards
 from two_ranks_gnn import clouds
 
 import shardsieve as ss
 from shardsieve.pack import pack
+from shardsieve.train.launch import make_accelerator
 
 # One process makes what they share.
 pytestmark = pytest.mark.xdist_group("launched")
@@ -36,13 +39,18 @@ def built(packed, tmp_path_factory):
 
 @pytest.mark.slow
 def test_two_ranks_train_on_the_keep_set_exactly_once_in_equal_steps(packed, tmp_path):
-    ss.index(packed[0].pattern, tmp_path / "s.zarr")
+    store = ss.index(packed[0].pattern, tmp_path / "s.zarr")
     forks.run("tests/two_ranks_train.py", tmp_path / "s.zarr", tmp_path, ranks=2)
     a, b = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     for first, second in zip(a["epochs"], b["epochs"], strict=True):
         assert len(first) == len(second)
         assert sorted(i for batch in first + second for i in batch) == a["keep"] == b["keep"]
     assert a["epochs"][0] != a["epochs"][1]
+    # The last step has four samples on one rank and three on the other.
+    alone = two_ranks_train.of_linear(store, make_accelerator(), 8)
+    for rank in range(2):
+        weights = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(weights, alone, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow

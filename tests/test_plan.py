@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardsieve.plan import Steps, World
+from shardsieve.plan import TAILS, Steps, World
 
 
 @given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 7), st.sampled_from(["pad", "drop"]))
@@ -35,6 +36,34 @@ def test_uneven_gives_each_sample_once_and_no_rank_an_empty_step(total, batch, w
     for rank in range(world):
         last = len(steps) - 1
         assert steps.rank_length(rank) == last * batch + steps.size(last, rank)
+
+
+@given(
+    st.integers(1, 60),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.sampled_from(TAILS),
+)
+def test_weighted_means_of_ranks_have_the_mean_of_all_their_samples(
+    total, batch, world, accumulate, tail
+):
+    steps, values = Steps(total, batch, world, tail), np.random.default_rng(total).random(total)
+    for first in range(0, len(steps), accumulate):
+        numbers = range(first, min(first + accumulate, len(steps)))
+        means = []
+        for rank in range(world):
+            parts = [values[slice(*steps.share(step, rank))] for step in numbers]
+            size = sum(steps.size(step, rank) for step in numbers)  # fillers count as zeros
+            means.append(sum(map(np.sum, parts)) / size * steps.weight(rank, first, numbers.stop))
+        begin, stop = steps.bounds(numbers[0])[0], steps.bounds(numbers[-1])[1]
+        np.testing.assert_allclose(np.mean(means), values[begin:stop].mean())
+
+
+def test_the_weight_of_whole_steps_is_one_exactly():
+    for batch, world in ((7, 3), (1, 5), (96, 7)):
+        steps = Steps(batch * world * 4, batch, world)
+        assert {steps.weight(rank, 1, 4) for rank in range(world)} == {1.0}
 
 
 @pytest.mark.parametrize(

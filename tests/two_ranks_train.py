@@ -4,6 +4,9 @@ import json
 import sys
 from pathlib import Path
 
+import torch
+from torch import nn
+
 import shardsieve as ss
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.launch import make_accelerator
@@ -19,6 +22,18 @@ class Watch:
         self.epochs[-1].append(ids.tolist())
 
 
+def of_linear(store, accelerator, batch_size):
+    """Return the weights of a network without statistics after an epoch of uneven last batches."""
+    torch.manual_seed(0)
+    keep = ss.KeepSet.from_ids(store, store.ids()[:39])
+    config = TrainConfig(epochs=1, batch_size=batch_size, size=8, channels=1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    trainer = Trainer(model, store, keep, config, accelerator)
+    for _ in trainer.epochs():
+        pass
+    return trainer.network.state_dict()
+
+
 def main(store_path, out):
     accelerator, store = make_accelerator(), ss.open_store(store_path, mode="r")
     keep = ss.select(store, rule="random", keep_fraction=0.4)
@@ -29,6 +44,7 @@ def main(store_path, out):
         watch.epochs.append([])
     result = {"epochs": watch.epochs[:2], "keep": keep.ids().tolist()}
     Path(out, f"{accelerator.process_index}.json").write_text(json.dumps(result))
+    torch.save(of_linear(store, accelerator, 4), Path(out, f"{accelerator.process_index}.pt"))
     accelerator.end_training()
 
 

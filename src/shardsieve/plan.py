@@ -104,6 +104,16 @@ class Steps:
         start, stop = self.share(step, rank)
         return max(stop - start, 1)
 
+    def weight(self, rank: int, first: int, stop: int) -> float:
+        """Return what the mean over a rank's samples of steps `[first, stop)` is multiplied by.
+
+        The mean over ranks is that over the samples of all of them then, where those that only
+        fill a step up weigh nothing. It is 1 unless a step is uneven.
+        """
+        steps = range(first, stop)
+        places = sum(end - begin for begin, end in map(self.bounds, steps))
+        return self.world_size * sum(self.size(step, rank) for step in steps) / places
+
     def rank_length(self, rank: int) -> int:
         """Return how many ids one rank hands out: whole batches, and what its last one holds.
 

@@ -167,7 +167,7 @@ class Trainer:
         self.model.train()
         set_epoch(self.loader, self.sampler, epoch)
         begin, seen = time.perf_counter(), list[Tensor]()
-        for batches, place_after in self._steps():
+        for batches, place_after, weight in self._steps():
             before = self._progress()
             samples = sum(len(batch.ids) for _, batch in batches)
             for number, (place, batch) in enumerate(batches, start=1):
@@ -175,7 +175,7 @@ class Trainer:
                     batch,
                     epoch=epoch,
                     place=place,
-                    share=len(batch.ids) / samples,
+                    share=len(batch.ids) / samples * weight,
                     last=number == len(batches),
                 )
                 seen.append(losses)
@@ -204,15 +204,19 @@ class Trainer:
                 "start again with a lower learning rate, in another run folder"
             )
 
-    def _steps(self) -> Iterator[tuple[list[tuple[int, Batch]], int]]:
-        """Yield (batches of an optimiser step, each with its place; place after them)."""
+    def _steps(self) -> Iterator[tuple[list[tuple[int, Batch]], int, float]]:
+        """Yield (batches of an optimiser step, each with its place; place after them; weight).
+
+        By its weight a rank's mean is multiplied: ranks may have unlike many samples.
+        """
         first, held = self.done.place, list[tuple[int, Batch]]()
-        world = int(self.accelerator.num_processes)
+        world, rank = int(self.accelerator.num_processes), int(self.accelerator.process_index)
         steps = Steps(len(self.keep) - first, self.config.batch_size, world)
         for number, batch in enumerate(self.loader, start=1):
             held.append((first + steps.places_done(number - 1), batch))
             if len(held) == self.config.accumulate or number == len(steps):
-                yield held, first + steps.places_done(number)
+                weight = steps.weight(rank, number - len(held), number)
+                yield held, first + steps.places_done(number), weight
                 held = []
 
     def _add_up(self, seen: list[Tensor], begin: float) -> None:

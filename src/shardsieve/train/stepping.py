@@ -82,8 +82,8 @@ class Stepper:
             batch: On the device.
             epoch: From 0.
             place: Samples of the epoch done before it, over all ranks.
-            share: Of the samples of this rank's optimiser step, in `(0, 1]`: batches of unlike
-                sizes make the step of all their samples at once.
+            share: Of the samples of this rank's optimiser step, by the rank's weight among ranks:
+                batches of unlike sizes make the step of all their samples at once.
             last: Whether it is the last of them: only then are gradients joined over ranks.
         """
         draw = hash_key(self.config.seed, epoch, place, self.accelerator.process_index) % 2**63
