@@ -58,6 +58,8 @@ def test_unreadable_images_are_named_counted_and_limited(tmp_path, caplog):
     missing = ~np.isfinite(store.embedding("two")).all(axis=1)
     assert store.ids()[missing].tolist() == broken
     assert f"cannot decode sample {key}" in caplog.text
+    assert "it is no image that Pillow knows" in caplog.text
+    assert " at 0x" not in caplog.text
     config = TrainConfig(epochs=3, batch_size=8, max_unreadable=9)
     how = {"folder": tmp_path / "run", "window": 3, "accelerator": accelerator}
     with pytest.raises(ValueError, match="window=3"):

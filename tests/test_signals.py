@@ -170,6 +170,12 @@ def test_a_seed_run_that_only_embeds_is_counted_and_one_that_scores_too_once(sco
         name = provenance["definition"]
         scored.put_score(name, np.zeros(len(scored)), provenance=provenance)
         assert overhead_of(scored, name).phases["scoring"] == scoring
+        # A score that says how hard is counted too, and the run of both once.
+        rule = {"rule": "ccs", "score": "seed_el2n", "difficulty": name}
+        behind = training.overhead_behind(
+            scored, ss.select(scored, rule="random", keep_fraction=0.5), rule
+        )
+        assert behind.phases["scoring"] == scoring
         scored.forget_score(name)
 
 
@@ -181,7 +187,8 @@ def test_signals_of_a_run_over_other_seeds_are_refused(packed, tmp_path):
     short = TrainConfig(epochs=2, batch_size=32)
     for run, held_out in (("seed", 0.0), ("with", 0.25)):  # of the same seeds, as many draw
         score_store(path, short, **how, name=run, held_out=held_out)
-        embed_store(path, model=str(path.with_name("s.zarr.runs") / run), name=run)
+        made = embed_store(path, model=None, name=run)  # the run of that name
+        assert made["model"] == str(path.with_name("s.zarr.runs") / run)
     extrapolate_score(path, "with_el2n", "fine", "with", method="direct")
     assert store.provenance("with_el2n")["seeds_digest"] == seeds_of_signals(store, "with")
     with pytest.raises(StoreMismatchError, match="trained on other seeds; run `shardsieve embed"):

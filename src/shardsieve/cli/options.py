@@ -67,10 +67,12 @@ Rule = Annotated[
     typer.Option(help="top, random, stratified, class_balanced, ccs, beta, moderate, threshold"),
 ]
 Threshold = Annotated[float | None, typer.Option(help="threshold: the lowest score kept.")]
-ClassFloor = Annotated[int, typer.Option(help="class_balanced: the fewest of every class.")]
+ClassFloor = Annotated[
+    int, typer.Option(help="class_balanced, stratified: the fewest of every class.")
+]
 HardCutoff = Annotated[float | None, typer.Option(help="ccs: share to drop as too hard.")]
 Difficulty = Annotated[str | None, typer.Option(help="ccs, beta: the score that says how hard.")]
-Bins = Annotated[int | None, typer.Option(help="ccs: ranges of the score, 50 by default.")]
+Bins = Annotated[int | None, typer.Option(help="ccs, stratified: ranges of the score.")]
 RuleEmbedding = Annotated[str | None, typer.Option(help="moderate: which, if there are several.")]
 StoredKeepSet = Annotated[str | None, typer.Option(help="Stored keep set, in place of a rule.")]
 DropMissing = Annotated[bool, typer.Option(help="Never keep samples without a score.")]

@@ -127,7 +127,10 @@ def score(
 def embed(
     store: StorePath,
     model: Annotated[
-        str | None, typer.Option(help="Run folder, package.module:factory; the seed run's if none.")
+        str | None,
+        typer.Option(
+            help="Run folder, package.module:factory; else the seed run of this name, or `seed`."
+        ),
     ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="Checkpoint for the model.", callback=local_path)

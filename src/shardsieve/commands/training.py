@@ -25,7 +25,7 @@ from shardsieve.train.encoder import Encoder, load_encoder
 from shardsieve.train.images import fixed_size
 from shardsieve.train.labels import count_classes, labels_of
 from shardsieve.train.launch import DEFAULT_TRACKERS, make_accelerator, on_main
-from shardsieve.train.ledger import Overhead, embedding_overhead, full_run_in, overhead_of
+from shardsieve.train.ledger import NOTHING, Overhead, embedding_overhead, full_run_in, overhead_of
 from shardsieve.train.machines import on_all, open_together
 from shardsieve.train.nets import MODELS
 from shardsieve.train.seeding import draw_seeds, score_seeds
@@ -138,14 +138,28 @@ def embed_store(
     precision: str = "no",
     workers: int = 0,
 ) -> dict[str, Any]:
-    """Embed every sample with the seed run's network, or with another one."""
+    """Embed every sample with a network.
+
+    Args:
+        path: Of the store.
+        model: As in `load_encoder`; None takes the network of the seed run of this name, else of
+            the one named `seed`.
+        weights: As in `load_encoder`.
+        name: Of the embedding.
+        size: As in `embed`.
+        channels: As in `embed`.
+        batch_size: As in `embed`.
+        max_unreadable: As in `embed`.
+        precision: As in `make_accelerator`.
+        workers: As in `embed`.
+    """
     checked_name(name)
     seen: dict[str, Any] = {"size": size, "channels": channels, "precision": precision}
     seen |= {"batch_size": batch_size, "workers": workers, "max_unreadable": max_unreadable}
     check_pass(**seen)
     accelerator = make_accelerator(precision=precision)
     store = open_together(accelerator, path)
-    given, model = model, model or str(runs_of(path) / "seed")
+    given, model = model, model or on_main(accelerator, lambda: _seed_run_of(path, name))
 
     def loaded() -> Encoder:
         if given is None and not Path(model).is_dir():
@@ -194,7 +208,8 @@ def embed_store(
         )
     dim = store.embedding_array(name).shape[-1]
     counts = {"dim": dim, "samples": len(store), "embedded_now": embedded}
-    return {"embedding": name, **counts, "signals_of_networks": _num_networks(store, name)}
+    counts["signals_of_networks"] = _num_networks(store, name)
+    return {"embedding": name, "model": model, **counts}
 
 
 def _classes_asked(store: Store, name: str, labels: NDArray[np.int64]) -> int:
@@ -204,6 +219,12 @@ def _classes_asked(store: Store, name: str, labels: NDArray[np.int64]) -> int:
     shards appended since are unknown to them.
     """
     return 0 if name in store.signal_tables else 1 + int(labels.max(initial=-1))
+
+
+def _seed_run_of(path: Path, name: str) -> str:
+    """Return the folder of the seed run of this name, else of the one named `seed`."""
+    own = runs_of(path) / name
+    return str(own if own.is_dir() else runs_of(path) / "seed")
 
 
 def _num_networks(store: Store, name: str) -> int:
@@ -266,7 +287,7 @@ def train_store(
             evaluate_every=evaluate_every,
             checkpoint_steps=checkpoint_steps,
             policy_score=policy_score,
-            overhead=_overhead(store, keep, behind),
+            overhead=overhead_behind(store, keep, behind),
             full=full,
             progress=progress,
         )
@@ -279,15 +300,15 @@ def chosen_policy(policy: dict[str, Any], rule: dict[str, Any], config: TrainCon
     return named_policy({**shared, **policy}, epochs=config.epochs, seed=config.seed)
 
 
-def _overhead(store: Store, keep: KeepSet | Policy, rule: dict[str, Any]) -> Overhead:
-    """Return what was spent on the score or embedding that the choice really goes by."""
+def overhead_behind(store: Store, keep: KeepSet | Policy, rule: dict[str, Any]) -> Overhead:
+    """Return what was spent on the scores or embedding that the choice really goes by."""
     if isinstance(keep, Policy):
         given = keep.settings()
         return overhead_of(store, given.get("prior") or given.get("score"))
     if rule.get("rule") == "moderate":
         return embedding_overhead(store, store.embedding_name(rule.get("embedding")))
     blind = rule.get("rule") == "random" and not rule.get("drop_missing")
-    return overhead_of(store, None if blind else rule.get("score"))
+    return NOTHING if blind else overhead_of(store, rule.get("score"), rule.get("difficulty"))
 
 
 def _scores_of(store: Store, run: str) -> list[str]:

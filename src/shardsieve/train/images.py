@@ -163,20 +163,14 @@ def fixed_size(store: Store) -> tuple[int, int]:
     except (ValueError, OSError) as error:
         raise ShardsieveError(
             f"cannot guess the image size from sample {sample['__key__']} of shard "
-            f"{sample['__url__']}: {said_of(error)}; give size and channels"
+            f"{sample['__url__']}: {error}; give size and channels"
         ) from error
     channels = 1 if image.mode in {"1", "L", "I;16"} else 3
     return min(max(image.size), LARGEST_GUESS), channels
 
 
-def said_of(error: Exception) -> str:
-    """Return what is wrong with an image, without the place in memory that Pillow names."""
-    unknown = isinstance(error, UnidentifiedImageError)
-    return "it is no image that Pillow knows" if unknown else str(error)
-
-
 def image_of(sample: Sample) -> Image.Image:
-    """Return the image of a raw sample, not yet decoded; ValueError if it has none.
+    """Return the image of a raw sample, not yet decoded; ValueError if it has none to decode.
 
     Of several with names of their own, as in a `.beton`, it is `image`, else the first one.
     """
@@ -184,6 +178,13 @@ def image_of(sample: Sample) -> Image.Image:
     named.sort(key=lambda name: not name.startswith("image."))
     for member in (*IMAGE_MEMBERS, *named):
         if member in sample:
-            return Image.open(io.BytesIO(sample[member]))
+            return _opened(sample[member])
     members = ", ".join(name for name in sample if not name.startswith("__"))
     raise ValueError(f"a sample must have one of {', '.join(IMAGE_MEMBERS)}, got {members}")
+
+
+def _opened(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:  # whose words name a place in memory
+        raise ValueError("it is no image that Pillow knows") from error

@@ -25,28 +25,32 @@ class Overhead(NamedTuple):
 NOTHING = Overhead({})
 
 
-def overhead_of(store: Store, score: str | None) -> Overhead:
-    """Return what a stored score cost, as its provenance and its embedding tell."""
-    if score is None:
+def overhead_of(store: Store, *scores: str | None) -> Overhead:
+    """Return what stored scores cost together, as their provenance and embeddings tell.
+
+    What several of them come from, such as one seed run, is counted once.
+    """
+    known = [store.provenance(one) for one in scores if one is not None]
+    if not known:
         return NOTHING
-    made = store.provenance(score)
-    measured = made.get("of", made)
-    found: dict[str, list[Any]] = {"scoring": [measured.get("cost")]}
-    # Of what it was predicted from, and of what the seeds' own score comes from, as TURTLE's.
-    points = {one["embedding"] for one in (made, measured) if "embedding" in one}
+    measured = [made.get("of", made) for made in known]
+    found: dict[str, list[Any]] = {"scoring": [one.get("cost") for one in measured]}
+    # Of what they were predicted from, and of what the seeds' own scores come from, as TURTLE's.
+    points = {one["embedding"] for one in (*known, *measured) if "embedding" in one}
     if points:
         found["embedding"] = [_embedding_cost(store, name) for name in sorted(points)]
-        # Of seed runs whose networks embedded, but for the one that measured.
-        for cost in (_embedding_cost(store, name, "network_cost") for name in sorted(points)):
-            found["scoring"] += [cost] if cost and cost not in found["scoring"] else []
-    if "of" in made:
-        found["extrapolation"] = [made.get("cost")]
-    counted = {
-        name: sum(map(Cost.from_dict, costs), NO_COST)
-        for name, costs in found.items()
-        if all(costs)
-    }
+        networks = (_embedding_cost(store, name, "network_cost") for name in sorted(points))
+        found["scoring"] += filter(None, networks)
+    extrapolated = [made.get("cost") for made in known if "of" in made]
+    if extrapolated:
+        found["extrapolation"] = extrapolated
+    counted = {name: _sum_of_unlike(costs) for name, costs in found.items() if all(costs)}
     return Overhead(counted, tuple(name for name in found if name not in counted))
+
+
+def _sum_of_unlike(costs: list[Any]) -> Cost:
+    unlike = [one for number, one in enumerate(costs) if one not in costs[:number]]
+    return sum(map(Cost.from_dict, unlike), NO_COST)
 
 
 def embedding_overhead(store: Store, name: str) -> Overhead:
