@@ -170,7 +170,7 @@ def fixed_size(store: Store) -> tuple[int, int]:
 
 
 def image_of(sample: Sample) -> Image.Image:
-    """Return the image of a raw sample, not yet decoded; ValueError if it has none to decode.
+    """Return the image of a raw sample, not yet decoded; ValueError or OSError if it has none.
 
     Of several with names of their own, as in a `.beton`, it is `image`, else the first one.
     """
@@ -187,4 +187,4 @@ def _opened(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data))
     except UnidentifiedImageError as error:  # whose words name a place in memory
-        raise ValueError("it is no image that Pillow knows") from error
+        raise OSError("it is no image that Pillow knows") from error
