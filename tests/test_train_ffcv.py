@@ -228,7 +228,9 @@ def test_training_learns_and_says_what_it_took(folder, store, tmp_path):
     assert result["accuracy"] > 0.8
     assert result["steps"] == -(-len(keep) // 32) * 4
     assert result["phases"]["train"]["bytes"] == keep.nbytes(store) * 4
-    assert result["reads_since_start"]["kept"] == keep.nbytes(store) * 4
+    reads = result["reads_since_start"]
+    assert reads.pop("kept") == keep.nbytes(store) * 4
+    assert set(reads.values()) == {None}  # what the page cache read nobody counts
 
 
 @pytest.mark.parametrize("clean_pass", [False, True])

@@ -33,16 +33,26 @@ class Counts:
         >>> str(Counts(kept=2_000_000, read=3_000_000, requests=5, retries=1))
         '3.0 MB read, 1.50 of what was kept, 1 retries'
         """
-        size, unit = next(
-            (self.read / 10**power, name)
-            for power, name in ((12, "TB"), (9, "GB"), (6, "MB"), (0, "B"))
-            if self.read >= 10**power or power == 0
-        )
         retries = f", {self.retries} retries" if self.retries else ""
-        return f"{size:.1f} {unit} read, {self.amplification:.2f} of what was kept{retries}"
+        kept = f"{self.amplification:.2f} of what was kept"
+        return f"{size_of(self.read)} read, {kept}{retries}"
 
     def take(self) -> "Counts":
         """Return what was counted, and begin at nothing again."""
         taken = Counts(self.kept, self.read, self.requests, self.retries)
         self.kept = self.read = self.requests = self.retries = 0
         return taken
+
+
+def size_of(nbytes: int) -> str:
+    """Return a number of bytes for people.
+
+    >>> size_of(2_500_000), size_of(12)
+    ('2.5 MB', '12.0 B')
+    """
+    size, unit = next(
+        (nbytes / 10**power, name)
+        for power, name in ((12, "TB"), (9, "GB"), (6, "MB"), (0, "B"))
+        if nbytes >= 10**power or power == 0
+    )
+    return f"{size:.1f} {unit}"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.cost import Cost
+from shardsieve.io.counts import Counts, size_of
 from shardsieve.keepset import KeepSet
 from shardsieve.plan import Steps
 from shardsieve.policy.base import Policy
@@ -108,8 +109,14 @@ class Trainer:
         return len(set(gather_object(self.dataset.unreadable)))
 
     def reads(self) -> dict[str, Any]:
-        """Return what reading took since this start, over all ranks; every rank must call it."""
+        """Return what reading took since this start, over all ranks; every rank must call it.
+
+        FFCV reads through the page cache, and what that took nobody counts: None.
+        """
         counts = self.dataset.ledger.over_ranks()
+        if self.store.kind == "ffcv":
+            unknown = dict.fromkeys(("read", "requests", "retries", "amplification"))
+            return {"kept": counts.kept, **unknown}
         return {**asdict(counts), "amplification": round(counts.amplification, 4)}
 
     def epochs(
@@ -186,7 +193,7 @@ class Trainer:
             self.done.steps += 1
             self.done.place = place_after
             if progress:
-                progress(self.done.steps, self.planned, str(self.dataset.ledger.total))
+                progress(self.done.steps, self.planned, self._said_of_reading())
             stop = stopping.after_step() and self.done.place < len(self.keep)
             if stop or self._checkpoint_is_due():
                 self._add_up(seen, begin)
@@ -240,6 +247,10 @@ class Trainer:
         row["rate"] = self.config.rate((epoch + 1) / self.config.epochs)
         self.done.history.append({**row, "seconds": round(self.done.training.seconds, 3)})
         self.done.loss, self.done.summed = 0.0, 0
+
+    def _said_of_reading(self) -> str:
+        total: Counts = self.dataset.ledger.total
+        return f"{size_of(total.kept)} kept" if self.store.kind == "ffcv" else str(total)
 
     def _checkpoint_is_due(self) -> bool:
         return bool(self.checkpoint_steps) and self.done.steps % self.checkpoint_steps == 0
