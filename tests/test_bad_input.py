@@ -154,6 +154,11 @@ def nothing_kept_by_a_policy(tmp_path, data):
     return training(tmp_path, data, "--policy", "random-dynamic", "--keep-fraction", "0.01")
 
 
+def a_fraction_twice(tmp_path, data):
+    how = ["--policy", "random-dynamic", "--policy-arg", "keep_fraction=0.2"]
+    return training(tmp_path, data, *how, "--keep-fraction", "0.3")
+
+
 def constants_of_no_policy(tmp_path, data):
     return training(tmp_path, data, "--rule", "random", "--policy-arg", "epsilon=1")
 
@@ -372,7 +377,8 @@ CASES = [
     (too_few_seeds, "seeds must draw a sample, got 0.01 of 9"),
     (nothing_kept, "the keep set must hold a sample, got none of 9"),
     (nothing_kept_by_a_policy, "the keep set must hold a sample, got none of 9"),
-    (constants_of_no_policy, "--policy-arg must come with --policy, got 'epsilon=1' alone"),
+    (a_fraction_twice, "--keep-fraction must come without --policy-arg keep_fraction, got both"),
+    (constants_of_no_policy, "--policy-arg must come with --policy, got 'epsilon' alone"),
     (no_policy, "policy must be one of annealed, epsilon-greedy"),
     (a_fraction_beside_a_policy_without, "keep_fraction must come without --policy infobatch"),
     (a_rule_beside_a_policy, "rule, bins must come without --policy"),

@@ -73,8 +73,9 @@ def train(
     how |= {"channels_last": channels_last, "compile": compiled}
     config = TrainConfig(**how, resolutions=pairs("resolutions", resolutions))
     kept = keep.selection(network.seed)
-    _refuse_unused(policy, policy_arg or [], kept)
-    moving = {"name": policy, **constants("policy-arg", policy_arg or [])} if policy else None
+    given = constants("policy-arg", policy_arg or [])
+    _refuse_unused(policy, given, kept)
+    moving = {"name": policy, **given} if policy else None
     result = commands.training.train_store(
         commands.sources.store_of(data, store, precision=network.precision),
         config,
@@ -104,10 +105,10 @@ def run_command(
     show(commands.running.run_recipe(config, until=until), as_json)
 
 
-def _refuse_unused(policy: str | None, policy_args: list[str], rule: dict[str, Any]) -> None:
+def _refuse_unused(policy: str | None, given: dict[str, Any], rule: dict[str, Any]) -> None:
     """Refuse what would not be looked at: constants of no policy, a rule beside a policy."""
-    if policy is None and policy_args:
-        raise ValueError(f"--policy-arg must come with --policy, got {policy_args[0]!r} alone")
+    if policy is None and given:
+        raise ValueError(f"--policy-arg must come with --policy, got {next(iter(given))!r} alone")
     shared = ("keep_fraction", "score", "seed")
     unused = [k for k, v in rule.items() if k not in shared and v not in (None, 0, False, "top")]
     if policy is None:
@@ -117,6 +118,10 @@ def _refuse_unused(policy: str | None, policy_args: list[str], rule: dict[str, A
         raise ValueError(
             f"{', '.join(unused)} must come without --policy, got both; a policy chooses by itself"
         )
+    for name in ("keep_fraction", "score"):
+        if name in given and rule.get(name) != getattr(KeepOptions, name):
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} must come without --policy-arg {name}, got both")
     if rule["keep_fraction"] != KeepOptions.keep_fraction and not keeps_a_fraction(policy):
         raise ValueError(
             f"keep_fraction must come without --policy {policy}, got both; its own constants "
