@@ -298,7 +298,9 @@ def test_a_killed_run_with_held_out_seeds_ends_as_an_undisturbed_one(
         with pytest.raises(Killed):
             score_store(store.path, CONFIG, **HOW, **how)
     assert store.scores == []
-    score_store(store.path, CONFIG, **HOW, **how)
+    result = score_store(store.path, CONFIG, **HOW, **how)
+    made = store.provenance("seed_dyn_unc")
+    assert result["window"] == made["parameters"]["window"] != HOW["window"]
     for name in ("seed_dyn_unc", "seed_held_out_dyn_unc", "seed_held_out_tdds"):
         np.testing.assert_array_equal(store.score(name), scored.score(name))
 

@@ -86,7 +86,8 @@ def score_store(
     folder = folder or runs_of(path) / name
     with bar("score", shown=accelerator.is_main_process) as progress:
         result = run(config=config, folder=folder, name=name, progress=progress)
-    result = {"run": str(folder), "epochs": config.epochs, **result}
+    matched = {} if match_steps_of is None else {"window": how["window"]}
+    result = {"run": str(folder), "epochs": config.epochs, **matched, **result}
     if ceiling:
         second = replace(config, seed=config.seed + 1)
         where = folder.with_name(f"{folder.name}-again")
