@@ -48,6 +48,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "exp kNN": {"method": "knn", "weights": "exp"},
     "GNN, edges from seeds": {"method": "gnn", "graph": "seeds"},
     "GNN, edges among all": {"method": "gnn", "graph": "all"},
+    "GNN with labels, edges from seeds": {"method": "gnn", "graph": "seeds", "labels": True},
+    "GNN with labels, edges among all": {"method": "gnn", "graph": "all", "labels": True},
     "direct": {"method": "direct"},
     "fused": {"method": "fused"},
     "direct, held-out seeds alone": {"method": "direct", "alone": True},

@@ -29,6 +29,8 @@ ESTIMATES = (
     "exp kNN",
     "GNN, edges from seeds",
     "GNN, edges among all",
+    "GNN with labels, edges from seeds",
+    "GNN with labels, edges among all",
     "direct, last network alone",
     "direct, held-out seeds alone",
     "direct",
