@@ -215,10 +215,15 @@ def test_a_realigned_prediction_still_tells_measured_from_predicted(store, shard
 
 def test_a_prediction_whose_measured_score_is_gone_is_not_reported_as_measured(store, tmp_path):
     store = store[0]
+    store.put_score("truth", np.arange(N))
     extrapolate_score(store.path, "seed_x", "full", "seed")
+    page, how = tmp_path / "r.html", {"keep_fraction": 0.5, "reference": "truth"}
+    report_score(store.path, page, score="full", **how)
+    assert "Samples that were not seeds" in page.read_text()
     store.forget_score("seed_x")
-    report_score(store.path, tmp_path / "r.html", score="full", keep_fraction=0.5, reference=None)
-    said = (tmp_path / "r.html").read_text()
+    report_score(store.path, page, score="full", **how)
+    said = page.read_text()
+    assert "Samples that were not seeds" not in said
     assert "150 samples measured, 450 predicted; which is no longer known" in said
     assert "score “seed_x” is gone" in said
 

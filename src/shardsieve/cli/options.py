@@ -72,7 +72,9 @@ ClassFloor = Annotated[
 ]
 HardCutoff = Annotated[float | None, typer.Option(help="ccs: share to drop as too hard.")]
 Difficulty = Annotated[str | None, typer.Option(help="ccs, beta: the score that says how hard.")]
-Bins = Annotated[int | None, typer.Option(help="ccs, stratified: ranges of the score.")]
+Bins = Annotated[
+    int | None, typer.Option(help="ccs, stratified: ranges of the score, 50 by default.")
+]
 RuleEmbedding = Annotated[str | None, typer.Option(help="moderate: which, if there are several.")]
 StoredKeepSet = Annotated[str | None, typer.Option(help="Stored keep set, in place of a rule.")]
 DropMissing = Annotated[bool, typer.Option(help="Never keep samples without a score.")]

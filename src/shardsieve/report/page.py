@@ -69,7 +69,8 @@ def write_report(
         "highest": contact_sheet(store, ids[order[::-1][:_SHEET]]),
         "reference": reference,
     }
-    if reference is not None and not measured.all():
+    # Seeds among the predictions would flatter them.
+    if reference is not None and not measured.all() and shown["gone"] is None:
         _all_rows(store, reference)
         truth = store.score(reference)[rows][~measured]
         quality: Quality = measure(truth, values[~measured])
