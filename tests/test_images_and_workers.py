@@ -10,11 +10,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from torch import nn
 
 import shardsieve as ss
 from shardsieve.pack import pack
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
+from shardsieve.train.fresh import fresh_model
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.loading import make_loader
 from shardsieve.train.nets import light
@@ -112,3 +114,65 @@ def test_what_accelerate_prepared_for_a_run_ends_with_it(tmp_path):
     assert multiprocessing.active_children() == []
     assert accelerator._models == [own]
     assert accelerator._optimizers == accelerator._dataloaders == []
+
+
+class Own(nn.Module):
+    """Anybody's own network: pools an image and sends the channels through a linear layer."""
+
+    def __init__(self, channels, outputs, wrap):
+        super().__init__()
+        self.head, self.wrap = nn.Linear(channels, outputs), wrap
+        self.modes = []
+
+    def forward(self, images):
+        self.modes.append(self.training)
+        return self.wrap(self.head(images.mean(dim=(2, 3))))
+
+
+def own(num_classes):
+    return Own(3, num_classes, torch.Tensor.contiguous)
+
+
+def own_of_one_channel(num_classes):
+    return Own(1, num_classes, torch.Tensor.contiguous)
+
+
+def own_of_more_outputs(num_classes):
+    return Own(3, num_classes + 3, torch.Tensor.contiguous)
+
+
+def own_of_tuples(num_classes):
+    return Own(3, num_classes, lambda logits: (logits,))
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("own_of_one_channel", r"cannot take images of shape \(3, 8, 8\) \(.*\); give other chan"),
+        ("own_of_more_outputs", r"_more_outputs' must give 2 logits for an image, got \(2, 5\) of"),
+        ("own_of_tuples", "must give 2 logits for an image, got tuple of two; let"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_refused_before_a_run_begins(tmp_path, factory, message):
+    store, accelerator = damaged_store(tmp_path, []), Accelerator()
+    config = TrainConfig(model=f"{__name__}:{factory}", epochs=3, batch_size=8)
+    how = {"folder": tmp_path / "run", "accelerator": accelerator}
+    with pytest.raises(ss.ShardsieveError, match=message):
+        score_seeds(store, store.ids(), config, scores=["el2n"], **how)
+    with pytest.raises(ss.ShardsieveError, match=message):
+        train_subset(store, ss.select(store, keep_fraction=0.5, rule="random"), config, **how)
+    assert not (tmp_path / "run" / "run.json").exists()
+    if factory == "own_of_one_channel":
+        with pytest.raises(ss.ShardsieveError, match=message):
+            embed(store, own_of_one_channel(2), name="e", accelerator=accelerator)
+
+
+def test_trying_a_network_leaves_it_and_the_random_numbers_as_they_were():
+    config = TrainConfig(model=f"{__name__}:own", size=8, resolutions=((0, 4),), seed=3)
+    model = fresh_model(config, 2, Accelerator())
+    assert model.modes == [False, False]
+    assert model.training
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(own(2).head.weight, model.head.weight)
+    assert torch.equal(torch.rand(1), after)

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from shardsieve.train.launch import on_main
 from shardsieve.train.loading import readable
 from shardsieve.train.machines import on_all
 from shardsieve.train.measures import STORED, measure
-from shardsieve.train.nets import embed_and_classify, embed_batch
+from shardsieve.train.nets import answer_to_black, embed_and_classify, embed_batch
 
 _HALF = float(np.finfo(np.float16).max)
 _CURE = "has the network's training diverged? Take a lower learning rate or another network"
@@ -189,8 +190,8 @@ class _Pass:
     @torch.inference_mode()
     def dim(self, size: int, channels: int) -> int:
         """Return d, from a forward pass over nothing in particular."""
-        blank = torch.zeros((1, channels, size, size), device=self.device)
-        return int(embed_batch(self.network, blank).shape[1])
+        call = partial(embed_batch, self.network)
+        return int(answer_to_black(call, (channels, size, size), self.device).shape[1])
 
     @torch.inference_mode()
     def rows(self, ids: range, batches: Iterable[Batch]) -> Block:

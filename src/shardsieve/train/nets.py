@@ -246,6 +246,29 @@ def embed_and_classify(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor
     return embed_batch(model, images), model(images).float()
 
 
+def answer_to_black(
+    call: Callable[[Tensor], Tensor], shape: tuple[int, int, int], device: torch.device
+) -> Tensor:
+    """Return what a network makes of two black images: one may be a special case.
+
+    Args:
+        call: The network, or a part of it.
+        shape: Of the image, (c, h, w).
+        device: The network's.
+
+    Raises:
+        ShardsieveError: If it cannot take images of that shape.
+    """
+    try:
+        return call(torch.zeros((2, *shape), device=device))
+    except RuntimeError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ShardsieveError(
+            f"the network cannot take images of shape {shape} ({first}); give other channels, "
+            "another size, or another network"
+        ) from error
+
+
 def _made_for(factory: Callable[..., object], num_classes: int | None) -> object:
     if num_classes is None:
         return factory() if _takes(factory) else _made_for(factory, _IMAGENET_CLASSES)

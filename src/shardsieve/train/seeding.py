@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from numpy.typing import NDArray
 
 from shardsieve._errors import ShardsieveError
@@ -25,13 +24,14 @@ from shardsieve.strata import keep_class_balanced
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.encoder import save_network
+from shardsieve.train.fresh import fresh_model
 from shardsieve.train.images import fixed_size, normalised
 from shardsieve.train.labels import count_classes, identity_of
 from shardsieve.train.launch import let_go, on_main
 from shardsieve.train.loading import check_augmenting, make_loader
 from shardsieve.train.loop import Trainer
 from shardsieve.train.machines import enter_run, on_all
-from shardsieve.train.nets import check_size, load_model
+from shardsieve.train.nets import check_size
 from shardsieve.train.progress import Progress
 from shardsieve.train.recorder import Recorder, Watcher
 from shardsieve.train.runfolder import RESULT, RunFolder
@@ -162,8 +162,7 @@ def score_seeds(
         on_main(accelerator, lambda: [add_scores(store, one, scores, **how) for one in watched])
         return finished
     on_main(accelerator, lambda: check_names(store, watched, scored))
-    set_seed(config.seed)
-    model = load_model(config.model, num_classes, config.channels or 3)
+    model = fresh_model(config, num_classes, accelerator)
     how = {"folder": run, "checkpoint_steps": checkpoint_steps}
     trainer = Trainer(model, store, keep, config, accelerator, adversary=adversary, **how)
     on_main(accelerator, lambda: run.claim(identity))

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.cost import Cost
@@ -21,12 +20,12 @@ from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.encoder import save_network
 from shardsieve.train.evaluation import need_matching
+from shardsieve.train.fresh import fresh_model
 from shardsieve.train.labels import check_test, identity_of
 from shardsieve.train.launch import on_main
 from shardsieve.train.ledger import NOTHING, FullRun, Overhead, ledger
 from shardsieve.train.loop import Trainer
 from shardsieve.train.machines import check_same, enter_run, on_all
-from shardsieve.train.nets import load_model
 from shardsieve.train.progress import Progress
 from shardsieve.train.runfolder import RESULT, RunFolder
 from shardsieve.train.seeding import known_task
@@ -95,8 +94,7 @@ def train_subset(
         return finished
     unlike = _unlike(full, identity, accelerator)
     accelerator.wait_for_everyone()
-    set_seed(config.seed)
-    model = load_model(config.model, num_classes, config.channels or 3)
+    model = fresh_model(config, num_classes, accelerator)
     how = {"folder": run, "checkpoint_steps": checkpoint_steps}
     trainer = Trainer(model, store, keep, config, accelerator, adversary=adversary, **how)
     # Stores that are copies of each other may hold other scores.
