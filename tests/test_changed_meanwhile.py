@@ -11,6 +11,8 @@ from tars import write_shards
 import shardsieve as ss
 from shardsieve.store import contents
 
+CONDITIONS = ("HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH")
+
 
 @pytest.fixture
 def urls(s3, tmp_path):
@@ -42,7 +44,7 @@ def test_a_host_that_knows_no_conditions_is_written_to(s3, urls):
     refused = []
 
     def refuse(environ):
-        if "HTTP_IF_MATCH" in environ:
+        if environ.keys() & set(CONDITIONS):
             refused.append(environ["PATH_INFO"])
             return "501 Not Implemented"
         return None
@@ -54,6 +56,21 @@ def test_a_host_that_knows_no_conditions_is_written_to(s3, urls):
     store.put_score("down", range(7))
     assert len(refused) == asked
     assert ss.open_store(store.path, mode="r").scores == ["down", "up"]
+
+
+def test_a_host_that_passes_over_conditions_loses_no_store(s3, urls):
+    passed_over = []
+
+    def forget(environ):
+        passed_over.extend(filter(None, map(environ.pop, CONDITIONS, [None, None])))
+
+    s3.refuse = forget
+    store = ss.index(urls, f"s3://{s3.bucket}/s.zarr")
+    store.put_score("up", range(7))
+    assert "*" in passed_over
+    there = ss.open_store(store.path, mode="r")
+    assert there.scores == ["up"]
+    assert there.score("up").tolist() == list(range(7))
 
 
 def test_who_appends_waits_until_a_score_is_listed(tmp_path, monkeypatch):

@@ -156,6 +156,14 @@ async def replace(store: Any, name: str, data: bytes, version: Any) -> bool:
     return True
 
 
+async def create(store: Any, name: str, data: bytes) -> bool:
+    """Write an object unless there is one; return False where conditions are unknown."""
+    try:
+        return await replace(store, name, data, "create")
+    except exceptions.AlreadyExistsError:
+        return True
+
+
 def was_changed(error: BaseException) -> bool:
     """Return whether an error says that `replace` met another version."""
     changed = exceptions.PreconditionError, exceptions.AlreadyExistsError

@@ -10,6 +10,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
 
 from shardsieve.io.objects import (
+    create,
     fetch_whole,
     forked_after_use,
     group_client,
@@ -83,9 +84,16 @@ class Objects(ObjectStore[Any]):
             self._root = None
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Write an object if there is none of that name."""
+        """Write an object if there is none of that name.
+
+        It is looked for as well: a host that knows no conditions, and passes over this one, would
+        write an empty group over the store's root.
+        """
+        if await self.exists(key):
+            return
         with told_about_objects(f"write {self.url}/{key}"):
-            await super().set_if_not_exists(key, value)
+            if not await create(self.store, key, value.to_bytes()):
+                await super().set(key, value)
 
     async def delete(self, key: str) -> None:
         """Delete an object, if it is there."""
