@@ -377,7 +377,14 @@ def test_turtle_finds_plain_clusters_evenly_and_repeats():
 
 
 @pytest.mark.slow
-def test_an_unsupervised_run_scores_what_lies_between_clusters_highest(store, tmp_path):
+def test_an_unsupervised_run_scores_what_lies_between_clusters_highest(store, monkeypatch):
+    def none(check_available=False):
+        if not check_available:
+            raise RuntimeError("Cannot access accelerator device when none is available.")
+
+    # As torch 2.6 does.
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", none)
     points, _ = blobs()
     table = np.full((len(store), 8), np.nan)
     table[:60] = points

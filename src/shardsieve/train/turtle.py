@@ -241,8 +241,8 @@ def _points(
     there = np.isfinite(rows).all(axis=1)
     if not there.any():
         raise MissingScoreError(f"embedding {embedding!r} must be there for seeds, got none")
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    return torch.from_numpy(rows[there].astype(np.float32)).to(device), seeds[there]
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.from_numpy(rows[there].astype(np.float32)).to(found), seeds[there]
 
 
 def _result(recorder: Recorder) -> dict[str, Any]:
