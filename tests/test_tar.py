@@ -119,6 +119,30 @@ def test_pax_records_may_be_filled_up_with_zeros(tmp_path):
     assert table_of(tmp_path / "x.tar").keys == ["ab"]
 
 
+@pytest.mark.parametrize(
+    "records",
+    [
+        b"0 path=b.j\n",
+        b"-9 path=b\n",
+        b"99 path=b\n",
+        b"x a=b\n",
+        b"path",
+        b"9 size=x\n",
+        b"7 \xff=b\n",
+    ],
+)
+def test_damaged_pax_records_are_refused(tmp_path, records):
+    """A length of 0 was read again without end."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, len(records)
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        tar.addfile(tarfile.TarInfo("a.jpg"))
+        tar.addfile(info, io.BytesIO(records))
+        tar.addfile(tarfile.TarInfo("other.jpg"))
+    with pytest.raises(CorruptShardError, match=r"x\.tar is damaged: no valid header at byte 512"):
+        table_of(tmp_path / "x.tar")
+
+
 def test_fingerprints_are_pinned():
     """Stores of earlier releases are compared by them."""
     table = table_fingerprint(["a", "b"], np.array([0, 1024]), np.array([1024, 512]))

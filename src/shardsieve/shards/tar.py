@@ -76,7 +76,11 @@ def walk(read: ReadAt, total: int, url: str) -> Iterator[Member]:
         else:
             kind, size = _kind_and_size(head, offset, url)
             if kind in b"xgLK":
-                _apply_extension(kind, _content(read, data, size, total, url), pax, common)
+                content = _content(read, data, size, total, url)
+                try:
+                    _apply_extension(kind, content, pax, common)
+                except ValueError as error:
+                    raise CorruptShardError(_damaged(offset, url)) from error
                 offset = data + _padded(size)
                 continue
             name, size = _name_and_size(head, size, {**common, **pax})
@@ -336,13 +340,18 @@ def _header_name(head: bytes) -> str:
 
 
 def _pax_records(content: bytes) -> dict[str, str]:
+    """Return keyword and value of every record, or raise ValueError."""
     records, at = {}, 0
     while at < len(content) and content[at : at + 1] != b"\0":
         space = content.index(b" ", at)
-        length = int(content[at:space])
-        key, _, value = content[space + 1 : at + length - 1].partition(b"=")
+        end = at + int(content[at:space])
+        if not space < end <= len(content):
+            raise ValueError(f"a record at byte {at} cannot end at byte {end}")
+        key, _, value = content[space + 1 : end - 1].partition(b"=")
+        if key == b"size":
+            int(value)
         records[key.decode()] = value.decode("utf-8", "surrogateescape")
-        at += length
+        at = end
     return records
 
 
@@ -354,12 +363,16 @@ def _what_is_wrong(head: bytes, offset: int, url: str) -> str:
         return f"shard {url} is not a tar: no valid header at byte 0; give tar shards"
     if len(head) < BLOCK:
         return f"shard {url} is truncated at byte {offset}; write or download it again"
+    return _damaged(offset, url)
+
+
+def _damaged(offset: int, url: str) -> str:
     return f"shard {url} is damaged: no valid header at byte {offset}; write or download it again"
 
 
 def _wrong_size(url: str, total: int, data: int, size: int) -> CorruptShardError:
     if size < 0:
-        return CorruptShardError(_what_is_wrong(_ZERO, data - BLOCK or BLOCK, url))
+        return CorruptShardError(_damaged(data - BLOCK, url))
     return _truncated(url, total, data + size)
 
 
