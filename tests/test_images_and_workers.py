@@ -77,6 +77,14 @@ def test_unreadable_images_are_named_counted_and_limited(tmp_path, caplog):
         ss.select(store, score="seed_el2n", keep_fraction=1.0, drop_missing=True)
 
 
+def test_a_damaged_first_image_is_skipped_where_size_and_channels_are_given(tmp_path):
+    """It was looked at all the same, to guess what had been said."""
+    store, how = damaged_store(tmp_path, [0]), {"name": "x", "accelerator": Accelerator()}
+    with pytest.raises(ss.ShardsieveError, match="give size and channels"):
+        embed(store, light(2), size=8, max_unreadable=1, **how)
+    assert embed(store, light(2), size=8, channels=3, max_unreadable=1, **how) == len(store)
+
+
 def test_unreadable_samples_are_counted_over_workers(tmp_path):
     store = damaged_store(tmp_path, [1, 66])
     keep = ss.select(store, keep_fraction=1.0)

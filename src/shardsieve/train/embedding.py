@@ -106,8 +106,7 @@ def embed(
         ShardsieveError: If embeddings are not finite, or most of a shard too large for float16.
     """
     checked_name(name)  # on every rank, before one makes the arrays
-    guessed = fixed_size(store)
-    size, channels = size or guessed[0], channels or guessed[1]
+    size, channels = fixed_size(store, size, channels)
     how: dict[str, Any] = {"max_unreadable": max_unreadable, "pseudo_labels": pseudo_labels}
     data = readable(store, ImageDecoder(size, channels), **how)
     pass_ = _Pass(network, classifiers, accelerator, normalise)

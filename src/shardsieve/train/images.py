@@ -151,12 +151,18 @@ def augment(images: Tensor, generator: torch.Generator, *, flip: bool = True) ->
     return pad(images, (border,) * 4)[sample, channel, rows, columns]
 
 
-def fixed_size(store: Store) -> tuple[int, int]:
-    """Return (side in pixels, channels) guessed from the first sample; the side is at most 224.
+def fixed_size(
+    store: Store, size: int | None = None, channels: int | None = None
+) -> tuple[int, int]:
+    """Return (side in pixels, channels): as given, else guessed from the first sample.
+
+    A guessed side is at most 224. Where both are given the sample is not looked at.
 
     Raises:
         ShardsieveError: If the first sample holds no image.
     """
+    if size is not None and channels is not None:
+        return size, channels
     sample = ShardDataset(store)[int(store.ids()[0])]
     try:
         image = image_of(sample)
@@ -165,8 +171,8 @@ def fixed_size(store: Store) -> tuple[int, int]:
             f"cannot guess the image size from sample {sample['__key__']} of shard "
             f"{sample['__url__']}: {error}; give size and channels"
         ) from error
-    channels = 1 if image.mode in {"1", "L", "I;16"} else 3
-    return min(max(image.size), LARGEST_GUESS), channels
+    guessed = 1 if image.mode in {"1", "L", "I;16"} else 3
+    return size or min(max(image.size), LARGEST_GUESS), channels or guessed
 
 
 def image_of(sample: Sample) -> Image.Image:

@@ -66,10 +66,8 @@ def draw_seeds(
 
 def with_known_images(store: Store, config: TrainConfig) -> TrainConfig:
     """Return the settings with size and channels filled in from the store's first sample."""
-    if config.size is not None and config.channels is not None:
-        return config
-    size, channels = fixed_size(store)
-    return replace(config, size=config.size or size, channels=config.channels or channels)
+    size, channels = fixed_size(store, config.size, config.channels)
+    return replace(config, size=size, channels=channels)
 
 
 def known_task(
