@@ -232,6 +232,8 @@ def test_patterns_name_shards_in_order(shards, tmp_path):
         assert expand_urls(f"{scheme}{folder}/s-*.tar") == want
     (tmp_path / "list.txt").write_text("# mine\n" + "\n".join(want))
     assert expand_urls(tmp_path / "list.txt") == want
+    (tmp_path / "list.txt").write_text("\n".join(f"file://{one}" for one in want))
+    assert expand_urls(tmp_path / "list.txt") == want
     for pattern in (f"{folder}/t-*.tar", f"{folder}/t-{{0..1}}.tar"):
         with pytest.raises(ss.ShardsieveError, match="no shards match"):
             expand_urls(pattern)

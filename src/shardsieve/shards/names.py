@@ -121,4 +121,4 @@ def _read_list(path: Path) -> list[str]:
             f"cannot read the shard list {path}: {getattr(error, 'strerror', error)}; "
             "it must be text with one shard a line"
         ) from error
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    return [local_name(line.strip()) for line in lines if line.strip() and line[0] != "#"]
