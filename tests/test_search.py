@@ -181,3 +181,5 @@ def test_the_sample_comes_from_all_over_in_few_reads():
 def test_bad_input_is_refused(how, message):
     with pytest.raises(ValueError, match=message):
         KNN(**how)
+    with pytest.raises(ValueError, match=message):
+        neighbours([[1.0]], [[2.0]], 1, **how)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from shardsieve._errors import MissingScoreError
 from shardsieve.commands.progress import bar
 from shardsieve.cost import Cost
-from shardsieve.extrapolate.approximate import SEARCHES
 from shardsieve.extrapolate.knn import neighbours
 from shardsieve.scores import (
     d2,
@@ -193,7 +192,6 @@ def _d2(
     store: Store, points: Points, rows: NDArray[np.int64], options: dict[str, Any]
 ) -> tuple[NDArray[np.float64], dict[str, Any]]:
     how = {"k": 5, "gamma": 0.1, "absolute": False, "per_class": False, "search": "auto", **options}
-    one_of("search", how["search"], SEARCHES)
     if "score" not in how:
         raise MissingScoreError("score must name a stored score for d2: `d2:score=NAME`, got none")
     values = _whole(store, how["score"], rows)

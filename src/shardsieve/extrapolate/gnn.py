@@ -27,7 +27,7 @@ from shardsieve.extrapolate.protocol import (
 from shardsieve.extrapolate.ranks import ALONE, Ranks
 from shardsieve.extrapolate.sampling import Sampler
 from shardsieve.order import permutation
-from shardsieve.scores.inputs import whole_number
+from shardsieve.scores.inputs import one_of, whole_number
 
 GRAPHS = ("all", "seeds")
 _SPLIT = 0x6E6E
@@ -98,11 +98,8 @@ class GNN:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}; 0.5 is usual")
         if not learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {learning_rate}; 1e-3 is usual")
-        for name, choice, known in (("layer", layer, tuple(KINDS)), ("graph", graph, GRAPHS)):
-            if choice not in known:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(known)}, got {choice!r}; see GNN"
-                )
+        one_of("layer", layer, KINDS)
+        one_of("graph", graph, GRAPHS)
         self.k, self.layer, self.graph, self.patience = k, layer, graph, patience
         self.epochs, self.fan_out, self.batch_size = epochs, fan_out, batch_size
         self.learning_rate, self.dropout, self.seed = learning_rate, dropout, seed

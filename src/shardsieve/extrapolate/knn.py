@@ -16,7 +16,7 @@ from shardsieve.extrapolate.approximate import (
 )
 from shardsieve.extrapolate.protocol import Floats, Rows, as_rows, blocks, checked_seeds
 from shardsieve.extrapolate.search import Doubles, ExactSearch, Ids
-from shardsieve.scores.inputs import whole_number
+from shardsieve.scores.inputs import one_of, whole_number
 
 WEIGHTS = ("exp", "mean", "inverse")
 METRICS = ("euclidean", "cosine")
@@ -58,13 +58,9 @@ class KNN:
     ) -> None:
         whole_number("k", k, 1)
         whole_number("block_rows", block_rows, 1)
-        choices = (("weights", weights, WEIGHTS), ("metric", metric, METRICS))
-        for name, choice, known in (*choices, ("search", search, SEARCHES)):
-            if choice not in known:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(known)}, got {choice!r}; see KNN"
-                )
-        _check_recall(min_recall)
+        one_of("weights", weights, WEIGHTS)
+        one_of("metric", metric, METRICS)
+        _check_search(search, min_recall)
         self.k, self.weights, self.metric, self.block_rows = k, weights, metric, block_rows
         self.search, self.min_recall = search, min_recall
         self.chosen: Chosen | None = None
@@ -199,9 +195,10 @@ def neighbours(
         Ids in `[0, m)`, int64, and distances, float64, both (n, min(k, m)), n those looked up.
 
     Raises:
-        ValueError: If shapes disagree, a number is not finite, or k is below 1.
+        ValueError: If shapes disagree, a number is not finite, or an argument is out of range.
     """
     whole_number("k", k, 1)
+    _check_search(search, min_recall)
     given = as_rows(seed_embeddings)
     rows = as_rows(query_embeddings, given.shape[1])
     kind = kind_for(search, given.shape[0], rows.shape[0], given.shape[1])
@@ -256,7 +253,8 @@ def _seeds(given: Rows, *, whole: bool) -> NDArray[Any]:
     return given
 
 
-def _check_recall(recall: float) -> None:
+def _check_search(search: str, recall: float) -> None:
+    one_of("search", search, SEARCHES)
     if not 0 < recall <= 1:
         raise ValueError(f"min_recall must lie in (0, 1], got {recall}; 0.99 is usual")
 
