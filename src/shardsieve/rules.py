@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from shardsieve._errors import MissingScoreError
 from shardsieve.betadraw import beta_rows
 from shardsieve.scores.embedded import moderate_distance
+from shardsieve.scores.inputs import one_of
 from shardsieve.selection import (
     check_floor,
     check_threshold,
@@ -74,8 +75,7 @@ def checked_rule(rule: str, asked: Asked) -> str:
     Raises:
         ValueError: If there is no such rule, or an option belongs to another one.
     """
-    if rule not in RULES:
-        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
+    one_of("rule", rule, RULES)
     # A class floor of 0 asks for nothing; a hard cut-off of 0 asks for strata of the score.
     given = [n for n, v in asdict(asked).items() if v is not None and (n, v) != ("class_floor", 0)]
     for name, rules in _OPTIONS.items():

@@ -11,6 +11,7 @@ import numpy as np
 from shardsieve._errors import ShardsieveError
 from shardsieve.io.replacing import write_whole
 from shardsieve.keepset import KeepSet, keep_set_of
+from shardsieve.scores.inputs import one_of
 from shardsieve.store.store import Store, open_store
 
 
@@ -26,8 +27,7 @@ def export_keep_set(path: Path, out: Path, layout: str, rule: dict[str, Any]) ->
     Returns:
         Where it was written, and how many samples of how many are kept.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    one_of("layout", layout, LAYOUTS)
     store = open_store(path, mode="r")
     keep = keep_set_of(store, **rule)
     data = LAYOUTS[layout](store, keep, rule.get("score"))

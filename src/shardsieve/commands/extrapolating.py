@@ -32,6 +32,7 @@ from shardsieve.cost import Cost
 from shardsieve.extrapolate.calibration import match_quantiles
 from shardsieve.extrapolate.choosing import choose_k
 from shardsieve.extrapolate.knn import KNN
+from shardsieve.scores.inputs import one_of
 from shardsieve.selection import num_kept
 from shardsieve.store.rows import StoredRows
 from shardsieve.store.store import Store
@@ -157,8 +158,7 @@ def check_extrapolation(
     Raises:
         ValueError: With what is wrong.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    one_of("method", method, METHODS)
     checked_seed_scores(seed_scores, method in ON_SIGNALS)
     number = _number(k, method) or 1
     if folds < 2:

@@ -10,6 +10,7 @@ from shardsieve.extrapolate.correlations import spearman
 from shardsieve.extrapolate.knn import KNN
 from shardsieve.extrapolate.resampling import intervals
 from shardsieve.order import permutation
+from shardsieve.scores.inputs import one_of
 from shardsieve.store.rows import StoredRows
 
 SEED_SCORES = ("measured", "neighbours")
@@ -72,8 +73,7 @@ def memorised(
 
 def checked_seed_scores(choice: str, on_signals: bool) -> str:
     """Return the choice, or raise ValueError if the method does not offer it."""
-    if choice not in SEED_SCORES:
-        raise ValueError(f"seed_scores must be one of {', '.join(SEED_SCORES)}, got {choice!r}")
+    one_of("seed_scores", choice, SEED_SCORES)
     if choice == "neighbours" and not on_signals:
         raise ValueError(
             "seed_scores must be 'measured' for a method that averages them, got 'neighbours'; "

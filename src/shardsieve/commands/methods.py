@@ -15,6 +15,7 @@ from shardsieve.extrapolate.knn import KNN
 from shardsieve.extrapolate.protocol import Extrapolator
 from shardsieve.extrapolate.quality import out_of_fold
 from shardsieve.extrapolate.ranks import ALONE, Ranks
+from shardsieve.scores.inputs import one_of
 from shardsieve.store.rows import StoredRows, TakenRows
 from shardsieve.store.store import Store
 from shardsieve.train.labels import labels_behind
@@ -138,8 +139,7 @@ def make_task(
         ValueError: If the method is unknown, or labels are asked for and no seed has one.
         MissingScoreError: If there are no scored seeds, held-out seeds or signals.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    one_of("method", method, METHODS)
     measured = np.where(readable, store.score(score), np.nan).astype(np.float32)
     if not np.isfinite(measured).any() and np.isfinite(store.score(score)).any():
         raise MissingScoreError(

@@ -15,6 +15,7 @@ from shardsieve.pack import pack
 from shardsieve.pack.beton import keep_rows, pack_beton
 from shardsieve.pack.beton_tars import beton_to_tars
 from shardsieve.pack.writer import PackedSplit
+from shardsieve.scores.inputs import one_of
 from shardsieve.store.create import index
 from shardsieve.store.realign import realign
 from shardsieve.store.store import Store, open_store
@@ -53,8 +54,7 @@ def pack_source(
     wanted: Wanted | None = None,
 ) -> dict[str, Any]:
     """Write a source in one of the layouts; see `shardsieve pack --help`."""
-    if to not in LAYOUTS:
-        raise ValueError(f"to must be one of {', '.join(LAYOUTS)}, got {to!r}")
+    one_of("to", to, LAYOUTS)
     held, wanted = kind_of(source), wanted or Wanted()
     beton: dict[str, Any] = {"page_size": page_size, "overwrite": overwrite}
     draw: dict[str, Any] = {"test_fraction": test_fraction, "seed": seed}

@@ -26,6 +26,7 @@ from shardsieve.commands.sections import EMBEDDING, SEED_RUN, Recipe, Shards
 from shardsieve.commands.steps import STEPS, Result
 from shardsieve.commands.training import embed_store, score_store, train_store
 from shardsieve.keepset import select
+from shardsieve.scores.inputs import one_of
 from shardsieve.store.create import check_labels
 from shardsieve.store.layout import holds_store
 from shardsieve.store.store import open_store
@@ -50,8 +51,7 @@ def run_recipe(path: Path, *, until: str = STEPS[-1]) -> Result:
     Raises:
         ShardsieveError: If the recipe or what it names is wrong.
     """
-    if until not in STEPS:
-        raise ValueError(f"until must be one of {', '.join(STEPS)}, got {until!r}")
+    one_of("until", until, STEPS)
     accelerator = make_accelerator()
     chain = on_all(accelerator, lambda: _Chain(path, accelerator))
     chain.check_machines()

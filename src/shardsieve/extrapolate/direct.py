@@ -7,14 +7,15 @@ from numpy.typing import ArrayLike
 from shardsieve.extrapolate.lesson import Lesson, learn, split
 from shardsieve.extrapolate.protocol import Floats, Rows, as_rows, checked_scores
 from shardsieve.extrapolate.signals import (
+    REGRESSORS,
     Signals,
     check_names,
-    checked_regressor,
     make_regressor,
     names_of,
     predicted,
     signal_features,
 )
+from shardsieve.scores.inputs import one_of
 
 
 class Direct:
@@ -37,7 +38,8 @@ class Direct:
     """
 
     def __init__(self, regressor: str = "auto", *, seed: int = 0) -> None:
-        self.regressor, self.seed = checked_regressor(regressor), seed
+        one_of("regressor", regressor, REGRESSORS)
+        self.regressor, self.seed = regressor, seed
         self.lesson: Lesson | None = None
         self._model: Any = None
 

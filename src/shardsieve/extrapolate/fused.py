@@ -19,15 +19,15 @@ from shardsieve.extrapolate.protocol import (
 )
 from shardsieve.extrapolate.search import ExactSearch
 from shardsieve.extrapolate.signals import (
+    REGRESSORS,
     Signals,
     check_names,
-    checked_regressor,
     make_regressor,
     names_of,
     predicted,
     signal_features,
 )
-from shardsieve.scores.inputs import whole_number
+from shardsieve.scores.inputs import one_of, whole_number
 
 _BLOCK = 65_536
 _NEAR = 5  # nearest seeds whose distance tells how lonely a sample is
@@ -50,7 +50,8 @@ class Fused:
 
     def __init__(self, k: int = 50, regressor: str = "auto", *, seed: int = 0) -> None:
         whole_number("k", k, 1)
-        self.k, self.regressor, self.seed = k, checked_regressor(regressor), seed
+        one_of("regressor", regressor, REGRESSORS)
+        self.k, self.regressor, self.seed = k, regressor, seed
         self.lesson: Lesson | None = None
         self._model: Any = None
 

@@ -158,10 +158,3 @@ def make_regressor(kind: str, num_samples: int, seed: int) -> Any:
     return make_pipeline(
         SimpleImputer(keep_empty_features=True), StandardScaler(), RidgeCV(np.logspace(-2, 4, 13))
     )
-
-
-def checked_regressor(kind: str) -> str:
-    """Return the name of a regressor, or raise ValueError."""
-    if kind not in REGRESSORS:
-        raise ValueError(f"regressor must be one of {', '.join(REGRESSORS)}, got {kind!r}")
-    return kind

@@ -16,6 +16,7 @@ from shardsieve.loaders.ffcv_order import LoaderOrder
 from shardsieve.loaders.pages import ordered_rows
 from shardsieve.loaders.planned import refuse_another_plan
 from shardsieve.plan import TAILS, Steps, World
+from shardsieve.scores.inputs import one_of
 from shardsieve.store.store import Store
 
 ORDERS = ("loader", "pages")
@@ -92,10 +93,9 @@ def prune_loader(
         ValueError: If an argument is out of range.
     """
     _need_ffcv_loader(loader)
-    if order not in ORDERS:
-        raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
-    if tail is not None and tail not in TAILS:
-        raise ValueError(f"tail must be one of {', '.join(TAILS)}, got {tail!r}")
+    one_of("order", order, ORDERS)
+    if tail is not None:
+        one_of("tail", tail, TAILS)
     if window is not None and window < 0:
         raise ValueError(f"window must be at least 0, got {window}")
     _check_same_file(loader, store)

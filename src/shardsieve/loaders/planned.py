@@ -12,7 +12,7 @@ from shardsieve.epoch import SHUFFLES, EpochOrder, Places, default_window
 from shardsieve.keepset import KeepSet
 from shardsieve.loaders.pages import ordered_rows
 from shardsieve.order import is_whole
-from shardsieve.scores.inputs import whole_number
+from shardsieve.scores.inputs import one_of, whole_number
 from shardsieve.store.store import Store
 
 Ids = NDArray[np.int64]
@@ -77,8 +77,7 @@ class OrderSettings:
     groups: int = 1
 
     def __post_init__(self) -> None:
-        if self.shuffle not in SHUFFLES:
-            raise ValueError(f"shuffle must be one of {', '.join(SHUFFLES)}, got {self.shuffle!r}")
+        one_of("shuffle", self.shuffle, SHUFFLES)
         if not is_whole(self.seed):
             raise ValueError(f"seed must be a whole number, got {self.seed!r}")
         if self.window is not None and not (is_whole(self.window) and self.window >= 0):

@@ -29,7 +29,7 @@ from shardsieve.order import is_whole
 from shardsieve.plan import TAILS, Steps, World
 from shardsieve.policy.base import Policy
 from shardsieve.policy.inbox import together
-from shardsieve.scores.inputs import whole_number
+from shardsieve.scores.inputs import one_of, whole_number
 from shardsieve.store.store import Store, refuse_path
 
 _LOG = logging.getLogger("shardsieve")
@@ -102,8 +102,7 @@ class PrunedShardSampler(Sampler[int]):
                 a keep set or policy that would choose another one.
         """
         refuse_path(store)
-        if tail not in TAILS:
-            raise ValueError(f"tail must be one of {', '.join(TAILS)}, got {tail!r}")
+        one_of("tail", tail, TAILS)
         if batch_size is not None:
             whole_number("batch_size", batch_size, 1)
         if world is not None and not isinstance(world, World):

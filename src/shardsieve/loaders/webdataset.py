@@ -28,6 +28,7 @@ from shardsieve.loaders.stages import (
     source_of,
 )
 from shardsieve.plan import TAILS, World
+from shardsieve.scores.inputs import one_of
 from shardsieve.store.store import Store
 
 
@@ -87,8 +88,7 @@ def prune_pipeline(
     Raises:
         ShardsieveError: If a stage cannot be kept, or a shard is not in the store.
     """
-    if tail not in TAILS:
-        raise ValueError(f"tail must be one of {', '.join(TAILS)}, got {tail!r}")
+    one_of("tail", tail, TAILS)
     source = source_of(pipeline.pipeline)
     # Beside a keep set the score is what samples carry.
     by = {"score": score} if keep_set is None else {}

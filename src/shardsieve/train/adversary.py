@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 from shardsieve.scores.gradients import evaluated
+from shardsieve.scores.inputs import one_of
 from shardsieve.train.config import check_count
 from shardsieve.train.images import brightness
 
@@ -43,11 +44,8 @@ class Adversary:
     predictions: str = "adversarial"
 
     def __post_init__(self) -> None:
-        for name, known in (("method", METHODS), ("predictions", PREDICTIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
-                )
+        one_of("method", self.method, METHODS)
+        one_of("predictions", self.predictions, PREDICTIONS)
         for name in ("epsilon", "step"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(

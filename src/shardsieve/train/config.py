@@ -6,6 +6,7 @@ from numbers import Real
 from typing import Any
 
 from shardsieve.order import is_whole
+from shardsieve.scores.inputs import one_of
 
 SCHEDULES = ("onecycle", "cosine")
 ON_BATCHES = ("none", "crop", "flip")
@@ -76,8 +77,7 @@ def check_images(size: int | None, channels: int | None) -> None:
 
 def check_precision(precision: str) -> None:
     """Refuse a precision that is none of `PRECISIONS`."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    one_of("precision", precision, PRECISIONS)
 
 
 @dataclass(frozen=True)
@@ -170,11 +170,8 @@ class TrainConfig:
 
     def _check_names(self) -> None:
         check_precision(self.precision)
-        for name, known in (("schedule", SCHEDULES), ("normalise", NORMALISE)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
-                )
+        one_of("schedule", self.schedule, SCHEDULES)
+        one_of("normalise", self.normalise, NORMALISE)
         if self.augment not in AUGMENTS and ":" not in self.augment:
             raise ValueError(
                 f"augment must be one of {', '.join(AUGMENTS)} or package.module:factory, "

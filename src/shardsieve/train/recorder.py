@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from shardsieve._errors import ShardsieveError, StoreFormatError
 from shardsieve.io.objects import is_remote
-from shardsieve.scores.inputs import plain, refuse_no_state, whole_number
+from shardsieve.scores.inputs import one_of, plain, refuse_no_state, whole_number
 from shardsieve.store.contents import unlist, write_contents
 from shardsieve.store.layout import checked_name, is_name, told_about_disk
 from shardsieve.store.store import Store
@@ -130,8 +130,7 @@ class Recorder:
 
     def signal(self, name: str) -> Signals:
         """Return one signal, float32 (T, m), columns as `ids`; `divergence[0]` is NaN."""
-        if name not in self.signals:
-            raise ValueError(f"name must be one of {', '.join(self.signals)}, got {name!r}")
+        one_of("name", name, self.signals)
         if not self.epochs:
             return np.zeros((0, len(self.ids)), dtype=np.float32)
         return np.stack(self._history[name])
