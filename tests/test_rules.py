@@ -327,8 +327,11 @@ def test_an_option_of_another_rule_is_refused(store, name):
 def test_wrong_arrays_are_refused():
     with pytest.raises(ValueError, match=r"^class_floor must come with labels, got 2"):
         ss.keep_stratified([1.0, 2.0], keep_fraction=0.5, class_floor=2)
-    with pytest.raises(ValueError, match=r"^hard_cutoff and difficulty must come without labels"):
-        ss.keep_stratified([1.0, 2.0], [0, 1], 0.5, hard_cutoff=0.1)
+    for how in ({"hard_cutoff": 0.1}, {"difficulty": [0.0, 1.0]}, {"bins": 7}):
+        with pytest.raises(
+            ValueError, match=r"^hard_cutoff, difficulty and bins must come without"
+        ):
+            ss.keep_stratified([1.0, 2.0], [0, 1], 0.5, **how)
     with pytest.raises(ValueError, match=r"^keep_fraction must be given, got None"):
         ss.keep_stratified([1.0, 2.0], [0, 1])
     with pytest.raises(

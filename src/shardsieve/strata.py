@@ -34,10 +34,10 @@ def keep_stratified(
             out: `keep_stratified(scores, 0.5)`.
         keep_fraction: In `(0, 1]`.
         class_floor: See `keep_class_balanced`; needs labels.
-        hard_cutoff: See `keep_ccs`; needs labels=None, like those that follow.
+        hard_cutoff: See `keep_ccs`; needs labels=None, like the next two.
         difficulty: See there.
         bins: See there.
-        seed: See there.
+        seed: See there; with labels nothing is drawn.
 
     Raises:
         MissingScoreError: If a score or label is missing.
@@ -63,9 +63,9 @@ def keep_stratified(
             bins=bins,
             seed=seed,
         )
-    if hard_cutoff is not None or difficulty is not None:
+    if hard_cutoff is not None or difficulty is not None or bins != BINS:
         raise ValueError(
-            "hard_cutoff and difficulty must come without labels, got labels; "
+            "hard_cutoff, difficulty and bins must come without labels, got labels; "
             "they belong to strata of scores: pass labels=None"
         )
     return keep_class_balanced(scores, labels, keep_fraction, class_floor=class_floor)
