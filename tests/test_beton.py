@@ -173,6 +173,15 @@ def test_kept_rows_are_copied_with_their_bytes_and_keys(mixed, tmp_path):
         ss.realign(target, source)
     with pytest.raises(ValueError, match="distinct"):
         keep_rows(mixed, tmp_path / "bad.beton", [1, 1])
+    for wrong in ([0.6, 1.7], np.arange(40) < 2):  # numbers cut off, a mask for the rows 1 and 0
+        with pytest.raises(
+            ValueError, match=r"^rows must be integers, got (float64|bool); give row"
+        ):
+            keep_rows(mixed, tmp_path / "bad.beton", wrong)
+        with pytest.raises(
+            ValueError, match=r"^ids must be integers, got (float64|bool); give ids"
+        ):
+            pack_beton(source, tmp_path / "bad.beton", ids=wrong)
 
 
 def test_a_field_of_no_bytes_does_not_empty_the_one_after_it(tmp_path):

@@ -24,6 +24,7 @@ from shardsieve.order import permutation
 from shardsieve.pack.beton_writer import PAGE_SIZE, Row, descriptors_of, write_beton
 from shardsieve.pack.sources import SUFFIXES, Split, find_splits
 from shardsieve.pack.writer import PackedSplit, told_about_folder
+from shardsieve.scores.inputs import integers
 from shardsieve.shards.beton import IMAGE, INT, POINTERS, Beton, read_beton, row_type
 from shardsieve.shards.beton_fields import JPEG, RAW, BetonFields
 from shardsieve.shards.tar import parse_sample
@@ -65,12 +66,12 @@ def pack_beton(
     Raises:
         ShardsieveError: If there is nothing to pack, an image cannot be read or is larger than a
             page, a file is there already, or the disk is full.
-        ValueError: If an id is no sample's.
+        ValueError: If ids are no integers, or one is no sample's.
     """
     target = Path(out)
     if isinstance(source, Store):
-        wanted = source.ids() if ids is None else np.asarray(ids, dtype=np.int64)
-        rows = source.rows(wanted)
+        rows = np.arange(len(source)) if ids is None else source.rows(ids)
+        wanted = source.ids()[rows]
         jobs = [_Job("train", target, _rows_of_tars(source, wanted, rows), len(wanted), ())]
     else:
         jobs = [
@@ -150,7 +151,7 @@ def keep_rows(
     Raises:
         ShardsieveError: If a field is of a custom type, whose pointers only its class knows, or
             the file is there already.
-        ValueError: If a row is out of range or named twice.
+        ValueError: If rows are no integers, or one is out of range or named twice.
     """
     beton = read_beton(source)
     if beton.metadata is None:
@@ -176,7 +177,7 @@ def keep_rows(
 
 def checked_rows(rows: Sequence[int] | NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Return rows as int64; refuse none, one out of range and one named twice."""
-    wanted = np.asarray(rows, dtype=np.int64)
+    wanted = integers("rows", rows, cure="give row numbers, of a mask np.flatnonzero(mask)")
     bad = wanted[(wanted < 0) | (wanted >= count)]
     if len(bad) or len(np.unique(wanted)) < len(wanted):
         what = f"{bad[0]}" if len(bad) else "a row twice"
