@@ -95,6 +95,7 @@ def test_agreement_and_ranks_match_values_worked_by_hand():
         (lambda: KNN().fit([[1.0]], [np.nan]), "got nan for seed 0"),
         (lambda: KNN(metric="cosine").fit([[2.0], [0.0]], [1.0, 2.0]), "a zero vector in row 1; "),
         (lambda: KNN().fit([[1.0]], [1.0]).predict([[1.0, 2.0]]), r"shape \(n, 1\)"),
+        (lambda: spearman(np.ma.masked_equal([1, 2], 2), [1, 2]), "no masked values"),
         (lambda: cross_validate(KNN, [[1.0]] * 3, [1.0] * 3), r"folds must lie in \[2, 3\]"),
     ],
 )

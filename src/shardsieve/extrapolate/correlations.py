@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shardsieve.scores.inputs import plain
+from shardsieve.scores.inputs import real
 from shardsieve.selection import keep_top, num_kept
 
 Doubles = NDArray[np.float64]
@@ -76,7 +76,7 @@ def check_keeps(num_samples: int, keep_fraction: float) -> None:
 
 def checked_pair(a: ArrayLike, b: ArrayLike) -> tuple[Doubles, Doubles]:
     """Return both as finite float64 of one shape (n,), n at least 1, or raise ValueError."""
-    x, y = (np.asarray(plain(values), dtype=np.float64) for values in (a, b))
+    x, y = (np.asarray(real("scores", values), dtype=np.float64) for values in (a, b))
     if x.shape != y.shape or x.ndim != 1 or len(x) == 0:
         raise ValueError(
             f"scores must have one shape (n,) with n >= 1, got {x.shape} and {y.shape}; "
