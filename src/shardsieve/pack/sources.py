@@ -13,7 +13,7 @@ from PIL import Image
 from shardsieve._errors import MissingDependencyError, ShardsieveError
 from shardsieve.order import permutation
 from shardsieve.pack.places import is_places, places_splits
-from shardsieve.selection import class_quotas
+from shardsieve.selection import class_quotas, num_kept
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -85,7 +85,7 @@ def held_out(split: Split, test_fraction: float, seed: int) -> list[Split]:
     if test_fraction == 0:
         return [split]
     _, sizes = np.unique(split.labels, return_counts=True)
-    quotas = class_quotas(sizes, int(len(split.labels) * test_fraction + 0.5))
+    quotas = class_quotas(sizes, num_kept(len(split.labels), test_fraction))
     order = permutation(len(split.labels), seed, 0x7E57)
     test = np.zeros(len(order), dtype=bool)
     for quota, label in zip(quotas, np.unique(split.labels), strict=True):
