@@ -29,21 +29,23 @@ def num_kept(num_samples: int, keep_fraction: float) -> int:
     >>> num_kept(50_000, 1 - 0.9)
     5000
     """
-    if not _is_fraction(keep_fraction):
-        raise ValueError(
-            f"keep_fraction must lie in (0, 1], got {keep_fraction!r}; "
-            "0.5 keeps half of the samples"
-        )
+    check_fraction(keep_fraction)
     if not is_whole(num_samples) or num_samples < 0:
         raise ValueError(f"num_samples must be a whole number, at least 0, got {num_samples!r}")
     return math.floor(num_samples * keep_fraction + 0.5)
 
 
-def _is_fraction(value: Any) -> bool:
+def check_fraction(keep_fraction: Any) -> None:
+    """Refuse what is no number in `(0, 1]`."""
     try:
-        return not isinstance(value, (bool, str)) and bool(0 < value <= 1)
+        is_one = not isinstance(keep_fraction, (bool, str)) and bool(0 < keep_fraction <= 1)
     except (TypeError, ValueError):  # no number, or several
-        return False
+        is_one = False
+    if not is_one:
+        raise ValueError(
+            f"keep_fraction must lie in (0, 1], got {keep_fraction!r}; "
+            "0.5 keeps half of the samples"
+        )
 
 
 def keep_top(scores: ArrayLike, keep_fraction: float) -> Ids:

@@ -7,7 +7,7 @@ from shardsieve.commands.meaning import adversary_of, blamed, policy_of, setting
 from shardsieve.commands.methods import ON_SIGNALS, ONLY_WITH
 from shardsieve.commands.sections import Recipe
 from shardsieve.rules import Asked, checked_rule
-from shardsieve.selection import num_kept
+from shardsieve.selection import check_fraction
 from shardsieve.store.layout import checked_name
 from shardsieve.train.config import check_count, check_pass, check_seed
 from shardsieve.train.encoder import check_encoder
@@ -142,7 +142,7 @@ def _check_scored(recipe: Recipe) -> None:
 def _check_kept(recipe: Recipe) -> None:
     select, train = recipe.select, recipe.train
     with blamed("select"):
-        num_kept(0, select.keep_fraction)
+        check_fraction(select.keep_fraction)
         checked_rule(select.rule, Asked(**select.model_dump(exclude={"rule"})))
     if train is not None:
         with blamed("train"):

@@ -33,7 +33,7 @@ from shardsieve.extrapolate.calibration import match_quantiles
 from shardsieve.extrapolate.choosing import choose_k
 from shardsieve.extrapolate.knn import KNN
 from shardsieve.scores.inputs import one_of
-from shardsieve.selection import num_kept
+from shardsieve.selection import check_fraction
 from shardsieve.store.rows import StoredRows
 from shardsieve.store.store import Store
 from shardsieve.train.launch import make_accelerator, on_main
@@ -98,7 +98,7 @@ def extrapolate_score(
             those of the other are passed over.
     """
     checked_seed_scores(seed_scores, method in ON_SIGNALS)
-    num_kept(0, keep_fraction)
+    check_fraction(keep_fraction)
     begin, accelerator = time.perf_counter(), make_accelerator()
     store = open_together(accelerator, path)
     _check_measured(store, score)

@@ -18,7 +18,7 @@ from shardsieve.extrapolate.correlations import (
 from shardsieve.extrapolate.protocol import Extrapolator, Rows, checked_labels, checked_seeds
 from shardsieve.extrapolate.resampling import Interval, intervals
 from shardsieve.order import permutation
-from shardsieve.selection import keep_top, num_kept
+from shardsieve.selection import check_fraction, keep_top, num_kept
 
 FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -134,7 +134,7 @@ def doubt(quality: Mapping[str, Any], keep_fraction: float) -> str | None:
     Raises:
         ValueError: If the fraction lies outside.
     """
-    num_kept(0, keep_fraction)
+    check_fraction(keep_fraction)
     measured: Mapping[str, float] = quality["agreement"]
     nearest = min(measured, key=lambda name: abs(float(name) - keep_fraction))
     low, high = quality.get("intervals", {}).get(nearest, (measured[nearest],) * 2)

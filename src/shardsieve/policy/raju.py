@@ -9,7 +9,7 @@ from shardsieve.policy.base import Choice, Expected, highest
 from shardsieve.policy.inbox import Floats, Rows
 from shardsieve.policy.losses import LossPolicy
 from shardsieve.scores.inputs import whole_number
-from shardsieve.selection import num_kept
+from shardsieve.selection import check_fraction, num_kept
 from shardsieve.store.store import Store
 
 _TIES, _OTHERS = 0x5453, 0x4550
@@ -30,7 +30,7 @@ class _Periodic(LossPolicy):
         prior: str | None,
     ) -> None:
         super().__init__(seed=seed, prior=prior)
-        num_kept(1 << 40, keep_fraction)
+        check_fraction(keep_fraction)
         whole_number("period", period, 1)
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha must lie in (0, 1], got {alpha}; 0.8 is usual")

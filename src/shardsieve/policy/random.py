@@ -7,7 +7,7 @@ import numpy as np
 from shardsieve.order import permutation
 from shardsieve.policy.base import Choice, Expected, Policy
 from shardsieve.policy.inbox import Rows
-from shardsieve.selection import num_kept
+from shardsieve.selection import check_fraction, num_kept
 
 _PASS, _DRAW = 0x5253, 0x5232
 
@@ -22,7 +22,7 @@ class RandomDynamic(Policy):
 
     def __init__(self, keep_fraction: float, replacement: bool = False, *, seed: int = 0) -> None:
         super().__init__(seed=seed)
-        num_kept(1 << 40, keep_fraction)
+        check_fraction(keep_fraction)
         self.keep_fraction, self.replacement = keep_fraction, replacement
         self._pass: tuple[int, Rows] | None = None
 

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from shardsieve.policy.base import Choice, Expected, Policy, check_epoch
 from shardsieve.scores.inputs import whole_number
-from shardsieve.selection import keep_top, num_kept
+from shardsieve.selection import check_fraction, keep_top, num_kept
 from shardsieve.store.store import Store
 
 
@@ -20,8 +20,8 @@ class AnnealedScore(Policy):
         self, score: str, first: float, last: float, num_epochs: int, *, seed: int = 0
     ) -> None:
         super().__init__(seed=seed)
-        num_kept(1 << 40, first)
-        num_kept(1 << 40, last)
+        check_fraction(first)
+        check_fraction(last)
         whole_number("num_epochs", num_epochs, 1)
         self.score, self.first, self.last, self.num_epochs = score, first, last, num_epochs
 
