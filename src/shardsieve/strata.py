@@ -149,8 +149,7 @@ def class_balanced_rows(
     quotas = class_quotas(sizes, count, class_floor)
     # The best of every class stand together, and of equals the lower row first: as in `top_rows`.
     order = np.lexsort((-values, rows_class))
-    rank = np.arange(len(values)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.sort(order[rank < np.repeat(quotas, sizes)]).astype(np.int64)
+    return np.sort(order[_first_of_each(sizes, quotas)]).astype(np.int64)
 
 
 def check_strata(hard_cutoff: float, bins: int) -> None:
@@ -180,13 +179,17 @@ def ccs_rows(
             f"keep of {len(left)} left; cut or keep less"
         )
     bin_of = _bins(values[left], bins)
-    budgets = _budgets(np.bincount(bin_of, minlength=bins), count)
-    # Rank of every row within its bin by a lot: the lowest lots of a bin are its draw.
-    lots = random_bits(len(values), seed, _DRAW)[left]
-    order = np.lexsort((lots, bin_of))
     sizes = np.bincount(bin_of, minlength=bins)
-    rank = np.arange(len(left)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.sort(left[order[rank < budgets[bin_of[order]]]]).astype(np.int64)
+    # The lowest lots of a bin are its draw.
+    order = np.lexsort((random_bits(len(values), seed, _DRAW)[left], bin_of))
+    kept = order[_first_of_each(sizes, _budgets(sizes, count))]
+    return np.sort(left[kept]).astype(np.int64)
+
+
+def _first_of_each(sizes: Ids, counts: Ids) -> NDArray[np.bool_]:
+    """Return which places of groups that stand in a row are among the first `counts` of theirs."""
+    place = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.asarray(place < np.repeat(counts, sizes))
 
 
 def without_hardest(hardness: NDArray[np.float64], share: float) -> Ids:
