@@ -10,7 +10,7 @@ import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.scores.inputs import plain, real
+from shardsieve.scores.inputs import integers, plain, real
 from shardsieve.store.store import Store
 
 Floats = NDArray[np.float64]
@@ -139,12 +139,8 @@ def _gathered(mine: Any) -> list[Any]:
 
 
 def _checked(ids: ArrayLike, losses: ArrayLike, store: Store, repeats: bool) -> Losses:
-    wanted = np.asarray(plain(ids))
+    wanted = integers("ids", ids, cure="a float loses large ids")
     values = np.asarray(real("losses", losses), dtype=np.float64)
-    if not wanted.size:  # an empty list has no integers to show
-        wanted = wanted.astype(np.int64)
-    if wanted.dtype.kind not in "iu":
-        raise ValueError(f"ids must be integers, got {wanted.dtype}; a float loses large ids")
     if wanted.shape != values.shape or wanted.ndim != 1:
         raise ValueError(
             f"losses must have one value per id, got {values.shape} for {wanted.shape}; "

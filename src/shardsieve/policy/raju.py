@@ -1,5 +1,6 @@
 """The rules of Raju, Daruwalla, Lipasti, arXiv 2111.12621: chosen every few epochs by losses."""
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -61,8 +62,9 @@ class _Periodic(LossPolicy):
             self._since[0] = begin
         return Choice(self._kept.copy())
 
+    @abstractmethod
     def _best(self, epoch: int) -> Rows:
-        raise NotImplementedError
+        """Return the rows to keep from this epoch on, ascending."""
 
     def _take_in(self, rows: Rows, losses: Floats) -> None:
         before = self._mean[rows]
@@ -133,7 +135,9 @@ class UCB(_Periodic):
         prior: str | None = None,
     ) -> None:
         super().__init__(keep_fraction, period=period, alpha=alpha, seed=seed, prior=prior)
-        self.c = in_range(c)
+        if not 0 <= c < np.inf:
+            raise ValueError(f"c must be at least 0, got {c}; the paper uses 1")
+        self.c = c
 
     def settings(self) -> dict[str, Any]:
         """See `Policy`."""
@@ -158,10 +162,3 @@ class UCB(_Periodic):
 
     def _learned(self) -> Floats:
         return np.asarray(self._mean + self.c * self._variance)
-
-
-def in_range(c: float) -> float:
-    """Return a factor that is at least 0."""
-    if not 0 <= c < np.inf:
-        raise ValueError(f"c must be at least 0, got {c}; the paper uses 1")
-    return c
