@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shardsieve.order import random_bits
+from shardsieve.order import uniform
 from shardsieve.selection import Ids, finite_scores, num_kept
 
 _DRAW, _HIGHEST = 0xBE7A, 10
@@ -79,6 +79,6 @@ def beta_rows(
         weights = np.log(values) + (15 - b) * np.log(sure) + (b - 1) * np.log1p(-sure)
     # The smallest of exponential lots over weights are successive weighted draws (Efraimidis and
     # Spirakis, 2006); in logarithms no density underflows.
-    lots = ((random_bits(len(values), seed, _DRAW) >> np.uint64(11)) + 0.5) / 2.0**53
+    lots = uniform(len(values), seed, _DRAW) + 2.0**-54  # none is 0
     order = np.argsort(np.log(-np.log(lots)) - weights, kind="stable")
     return np.sort(order[:count]).astype(np.int64)

@@ -50,6 +50,11 @@ def random_bits(n: int, *key: int) -> NDArray[np.uint64]:
     return _mix(steps + np.uint64(hash_key(*key)))
 
 
+def uniform(n: int, *key: int) -> NDArray[np.float64]:
+    """Return `n` pseudo-random numbers in `[0, 1)`, of 53 bits each; see `random_bits`."""
+    return np.asarray((random_bits(n, *key) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
 def permutation(n: int, *key: int) -> NDArray[np.int64]:
     """Return a permutation of `0..n-1` that depends on `n` and `key` alone.
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 
 from shardsieve._errors import StoreMismatchError
-from shardsieve.order import is_whole, random_bits
+from shardsieve.order import is_whole, uniform
 from shardsieve.policy.inbox import Floats, Inbox, Rows, together, world_size
 from shardsieve.policy.latest import LatestState
 from shardsieve.scores.inputs import refuse_no_state, whole_number
@@ -279,14 +279,9 @@ class Policy(ABC):
         return {**vars(self), "_latest": None}
 
 
-def lots(n: int, *key: int) -> Floats:
-    """Return n uniform numbers in `[0, 1)`, a function of the key alone."""
-    return np.asarray((random_bits(n, *key) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
-
-
 def highest(values: Floats, count: int, *key: int) -> Rows:
     """Return the rows of the `count` highest values, ascending; ties are drawn by the key."""
-    order = np.lexsort((lots(len(values), *key), -values))
+    order = np.lexsort((uniform(len(values), *key), -values))
     return np.sort(order[:count]).astype(np.int64)
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from shardsieve.order import uniform
 from shardsieve.policy.base import (
     Choice,
     Expected,
@@ -12,7 +13,6 @@ from shardsieve.policy.base import (
     highest,
     in_unit,
     is_last_part,
-    lots,
 )
 from shardsieve.policy.inbox import Rows
 from shardsieve.policy.losses import LastLossPolicy
@@ -83,7 +83,7 @@ class InfoBatch(LastLossPolicy):
             weight = len(candidates) / count
         else:
             staying = np.flatnonzero(
-                lots(n, self.seed, _DROP, epoch)[candidates] >= self.prune_probability
+                uniform(n, self.seed, _DROP, epoch)[candidates] >= self.prune_probability
             )
             weight = 1 / (1 - self.prune_probability)
         kept, weights = np.ones(n, dtype=np.bool_), np.ones(n, dtype=np.float32)
