@@ -183,7 +183,9 @@ def refuse_no_state(owner: str, state: Any, names: Collection[str]) -> None:
 def one_of(name: str, value: str, known: Collection[str]) -> None:
     """Refuse a word that is not among the known ones."""
     if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        raise ValueError(
+            f"{name} must be one of {', '.join(known)}, got {value!r}; take one of these"
+        )
 
 
 def enough_epochs(name: str, epochs: int, window: int, *, more: bool, skipped: int = 0) -> None:
