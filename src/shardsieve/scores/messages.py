@@ -28,10 +28,7 @@ def message_passing(scores: ArrayLike, neighbours: ArrayLike, distances: ArrayLi
     >>> message_passing([1.0, 2.0, 5.0], [[1], [0], [1]], [[0.0], [0.0], [0.0]]).tolist()
     [3.0, 8.0, 7.0]
     """
-    values, starts, ends, apart = _graph(scores, neighbours, distances)
-    rows = np.repeat(np.arange(len(values)), np.diff(starts))
-    passed = np.exp(-apart) * values[ends]
-    return values + np.bincount(rows, weights=passed, minlength=len(values))
+    return _passed(*_graph(scores, neighbours, distances))
 
 
 def d2(
@@ -64,11 +61,17 @@ def d2(
     """
     if not (np.isfinite(gamma) and gamma >= 0):
         raise ValueError(f"gamma must be finite and at least 0, got {gamma}; 0.1 is usual")
-    _, starts, ends, apart = _graph(scores, neighbours, distances)
+    values, starts, ends, apart = _graph(scores, neighbours, distances)
     share = np.ones(len(apart)) if absolute else np.exp(-gamma * apart)
-    level = message_passing(scores, neighbours, distances).tolist()
+    level = _passed(values, starts, ends, apart).tolist()
     order = _order_of_choice(level, starts.tolist(), ends, share)
     return np.array(order, dtype=np.float64)
+
+
+def _passed(values: Floats, starts: Ids, ends: Ids, apart: Floats) -> Floats:
+    rows = np.repeat(np.arange(len(values)), np.diff(starts))
+    sums = np.bincount(rows, weights=np.exp(-apart) * values[ends], minlength=len(values))
+    return values + sums
 
 
 def _order_of_choice(level: list[float], starts: list[int], ends: Ids, share: Floats) -> list[int]:
