@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from shardsieve.scores.inputs import Floats, enough_epochs, one_of, probabilities, whole_number
-from shardsieve.scores.windows import deviation, mean_and_scatter, mean_of
+from shardsieve.scores.windows import deviation, dual_window, mean_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +111,7 @@ def dual(p_true: ArrayLike, window: int = 10) -> Floats:
     num_windows = len(q) - window + 1
     total = np.zeros(q.shape[1])
     for start in range(num_windows):
-        mean, scatter = mean_and_scatter(q[start : start + window])
-        total += np.sqrt(scatter / (window - 1)) * (1 - mean)
+        total += dual_window(q[start : start + window])
     return total / num_windows
 
 

@@ -21,8 +21,6 @@ from shardsieve.scores.inputs import Floats, finite, one_of, plain, whole_number
 from shardsieve.scores.table import oriented, said_of
 from shardsieve.scores.windows import mean_of
 
-Values = NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class Recorded:
@@ -59,7 +57,7 @@ class SeedScore:
 
     name: str
     definition: str
-    values: Values
+    values: Floats
     parameters: Mapping[str, Any]
     scorer: str
 

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from shardsieve.scores.inputs import Floats, batch_values, positions_within, whole_number
 from shardsieve.scores.ring import Ring, StreamingScorer, require
-from shardsieve.scores.windows import mean_and_scatter
+from shardsieve.scores.windows import dual_window
 
 
 class StreamingDUAL(StreamingScorer):
@@ -34,8 +34,7 @@ class StreamingDUAL(StreamingScorer):
         where = positions_within(positions, self._num_samples)
         self._ring.push(where, batch_values(values, where, 1.0))
         full = self._ring.full(where)
-        mean, scatter = mean_and_scatter(self._ring.window(full))
-        self._total[full] += np.sqrt(scatter / (self._window - 1)) * (1 - mean)
+        self._total[full] += dual_window(self._ring.window(full))
 
     def score(self) -> Floats:
         """Return the score of all samples so far, float64 (n,).

@@ -27,6 +27,13 @@ def deviation(rows: Floats, *, population: bool = False) -> Floats:
     return spread
 
 
+def dual_window(rows: Floats) -> Floats:
+    """Return what DUAL averages: the sample's standard deviation times 1 less the mean."""
+    mean, scatter = mean_and_scatter(rows)
+    product: Floats = np.sqrt(scatter / (len(rows) - 1)) * (1 - mean)
+    return product
+
+
 def fluctuation(rows: Floats) -> Floats:
     """Return the norm of the deviations from the mean over the rows, TDDS' r_k."""
     _, scatter = mean_and_scatter(rows)
