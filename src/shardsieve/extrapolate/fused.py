@@ -3,10 +3,10 @@
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from shardsieve.extrapolate.approximate import Chosen, CodedSearch, kind_for
-from shardsieve.extrapolate.knn import Finder, chosen_of, finder_for, looked_up
+from shardsieve.extrapolate.knn import Finder, chosen_of, finder_for, looked_up, others
 from shardsieve.extrapolate.lesson import Lesson, learn, split
 from shardsieve.extrapolate.protocol import (
     Floats,
@@ -172,9 +172,8 @@ class Fused:
         _, values, seed_classes = self._pool
         ids, distances = looked_up(finder, as_rows(points), self.k + (own is not None))
         if own is not None:
-            others = _others(ids, own)
-            shape = len(ids), ids.shape[1] - 1
-            ids, distances = ids[others].reshape(shape), distances[others].reshape(shape)
+            kept, shape = others(ids, own), (len(ids), ids.shape[1] - 1)
+            ids, distances = ids[kept].reshape(shape), distances[kept].reshape(shape)
         scores = values[ids].astype(np.float64)
         # Only ratios of weights matter: exp(-d) alone would underflow.
         weights = np.exp(distances[:, :1] - distances)
@@ -191,11 +190,3 @@ class Fused:
             among = (same * scores).sum(axis=1) / np.maximum(alike, 1)
             columns += [same.mean(axis=1), np.where(alike > 0, among, columns[0])]
         return np.stack(columns, axis=1).astype(np.float32)
-
-
-def _others(ids: Ids, own: Ids) -> NDArray[np.bool_]:
-    """Return which neighbours to take so that no row is its own: all but one of every row."""
-    itself = ids == own[:, None]
-    # Among more than k equal points a row may not find itself: drop the last instead.
-    itself[~itself.any(axis=1), -1] = True
-    return np.asarray(~itself)

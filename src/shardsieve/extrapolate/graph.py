@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shardsieve.extrapolate.knn import Finder, looked_up, neighbours
+from shardsieve.extrapolate.knn import Finder, looked_up, neighbours, others
 from shardsieve.extrapolate.protocol import Floats, Rows
 from shardsieve.extrapolate.ranks import ALONE, Ranks
 
@@ -28,13 +28,11 @@ def knn_graph(
     """
     part = ranks.share(len(points))
     ids, distances = neighbours(points, points, k + 1, search=search, part=part)
-    itself = ids == np.arange(part.start, part.stop)[:, None]
-    # Among more than k equal points a node may not find itself: drop the last instead.
-    itself[~itself.any(axis=1), -1] = True
+    kept = others(ids, np.arange(part.start, part.stop))
     shape = (len(points), min(k, len(points) - 1))
     found, weights = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.float32)
-    found[part] = ids[~itself].reshape(-1, shape[1])
-    weights[part] = edge_weights(distances[~itself].reshape(-1, shape[1]))
+    found[part] = ids[kept].reshape(-1, shape[1])
+    weights[part] = edge_weights(distances[kept].reshape(-1, shape[1]))
     for array in (found, weights):
         ranks.complete(torch.from_numpy(array))
     return found, weights

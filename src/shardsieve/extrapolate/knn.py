@@ -244,6 +244,19 @@ def looked_up(
     return found, distances
 
 
+def others(ids: Ids, own: Ids) -> NDArray[np.bool_]:
+    """Return which neighbours (n, c) to take so that no row is its own: all but one of every row.
+
+    Args:
+        ids: (n, c), c one more than are wanted.
+        own: (n,), the id of every row itself.
+    """
+    itself = ids == own[:, None]
+    # Among more than k equal points a row may not find itself: drop the last instead.
+    itself[~itself.any(axis=1), -1] = True
+    return np.asarray(~itself)
+
+
 def _seeds(given: Rows, *, whole: bool) -> NDArray[Any]:
     """Return checked seeds: float32, or as they are where codes stand in for them."""
     if whole or not isinstance(given, np.ndarray) or given.dtype != np.float16:
