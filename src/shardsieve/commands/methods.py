@@ -13,7 +13,7 @@ from shardsieve.extrapolate.direct import Direct
 from shardsieve.extrapolate.fused import Fused
 from shardsieve.extrapolate.knn import KNN
 from shardsieve.extrapolate.protocol import Extrapolator
-from shardsieve.extrapolate.quality import out_of_fold
+from shardsieve.extrapolate.quality import cut, out_of_fold
 from shardsieve.extrapolate.ranks import ALONE, Ranks
 from shardsieve.scores.inputs import one_of
 from shardsieve.store.rows import StoredRows, TakenRows
@@ -244,8 +244,3 @@ def _refuse_other_seeds(store: Store, method: str, score: str, embedding: str) -
             f"embedding {embedding!r} were trained on other seeds; run `shardsieve embed --model "
             f"FOLDER --name {run}` with the folder of seed run {run!r}, and pass --embedding {run}"
         )
-
-
-def cut(beside: dict[str, NDArray[Any]], rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Return these rows of everything."""
-    return {name: array[rows] for name, array in beside.items()}

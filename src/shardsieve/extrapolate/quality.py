@@ -226,8 +226,8 @@ def out_of_fold(
             progress(one, folds)
         model: Any = make_extrapolator()
         fitted, out = fold != one, fold == one
-        model.fit(points[fitted], values[fitted], **_cut(beside, fitted))
-        predicted[out] = model.predict(points[out], **_cut(asked, out))
+        model.fit(points[fitted], values[fitted], **cut(beside, fitted))
+        predicted[out] = model.predict(points[out], **cut(asked, out))
     if progress:
         progress(folds, folds)
     return predicted
@@ -241,9 +241,8 @@ def _check_folds(folds: int, num_seeds: int) -> None:
         )
 
 
-def _cut(
-    beside: Mapping[str, NDArray[Any]] | None, rows: NDArray[np.bool_]
-) -> dict[str, NDArray[Any]]:
+def cut(beside: Mapping[str, NDArray[Any]] | None, rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Return these rows of everything, by name."""
     return {name: array[rows] for name, array in (beside or {}).items()}
 
 
