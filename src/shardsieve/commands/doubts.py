@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from shardsieve.extrapolate.quality import doubt
+from shardsieve.extrapolate.quality import doubt_of_score
 from shardsieve.store.store import Store
 
 Rule = dict[str, Any]
@@ -20,6 +20,4 @@ def doubt_of(store: Store, rule: Rule) -> str | None:
     score, keep_fraction = rule.get("score"), rule.get("keep_fraction")
     if score is None or keep_fraction is None or score not in store.scores:
         return None
-    made = store.provenance(score)
-    quality = made.get("against_second_run", made.get("quality"))
-    return None if quality is None else doubt(quality, keep_fraction)
+    return doubt_of_score(store.provenance(score), keep_fraction)

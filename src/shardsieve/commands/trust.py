@@ -7,7 +7,7 @@ import numpy as np
 
 from shardsieve.commands.methods import Task, Values
 from shardsieve.extrapolate.calibration import match_quantiles
-from shardsieve.extrapolate.quality import doubt, measure
+from shardsieve.extrapolate.quality import doubt_of_score, measure
 from shardsieve.store.store import Store
 
 _FIGURES = ("pearson", "spearman", "agreement", "intervals", "num_held_out")
@@ -43,8 +43,7 @@ def judged(
         both = np.isfinite(again)
         figures = measure(again[both], found[both]).to_dict()
         known["against_second_run"] = {name: figures[name] for name in _FIGURES}
-    # The second run is the sterner judge: it does not share the first one's accidents.
-    warning = doubt(known.get("against_second_run", quality), keep_fraction)
+    warning = doubt_of_score(known, keep_fraction)
     return known | ({"warning": warning} if warning else {})
 
 

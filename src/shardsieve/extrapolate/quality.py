@@ -149,6 +149,19 @@ def doubt(quality: Mapping[str, Any], keep_fraction: float) -> str | None:
     )
 
 
+def doubt_of_score(made: Mapping[str, Any], keep_fraction: float) -> str | None:
+    """Return the `doubt` of a predicted score by its provenance, None where it has no quality.
+
+    A second seed run is the sterner judge: it does not share the first one's accidents.
+
+    Args:
+        made: With `quality`, and `against_second_run` where there was one.
+        keep_fraction: In `(0, 1]`.
+    """
+    quality = made.get("against_second_run", made.get("quality"))
+    return None if quality is None else doubt(quality, keep_fraction)
+
+
 def cross_validate(
     make_extrapolator: Callable[[], Extrapolator],
     embeddings: Rows | ArrayLike,

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader
 from numpy.typing import NDArray
 
 from shardsieve._errors import MissingScoreError
-from shardsieve.extrapolate.quality import Quality, doubt, measure
+from shardsieve.extrapolate.quality import Quality, doubt_of_score, measure
 from shardsieve.io.replacing import write_whole
 from shardsieve.report.figures import against, contact_sheet, histogram, shares, spread_of
 from shardsieve.selection import num_kept, top_rows
@@ -61,7 +61,7 @@ def write_report(
         "table": table,
         "made": made,
         "classes": classes,
-        "doubt": _doubt(made, keep_fraction),
+        "doubt": doubt_of_score(made, keep_fraction),
         "spread": spread_of(values, measured) if 0 < measured.sum() < len(values) else None,
         "histogram": histogram(values, measured, float(values[kept].min())),
         "shares": shares(names, rates, keep_fraction),
@@ -86,11 +86,6 @@ def _all_rows(store: Store, name: str) -> NDArray[np.int64]:
             "run `shardsieve extrapolate` first"
         )
     return np.arange(len(store))
-
-
-def _doubt(made: dict[str, Any], keep_fraction: float) -> str | None:
-    quality = made.get("against_second_run", made.get("quality"))
-    return None if quality is None else doubt(quality, keep_fraction)
 
 
 def _measured(store: Store, made: dict[str, Any]) -> NDArray[np.bool_]:
