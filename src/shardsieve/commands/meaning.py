@@ -47,9 +47,8 @@ def policy_of(recipe: Recipe) -> Policy | None:
     train: Any = recipe.train
     if train is None or train.policy is None:
         return None
-    select = recipe.select
-    given = {"keep_fraction": select.keep_fraction, "score": select.score, **train.policy}
-    return named_policy(given, epochs=train.epochs, seed=train.seed)
+    shared = recipe.select.model_dump(include={"keep_fraction", "score"})
+    return named_policy(train.policy, epochs=train.epochs, seed=train.seed, **shared)
 
 
 def given_by_method(recipe: Recipe) -> dict[str, Any]:

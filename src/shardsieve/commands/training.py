@@ -270,7 +270,10 @@ def train_store(
     tested = open_together(accelerator, test, mode="r") if test else None
 
     def chosen() -> KeepSet | Policy:
-        return chosen_policy(policy, rule, config) if policy else keep_set_of(store, **rule)
+        if not policy:
+            return keep_set_of(store, **rule)
+        shared = {"keep_fraction": rule.get("keep_fraction"), "score": rule.get("score")}
+        return named_policy(policy, epochs=config.epochs, seed=config.seed, **shared)
 
     keep = on_all(accelerator, chosen)
     full = on_main(accelerator, lambda: full_run_in(full_run) if full_run else None)
@@ -293,12 +296,6 @@ def train_store(
             progress=progress,
         )
     return {**({"warning": warning} if warning else {}), **result}
-
-
-def chosen_policy(policy: dict[str, Any], rule: dict[str, Any], config: TrainConfig) -> Policy:
-    """Return the policy of a run; see `named_policy`."""
-    shared = {"keep_fraction": rule.get("keep_fraction"), "score": rule.get("score")}
-    return named_policy({**shared, **policy}, epochs=config.epochs, seed=config.seed)
 
 
 def overhead_behind(store: Store, keep: KeepSet | Policy, rule: dict[str, Any]) -> Overhead:

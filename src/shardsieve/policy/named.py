@@ -45,18 +45,27 @@ def keeps_a_fraction(name: str) -> bool:
     return name == "annealed" or "keep_fraction" in inspect.signature(_class(name)).parameters
 
 
-def named_policy(given: Mapping[str, Any], *, epochs: int, seed: int = 0) -> "Policy":
+def named_policy(
+    given: Mapping[str, Any],
+    *,
+    epochs: int,
+    seed: int = 0,
+    keep_fraction: float | None = None,
+    score: str | None = None,
+) -> "Policy":
     """Return the policy that a mapping names; see `make_policy`.
 
     Args:
         given: Its `name`, and further arguments of `make_policy`.
         epochs: See there.
         seed: See there.
+        keep_fraction: See there; of the run's rule, unless `given` has its own.
+        score: Likewise.
 
     Raises:
         ValueError: As `make_policy`; also for `epochs` and `seed`, which are the run's.
     """
-    constants = dict(given)
+    constants = {"keep_fraction": keep_fraction, "score": score, **given}
     name = checked_policy(constants.pop("name", ""))
     for key in constants:
         if key in ("epochs", "seed"):
