@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardsieve._errors import MissingScoreError, StoreMismatchError
-from shardsieve.commands.extrapolating import taken
 from shardsieve.commands.filling import blocks_of, ranks_of, readable_rows, sample_of
-from shardsieve.commands.methods import METHODS, SEARCHING, Mask, Task, Values, make_task
+from shardsieve.commands.methods import METHODS, SEARCHING, Mask, Task, Values, make_task, taken
 from shardsieve.commands.progress import bar
 from shardsieve.extrapolate.calibration import match_quantiles
 from shardsieve.extrapolate.correlations import spearman
@@ -71,12 +70,12 @@ def append_score(path: Path, name: str) -> dict[str, Any]:
     if accelerator.is_main_process:
         # First: a start that is killed among its rows would leave another count to the next one.
         store.finish_score(name, appended=about_rows)
-    block = blocks_of(task, model, rows, values, wanted, store.samples)
+    block = blocks_of(task, model, rows, values, wanted)
     array = store.score_array(name)
     mine = range(accelerator.process_index, store.num_shards, accelerator.num_processes)
     with bar("extrapolate", shown=accelerator.is_main_process) as progress:
         for done, shard in enumerate(mine, start=1):
-            here = slice(rows.first(shard), rows.first(shard) + int(store.samples[shard]))
+            here = rows.part(shard)
             if wanted[here].any():
                 found = block(shard)
                 found[wanted[here]] = moved(found[wanted[here]])

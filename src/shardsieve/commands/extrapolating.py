@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import shardsieve.extrapolate as extrapolators
 from shardsieve._errors import StoreMismatchError
@@ -25,6 +24,7 @@ from shardsieve.commands.methods import (
     Task,
     Values,
     make_task,
+    taken,
 )
 from shardsieve.commands.progress import bar
 from shardsieve.commands.trust import judged, told
@@ -225,14 +225,14 @@ def _predict(
     shards = range(accelerator.process_index, store.num_shards, world)
     searched: dict[str, Any] = {}
     if task.joint:
-        block = _at_once(task, rows, values, rest, store.samples)
+        block = _at_once(task, rows, values, rest)
     else:
         model = task.fitted(rows)
         if made["method"] in SEARCHING and rest.any():
             searched = {"found_by": model.choose(sample_of(rows, rest), int(rest.sum())).to_dict()}
         if made["method"] in ON_SIGNALS:
             searched |= {"from_trained_seeds": model.lesson.to_dict() if model.lesson else None}
-        block = blocks_of(task, model, rows, values, rest, store.samples)
+        block = blocks_of(task, model, rows, values, rest)
     array = store.score_array(name)
     with bar("extrapolate", shown=main) as progress:
         fill(store, array, shards, block, progress=progress)
@@ -244,14 +244,12 @@ def _predict(
     return searched
 
 
-def _at_once(
-    task: Task, rows: StoredRows, values: Values, rest: Mask, samples: NDArray[np.int64]
-) -> Callable[[int], Values]:
+def _at_once(task: Task, rows: StoredRows, values: Values, rest: Mask) -> Callable[[int], Values]:
     # Predictions of one graph depend on one another.
     known = values.copy()
     if rest.any():
         known[rest] = task.predict(rows, rest)
-    return blocks_of(task, None, rows, known, np.zeros_like(rest), samples)
+    return blocks_of(task, None, rows, known, np.zeros_like(rest))
 
 
 def _match(store: Store, name: str, values: Values, rest: Mask) -> None:
@@ -304,13 +302,3 @@ def _number(k: int | str, method: str) -> int | None:
     if not str(k).isdigit() or int(k) < 1:
         raise ValueError(f"k must be at least 1, or auto for method knn, got {k!r}; 50 is usual")
     return int(k)
-
-
-def taken(method: str, how: dict[str, Any]) -> dict[str, Any]:
-    """Return the further arguments that a method takes."""
-    usual: dict[str, Any] = {}
-    if method == "knn":
-        usual = {"search": "auto", "min_recall": 0.99}
-    if method == "gnn":
-        usual = {"layer": "gcn", "graph": "all", "labels": False}
-    return {name: how.get(name, value) for name, value in usual.items()}

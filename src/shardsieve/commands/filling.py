@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shardsieve.commands.methods import Mask, Task, Values
 from shardsieve.extrapolate.approximate import SAMPLE
@@ -12,8 +11,6 @@ from shardsieve.extrapolate.ranks import Ranks
 from shardsieve.store.layout import told_about_disk
 from shardsieve.store.rows import StoredRows
 from shardsieve.store.store import Store
-
-Counts = NDArray[np.int64]
 
 
 def ranks_of(accelerator: Any) -> Ranks:
@@ -38,7 +35,7 @@ def sample_of(rows: StoredRows, wanted: Mask) -> Any:
 
 
 def blocks_of(
-    task: Task, model: Any, rows: StoredRows, values: Values, wanted: Mask, samples: Counts
+    task: Task, model: Any, rows: StoredRows, values: Values, wanted: Mask
 ) -> Callable[[int], Values]:
     """Return a function of the shard that gives its known and predicted values.
 
@@ -48,16 +45,14 @@ def blocks_of(
         rows: Embeddings.
         values: (n,), known scores, NaN elsewhere.
         wanted: (n,), samples to predict.
-        samples: Per shard.
     """
 
     def block(shard: int) -> Values:
-        first = rows.first(shard)
-        part = slice(first, first + int(samples[shard]))
+        part = rows.part(shard)
         found = values[part].copy()
-        places = first + np.flatnonzero(wanted[part])
+        places = part.start + np.flatnonzero(wanted[part])
         if len(places):
-            found[places - first] = task.predict_at(rows, places, model)
+            found[places - part.start] = task.predict_at(rows, places, model)
         return found
 
     return block

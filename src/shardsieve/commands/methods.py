@@ -23,8 +23,12 @@ from shardsieve.train.recorder import Recorder
 
 METHODS = ("knn", "gnn", "direct", "fused")
 ON_SIGNALS = ("direct", "fused")
+_FURTHER: dict[str, dict[str, Any]] = {
+    "knn": {"search": "auto", "min_recall": 0.99},
+    "gnn": {"layer": "gcn", "graph": "all", "labels": False},
+}
 # Options that belong to one method.
-ONLY_WITH = {"knn": ("weights", "search", "min_recall"), "gnn": ("layer", "graph", "labels")}
+ONLY_WITH = {"knn": ("weights", *_FURTHER["knn"]), "gnn": tuple(_FURTHER["gnn"])}
 # Whose search for the neighbours of the rest is chosen once, for all shards.
 SEARCHING = ("knn", "gnn", "fused")
 
@@ -37,6 +41,11 @@ _SPEAKS_OF = {
 Progress = Callable[[int, int], None]
 Values = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+
+
+def taken(method: str, how: dict[str, Any]) -> dict[str, Any]:
+    """Return the further arguments that a method takes, as given or as usual."""
+    return {name: how.get(name, usual) for name, usual in _FURTHER.get(method, {}).items()}
 
 
 @dataclass(frozen=True)

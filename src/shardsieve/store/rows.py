@@ -37,9 +37,9 @@ class StoredRows:
             self._kept = number, block
         return self._kept[1]
 
-    def first(self, number: int) -> int:
-        """Return the row of a shard's first sample."""
-        return int(self._first[number])
+    def part(self, number: int) -> slice:
+        """Return where the rows of a shard stand."""
+        return slice(int(self._first[number]), int(self._first[number + 1]))
 
     def __getitem__(self, rows: slice) -> Half:
         start, stop, step = rows.indices(self.shape[0])
@@ -51,7 +51,7 @@ class StoredRows:
         ends = np.searchsorted(rows, self._first)
         for number in np.flatnonzero(np.diff(ends)).tolist():
             here = slice(ends[number], ends[number + 1])
-            taken[here] = self.shard(number)[rows[here] - self.first(number)]
+            taken[here] = self.shard(number)[rows[here] - self._first[number]]
         return taken
 
 
