@@ -75,9 +75,9 @@ def _csv(store: Store, keep: KeepSet, score: str | None) -> bytes:
 
 def _names(store: Store, keep: KeepSet) -> Iterator[tuple[str, bool]]:
     """Yield (`SHARD/KEY`, whether it is kept) of every sample, in id order."""
-    for shard, url in enumerate(store.urls):
+    for shard, (url, keys) in enumerate(zip(store.urls, store.keys_by_shard(), strict=True)):
         kept = set(keep.positions(shard).tolist())
-        for place, key in enumerate(store.keys(shard)):
+        for place, key in enumerate(keys):
             yield f"{url.rsplit('/', 1)[-1]}/{key}", place in kept
 
 

@@ -58,8 +58,8 @@ def _rows_by_key(store_from: Store, store_to: Store) -> NDArray[np.int64]:
 
 def _places(store: Store) -> dict[str, int]:
     places: dict[str, int] = {}
-    for shard in range(store.num_shards):
-        for key in store.keys(shard):
+    for keys in store.keys_by_shard():
+        for key in keys:
             if key in places:
                 raise StoreMismatchError(
                     f"keys of {store.path} must be unique to carry scores, got {key!r} twice; "
