@@ -119,8 +119,8 @@ def test_wrong_pseudo_labels_are_refused(tmp_path):
 def test_a_writing_that_was_cut_short_is_not_listed(tmp_path, monkeypatch):
     store = ss.index(write_shards(tmp_path, [3]), tmp_path / "s.zarr")
     with monkeypatch.context() as patch:
-        patch.setattr("shardsieve.store.tables.datetime", None)
-        with pytest.raises(AttributeError):
+        patch.setattr("shardsieve.store.tables.stamp", None)
+        with pytest.raises(TypeError):
             store.put_pseudo_labels("mine", [0, 1, 2])
     assert ss.open_store(tmp_path / "s.zarr").pseudo_label_sets == []
     store.put_pseudo_labels("mine", [2, 1, 0])

@@ -4,6 +4,7 @@ import errno
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ def rows_per_shard(largest: int) -> int:
     1024
     """
     return -(-largest // ROWS_MULTIPLE) * ROWS_MULTIPLE
+
+
+def stamp() -> str:
+    """Return date and time as they are stored: in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def release() -> str:
@@ -221,7 +227,18 @@ def key_of(stored: str) -> str:
     return stored[1:].encode("latin-1").decode("utf-8", "surrogateescape")
 
 
+def used_slots(samples: NDArray[np.int64], rows: int) -> NDArray[np.bool_]:
+    """Return which slots of an (S, L) table hold a sample, of shards (S,) and L rows."""
+    return np.asarray(np.arange(rows) < samples[:, None])
+
+
 def unpad(table: NDArray[Any], samples: NDArray[np.int64]) -> NDArray[Any]:
     """Return the used slots of an (S, L, ...) table as one array of samples, in id order."""
-    used = np.arange(table.shape[1]) < samples[:, None]
-    return table[: len(samples)][used]
+    return table[: len(samples)][used_slots(samples, table.shape[1])]
+
+
+def pad(values: NDArray[Any], samples: NDArray[np.int64], rows: int, fill: Any) -> NDArray[Any]:
+    """Return the (S, L) table whose used slots hold these values (n,), in id order."""
+    table = np.full((len(samples), rows), fill, dtype=values.dtype)
+    table[used_slots(samples, rows)] = values
+    return table

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,13 @@ from shardsieve.store.layout import (
     key_of,
     make_array,
     opened_group,
+    pad,
     place_of,
     release,
+    stamp,
     told_about_disk,
     unpad,
+    used_slots,
 )
 from shardsieve.store.tables import SampleTables
 
@@ -97,7 +99,7 @@ class Store(SampleTables):
     def ranges(self) -> NDArray[np.int64]:
         """Byte ranges as int64 (S, L, 2): offset and length; 16 bytes per slot."""
         offset, length = self._read("sample/offset"), self._read("sample/length")
-        used = np.arange(self.rows_per_shard) < self.samples[:, None]
+        used = used_slots(self.samples, self.rows_per_shard)
         self._need_chunks("sample/offset", ((offset >= 0) | ~used).all(axis=1))
         self._need_chunks("sample/length", ((length > 0) | ~used).all(axis=1))
         return np.stack([offset, length], axis=-1)
@@ -216,17 +218,14 @@ class Store(SampleTables):
 
     def write_score(self, name: str, values: NDArray[np.float32]) -> None:
         """Write all values (n,) of a score that was begun."""
-        table = np.full((self.num_shards, self.rows_per_shard), np.nan, dtype=np.float32)
-        shard, position = np.divmod(self.ids(), self.rows_per_shard)
-        table[shard, position] = values
+        table = pad(values, self.samples, self.rows_per_shard, np.nan)
         with told_about_disk(self.path):
             self.score_array(name)[: self.num_shards] = table
 
     def finish_score(self, name: str, **more: Any) -> None:
         """List a score that is filled, with version, date and what else is to be kept with it."""
         with told_about_disk(self.path):
-            date = datetime.now(UTC).isoformat(timespec="seconds")
-            made = {**more, "version": release(), "date": date}
+            made = {**more, "version": release(), "date": stamp()}
             self._array(f"score/{name}").update_attributes(made)
             write_contents(self.group)
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ from shardsieve.store.layout import (
     checked_name,
     is_name,
     make_array,
+    pad,
     release,
+    stamp,
     told_about_disk,
     unpad,
 )
@@ -140,14 +141,11 @@ class SampleTables:
                 f"labels must lie in [-1, {2**31}), got {values.min()} to {values.max()}"
             )
         made = self.refuse_other_pseudo_labels(name, provenance or {})
-        used = np.arange(self.rows_per_shard) < self.samples[:, None]
-        table = np.full(used.shape, -1, dtype=np.int32)
-        table[used] = values
+        table = pad(values.astype(np.int32), self.samples, self.rows_per_shard, -1)
         array = self._new_array(f"pseudo_label/{name}", (), "int32", -1)
         with told_about_disk(self.path):
             array[: len(table)] = table
-            date = datetime.now(UTC).isoformat(timespec="seconds")
-            array.update_attributes({**made, "date": date})
+            array.update_attributes({**made, "date": stamp()})
             write_contents(self.group)
 
     def refuse_other_pseudo_labels(self, name: str, made: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,8 +203,7 @@ class SampleTables:
             for one, table in tables.items():
                 chunks = (1, *table.shape[1:]) if table.ndim > 1 else table.shape
                 group.create_array(one, data=table, chunks=chunks)
-            date = datetime.now(UTC).isoformat(timespec="seconds")
-            group.update_attributes({**about, "version": release(), "date": date})
+            group.update_attributes({**about, "version": release(), "date": stamp()})
             write_contents(self.group)
 
     def keep_tables(self, name: str) -> dict[str, NDArray[Any]]:
