@@ -18,7 +18,7 @@ from shardsieve.train.launch import make_accelerator, on_main
 from shardsieve.train.machines import check_shared
 from shardsieve.train.nets import check_model
 from shardsieve.train.seedscores import check_specs
-from shardsieve.train.splits import check_layout, spread
+from shardsieve.train.splits import check_layout
 
 FOLDS = 5
 SCORES = ("dyn_unc", "tdds", "el2n")
@@ -64,7 +64,7 @@ def build_store(
     layout = {name: value for name, value in how.items() if name != "ceiling"}
     check_layout(seeds=seed_fraction, **layout)
     check_model(config.model)
-    check_specs(*spread(config.epochs, window, how.get("match_steps_of")), None)
+    check_specs(config.epochs, window, None, match_steps_of=how.get("match_steps_of"))
     accelerator = make_accelerator(precision=config.precision)
     result: dict[str, Any] = {}
     check_shared(accelerator, {"store": path})

@@ -14,7 +14,7 @@ from shardsieve.train.encoder import check_encoder
 from shardsieve.train.launch import checked_precision, installed_trackers
 from shardsieve.train.nets import check_model
 from shardsieve.train.seedscores import check_specs
-from shardsieve.train.splits import check_layout, spread
+from shardsieve.train.splits import check_layout
 from shardsieve.train.transforms import check_augment
 from shardsieve.train.turtle import TurtleConfig
 
@@ -130,7 +130,8 @@ def _check_scored(recipe: Recipe) -> None:
         raise ValueError("score: scores must name a score, got []; leave it out for all")
     epochs = score.turtle.epochs if score.turtle is not None else score.epochs
     with blamed("score"):
-        check_specs(*spread(epochs, score.window, score.match_steps_of), score.scores)
+        matched = score.match_steps_of
+        check_specs(epochs, score.window, score.scores, match_steps_of=matched)
     made = specs_of(score)
     if extrapolate is not None and extrapolate.score not in made:
         raise ValueError(

@@ -30,7 +30,7 @@ from shardsieve.train.machines import on_all, open_together
 from shardsieve.train.nets import MODELS
 from shardsieve.train.seeding import draw_seeds, score_seeds
 from shardsieve.train.seedscores import check_specs
-from shardsieve.train.splits import hold_out, matched_epochs, matched_window, spread
+from shardsieve.train.splits import hold_out, matched_epochs, matched_window
 from shardsieve.train.subset import train_subset
 
 _LOG = logging.getLogger("shardsieve")
@@ -71,7 +71,8 @@ def score_store(
             `score_seeds`.
     """
     check_count("checkpoint_steps", how.get("checkpoint_steps", 0), 0)
-    check_specs(*spread(config.epochs, how.get("window", 10), match_steps_of), how.get("scores"))
+    window, specs = how.get("window", 10), how.get("scores")
+    check_specs(config.epochs, window, specs, match_steps_of=match_steps_of)
     accelerator = make_accelerator(precision=config.precision)
     store = open_together(accelerator, path)
     seeds = draw_seeds(store, seed_fraction, seed=config.seed, per_class=per_class)
@@ -81,7 +82,7 @@ def score_store(
         sizes: dict[str, int] = {"full": len(store), "seeds": len(seeds), "batch": batch}
         config = replace(config, epochs=matched_epochs(match_steps_of, **sizes))
         scale = {"epochs": config.epochs, "full_epochs": match_steps_of}
-        how["window"] = matched_window(how["window"], **scale)
+        how["window"] = matched_window(window, **scale)
     run = partial(score_seeds, store, seeds, held_out=held, accelerator=accelerator, **how)
     folder = folder or runs_of(path) / name
     with bar("score", shown=accelerator.is_main_process) as progress:

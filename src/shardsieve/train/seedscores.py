@@ -19,6 +19,7 @@ from shardsieve.store.store import Store
 from shardsieve.train.measures import SIGNALS
 from shardsieve.train.recorder import Recorder
 
+_PLENTY, _USUAL_WINDOW = 1000, 10
 Progress = Callable[[int, int], None]
 
 
@@ -28,13 +29,24 @@ def signals_for(specs: Iterable[str] | None) -> tuple[str, ...]:
     return (*SIGNALS, "grand") if "grand_last_layer" in named else SIGNALS
 
 
-def check_specs(epochs: int, window: int, specs: Sequence[str] | None) -> list[SeedScore]:
+def check_specs(
+    epochs: int, window: int, specs: Sequence[str] | None, *, match_steps_of: int | None = None
+) -> list[SeedScore]:
     """Return the scores that a run will make, of a sample that nothing is known of.
+
+    Args:
+        epochs: Of the run.
+        window: J of the windowed scores.
+        specs: As in `from_signals`; None takes every score that the signals allow.
+        match_steps_of: Of a run that is given its epochs once samples are counted: they are as many
+            as it takes, and a window is made to fit them.
 
     Raises:
         ValueError: Now and not after the run: too few epochs or too small a window for one of
             them, a wrong specification.
     """
+    if match_steps_of is not None:
+        epochs, window = _PLENTY, min(window, _USUAL_WINDOW)
     nothing = {name: np.zeros((epochs, 1)) for name in signals_for(specs)}
     return [
         _of_enough_epochs(spec, nothing, window)
@@ -195,7 +207,7 @@ def _window_of(store: Store, run: str) -> int:
         made = store.provenance(name) if name in store.scores else {}
         if made.get("dynamics") == run:
             return int(made["parameters"]["window"])
-    return 10
+    return _USUAL_WINDOW
 
 
 def add_scores(

@@ -7,7 +7,6 @@ from shardsieve.order import permutation
 from shardsieve.selection import num_kept
 
 _SALT = 0x401D
-_PLENTY, _USUAL_WINDOW = 1000, 10
 
 
 def check_layout(
@@ -92,14 +91,6 @@ def matched_window(window: int, *, epochs: int, full_epochs: int) -> int:
     (49, 7)
     """
     return max(3, min(round(window * epochs / full_epochs), epochs - 1))
-
-
-def spread(epochs: int, window: int, match_steps_of: int | None) -> tuple[int, int]:
-    """Return epochs and window to check scores with before the samples are counted.
-
-    Matched steps are as many as it takes, and a window is made to fit them.
-    """
-    return (epochs, window) if match_steps_of is None else (_PLENTY, min(window, _USUAL_WINDOW))
 
 
 def snapshot_epochs(epochs: int, count: int) -> list[int]:
