@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.loaders.ffcv_images import image_field, need_ffcv
+from shardsieve.loaders.ffcv import need_ffcv
+from shardsieve.loaders.ffcv_images import image_field
 from shardsieve.shards.beton import read_beton
 from shardsieve.store.create import index
 from shardsieve.store.layout import holds_store

@@ -20,7 +20,7 @@ from shardsieve.scores.inputs import one_of
 from shardsieve.store.store import Store
 
 ORDERS = ("loader", "pages")
-NO_FFCV = (
+_NO_FFCV = (
     "FFCV is not installed; run `apt-get install g++ pkg-config libopencv-dev libturbojpeg0-dev` "
     "and `pip install 'shardsieve[ffcv]'`, or tools/setup.sh"
 )
@@ -310,12 +310,17 @@ def _batch(
     return batch
 
 
-def _need_ffcv_loader(loader: Any) -> None:
+def need_ffcv() -> Any:
+    """Return FFCV's `Loader`, or raise a MissingDependencyError that says how to install it."""
     try:
         from ffcv.loader import Loader
     except ImportError as error:
-        raise MissingDependencyError(NO_FFCV) from error
-    if not isinstance(loader, Loader):
+        raise MissingDependencyError(_NO_FFCV) from error
+    return Loader
+
+
+def _need_ffcv_loader(loader: Any) -> None:
+    if not isinstance(loader, need_ffcv()):
         raise TypeError(f"loader must be an ffcv.loader.Loader, got {type(loader).__name__}")
 
 

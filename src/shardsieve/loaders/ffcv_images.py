@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import BatchSampler
 
-from shardsieve._errors import MissingDependencyError, ShardsieveError
+from shardsieve._errors import ShardsieveError
 from shardsieve.io.counts import Counts
 from shardsieve.io.source import cheap_fingerprint
 from shardsieve.loaders.dataset import ShardDataset
-from shardsieve.loaders.ffcv import NO_FFCV, Batch
+from shardsieve.loaders.ffcv import Batch, need_ffcv
 from shardsieve.loaders.ledger import Ledger
 from shardsieve.loaders.sampler import PrunedShardSampler
 from shardsieve.shards.beton import IMAGE, Beton, read_beton
@@ -149,15 +149,6 @@ def _black(images: torch.Tensor) -> list[int]:
     rows = (middle.flatten(1).amax(dim=1) == 0).nonzero()[:, 0]
     found: list[int] = rows[images[rows].flatten(1).amax(dim=1) == 0].tolist()
     return found
-
-
-def need_ffcv() -> None:
-    """Raise a MissingDependencyError, which says how to install it, unless FFCV is there."""
-    try:
-        import ffcv.loader
-    except ImportError as error:
-        raise MissingDependencyError(NO_FFCV) from error
-    assert ffcv.loader
 
 
 def image_field(beton: Beton) -> str:
