@@ -146,14 +146,9 @@ def planned_samples(loader: Any) -> int | None:
     return None
 
 
-def called_by_accelerate() -> bool:
-    """Return whether Accelerate called the caller, as `save_state` does."""
-    return str(sys._getframe(2).f_globals.get("__name__")).startswith("accelerate.")
-
-
-def called_by_torchdata() -> bool:
-    """Return whether torchdata's loader called the caller; it counts what it hands out itself."""
-    return str(sys._getframe(2).f_globals.get("__name__")).startswith("torchdata.")
+def called_by(library: str) -> bool:
+    """Return whether a library called the caller, as Accelerate's `save_state` does."""
+    return str(sys._getframe(2).f_globals.get("__name__")).startswith(f"{library}.")
 
 
 def who_asks(sampler: Any) -> Asking:

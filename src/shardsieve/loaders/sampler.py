@@ -13,8 +13,7 @@ from shardsieve._errors import ShardsieveError
 from shardsieve.keepset import KeepSet, keep_set_of, refuse_selection
 from shardsieve.loaders.asking import (
     Asking,
-    called_by_accelerate,
-    called_by_torchdata,
+    called_by,
     numbered_by_accelerate,
     who_asks,
 )
@@ -241,7 +240,7 @@ class PrunedShardSampler(Sampler[int]):
             ValueError: If steps were done and the batch size is not known: it was not given, and
                 the loader has batches of its own.
         """
-        asked = called_by_torchdata()
+        asked = called_by("torchdata")  # it counts what it hands out itself
         done = 0 if self._pass is None else self._pass.places_done(steps_done, asked=asked)
         state = {
             "plan": self._plan_name(),
@@ -251,7 +250,7 @@ class PrunedShardSampler(Sampler[int]):
         }
         if self.policy is None:
             return state
-        if self.policy.holds_its_own and called_by_accelerate():
+        if self.policy.holds_its_own and called_by("accelerate"):
             raise ShardsieveError(
                 "save_state keeps the main process' state alone, and the policy holds losses that "
                 "were not joined; call sampler.policy.sync() on every process before"
