@@ -252,8 +252,7 @@ class ShardDataset(Dataset[Any]):
         """Return, with weight 0, the next sample that can be read."""
         row, ids = int(self.store.rows([sample_id])[0]), self.store.ids()
         for other in np.roll(ids, -row - 1)[: self._skipped.most].tolist():
-            (sample,) = self.aligned([PlannedId(other, weight=0.0)])
-            sample = self._decoded(sample) if self.decode is not None else sample
+            sample = self._decoded(*self.aligned([PlannedId(other, weight=0.0)]))
             if sample is not None:
                 return sample
         raise UnreadableSampleError(
