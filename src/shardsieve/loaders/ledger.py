@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch.utils.data import get_worker_info
 
 from shardsieve.io.counts import Counts
+from shardsieve.policy.inbox import world_size
 
 _WORKERS = 1024  # more than any machine runs: two in one row would lose counts
 
@@ -40,8 +41,8 @@ class Ledger:
 
     def over_ranks(self) -> Counts:
         """Return what all ranks read; every rank must call it."""
-        if not (dist.is_available() and dist.is_initialized()):
+        if world_size() == 1:
             return self.total
-        found: list[tuple[int, ...]] = [()] * dist.get_world_size()
+        found: list[tuple[int, ...]] = [()] * world_size()
         dist.all_gather_object(found, astuple(self.total))
         return sum((Counts(*one) for one in found), Counts())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from shardsieve._errors import ShardsieveError, StoreFormatError
 from shardsieve.io.objects import is_remote
+from shardsieve.policy.inbox import world_size
 from shardsieve.scores.inputs import one_of, plain, refuse_no_state, whole_number
 from shardsieve.store.contents import unlist, write_contents
 from shardsieve.store.layout import checked_name, is_name, told_about_disk
@@ -288,9 +289,9 @@ class Recorder:
     def _share(self) -> None:
         """Measure what waits and give every rank the rows that the others saw."""
         self._measure()
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if world_size() == 1:
             return
-        fresh, parts = np.flatnonzero(self._fresh), [None] * dist.get_world_size()
+        fresh, parts = np.flatnonzero(self._fresh), [None] * world_size()
         dist.all_gather_object(parts, len(fresh))
         step = max(1, _BUDGET // (self._logs.shape[1] + len(self.signals)))
         taken = np.zeros(len(self.ids), dtype=np.bool_)
