@@ -21,8 +21,8 @@ from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.store.layout import checked_name, told_about_disk
 from shardsieve.store.store import Store
 from shardsieve.train.images import Batch, ImageDecoder, collate, fixed_size, normalised
+from shardsieve.train.labels import readable
 from shardsieve.train.launch import on_main
-from shardsieve.train.loading import readable
 from shardsieve.train.machines import on_all
 from shardsieve.train.measures import STORED, measure
 from shardsieve.train.nets import answer_to_black, embed_and_classify, embed_batch

@@ -7,13 +7,12 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.loaders.ffcv_images import FfcvImages
 from shardsieve.loaders.sampler import PrunedShardSampler
 from shardsieve.store.store import Store
 from shardsieve.train.config import ON_BATCHES, TrainConfig
 from shardsieve.train.images import Batch, ImageDecoder
-from shardsieve.train.labels import labels_of
+from shardsieve.train.labels import labels_of, readable
 
 
 class FfcvBatches:
@@ -56,11 +55,10 @@ def ffcv_loader(
     assert config.size is not None
     how: dict[str, Any] = {"seed": config.seed, "batch_size": config.batch_size}
     sampler = PrunedShardSampler(store, **chosen, **how, window=0 if in_order else None)
-    labels = labels_of(store, config.pseudo_labels)
-    skip = "skip" if config.max_unreadable else "raise"
-    how = {"labels": labels, "on_error": skip, "max_unreadable": config.max_unreadable}
-    slowly = ShardDataset(store, ImageDecoder(config.size, 3), **how)
+    how = {"max_unreadable": config.max_unreadable, "pseudo_labels": config.pseudo_labels}
+    slowly = readable(store, ImageDecoder(config.size, 3), **how)
     how = {"batch_size": config.batch_size, "size": config.size, "threads": config.workers}
+    labels = labels_of(store, config.pseudo_labels)
     images = FfcvImages(store, sampler, slowly=slowly, labels=labels, **how)
     return FfcvBatches(images, config.channels or 3), sampler
 

@@ -1,12 +1,14 @@
 """What a network learns to tell: labels of the index, or pseudo-labels of the store."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardsieve._errors import ShardsieveError
+from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.store.store import Store
 
 _MOST_CLASSES = 10_000_000
@@ -19,6 +21,23 @@ def labels_of(store: Store, pseudo_labels: str | None = None) -> NDArray[np.int6
         MissingScoreError: If there are no pseudo-labels of that name.
     """
     return store.labels() if pseudo_labels is None else store.pseudo_labels(pseudo_labels)
+
+
+def readable(
+    store: Store,
+    decode: Callable[[dict[str, Any]], Any],
+    *,
+    max_unreadable: int,
+    pseudo_labels: str | None,
+) -> ShardDataset:
+    """Return decoded samples with the labels of the index, or pseudo-labels; -1 where none is.
+
+    Up to so many unreadable ones are skipped.
+    """
+    on_error = "skip" if max_unreadable else "raise"
+    labels = labels_of(store, pseudo_labels)
+    how: dict[str, Any] = {"on_error": on_error, "max_unreadable": max_unreadable}
+    return ShardDataset(store, decode, labels=labels, **how)
 
 
 def labels_behind(store: Store, score: str) -> NDArray[np.int64]:

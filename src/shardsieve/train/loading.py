@@ -6,7 +6,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from shardsieve.keepset import KeepSet
-from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.loaders.sampler import PrunedShardSampler
 from shardsieve.policy.base import Policy
 from shardsieve.store.store import Store
@@ -14,7 +13,7 @@ from shardsieve.train.config import TrainConfig
 from shardsieve.train.crops import RandomCrops
 from shardsieve.train.ffcv_batches import FfcvBatches, check_ffcv, ffcv_loader
 from shardsieve.train.images import ImageDecoder, collate
-from shardsieve.train.labels import labels_of
+from shardsieve.train.labels import readable
 from shardsieve.train.transforms import transform_of
 
 
@@ -87,19 +86,6 @@ def check_augmenting(store: Store, config: TrainConfig) -> None:
     if transform is not None and config.size is not None and config.channels is not None:
         transform.check(config.size, config.channels)
     return None
-
-
-def readable(
-    store: Store, decoder: ImageDecoder, *, max_unreadable: int, pseudo_labels: str | None
-) -> ShardDataset:
-    """Return decoded samples with the labels of the index, or pseudo-labels; -1 where none is.
-
-    Up to so many unreadable ones are skipped.
-    """
-    on_error = "skip" if max_unreadable else "raise"
-    labels = labels_of(store, pseudo_labels)
-    how: dict[str, Any] = {"on_error": on_error, "max_unreadable": max_unreadable}
-    return ShardDataset(store, decoder, labels=labels, **how)
 
 
 def set_epoch(loader: Any, sampler: PrunedShardSampler, epoch: int) -> None:
