@@ -20,10 +20,9 @@ from shardsieve._errors import CorruptShardError, ShardsieveError, UnreadableSam
 from shardsieve.io.local import LocalReader, too_short
 from shardsieve.io.replacing import write_whole
 from shardsieve.io.source import Reader, reader_of
-from shardsieve.order import permutation
 from shardsieve.pack.beton_writer import PAGE_SIZE, Row, descriptors_of, write_beton
 from shardsieve.pack.sources import SUFFIXES, Split, find_splits
-from shardsieve.pack.writer import PackedSplit, told_about_folder
+from shardsieve.pack.writer import PackedSplit, packing_order, told_about_folder
 from shardsieve.scores.inputs import integers
 from shardsieve.shards.beton import IMAGE, INT, POINTERS, Beton, read_beton, row_type
 from shardsieve.shards.beton_fields import JPEG, RAW, BetonFields
@@ -191,9 +190,7 @@ def checked_rows(rows: Sequence[int] | NDArray[np.int64], count: int) -> NDArray
 
 
 def _rows_of_split(split: Split, seed: int) -> Iterator[Row]:
-    # The salt of `pack`: the same source gives the same order and keys in both layouts.
-    order = permutation(len(split.labels), seed, 0x9AC4).tolist()
-    for place, row in enumerate(order):
+    for place, row in enumerate(packing_order(split, seed)):
         yield _image_row(f"{place:08d}", split.read(row)[1], int(split.labels[row]))
 
 

@@ -11,7 +11,7 @@ from shardsieve._errors import ShardsieveError
 from shardsieve.io.local import LocalReader
 from shardsieve.io.replacing import remove_left, replaced
 from shardsieve.pack.beton import checked_rows, refuse_existing
-from shardsieve.pack.writer import PackedSplit, tar_member, told_about_folder
+from shardsieve.pack.writer import PackedSplit, packed_tars, tar_member, told_about_folder
 from shardsieve.shards.beton import read_beton
 from shardsieve.shards.beton_fields import BetonFields
 from shardsieve.shards.tar import BLOCK
@@ -82,11 +82,4 @@ def beton_to_tars(
                 progress(min(first + samples_per_shard, len(wanted)), len(wanted))
         for left in set(old) - set(paths):
             left.unlink()
-    return PackedSplit(
-        split=name,
-        shards=tuple(map(str, paths)),
-        samples=len(wanted),
-        nbytes=sum(p.stat().st_size for p in paths),
-        classes=(),
-        pattern=f"{folder}/{name}-{{000000..{len(paths) - 1:06d}}}.tar",
-    )
+    return packed_tars(name, paths, len(wanted))

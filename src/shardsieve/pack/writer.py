@@ -98,7 +98,7 @@ def _pack_split(
     shown: Callable[[int], None],
     overwrite: bool,
 ) -> PackedSplit:
-    order = permutation(len(split.labels), seed, 0x9AC4).tolist()
+    order = packing_order(split, seed)
     old = {p.name for p in folder.glob(f"{split.name}-*.tar")}
     remove_left(folder, f"{split.name}-*.tar")
     paths: list[Path] = []
@@ -116,13 +116,26 @@ def _pack_split(
         )
     for name in left:
         (folder / name).unlink()
+    return packed_tars(split.name, paths, len(order), split.classes)
+
+
+def packing_order(split: Split, seed: int) -> list[int]:
+    """Return the rows of a split in the order in which they are packed, whatever the layout."""
+    order: list[int] = permutation(len(split.labels), seed, 0x9AC4).tolist()
+    return order
+
+
+def packed_tars(
+    name: str, paths: list[Path], samples: int, classes: tuple[str, ...] = ()
+) -> PackedSplit:
+    """Return what packing made: the shards `NAME-NNNNNN.tar` of one folder, at least one."""
     return PackedSplit(
-        split=split.name,
+        split=name,
         shards=tuple(map(str, paths)),
-        samples=len(order),
+        samples=samples,
         nbytes=sum(p.stat().st_size for p in paths),
-        classes=split.classes,
-        pattern=f"{folder}/{split.name}-{{000000..{len(paths) - 1:06d}}}.tar",
+        classes=classes,
+        pattern=f"{paths[0].parent}/{name}-{{000000..{len(paths) - 1:06d}}}.tar",
     )
 
 
