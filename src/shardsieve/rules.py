@@ -122,8 +122,13 @@ def _top(store: Store, asked: Asked, count: int) -> Rows:
     return present[top_rows(values, count)]
 
 
+def is_blind(rule: str, drop_missing: bool) -> bool:
+    """Return whether a rule draws from all samples, whatever score it is given."""
+    return rule == "random" and not drop_missing
+
+
 def _random(store: Store, asked: Asked, count: int) -> Rows:
-    if not (asked.drop_missing and asked.score is not None):
+    if is_blind("random", asked.drop_missing) or asked.score is None:
         return random_rows(len(store), count, asked.seed)
     present = _scored(store, asked.score, True, count)[1]
     return present[random_rows(len(present), count, asked.seed)]

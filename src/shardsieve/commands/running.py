@@ -26,6 +26,7 @@ from shardsieve.commands.sections import EMBEDDING, SEED_RUN, Recipe, Shards
 from shardsieve.commands.steps import STEPS, Result
 from shardsieve.commands.training import embed_store, score_store, train_store
 from shardsieve.keepset import select
+from shardsieve.rules import is_blind
 from shardsieve.scores.inputs import one_of
 from shardsieve.store.create import check_labels
 from shardsieve.store.layout import holds_store
@@ -274,7 +275,7 @@ class _Chain(Chain):
         """Return what `select` is told for a training."""
         rule = {**self.recipe.select.model_dump(), "seed": section.seed}
         if section.policy is None:
-            blind = rule["rule"] == "random" and not rule["drop_missing"]
+            blind = is_blind(rule["rule"], rule["drop_missing"])
             rule["score"] = None if blind else self._score()
         if rule["rule"] == "moderate" and rule["embedding"] is None and "embed" in self.results:
             rule["embedding"] = self.results["embed"]["embedding"]

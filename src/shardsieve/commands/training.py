@@ -16,6 +16,7 @@ from shardsieve.extrapolate.quality import measure
 from shardsieve.keepset import KeepSet, keep_set_of
 from shardsieve.policy.base import Policy
 from shardsieve.policy.named import named_policy
+from shardsieve.rules import is_blind
 from shardsieve.store.layout import checked_name
 from shardsieve.store.store import Store
 from shardsieve.train.adversary import Adversary
@@ -306,8 +307,9 @@ def overhead_behind(store: Store, keep: KeepSet | Policy, rule: dict[str, Any]) 
         return overhead_of(store, given.get("prior") or given.get("score"))
     if rule.get("rule") == "moderate":
         return embedding_overhead(store, store.embedding_name(rule.get("embedding")))
-    blind = rule.get("rule") == "random" and not rule.get("drop_missing")
-    return NOTHING if blind else overhead_of(store, rule.get("score"), rule.get("difficulty"))
+    if is_blind(rule.get("rule", ""), rule.get("drop_missing", False)):
+        return NOTHING
+    return overhead_of(store, rule.get("score"), rule.get("difficulty"))
 
 
 def _scores_of(store: Store, run: str) -> list[str]:
