@@ -1,4 +1,4 @@
-"""Commands that make things: shards, the store, predicted scores."""
+"""The `index` and `check` commands: a store of shards, and whether it is still theirs."""
 
 from pathlib import Path
 from typing import Any

@@ -30,7 +30,7 @@ from shardsieve.train.nets import answer_to_black, embed_and_classify, embed_bat
 _HALF = float(np.finfo(np.float16).max)
 _CURE = "has the network's training diverged? Take a lower learning rate or another network"
 # Signals that need no label.
-_UNLABELLED = [name in ("entropy",) for name in STORED]
+_UNLABELLED = [name == "entropy" for name in STORED]
 
 
 class Block(NamedTuple):
