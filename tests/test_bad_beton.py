@@ -10,7 +10,7 @@ from ffcv.fields import FloatField, IntField, RGBImageField
 
 import shardsieve as ss
 from shardsieve import cli
-from shardsieve.shards.beton import DESCRIPTOR, HEADER
+from shardsieve.shards.beton import ALLOCATION, DESCRIPTOR, HEADER
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,13 @@ def truncated_training(tmp_path, monkeypatch):
 def unfinished(tmp_path, monkeypatch):
     at = HEADER.fields["alloc_table_ptr"][1]
     spoiled(tmp_path, lambda raw: raw[:at] + bytes(8) + raw[at + 8 :])
+    return index(tmp_path)
+
+
+def bytes_outside(tmp_path, monkeypatch):
+    """Their end overflows: it is a place in the file."""
+    last = np.array((0, 2**64 - 8, 64), ALLOCATION).tobytes()
+    spoiled(tmp_path, lambda raw: raw[: -len(last)] + last)
     return index(tmp_path)
 
 
@@ -176,6 +183,7 @@ CASES = [
     (truncated, "is truncated"),
     (truncated_training, "is truncated"),
     (unfinished, "never finished"),
+    (bytes_outside, "its allocation table names samples or bytes that the file does not have"),
     (another_version, "of version 1, version 2 is read; write it again with ffcv 1.0"),
     (changed, "is not the one that"),
     (changed_training, "index again"),

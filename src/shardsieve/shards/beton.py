@@ -265,8 +265,10 @@ def _check_extent(path: str, header: NDArray[np.void], descriptors: int, total: 
 def _check_tables(beton: Beton) -> None:
     table = beton.allocations
     if len(table):
-        ends = table["ptr"] + table["size"]
-        if int(table["sample_id"].max()) >= len(beton) or int(ends.max()) > beton.table_at:
+        end = np.uint64(beton.table_at)
+        # The sum of both may overflow.
+        outside = (table["ptr"] > end) | (table["size"] > end - table["ptr"])
+        if int(table["sample_id"].max()) >= len(beton) or outside.any():
             raise CorruptShardError(
                 f"{beton.path} is damaged: its allocation table names samples or bytes that the "
                 "file does not have; write it again"
