@@ -41,6 +41,18 @@ def test_ids_keys_and_the_list_to_exclude(store, tmp_path):
     assert not set(keys) & set(dropped)
 
 
+def test_shards_of_one_name_are_not_listed_by_it(tmp_path):
+    """A sample to exclude was excluded from all of them."""
+    shards = [*write_shards(tmp_path / "a", [3]), *write_shards(tmp_path / "b", [3])]
+    store, how = ss.index(shards, tmp_path / "s.zarr"), {"keep_fraction": 0.5, "rule": "random"}
+    for layout in ("keys", "energon"):
+        with pytest.raises(
+            ss.ShardsieveError, match=r"a/s-000\.tar and .*b/s-000\.tar; use layout"
+        ):
+            export_keep_set(store.path, tmp_path / layout, layout, how)
+    assert export_keep_set(store.path, tmp_path / "ids", "ids", how)["kept"] == 3
+
+
 @pytest.mark.parametrize("command", [["export", "OUT"], ["select", "--out", "OUT"]])
 def test_what_cannot_be_written_whole_is_one_line_and_leaves_what_was_there(
     store, tmp_path, command, capsys, monkeypatch

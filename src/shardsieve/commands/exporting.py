@@ -42,12 +42,12 @@ def _ids(store: Store, keep: KeepSet, score: str | None) -> bytes:
 
 def _keys(store: Store, keep: KeepSet, score: str | None) -> bytes:
     """`SHARD/KEY` of what is kept, one a line."""
-    return _lines(name for name, kept in _names(store, keep) if kept)
+    return _listed(store, keep, kept=True)
 
 
 def _energon(store: Store, keep: KeepSet, score: str | None) -> bytes:
     """`SHARD/KEY` of what is dropped: the lines of `exclude` in Energon's split.yaml."""
-    return _lines(name for name, kept in _names(store, keep) if not kept)
+    return _listed(store, keep, kept=False)
 
 
 def _ffcv(store: Store, keep: KeepSet, score: str | None) -> bytes:
@@ -78,11 +78,23 @@ def _names(store: Store, keep: KeepSet) -> Iterator[tuple[str, bool]]:
     for shard, (url, keys) in enumerate(zip(store.urls, store.keys_by_shard(), strict=True)):
         kept = set(keep.positions(shard).tolist())
         for place, key in enumerate(keys):
-            yield f"{url.rsplit('/', 1)[-1]}/{key}", place in kept
+            yield f"{_name(url)}/{key}", place in kept
 
 
-def _lines(names: Iterator[str]) -> bytes:
-    return "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape")
+def _listed(store: Store, keep: KeepSet, *, kept: bool) -> bytes:
+    first: dict[str, str] = {}
+    for url in store.urls:
+        if first.setdefault(_name(url), url) != url:
+            raise ShardsieveError(
+                f"shards must have names of their own to be listed by, got {first[_name(url)]} and "
+                f"{url}; use layout ids or csv"
+            )
+    lines = (f"{name}\n" for name, is_kept in _names(store, keep) if is_kept == kept)
+    return "".join(lines).encode("utf-8", "surrogateescape")
+
+
+def _name(url: str) -> str:
+    return url.rpartition("/")[2]
 
 
 LAYOUTS: dict[str, Callable[[Store, KeepSet, str | None], bytes]] = {
