@@ -272,6 +272,8 @@ def test_moderate_leaves_samples_without_an_embedding_out_when_asked(store):
     kept = rows_of(store, drop_missing=True, **how)
     own = ss.keep_moderate(store.embedding("torn")[present], store.labels()[present], 20 / 38)
     assert kept == present[own].tolist()
+    with pytest.raises(ss.MissingScoreError, match="got 2 of 40 without"):
+        ss.select(store, drop_missing=True, **how | {"keep_fraction": 1.0})
 
 
 MISUSED = {

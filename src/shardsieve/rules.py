@@ -64,7 +64,8 @@ def chosen_rows(store: Store, rule: str, asked: Asked) -> Rows:
     if asked.keep_fraction is None:
         raise ValueError(f"keep_fraction must be given for rule {rule!r}, got None")
     count = num_kept(len(store), asked.keep_fraction)
-    if asked.score is None and asked.keep_fraction == 1:
+    sieved = rule == "moderate" and asked.drop_missing
+    if asked.score is None and asked.keep_fraction == 1 and not sieved:
         return np.arange(len(store))
     return _BY_FRACTION[rule](store, asked, count)
 
