@@ -255,6 +255,8 @@ def wrong(tmp_path, tars):
         ([tar, new, "--to", "beton", "--keep", "mine", *store], "choose another --store"),
         ([tar, new, "--to", "beton", "--page-size", 1000], "power of two"),
         (["digits", tmp_path, "--keep", "mine"], "pack and score it first"),
+        (["digits", tmp_path, *store], "--store must come with tars or a .beton"),
+        ([source, tmp_path, "--bytes-per-shard", 9999], "--bytes-per-shard must come with images"),
         ([tmp_path / "gone.beton", new], "No such file"),
     ]
 

@@ -47,8 +47,12 @@ def pack(
     as_json: Json = False,
 ) -> None:
     """Write tar shards or an FFCV file: images shuffled once, tars and .beton in their order."""
-    if commands.packing.kind_of(source) != "images":
-        refuse_unused("with images", test_fraction=test_fraction != 0, seed=seed != 0)
+    if commands.packing.kind_of(source) == "images":
+        unread: dict[str, Any] = {"store": store, "label_member": label_member != "cls"}
+        refuse_unused("with tars or a .beton", **unread)
+    else:
+        drawn = {"test_fraction": test_fraction != 0, "seed": seed != 0}
+        refuse_unused("with images", **drawn, bytes_per_shard=bytes_per_shard)
     if keep is None:
         refuse_unused("with --keep", keep_fraction=keep_fraction != 1)
     sizes = {"samples_per_shard": samples_per_shard != 1000, "bytes_per_shard": bytes_per_shard}
