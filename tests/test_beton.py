@@ -15,7 +15,7 @@ from PIL import Image
 from tars import by_webdataset, write_tar
 
 import shardsieve as ss
-from shardsieve.loaders.pages import default_window, estimate_reads, page_order, pages_per_batch
+from shardsieve.loaders.pages import default_pages, estimate_reads, page_order, pages_per_batch
 from shardsieve.pack import pack
 from shardsieve.pack.beton import keep_rows, pack_beton
 from shardsieve.pack.beton_tars import beton_to_tars
@@ -296,8 +296,8 @@ def test_page_order_is_a_permutation_that_reads_each_page_in_one_stretch(data):
 def test_page_order_touches_few_pages_and_is_pinned():
     rows = np.arange(9_600)
     pages = np.random.default_rng(0).permutation(rows // 75)
-    ordered = page_order(rows, pages, seed=1, epoch=0, window=default_window(9600, 128))
-    assert pages_per_batch(pages[ordered], 256).max() <= 2 * default_window(9600, 128)
+    ordered = page_order(rows, pages, seed=1, epoch=0, window=default_pages(9600, 128))
+    assert pages_per_batch(pages[ordered], 256).max() <= 2 * default_pages(9600, 128)
     assert pages_per_batch(pages, 256).mean() > 100
     pinned = page_order(np.arange(10), np.arange(10) // 3, seed=0, epoch=0, window=2)
     assert pinned.tolist() == PINNED

@@ -66,21 +66,21 @@ def page_of_rows(store: Store) -> NDArray[np.int64]:
 def ordered_rows(
     store: Store, rows: NDArray[np.int64], *, seed: int, epoch: int, window: int | None
 ) -> NDArray[np.int64]:
-    """Return kept rows of an FFCV store in `page_order`; `default_window` for a window of None."""
+    """Return kept rows of an FFCV store in `page_order`; `default_pages` for a window of None."""
     pages = page_of_rows(store)[rows]
     if window is None:
-        window = default_window(len(rows), len(np.unique(pages)))
+        window = default_pages(len(rows), len(np.unique(pages)))
     return page_order(rows, pages, seed=seed, epoch=epoch, window=window)
 
 
-def default_window(kept: int, pages_touched: int) -> int:
+def default_pages(kept: int, pages_touched: int) -> int:
     """Return how many pages to shuffle together: room for 2048 kept rows, at least 16 pages.
 
     It depends on the keep set alone, so that the order is the same for every batch size and world.
 
-    >>> default_window(kept=96_000, pages_touched=1280)
+    >>> default_pages(kept=96_000, pages_touched=1280)
     28
-    >>> default_window(kept=9_600, pages_touched=1280)
+    >>> default_pages(kept=9_600, pages_touched=1280)
     274
     """
     return max(_SMALLEST_WINDOW, -(-_ROWS_PER_WINDOW * pages_touched // max(kept, 1)))
