@@ -52,10 +52,7 @@ class PrunedSource(IterableDataset[Sample]):
             nothing.
     """
 
-    tail: str = "uneven"
-    batch_size: int | None = None
     batched_inside: bool = True
-    world: World | None = None
     inexact: tuple[str, ...] = ()
 
     def __init__(
@@ -65,8 +62,13 @@ class PrunedSource(IterableDataset[Sample]):
         order: OrderSettings,
         source: Source,
         urls: list[str],
+        *,
+        tail: str,
+        batch_size: int | None,
+        world: World | None,
     ) -> None:
         self.data, self.keep, self.order = data, keep, order
+        self.tail, self.batch_size, self.world = tail, batch_size, world
         self._handler, self._select = source.handler, source.select_files
         data.with_raw = self._select is not None
         self._names = [(url, _local_path(url) if source.local_paths else None) for url in urls]

@@ -100,12 +100,12 @@ def prune_pipeline(
     data = ShardDataset(
         store, score=score, storage=storage, on_error=on_error, max_unreadable=max_unreadable
     )
-    reader = PrunedSource(data, keep, order, source, urls)
-    reader.inexact = tuple(inexact_stages(source.rest))
     size, partial = batch_size_of(source.rest)
     if batch_size is None and not partial:
         tail = "drop"
-    reader.tail, reader.world, reader.batch_size = tail, world, batch_size or size
+    how: dict[str, Any] = {"tail": tail, "batch_size": batch_size or size, "world": world}
+    reader = PrunedSource(data, keep, order, source, urls, **how)
+    reader.inexact = tuple(inexact_stages(source.rest))
     pruned = PrunedPipeline.__new__(PrunedPipeline)
     pruned.__dict__.update(pipeline.__dict__)
     pruned.pipeline = [reader, *source.rest]
