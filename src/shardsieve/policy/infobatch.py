@@ -26,13 +26,18 @@ class InfoBatch(LastLossPolicy):
 
     Samples whose last loss lies strictly below the mean are dropped with `prune_probability`, and
     those of them that stay weigh 1 / (1 - prune_probability): the expected gradient is that of the
-    full data. The last (1 - delta) of `num_epochs`, at least the last epoch
-    unless delta is 1, use everything with weight 1. Samples without a
-    loss yet are never dropped.
+    full data. The last (1 - delta) of `num_epochs`, at least the last epoch unless delta is 1, use
+    everything with weight 1. Samples without a loss yet are never dropped.
 
-    `fixed=True` keeps exactly the rounded number of candidates, each with the weight that is
-    unbiased for that number. `quantile=q` takes the lowest q of the losses for candidates instead
-    of those below the mean.
+    Attributes:
+        prune_probability: In `[0, 1)`.
+        num_epochs: Of the run, at least 1; None has no last part.
+        delta: In `[0, 1]`.
+        fixed: Keep exactly the rounded number of candidates, each with the weight that is unbiased
+            for that number.
+        quantile: Take the lowest such share of the losses, in `[0, 1)`, for candidates; None those
+            below the mean.
+        prior: Name of a stored score in place of first losses; None has none.
     """
 
     def __init__(

@@ -17,7 +17,14 @@ _TIES, _OTHERS = 0x5453, 0x4550
 
 
 class _Periodic(LossPolicy):
-    """Chooses every `period` epochs, and keeps that choice in between."""
+    """Chooses every `period` epochs, and keeps that choice in between.
+
+    Attributes:
+        keep_fraction: Of every epoch, in `(0, 1]`.
+        period: Epochs, at least 1.
+        alpha: Weight of the newest loss in the averages, in `(0, 1]`.
+        prior: Name of a stored score that averages start from; None starts from 1.
+    """
 
     name = ""
 
@@ -81,6 +88,9 @@ class EpsilonGreedy(_Periodic):
 
     Averages are exponential, s = (1 - alpha)s + alpha·loss, from 1 or from the stored score
     `prior`. Of K kept samples, int(epsilon·K) are drawn.
+
+    Attributes:
+        epsilon: In `[0, 1]`.
     """
 
     name = "epsilon_greedy"
@@ -120,6 +130,9 @@ class UCB(_Periodic):
     """The highest upper bounds mean + c·variance of the loss, both exponential averages.
 
     The variance takes in (loss - mean)² with the mean from before this loss, and begins at 0.
+
+    Attributes:
+        c: Finite, at least 0.
     """
 
     name = "ucb"

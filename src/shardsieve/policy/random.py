@@ -18,6 +18,10 @@ class RandomDynamic(Policy):
     Without replacement it walks a permutation of the samples, carries what is left into the next
     epoch and fills that up from a new permutation: every sample once per pass, none twice in an
     epoch. With replacement every epoch draws anew from all samples.
+
+    Attributes:
+        keep_fraction: Of every epoch, in `(0, 1]`.
+        replacement: Draw anew in every epoch.
     """
 
     def __init__(self, keep_fraction: float, replacement: bool = False, *, seed: int = 0) -> None:

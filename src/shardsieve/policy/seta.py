@@ -33,8 +33,15 @@ class SeTa(LastLossPolicy):
     (1 - delta) of `num_epochs` keep the whole draw. No weights. Samples without a loss are kept,
     and those whose last loss was not finite are drawn first.
 
-    The window spans ceil(alpha·groups) groups as in the paper; `rounding="round"` is the official
-    code's, half to even.
+    Attributes:
+        ratio: In `[0, 1)`.
+        groups: At least 1.
+        alpha: Share of the groups in the window, in `(0, 1]`.
+        num_epochs: Of the run, at least 1; None has no last part.
+        delta: In `[0, 1]`.
+        rounding: Of alpha·groups: `ceil` as in the paper, or `round`, the official code's, half to
+            even.
+        prior: Name of a stored score in place of first losses; None has none.
     """
 
     def __init__(

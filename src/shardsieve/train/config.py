@@ -88,10 +88,10 @@ class TrainConfig:
         model: As in `load_model`.
         epochs: Passes over the keep set, at least 1.
         batch_size: Samples per rank and step, at least 2.
-        learning_rate: The schedule's peak.
+        learning_rate: The schedule's peak, above 0.
         schedule: `onecycle` or `cosine`, over the steps of the shortened run.
-        momentum: Of SGD with Nesterov's step.
-        weight_decay: Of every weight.
+        momentum: Of SGD with Nesterov's step, in `[0, 1)`.
+        weight_decay: Of every weight, at least 0.
         label_smoothing: In `[0, 1)`.
         size: Pixels per side; None takes the first sample's.
         channels: 3 or 1; None takes the first sample's.
@@ -110,7 +110,7 @@ class TrainConfig:
         channels_last: Store images and weights channel by channel of a pixel, faster on GPUs.
         compile: Run the network through `torch.compile`.
         pseudo_labels: Name of stored pseudo-labels to train on; None trains on the labels.
-        shuffle_window: Shards shuffled together.
+        shuffle_window: Shards shuffled together; 0 keeps their order.
         seed: Of weights, order and augmentation.
         max_unreadable: Samples to skip when they cannot be read; one more stops the run.
         workers: Loader processes per rank; decides nothing but speed.
