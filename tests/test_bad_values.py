@@ -65,6 +65,17 @@ def test_numbers_of_any_real_type_are_taken_alike(store):
     assert np.isnan(store.score("mine")[0])
 
 
+def test_what_lies_behind_a_mask_is_no_truth_and_no_label():
+    hidden = np.ma.masked_array([0, 1], [False, True])
+    for take in (
+        lambda: ss.scores.forgetting(hidden[None]),
+        lambda: ss.scores.forgetting([[0, 1]], presented=hidden[None]),
+        lambda: ss.keep_class_balanced([1.0, 2.0], hidden, 0.5),
+    ):
+        with pytest.raises(ValueError, match="must hold no masked values; fill them first"):
+            take()
+
+
 @pytest.mark.parametrize(
     "ids", [[1.5], [True] * N, ["1"], torch.tensor([1.0]), np.ma.masked_array([1, 2], [1, 0])]
 )

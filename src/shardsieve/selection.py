@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from shardsieve._errors import MissingScoreError
 from shardsieve.order import is_whole, permutation
 from shardsieve.scores.embedded import moderate_distance
-from shardsieve.scores.inputs import plain, real
+from shardsieve.scores.inputs import integers, plain, real
 
 Ids = NDArray[np.int64]
 
@@ -209,15 +209,13 @@ def finite_scores(scores: ArrayLike, name: str = "scores") -> NDArray[np.float64
 
 def known_labels(labels: ArrayLike, n: int) -> Ids:
     """Return the labels as int64 (n,), all of them at least 0."""
-    classes = np.asarray(plain(labels))
-    if classes.shape != (n,):
-        raise ValueError(f"labels must have shape ({n},), got {classes.shape}")
-    if n and classes.dtype.kind not in "iu":
-        raise ValueError(f"labels must be integers, got {classes.dtype}; convert them first")
-    bad = np.flatnonzero(classes.astype(np.int64) < 0)
+    if np.shape(plain(labels)) != (n,):
+        raise ValueError(f"labels must have shape ({n},), got {np.shape(plain(labels))}")
+    classes = integers("labels", labels)
+    bad = np.flatnonzero(classes < 0)
     if len(bad):
         raise MissingScoreError(
             f"labels must be known for every sample, got none for row {bad[0]} ({len(bad)} are "
             "missing); use rule='top', or index shards whose samples have a `cls` member"
         )
-    return classes.astype(np.int64)
+    return classes

@@ -44,8 +44,7 @@ def real(name: str, values: ArrayLike) -> NDArray[Any]:
     Raises:
         ValueError: If they are none: complex, text, dates, a generator, or partly masked.
     """
-    if np.ma.is_masked(values):
-        raise ValueError(f"{name} must hold no masked values; fill them first: .filled(...)")
+    _refuse_masked(name, values)
     try:
         array = np.asarray(plain(values))
         if array.dtype.kind == "O":
@@ -57,6 +56,11 @@ def real(name: str, values: ArrayLike) -> NDArray[Any]:
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{name} must be real numbers, got {array.dtype}; convert them first")
     return array
+
+
+def _refuse_masked(name: str, values: ArrayLike) -> None:
+    if np.ma.is_masked(values):
+        raise ValueError(f"{name} must hold no masked values; fill them first: .filled(...)")
 
 
 def _shown(values: Any) -> str:
@@ -83,6 +87,7 @@ def probabilities(name: str, values: ArrayLike, *shapes: str) -> Floats:
 
 def truths(name: str, values: ArrayLike, shape: str) -> NDArray[np.bool_]:
     """Return the values as bool of the shape; numbers must be 0 or 1."""
+    _refuse_masked(name, values)
     array = np.asarray(plain(values))
     axes = _axes(name, array, (shape,))
     cure = "compare with the label first"
@@ -111,8 +116,7 @@ def integers(
     Raises:
         ValueError: If they are no integers, or partly masked.
     """
-    if np.ma.is_masked(values):
-        raise ValueError(f"{name} must hold no masked values; fill them first: .filled(...)")
+    _refuse_masked(name, values)
     array = np.asarray(plain(values))
     if array.size and array.dtype.kind not in "iu":
         raise ValueError(f"{name} must be integers, got {array.dtype}; {cure}")
