@@ -104,6 +104,15 @@ def test_held_out_seeds_are_watched_and_never_trained_on(scored):
         assert np.isfinite(scored.score(name)).sum() == len(rows)
 
 
+def test_matched_steps_scale_the_usual_window_where_none_is_given(tmp_path, monkeypatch):
+    store = ss.index(write_shards(tmp_path, [40]), tmp_path / "s.zarr")
+    told = {}
+    monkeypatch.setattr(training, "score_seeds", lambda *_, **how: told.update(how) or {})
+    how = {name: value for name, value in HOW.items() if name != "window"}
+    score_store(store.path, CONFIG, match_steps_of=20, **how)
+    assert told["window"] == matched_window(10, epochs=told["config"].epochs, full_epochs=20) != 10
+
+
 @pytest.mark.slow
 def test_signals_are_what_each_network_says_about_every_sample(scored):
     encoder = load_encoder(str(scored.path.with_name("s.zarr.runs") / "seed"))
