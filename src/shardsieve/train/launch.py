@@ -1,5 +1,6 @@
 """The one way an `Accelerator` is made here."""
 
+import gc
 import importlib.util
 import os
 from collections.abc import Callable
@@ -82,6 +83,7 @@ def let_go(accelerator: Accelerator, *prepared: Any) -> None:
     gone = {id(one) for one in prepared}
     for held in (accelerator._dataloaders, accelerator._models, accelerator._optimizers):
         held[:] = [one for one in held if id(one) not in gone]
+    gc.collect()  # the workers of a loader end with its iterator, which may be in a cycle
 
 
 def checked_precision(precision: str) -> str:
