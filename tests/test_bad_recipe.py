@@ -80,6 +80,10 @@ ON_POLICY = {"train__policy": {"name": "ucb"}}
         ({"train__seed": 2**32}, "train: seed must be at most"),
         ({"train__shuffle_window": -1}, "train: shuffle_window must be at least 0, got -1"),
         ({"train__evaluate_every": -1}, "train: evaluate_every must be at least 0, got -1"),
+        (
+            {"train__evaluate_every": 2, "test": None},
+            "train: evaluate_every must come with a section test, got none; add one",
+        ),
         ({"train__checkpoint_steps": -1}, "train: checkpoint_steps must be at least 0, got -1"),
         ({"train__size": 10**9}, "train: size must be at most 65535 pixels, got 1000000000"),
         ({"train__adversary": {"beta": float("inf")}}, "beta must be a number of at least 0"),

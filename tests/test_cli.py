@@ -86,6 +86,10 @@ def test_a_misspelt_command_line_is_one_line_with_status_2(cli, arguments, messa
     ("arguments", "message"),
     [
         (["score", "--epochs", "0"], "epochs must be at least 1, got 0"),
+        (
+            ["train", "--out", "x", "--evaluate-every", "2"],
+            "--evaluate-every must come with --test",
+        ),
         (["score", "--from-dynamics", "seed", "--epochs", "3"], "--epochs must come without --fr"),
         (["score", "--from-dynamics", "seed", "--model", "x"], "--model must come without --from"),
         (["score", "--from-embedding", "--ceiling"], "--ceiling must come without --from-embedd"),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from shardsieve import commands
-from shardsieve.cli.base import example, show
+from shardsieve.cli.base import example, refuse_unused, show
 from shardsieve.cli.groups import AttackOptions, KeepOptions, NetworkOptions, grouped
 from shardsieve.cli.options import Json, local_path
 from shardsieve.commands.steps import STEPS
@@ -75,6 +75,8 @@ def train(
     kept = keep.selection(network.seed)
     given = constants("policy-arg", policy_arg or [])
     _refuse_unused(policy, given, kept)
+    if test is None:
+        refuse_unused("with --test", evaluate_every=evaluate_every != 0)
     moving = {"name": policy, **given} if policy else None
     result = commands.training.train_store(
         commands.sources.store_of(data, store, precision=network.precision),

@@ -148,6 +148,8 @@ def _check_kept(recipe: Recipe) -> None:
     if train is not None:
         with blamed("train"):
             _check_policy(recipe, train)
+            if train.evaluate_every and recipe.test is None:
+                raise ValueError("evaluate_every must come with a section test, got none; add one")
     scored = select.score is not None or recipe.extrapolate is not None
     by_score = select.rule not in ("random", "moderate") and select.keep_fraction < 1
     if train is not None and policy_of(recipe) is None and by_score and not scored:

@@ -52,7 +52,9 @@ class Helper:
                 stdin.flush()
                 answers: list[Any] = pickle.load(stdout)  # our own process
         except (EOFError, OSError) as error:
-            raise CorruptShardError("the process that reads objects has ended") from error
+            raise CorruptShardError(
+                "the process that reads objects has ended, maybe for want of memory; start again"
+            ) from error
         return answers
 
 
