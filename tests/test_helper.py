@@ -26,6 +26,29 @@ def test_a_helper_outlives_a_ctrl_c():
         assert helper.call_all([call, call]) == [True, True]
 
 
+def test_an_answer_that_nobody_waited_for_is_not_the_next_ones(tmp_path):
+    helper, waits, main = Helper(1), tmp_path / "waits", threading.main_thread().ident
+    os.mkfifo(waits)
+
+    def interrupt():
+        with waits.open("wb"):  # the call is under way
+            signal.pthread_kill(main, signal.SIGUSR1)
+            stopped.wait(60)
+
+    stopped, before = threading.Event(), signal.getsignal(signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    threading.Thread(target=interrupt).start()
+    try:
+        with helper._process:
+            with pytest.raises(KeyboardInterrupt):
+                helper.call_all([(Path.read_bytes, (waits,))])
+            stopped.set()
+            assert helper.call_all([(objects.is_remote, ("s3://a/b",))]) == [True]
+    finally:
+        stopped.set()
+        signal.signal(signal.SIGUSR1, before)
+
+
 HELPED = """
 import sys
 sys.path.insert(0, sys.argv[1])

@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import IO, Any
 
 from shardsieve._errors import CorruptShardError, ShardsieveError
+from shardsieve.io.stopping import interruptible
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 _making = threading.Lock()
@@ -43,6 +44,10 @@ class Helper:
         Raises:
             CorruptShardError: If the process is gone.
         """
+        # Whoever stops to wait must leave no answer behind for the next one who asks.
+        return interruptible(lambda: self._answered(calls))
+
+    def _answered(self, calls: Sequence[Call]) -> list[Any]:
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:  # pragma: no cover
             raise AssertionError
