@@ -26,15 +26,22 @@ def test_an_object_that_was_replaced_by_a_shorter_one_is_asked_for_once(
     assert [method for method, _ in s3.seen] == ["GET"]
 
 
-def test_an_object_without_tag_that_ends_early_is_asked_for_once(tmp_path):
+@pytest.mark.parametrize(
+    ("tagged_before", "more"), [(False, -1), (False, 0), (False, 1), (True, -1), (True, 1)]
+)
+def test_an_object_without_tag_is_told_by_its_size_and_time(tmp_path, tagged_before, more):
     (path,) = write_shards(tmp_path / "d", [20])
     with range_server(tmp_path / "d") as server:
-        server.tags = False
+        server.tags = tagged_before
         store = ss.index(f"{server.url}/{path.name}", tmp_path / "s.zarr")
-        os.truncate(path, int(store.ranges[0, 9].sum()) - 1)
+        server.tags = False
+        data = ss.ShardDataset(store)
+        assert data[0]["__id__"] == 0
+        os.truncate(path, path.stat().st_size + more)
+        os.utime(path, (7, 7))
         asked = server.asked
-        with pytest.raises(ss.CorruptShardError, match=r"s-000\.tar ends before byte"):
-            ss.ShardDataset(store).__getitems__([9])
+        with pytest.raises(ss.CorruptShardError, match=r"s-000\.tar was replaced"):
+            data[9]
         assert server.asked == asked + 1
 
 

@@ -258,12 +258,10 @@ def fetch(url: str, offset: int, length: int, mark: str | None = None) -> Fetche
             if _BEYOND_THE_END not in str(error):
                 raise
             raise too_short(url, offset + length) from error
-        now = _mark(found.meta) if found.meta["e_tag"] else mark
-        # Some hosts call a tag weak for one method alone: the same bytes, packed otherwise.
-        if mark and now and now.replace('W/"', "") != mark.replace('W/"', ""):
+        if mark and not _is_of(mark, found.meta):
             raise CorruptShardError(
-                f"shard {url} was replaced after it was indexed ({mark} then, {now} now); "
-                "index it again"
+                f"shard {url} was replaced after it was indexed ({mark} then, "
+                f"{_mark(found.meta)} now); index it again"
             )
         if found.meta["size"] < offset + length:
             raise too_short(url, offset + length)
@@ -360,6 +358,16 @@ def _described(url: str) -> Any:
 def _mark(found: Any) -> str:
     tag = found["e_tag"] or f"{found['last_modified'].timestamp():.0f}"
     return f"{found['size']}-" + tag.strip('"')
+
+
+def _is_of(mark: str, found: Any) -> bool:
+    """Return whether what was found can be what had this mark."""
+    # Some hosts call a tag weak, or leave it out, for one method alone: the same bytes.
+    size, _, tag = mark.replace('W/"', "").partition("-")
+    timed = tag.isdecimal() and found["last_modified"].timestamp() > 0
+    if not found["e_tag"] and not timed:
+        return bool(found["size"] == int(size))
+    return _mark(found).replace('W/"', "") == f"{size}-{tag}"
 
 
 def _retried(
