@@ -16,6 +16,7 @@ import shardsieve as ss
 from shardsieve.pack import pack
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
+from shardsieve.train.evaluation import evaluate
 from shardsieve.train.fresh import fresh_model
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.loading import make_loader
@@ -92,6 +93,25 @@ def test_unreadable_samples_are_counted_over_workers(tmp_path):
     loader, _ = make_loader(store, keep, config)
     assert sum(len(batch.ids) for batch in loader) == 38
     assert loader.dataset.unreadable == [1, 66]
+
+
+class Says(torch.nn.Module):
+    """Says one class of two of everything."""
+
+    def __init__(self, label):
+        super().__init__()
+        self.label = label
+
+    def forward(self, images):
+        return torch.eye(2)[self.label].expand(len(images), 2)
+
+
+def test_what_stands_in_for_unreadable_images_is_not_evaluated(tmp_path):
+    store, accelerator = damaged_store(tmp_path, [0, 1]), Accelerator()
+    keep = ss.select(store, keep_fraction=1.0)
+    config = TrainConfig(batch_size=2, max_unreadable=2, size=8, channels=3)
+    right = [evaluate(Says(label), store, keep, config, accelerator) for label in (0, 1)]
+    assert sum(right) == pytest.approx(38 / 40)
 
 
 @pytest.mark.usefixtures("childless")
