@@ -17,6 +17,7 @@ from shardsieve.commands import showing
 from shardsieve.loaders.mixing import mixing
 from shardsieve.loaders.planned import OrderSettings
 from shardsieve.shards.beton import read_beton
+from shardsieve.train.images import ImageDecoder, fixed_size
 
 N = 24
 
@@ -86,6 +87,18 @@ def test_every_source_of_pack_gives_both_layouts(call, tmp_path, to):
     assert sorted(store.labels().tolist()) == [0, 0, 1, 1]
     stored = {ss.ShardDataset(store)[i]["jpg"] for i in store.ids()}
     assert stored <= {jpeg(row) for row in range(3)}
+
+
+@pytest.mark.parametrize("to", ["tar", "beton"])
+def test_sixteen_bits_become_eight(call, tmp_path, to):
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    grey = np.arange(0, 1 << 16, 1 << 10, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(grey).save(tmp_path / "images" / "a" / "0.png")
+    made = call("pack", tmp_path / "images", tmp_path / "out", "--to", to)
+    store = ss.index(made["splits"][0]["pattern"], tmp_path / "s.zarr")
+    pixels = ss.ShardDataset(store, ImageDecoder(channels=1))[0][0][0]
+    assert pixels.tolist() == (grey >> 8).tolist()
+    assert fixed_size(store) == (8, 1 if to == "tar" else 3)
 
 
 def test_one_set_of_scores_serves_both_layouts(call, tars, tmp_path):

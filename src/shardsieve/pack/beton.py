@@ -26,6 +26,7 @@ from shardsieve.pack.writer import PackedSplit, packing_order, told_about_folder
 from shardsieve.scores.inputs import integers
 from shardsieve.shards.beton import IMAGE, INT, POINTERS, Beton, read_beton, row_type
 from shardsieve.shards.beton_fields import JPEG, RAW, BetonFields
+from shardsieve.shards.pixels import in_8_bits
 from shardsieve.shards.tar import parse_sample
 from shardsieve.store.store import Store
 
@@ -244,7 +245,7 @@ def _image_row(key: str, data: bytes, label: int) -> Row:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
             mode = JPEG if image.format == "JPEG" and image.mode in ("RGB", "L") else RAW
-            stored = data if mode == JPEG else image.convert("RGB").tobytes()
+            stored = data if mode == JPEG else in_8_bits(image).convert("RGB").tobytes()
     except (UnidentifiedImageError, OSError) as error:
         raise UnreadableSampleError(f"cannot decode the image of sample {key}: {error}") from error
     row = np.zeros((), _ROW)

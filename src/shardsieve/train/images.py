@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from shardsieve._errors import ShardsieveError, UnreadableSampleError
 from shardsieve.loaders.dataset import ShardDataset
+from shardsieve.shards.pixels import in_8_bits
 from shardsieve.store.store import Store
 from shardsieve.train.crops import RandomCrops, cropped
 from shardsieve.train.transforms import RandomTransform
@@ -171,12 +172,12 @@ def fixed_size(
             f"cannot guess the image size from sample {sample['__key__']} of shard "
             f"{sample['__url__']}: {error}; give size and channels"
         ) from error
-    guessed = 1 if image.mode in {"1", "L", "I;16"} else 3
+    guessed = 1 if image.mode in {"1", "L"} else 3
     return size or min(max(image.size), LARGEST_GUESS), channels or guessed
 
 
 def image_of(sample: Sample) -> Image.Image:
-    """Return the image of a raw sample, not yet decoded; ValueError or OSError if it has none.
+    """Return the image of a raw sample; ValueError or OSError if it has none.
 
     Of several with names of their own, as in a `.beton`, it is `image`, else the first one.
     """
@@ -191,6 +192,6 @@ def image_of(sample: Sample) -> Image.Image:
 
 def _opened(data: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data))
+        return in_8_bits(Image.open(io.BytesIO(data)))
     except UnidentifiedImageError as error:  # whose words name a place in memory
         raise OSError("it is no image that Pillow knows") from error

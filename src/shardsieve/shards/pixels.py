@@ -1,0 +1,14 @@
+"""Pixels of images with 16 bits per channel."""
+
+import numpy as np
+from PIL import Image
+
+
+def in_8_bits(image: Image.Image) -> Image.Image:
+    """Return a grey image of 16 bits in 8, any other as it is.
+
+    Pillow's own conversions cut every value off at 255: nearly all of such an image would be white.
+    """
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
