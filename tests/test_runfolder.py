@@ -1,5 +1,7 @@
 """A run's folder belongs to one run, and to one process at a time."""
 
+import io
+import json
 import os
 import resource
 import signal
@@ -9,12 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from tars import write_tar
 
 import shardsieve as ss
 from shardsieve.io.replacing import write_whole
+from shardsieve.train.config import TrainConfig
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.machines import enter_run
 from shardsieve.train.runfolder import RunFolder
+from shardsieve.train.subset import train_subset
 
 HOLDING = """
 import sys
@@ -118,3 +124,26 @@ def test_files_are_on_disk_before_they_have_their_names(tmp_path, monkeypatch):
     write_whole(tmp_path / "report.html", b"x" * 10_000)
     assert [path.name[:10] for path in done[1::2]] == ["result.jso", "checkpoint", "report.htm"]
     assert done[::2] == [path.stat().st_size for path in done[1::2]]
+
+
+def test_a_run_on_other_labels_of_the_same_shards_is_another_one(tmp_path):
+    pixels = io.BytesIO()
+    Image.new("L", (8, 8)).save(pixels, "PNG")
+    members = [(f"{i}.png", pixels.getvalue()) for i in range(8)]
+    members += [(f"{i}.a", b"%d" % (i % 2)) for i in range(8)]
+    members += [(f"{i}.b", b"%d" % (i // 4)) for i in range(8)]
+    tar = write_tar(tmp_path / "s.tar", sorted(members))
+    one, other = (ss.index(tar, tmp_path / f"{end}.zarr", label_member=end) for end in "ab")
+    assert one.fingerprint == other.fingerprint
+    how = {"folder": tmp_path / "run", "accelerator": make_accelerator()}
+    keep, config = ss.select(one, keep_fraction=1.0), TrainConfig(epochs=1, batch_size=4)
+    done = train_subset(one, keep, config, **how, test=one)
+    with pytest.raises(ss.ShardsieveError, match="another run: labels_digest is"):
+        train_subset(other, keep, config, **how, test=other)
+    with pytest.raises(ss.ShardsieveError, match="another run: test_labels_digest is"):
+        train_subset(one, keep, config, **how, test=other)
+    # What an earlier release wrote does not name them.
+    told = json.loads((tmp_path / "run/run.json").read_text())
+    told = {name: value for name, value in told.items() if "labels_digest" not in name}
+    (tmp_path / "run/run.json").write_text(json.dumps(told))
+    assert train_subset(other, keep, config, **how, test=one) == done

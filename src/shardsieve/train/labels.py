@@ -125,11 +125,19 @@ def count_pseudo_classes(store: Store, classes: int | None) -> int:
 def identity_of(store: Store, pseudo_labels: str | None) -> dict[str, Any]:
     """Return what of the labels belongs to the identity of a run, besides the store."""
     if pseudo_labels is None:
-        return {}
+        return {"labels_digest": labels_digest(store)}
     return {"pseudo_labels_digest": digest_of(store, pseudo_labels)}
+
+
+def labels_digest(store: Store) -> str:
+    """Return a few digits that change exactly when the labels of the index do."""
+    return _digest(store.labels())
 
 
 def digest_of(store: Store, pseudo_labels: str) -> str:
     """Return a few digits that change exactly when pseudo-labels do."""
-    values = store.pseudo_labels(pseudo_labels).tobytes()
-    return hashlib.blake2b(values, digest_size=8).hexdigest()
+    return _digest(store.pseudo_labels(pseudo_labels))
+
+
+def _digest(labels: NDArray[np.int64]) -> str:
+    return hashlib.blake2b(labels.tobytes(), digest_size=8).hexdigest()

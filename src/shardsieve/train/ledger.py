@@ -66,6 +66,9 @@ def _embedding_cost(store: Store, name: str, kind: str = "cost") -> Any:
     return store.embedding_array(name).attrs.get(kind) if name in store.embeddings else None
 
 
+_OF_ITS_OWN = ("keep", "policy", "test", "test_labels_digest")
+
+
 class FullRun(NamedTuple):
     """A finished run on everything.
 
@@ -80,7 +83,7 @@ class FullRun(NamedTuple):
     def unlike(self, identity: Mapping[str, Any]) -> list[str]:
         """Return the settings that a run does not share with it, but for what it keeps."""
         apart = differences(self.identity, identity) if self.identity else {}
-        return [name for name in apart if name not in ("keep", "policy", "test")]
+        return [name for name in apart if name not in _OF_ITS_OWN]
 
 
 def full_run_in(folder: str | Path) -> FullRun:

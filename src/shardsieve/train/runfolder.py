@@ -24,6 +24,8 @@ _KEPT = 2
 LEFT = ".shardsieve-seen-by-all-"
 """How a file begins by which processes find out whether they see one folder; see `machines`."""
 _LOCK = ".lock"
+# What runs of earlier releases do not say of themselves: nothing contradicts them.
+_LATER = ("labels_digest", "test_labels_digest")
 
 _LOG = logging.getLogger("shardsieve")
 
@@ -31,7 +33,8 @@ _LOG = logging.getLogger("shardsieve")
 def differences(held: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return both values of every name in which what `run.json` holds and a run differ."""
     wanted = json.loads(json.dumps(identity))
-    pairs = {name: (held.get(name), wanted.get(name)) for name in sorted({*held, *wanted})}
+    names = sorted(n for n in {*held, *wanted} if n in held or n not in _LATER)
+    pairs = {name: (held.get(name), wanted.get(name)) for name in names}
     return {name: (there, now) for name, (there, now) in pairs.items() if there != now}
 
 

@@ -21,7 +21,7 @@ from shardsieve.train.config import TrainConfig
 from shardsieve.train.encoder import save_network
 from shardsieve.train.evaluation import need_matching
 from shardsieve.train.fresh import fresh_model
-from shardsieve.train.labels import check_test, identity_of
+from shardsieve.train.labels import check_test, identity_of, labels_digest
 from shardsieve.train.launch import on_main
 from shardsieve.train.ledger import NOTHING, FullRun, Overhead, ledger
 from shardsieve.train.loop import Trainer
@@ -87,6 +87,7 @@ def train_subset(
     identity: dict[str, Any] = {"kind": "train", "store": store.fingerprint, **_of(keep)}
     identity |= {"test": test.fingerprint if test else None, **config.to_dict()}
     identity |= identity_of(store, config.pseudo_labels)
+    identity |= {"test_labels_digest": labels_digest(test)} if test else {}
     identity |= {"adversary": adversary.to_dict()} if adversary is not None else {}
     finished = enter_run(accelerator, run, identity)
     if finished is not None:
