@@ -131,6 +131,23 @@ def test_reads_begun_ahead_are_not_made_twice(shards, tmp_path):
         reader.close()
 
 
+def test_what_is_named_again_waits_on_and_what_is_not_is_given_up(tmp_path):
+    (tmp_path / "a").write_bytes(b"12345")
+    reader, url = JoinedReader(Storage(0, 1, 1)), str(tmp_path / "a")
+    named, left = [(url, [(0, 1)]), (url, [(1, 1)])]
+    reader.prefetch([named, left])
+    begun, given_up = (one.answers[0] for one in reader._pending.values())
+    given_up.cancel = lambda: stopped.append(True)
+    stopped = []
+    for call in range(17):
+        assert (len(reader._pending), len(stopped)) == (2, 0), call
+        reader.prefetch([named])
+    assert ([one.answers[0] for one in reader._pending.values()], stopped) == ([begun], [True])
+    assert list(reader.read_many(*named)) == [b"1"]
+    assert not reader._pending
+    reader.close()
+
+
 def test_a_batch_of_more_shards_than_wait_is_read_whole(tmp_path):
     (tmp_path / "a").write_bytes(bytes(range(250)) * 6)
     reader, url = JoinedReader(Storage(0, 1, 2)), str(tmp_path / "a")

@@ -183,11 +183,21 @@ class JoinedReader:
     def _submit(self, reads: list[Read]) -> Sequence[Answer]:
         if self._pool is None:
             self._pool = StoppingPool(self.storage.in_flight)
-        if not forked_after_use() or not any(is_remote(url) for url, _, _ in reads):
+        if not forked_after_use():
             return [self._pool.submit(self._fetch, *read) for read in reads]
+        helped = iter(self._helped(self._pool, [read for read in reads if is_remote(read[0])]))
+        return [
+            next(helped) if is_remote(read[0]) else self._pool.submit(self._fetch, *read)
+            for read in reads
+        ]
+
+    def _helped(self, pool: StoppingPool, reads: list[Read]) -> Sequence[Answer]:
+        """Return the answers to reads of objects, for which a helper is asked."""
+        if not reads:
+            return []
         helper = helper_here(self.storage.in_flight)
         calls = [(fetch, (*read, self._marks.get(read[0]))) for read in reads]
-        answers = self._pool.submit(helper.call_all, calls)
+        answers = pool.submit(helper.call_all, calls)
         return [_OneOf(answers, place) for place in range(len(reads))]
 
     def _fetch(self, url: str, offset: int, length: int) -> Fetched:
