@@ -196,7 +196,7 @@ def test_drop_last_drops_and_len_is_right(store, loaders):
 
 
 def test_a_keep_set_that_is_set_in_a_pass_is_for_the_next_one(store, loaders):
-    now = ss.KeepSet.from_ids(store, range(70), weights=np.full(70, 2.0))
+    now = ss.KeepSet.from_ids(store, range(5, 75), weights=np.arange(6, 76))
     then = ss.KeepSet.from_ids(store, range(0, N, 2))
 
     def pruned(keep):
@@ -204,15 +204,13 @@ def test_a_keep_set_that_is_set_in_a_pass_is_for_the_next_one(store, loaders):
 
     first = pruned(now)
     undisturbed = [batch.ids.tolist() for batch in pruned(now)]
-    weights = []
     for step, batch in enumerate(first):
         first.set_keep_set(then)
         assert len(first) == 3
         assert batch.ids.tolist() == undisturbed[step]
-        weights += batch.weights.tolist()
+        assert batch.weights.tolist() == (batch.ids + 1).tolist()
         if step == 1:
             in_pass = first.state_dict()
-    assert weights == [2.0] * 70
     with pytest.raises(ss.StoreMismatchError):
         pruned(then).load_state_dict(in_pass)
     again = pruned(now)
@@ -262,6 +260,39 @@ def test_stopping_and_going_on_gives_the_rest_on_another_world_and_batch_size(st
     other = prune_loader(loader, store, keep_fraction=0.4, score="up", order=how)
     with pytest.raises(ss.StoreMismatchError, match="another plan"):
         other.load_state_dict(state)
+    # The passes that follow a resumed one are whole.
+    again = pruned()
+    again.load_state_dict(state)
+    assert flat(b.ids.tolist() for b in again) == whole[64:]
+    assert again.state_dict() == {**state, "samples_done": 200}
+    next(following := iter(again))
+    assert again.state_dict() == {**state, "epoch": 3, "samples_done": 32}
+    assert len(list(following)) == 6
+    again.load_state_dict(state)
+    list(again)
+    again.set_epoch(2)
+    assert len(again) == 7
+
+
+def test_a_state_is_of_one_plan(store, loaders):
+    def pruned(*, kept=(0, 7), batch_size=32, how="RANDOM", **more):
+        loader = loaders(how)
+        loader.batch_size = batch_size
+        return prune_loader(loader, store, keep_set=ss.KeepSet.from_ids(store, kept), **more)
+
+    state = pruned(seed=3).state_dict()
+    pruned(seed=3, batch_size=8).load_state_dict(state)
+    pages = pruned(order="pages").state_dict()
+    quasi = pruned(how="QUASI_RANDOM").state_dict()
+    for saved, other in (
+        (state, {"seed": 4}),
+        (state, {"seed": 3, "kept": (0, 8)}),
+        (state, {"seed": 3, "how": "SEQUENTIAL"}),
+        (pages, {"order": "pages", "window": 2}),
+        (quasi, {"how": "QUASI_RANDOM", "batch_size": 8}),
+    ):
+        with pytest.raises(ss.StoreMismatchError, match="another plan"):
+            pruned(**other).load_state_dict(saved)
 
 
 @pytest.mark.slow
