@@ -224,6 +224,43 @@ def test_accumulated_batches_of_any_sizes_make_the_step_of_one_large_batch(sizes
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_a_run_makes_the_steps_of_a_plain_loop(store):
+    keep = ss.select(store, keep_fraction=0.5, rule="random")
+    how = {"momentum": 0.8, "weight_decay": 0.02, "label_smoothing": 0.1, "ema": 0.5, "size": 8}
+    config = TrainConfig(epochs=2, batch_size=48, accumulate=4, channels=1, seed=3, **how)
+    trainer = Trainer(plain_net(1), store, keep, config, Accelerator(cpu=True))
+    rates, step = [], trainer.stepper.optimizer.optimizer.step
+    groups = trainer.stepper.optimizer.optimizer.param_groups
+    trainer.stepper.optimizer.optimizer.step = lambda *a: rates.append(groups[0]["lr"]) or step(*a)
+    assert list(trainer.epochs()) == [0, 1]
+
+    net, slow, losses, wanted = plain_net(1), None, [], []
+    sgd = torch.optim.SGD(net.parameters(), 1, 0.8, nesterov=True, weight_decay=0.02)
+    loader, sampler = make_loader(store, keep, config)
+    for epoch in range(2):
+        set_epoch(loader, sampler, epoch)
+        place, batches = 0, list(loader)
+        assert [len(batch.ids) for batch in batches] == [48] * 5 + [30]
+        for step_of in (batches[:4], batches[4:]):
+            images, labels, _, _ = map(torch.cat, zip(*step_of, strict=True))
+            wanted.append(config.rate((epoch + place / len(keep)) / 2))
+            sgd.param_groups[0]["lr"] = wanted[-1]
+            loss = nn.functional.cross_entropy(net(normalised(images)), labels, label_smoothing=0.1)
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+            place += len(labels)
+            losses.append(loss.item() * len(labels))
+            now = [p.detach().clone() for p in net.parameters()]
+            slow = now if slow is None else [(a + b) / 2 for a, b in zip(slow, now, strict=True)]
+    assert rates == wanted
+    for ours, theirs in ((trainer.stepper.bare, now), (trainer.network, slow)):
+        for a, b in zip(ours.parameters(), theirs, strict=True):
+            torch.testing.assert_close(a.data, b, rtol=1e-4, atol=1e-5)
+    means = np.array(losses).reshape(2, -1).sum(axis=1) / len(keep)
+    np.testing.assert_allclose([row["loss"] for row in trainer.done.history], means, rtol=1e-5)
+
+
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_progress_ends_at_the_steps_that_were_announced(store, accumulate):
     config = TrainConfig(epochs=2, batch_size=64, size=8, channels=1, accumulate=accumulate)
