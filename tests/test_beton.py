@@ -165,6 +165,7 @@ def test_kept_rows_are_copied_with_their_bytes_and_keys(mixed, tmp_path):
         (a, n), (b, m) = whole.ranges[old], kept.ranges[new]
         assert before[a : a + n] == after[b : b + m]
     source = ss.index(mixed, tmp_path / "m.zarr")
+    assert ss.ShardDataset(source)[17]["note.json"] == b'{"row": 17}'
     source.put_score("up", np.arange(40))
     target = ss.index(tmp_path / "kept.beton", tmp_path / "k.zarr")
     assert ss.realign(source, target) == ["up"]

@@ -11,6 +11,7 @@ from PIL import Image
 import shardsieve as ss
 from shardsieve.loaders import ffcv_decoder
 from shardsieve.pack.beton import pack_beton
+from shardsieve.pack.beton_tars import beton_to_tars
 from shardsieve.shards.beton import read_beton
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.images import image_of
@@ -78,6 +79,27 @@ def test_another_sample_stands_in_for_a_batch_of_damaged_ones(tmp_path):
     assert (last.ids.tolist(), last.weights.tolist()) == ([0], [0])
     # FFCV's JPEG decoder rounds otherwise than Pillow's.
     assert (last.images[0].float() - first.images[0].float()).abs().mean() < 2
+
+
+def test_raw_images_that_are_no_squares_are_themselves(tmp_path):
+    rng, wanted = np.random.default_rng(0), []
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    for number, shape in enumerate([(SIZE, 30, 3), (30, SIZE, 3), (SIZE, 20, 3)]):
+        pixels = rng.integers(256, size=shape, dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "in" / "a" / f"{number}.png")
+        wanted.append(pixels)
+    path = pack_beton(tmp_path / "in", tmp_path)[0].pattern
+    store = ss.index(path, tmp_path / "s.zarr")
+    back = ss.index(beton_to_tars(path, tmp_path / "back").pattern, tmp_path / "b.zarr")
+    (batch,), _ = batches(store)
+    for row, of_ours in enumerate(zip(*map(ss.ShardDataset, (store, back)), strict=True)):
+        shown = [np.asarray(image_of(sample)) for sample in of_ours]
+        assert np.array_equal(*shown)
+        high, wide = shown[0].shape[:2]
+        top, left = (high - SIZE) // 2, (wide - SIZE) // 2
+        middle = shown[0][top : top + SIZE, left : left + SIZE]
+        assert np.array_equal(batch.images[row].permute(1, 2, 0).numpy(), middle)
+        assert any(np.array_equal(shown[0], pixels) for pixels in wanted)
 
 
 def test_black_images_and_those_with_a_warning_are_kept(tmp_path):
