@@ -19,8 +19,8 @@ class RangeServer:
     """Serves a folder's files by range.
 
     Attributes:
-        faults: Share of the range requests that are throttled, reset or cut short; below 1, at
-            most 5 times one after the other for one range.
+        faults: Share of the range requests that are throttled, reset, cut short or answered with
+            less than was asked; below 1, at most 5 times one after the other for one range.
         tags: Whether answers carry an ETag.
         silent: Whether requests are left without an answer, for as long as that is so.
         asked: Requests that came.
@@ -78,7 +78,12 @@ class RangeServer:
             file.seek(begin)
             body = file.read(end - begin)
         part = f"Content-Range: bytes {begin}-{end - 1}/{size}\r\n" if wanted else ""
+        if fault == "less":  # and the head of the whole part
+            body = body[: len(body) // 2]
         writer.write(self._head(206 if wanted else 200, len(body), path, part))
+        if fault == "less":
+            writer.write(body)
+            return True
         if fault is not None:
             writer.write(body[: len(body) // 2])
             await writer.drain()
@@ -106,7 +111,7 @@ class RangeServer:
         if self.draw.random() >= self.faults or spared:
             del self._in_a_row[request]
             return None
-        self.failed.append(self.draw.choice(["throttle", "reset", "short"]))
+        self.failed.append(self.draw.choice(["throttle", "reset", "short", "less"]))
         return self.failed[-1]
 
     async def _send(self, writer, body):

@@ -175,7 +175,6 @@ class Trainer:
         set_epoch(self.loader, self.sampler, epoch)
         begin, seen = time.perf_counter(), list[Tensor]()
         for batches, place_after, weight in self._steps():
-            before = self._progress()
             samples = sum(len(batch.ids) for _, batch in batches)
             for number, (place, batch) in enumerate(batches, start=1):
                 logits, losses = self.stepper.batch(
@@ -189,7 +188,7 @@ class Trainer:
                 self.sampler.update(batch.ids, losses)
                 if recorder is not None:
                     recorder.record(batch.ids, logits, batch.labels)
-            self.stepper.update(before)
+            self.stepper.update(self._progress())
             self.done.steps += 1
             self.done.place = place_after
             if progress:
