@@ -5,6 +5,7 @@ import logging
 import signal
 import subprocess
 import time
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from shardsieve import cli as program
 from shardsieve.pack import pack
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.crops import Crop, RandomCrops, cropped
+from shardsieve.train.ending import Stopped
 from shardsieve.train.images import NORMALISATIONS, Batch, normalised
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.loading import make_loader, set_epoch
@@ -138,6 +140,20 @@ def test_sigterm_saves_and_the_same_command_goes_on(store, tmp_path):
     assert not (cut / "result.json").exists()
     forks.run(*command)
     assert_same([whole, cut])
+
+
+@pytest.mark.parametrize(("asked", "steps", "epochs"), [(1, 1, []), (2, 3, [0]), (4, 4, [0, 1])])
+def test_who_is_asked_to_stop_in_an_epochs_last_step_ends_it(store, asked, steps, epochs):
+    def progress(done, total, note=""):
+        if done == asked:
+            signal.raise_signal(signal.SIGTERM)
+
+    keep = ss.select(store, keep_fraction=0.1, rule="random")
+    config = TrainConfig(epochs=2, batch_size=32, size=8, channels=1)
+    trainer = Trainer(plain_net(1), store, keep, config, Accelerator(cpu=True))
+    with nullcontext() if steps == 4 else pytest.raises(Stopped):
+        list(trainer.epochs(progress=progress))
+    assert (trainer.done.steps, [row["epoch"] for row in trainer.done.history]) == (steps, epochs)
 
 
 def test_a_run_that_diverges_ends_after_that_epoch_and_leaves_no_network(store, tmp_path):
