@@ -244,11 +244,14 @@ def test_a_run_makes_the_steps_of_a_plain_loop(store):
     keep = ss.select(store, keep_fraction=0.5, rule="random")
     how = {"momentum": 0.8, "weight_decay": 0.02, "label_smoothing": 0.1, "ema": 0.5, "size": 8}
     config = TrainConfig(epochs=2, batch_size=48, accumulate=4, channels=1, seed=3, **how)
-    trainer = Trainer(plain_net(1), store, keep, config, Accelerator(cpu=True))
+    saving = {"checkpoint_steps": 1}
+    trainer = Trainer(plain_net(1), store, keep, config, Accelerator(cpu=True), **saving)
     rates, step = [], trainer.stepper.optimizer.optimizer.step
     groups = trainer.stepper.optimizer.optimizer.param_groups
     trainer.stepper.optimizer.optimizer.step = lambda *a: rates.append(groups[0]["lr"]) or step(*a)
+    begin = time.perf_counter()
     assert list(trainer.epochs()) == [0, 1]
+    assert trainer.done.training.seconds <= time.perf_counter() - begin
 
     net, slow, losses, wanted = plain_net(1), None, [], []
     sgd = torch.optim.SGD(net.parameters(), 1, 0.8, nesterov=True, weight_decay=0.02)

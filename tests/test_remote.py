@@ -456,3 +456,5 @@ def test_a_weak_tag_is_the_strong_one(tmp_path):
         assert objects.fetch(url, 1, 3, weak).data == b"234"
         with pytest.raises(ss.CorruptShardError, match="was replaced"):
             objects.fetch(url, 1, 3, f"{weak}0")
+        with pytest.raises(ss.CorruptShardError, match="ends before byte 6; it was truncated"):
+            objects.fetch(url, 1, 5)
