@@ -22,6 +22,7 @@ class RangeServer:
         faults: Share of the range requests that are throttled, reset, cut short or answered with
             less than was asked; below 1, at most 5 times one after the other for one range.
         tags: Whether answers carry an ETag.
+        weak: What makes it a weak one: `W/`.
         silent: Whether requests are left without an answer, for as long as that is so.
         asked: Requests that came.
         seen: Bytes of the bodies sent whole, in order.
@@ -31,6 +32,7 @@ class RangeServer:
     def __init__(self, folder, *, latency=0.0, bandwidth=None, faults=0.0, seed=0, piece=PIECE):
         self.folder, self.latency, self.bandwidth = Path(folder), latency, bandwidth
         self.piece, self.silent, self.asked, self.tags = piece, False, 0, True
+        self.weak = ""
         self.faults, self.draw = faults, random.Random(seed)
         self.seen, self.failed, self._in_a_row = [], [], Counter()
         self.url = ""
@@ -99,7 +101,7 @@ class RangeServer:
 
     def _head(self, status, length, path, more=""):
         changed = path.stat().st_mtime_ns
-        tag = f'ETag: "{changed:x}"\r\n' if self.tags else ""
+        tag = f'ETag: {self.weak}"{changed:x}"\r\n' if self.tags else ""
         return (
             f"HTTP/1.1 {status} OK\r\nContent-Length: {length}\r\n{tag}"
             f"Last-Modified: {formatdate(changed / 1e9, usegmt=True)}\r\n{more}\r\n"

@@ -454,6 +454,8 @@ def test_a_weak_tag_is_the_strong_one(tmp_path):
         url = f"{server.url}/a"
         weak = objects.mark_of(url).replace("-", '-W/"', 1)
         assert objects.fetch(url, 1, 3, weak).data == b"234"
+        strong, server.weak = objects.mark_of(url), "W/"
+        assert objects.fetch(url, 1, 3, strong).data == b"234"
         with pytest.raises(ss.CorruptShardError, match="was replaced"):
             objects.fetch(url, 1, 3, f"{weak}0")
         with pytest.raises(ss.CorruptShardError, match="ends before byte 6; it was truncated"):
