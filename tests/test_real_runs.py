@@ -142,17 +142,21 @@ def test_sigterm_saves_and_the_same_command_goes_on(store, tmp_path):
     assert_same([whole, cut])
 
 
-@pytest.mark.parametrize(("asked", "steps", "epochs"), [(1, 1, []), (2, 3, [0]), (4, 4, [0, 1])])
-def test_who_is_asked_to_stop_in_an_epochs_last_step_ends_it(store, asked, steps, epochs):
+def stop_at(step):
     def progress(done, total, note=""):
-        if done == asked:
+        if done == step:
             signal.raise_signal(signal.SIGTERM)
 
+    return progress
+
+
+@pytest.mark.parametrize(("asked", "steps", "epochs"), [(1, 1, []), (2, 3, [0]), (4, 4, [0, 1])])
+def test_who_is_asked_to_stop_in_an_epochs_last_step_ends_it(store, asked, steps, epochs):
     keep = ss.select(store, keep_fraction=0.1, rule="random")
     config = TrainConfig(epochs=2, batch_size=32, size=8, channels=1)
     trainer = Trainer(plain_net(1), store, keep, config, Accelerator(cpu=True))
     with nullcontext() if steps == 4 else pytest.raises(Stopped):
-        list(trainer.epochs(progress=progress))
+        list(trainer.epochs(progress=stop_at(asked)))
     assert (trainer.done.steps, [row["epoch"] for row in trainer.done.history]) == (steps, epochs)
 
 
@@ -240,17 +244,18 @@ def test_accumulated_batches_of_any_sizes_make_the_step_of_one_large_batch(sizes
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_a_run_makes_the_steps_of_a_plain_loop(store):
+def test_a_run_that_is_stopped_makes_the_steps_of_a_plain_loop(store, tmp_path):
     keep = ss.select(store, keep_fraction=0.5, rule="random")
     how = {"momentum": 0.8, "weight_decay": 0.02, "label_smoothing": 0.1, "ema": 0.5, "size": 8}
     config = TrainConfig(epochs=2, batch_size=48, accumulate=4, channels=1, seed=3, **how)
-    saving = {"checkpoint_steps": 1}
-    trainer = Trainer(plain_net(1), store, keep, config, Accelerator(cpu=True), **saving)
-    rates, step = [], trainer.stepper.optimizer.optimizer.step
-    groups = trainer.stepper.optimizer.optimizer.param_groups
-    trainer.stepper.optimizer.optimizer.step = lambda *a: rates.append(groups[0]["lr"]) or step(*a)
-    begin = time.perf_counter()
-    assert list(trainer.epochs()) == [0, 1]
+    how = {"folder": RunFolder(tmp_path), "checkpoint_steps": 1}
+    rates, begin = [], time.perf_counter()
+    for stop, end in ((3, pytest.raises(Stopped)), (0, nullcontext())):
+        trainer = Trainer(plain_net(1), store, keep, config, Accelerator(cpu=True), **how)
+        sgd = trainer.stepper.optimizer.optimizer
+        sgd.register_step_post_hook(lambda sgd, *_: rates.append(sgd.param_groups[0]["lr"]))
+        with end:
+            list(trainer.epochs(progress=stop_at(stop)))
     assert trainer.done.training.seconds <= time.perf_counter() - begin
 
     net, slow, losses, wanted = plain_net(1), None, [], []
