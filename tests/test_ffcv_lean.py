@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import shardsieve as ss
 from shardsieve.loaders.ffcv_lean import LeanLoader, Pages, PageToSamples, SampleToPages
-from shardsieve.shards.beton import ALLOCATION
+from shardsieve.shards.beton import ALLOCATION, read_beton
 
 # One process compiles FFCV's pipelines for all of them.
 pytestmark = pytest.mark.xdist_group("ffcv")
@@ -93,6 +93,7 @@ def test_a_file_whose_samples_are_all_inline_has_no_pages(tmp_path):
             return (row,)
 
     path = write_beton(tmp_path / "n.beton", data=Numbers(), fields={"number": IntField()})
+    assert read_beton(path).ranges.tolist() == [[-1, 0]] * 50
     loader = made(LeanLoader, path)
     assert not loader.memory_manager.page_to_samples
     assert [y for (part,) in loader for y in part.ravel().tolist()] == list(range(50))
