@@ -2,6 +2,7 @@
 
 import io
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from shardsieve.loaders.pages import default_pages, estimate_reads, page_order, 
 from shardsieve.pack import pack
 from shardsieve.pack.beton import keep_rows, pack_beton
 from shardsieve.pack.beton_tars import beton_to_tars
-from shardsieve.shards.beton import read_beton
+from shardsieve.shards.beton import FLOAT, IMAGE, INT, read_beton
 from shardsieve.store.create import check
 
 
@@ -215,6 +216,10 @@ def test_the_label_of_a_file_is_the_field_that_was_named(tmp_path):
 
     fields = {"image": RGBImageField(), "target": IntField(), "index": IntField()}
     path = write_beton(tmp_path / "c.beton", data=Counted(), fields=fields)
+    beton = read_beton(path)
+    assert beton.label_field is None
+    assert replace(beton, names=("image", "index", "label")).label_field == "label"
+    assert replace(beton, types=(IMAGE, FLOAT, INT)).label_field == "index"
     store = ss.index(path, tmp_path / "c.zarr", label_member="target")
     (sample,) = ss.ShardDataset(store).__getitems__([4])
     assert (sample["cls"], sample["index"], "target" in sample) == (b"1", b"1004", False)
