@@ -220,6 +220,12 @@ def test_the_label_of_a_file_is_the_field_that_was_named(tmp_path):
     assert beton.label_field is None
     assert replace(beton, names=("image", "index", "label")).label_field == "label"
     assert replace(beton, types=(IMAGE, FLOAT, INT)).label_field == "index"
+    rows = beton.metadata.copy()
+    rows["f1"][:3] = 2**31, -1, 2**31 - 1
+    odd = replace(beton, names=("image", "label", "index"), metadata=rows)
+    assert odd.labels().tolist() == [-1, -1, 2**31 - 1, 0, 1, 2]
+    with pytest.raises(ss.ShardsieveError, match=r"must lie in .* got 2147483648 in row 0"):
+        odd.labels("label")
     store = ss.index(path, tmp_path / "c.zarr", label_member="target")
     (sample,) = ss.ShardDataset(store).__getitems__([4])
     assert (sample["cls"], sample["index"], "target" in sample) == (b"1", b"1004", False)
