@@ -129,7 +129,13 @@ def test_a_file_that_cannot_be_read_is_refused(path, mixed, tmp_path):
         (raw[:-7], "truncated"),
         (raw[:16] + bytes(8) + raw[24:], "never finished"),
         (raw[:8] + bytes(8) + raw[16:], "holds no samples"),
+        (raw[:8] + (1 << 62).to_bytes(8, "little") + raw[16:], "truncated"),
+        (raw[:8] + len(raw).to_bytes(8, "little") + raw[16:], "truncated"),
+        (raw[:4] + (3 << 20).to_bytes(4, "little") + raw[8:], "not a .beton"),
         (raw[:-24] + b"\xff" * 24, "damaged"),
+        (raw[:-24] + (300).to_bytes(8, "little") + raw[-16:], "damaged"),
+        (raw[:-8] + (1 << 40).to_bytes(8, "little"), "damaged"),
+        (raw[:-16] + (2**64 - 8).to_bytes(8, "little") + raw[-8:], "damaged"),
     ):
         with pytest.raises(ss.CorruptShardError, match=words):
             index(data)
@@ -259,6 +265,8 @@ def test_tars_to_beton_and_back_keep_bytes_order_and_keys(tmp_path):
         assert np.abs(images[row] - want).max() <= 8
     store = ss.index(tmp_path / "t.beton", tmp_path / "b.zarr")
     assert store.keys(0) == tars.keys(0)
+    with pytest.raises(ss.CorruptShardError, match="holds 30 keys for 29 samples"):
+        replace(read_beton(tmp_path / "t.beton"), num_samples=29).keys()
     packed = beton_to_tars(tmp_path / "t.beton", tmp_path / "back", samples_per_shard=20)
     again = [s for path in packed.shards for s in by_webdataset(tmp_path / "back" / path)]
     assert [(s["__key__"], s["jpg"], s["cls"]) for s in again] == [
