@@ -68,6 +68,7 @@ def test_every_signal_is_the_plain_formula_of_what_was_shown_first(run, budget):
         for epoch, batches in enumerate(epochs):
             for batch in batches:
                 recorder.record(torch.from_numpy(batch), *outputs(batch, epoch, seed))
+                assert sum(logits.numel() for _, logits, _ in recorder._waiting) < budget
             recorder.end_epoch()
     finally:
         module._BUDGET = before
@@ -114,6 +115,27 @@ def test_stopping_after_any_batch_changes_nothing(run, data):
             else:
                 recorder.record(torch.from_numpy(batch), *outputs(batch, epoch, seed))
     same_table(whole, cut)
+
+
+def test_a_recorder_goes_back_to_a_state_and_leaves_that_alone():
+    torch.manual_seed(1)
+    ids, labels = torch.tensor([4, 5, 6]), torch.tensor([0, 1, 2])
+    straight, cut, other = (Recorder(ids, 4) for _ in range(3))
+    for epoch in range(6):
+        logits = torch.randn(3, 4)
+        if epoch == 3:
+            state = cut.state_dict()
+            for _ in range(2):  # of this nothing is left, measured or not
+                cut.record(ids, -logits, labels)
+                cut.state_dict()
+                cut.record(ids, logits * 2, labels)
+                cut.load_state_dict(state)
+            other.load_state_dict(state)
+        for recorder in (straight, cut, other)[: 3 if epoch >= 3 else 2]:
+            recorder.record(ids, logits, labels)
+            recorder.end_epoch()
+    same_table(straight, cut)
+    same_table(straight, other)
 
 
 def test_a_loop_may_write_into_the_memory_of_its_batches():

@@ -87,25 +87,6 @@ def test_a_sample_not_seen_in_an_epoch_is_nan_and_a_stranger_is_left_out():
     assert np.isnan(recorder.signal("loss")).tolist() == [[True, False]]
 
 
-def test_a_recorder_restored_from_a_checkpoint_goes_on_as_if_never_stopped():
-    torch.manual_seed(1)
-    batches = [torch.randn(3, 4) for _ in range(6)]
-    ids, labels = torch.tensor([4, 5, 6]), torch.tensor([0, 1, 2])
-    straight, cut, other = (Recorder(ids, 4) for _ in range(3))
-    for epoch, logits in enumerate(batches):
-        if epoch == 3:
-            state = cut.state_dict()
-            cut.record(ids, -logits, labels)  # this is forgotten again
-            cut.load_state_dict(state)
-            other.load_state_dict(state)
-        for recorder in (straight, cut, other) if epoch >= 3 else (straight, cut):
-            recorder.record(ids, logits, labels)
-            recorder.end_epoch()
-    for name in straight.signals:
-        np.testing.assert_array_equal(straight.signal(name), cut.signal(name))
-        np.testing.assert_array_equal(straight.signal(name), other.signal(name))
-
-
 # Scoring and embedding ---------------------------------------------------------------------
 
 
