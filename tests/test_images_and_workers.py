@@ -16,11 +16,14 @@ import shardsieve as ss
 from shardsieve.pack import pack
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
+from shardsieve.train.encoder import load_encoder
 from shardsieve.train.evaluation import evaluate
 from shardsieve.train.fresh import fresh_model
+from shardsieve.train.images import normalised
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.loading import make_loader
 from shardsieve.train.nets import light
+from shardsieve.train.recorder import Recorder, Watcher
 from shardsieve.train.seeding import score_seeds
 from shardsieve.train.subset import train_subset
 
@@ -204,3 +207,35 @@ def test_trying_a_network_leaves_it_and_the_random_numbers_as_they_were():
     torch.manual_seed(3)
     assert torch.equal(own(2).head.weight, model.head.weight)
     assert torch.equal(torch.rand(1), after)
+
+
+def test_a_clean_pass_shows_the_network_that_is_saved_plain_images(tmp_path):
+    store, folder = damaged_store(tmp_path, []), tmp_path / "run"
+    ids, accelerator = store.ids(), Accelerator()
+    how = {"size": 8, "channels": 3, "normalise": "imagenet", "augment": "resized", "ema": 0.5}
+    config = TrainConfig(epochs=3, batch_size=8, **how)
+    how = {"scores": ["el2n", "grand_last_layer"], "window": 2, "accelerator": accelerator}
+    how |= {"folder": folder, "held_out": ids[::4], "snapshots": 3}
+    score_seeds(store, np.setdiff1d(ids, ids[::4]), config, **how)
+    assert {path.name for path in folder.glob("model*")} == {
+        "model-0001.pt",
+        "model-0002.pt",
+        "model.pt",
+    }
+    recorder = Recorder.load(store, "seed_held_out")
+    assert (recorder.ids.tolist(), recorder.made["view"]) == (ids[::4].tolist(), "held out")
+    loader, _ = make_loader(store, ss.KeepSet.from_ids(store, ids[::4]), config, in_order=True)
+    seen = Recorder(ids[::4], 2, signals=recorder.signals)
+    encoder = load_encoder(str(folder))
+    with Watcher(seen, encoder.network) as watcher, torch.no_grad():
+        for batch in loader:
+            logits = encoder.network(normalised(batch.images, "imagenet"))
+            watcher.record(batch.ids, logits, batch.labels)
+    seen.end_epoch()
+    for name in recorder.signals:
+        if name != "divergence":
+            got, want = recorder.signal(name)[-1], seen.signal(name)[-1]
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5, err_msg=name)
+    for other in ({"held_out": ids[1::4]}, {"snapshots": 2}):
+        with pytest.raises(ss.ShardsieveError, match=f"another run: {next(iter(other))} is"):
+            score_seeds(store, np.setdiff1d(ids, ids[::4]), config, **(how | other))
