@@ -293,6 +293,12 @@ def test_a_state_is_of_one_plan(store, loaders):
     ):
         with pytest.raises(ss.StoreMismatchError, match="another plan"):
             pruned(**other).load_state_dict(saved)
+    one, same, other = (pruned(kept=range(N), seed=seed) for seed in (3, 3, 4))
+    assert one.rows(1).tolist() == same.rows(1).tolist() != other.rows(1).tolist()
+    # FFCV shuffles its table of pages in place.
+    one, same = (pruned(kept=range(N), how="QUASI_RANDOM") for _ in range(2))
+    assert one.rows(0).tolist() != one.rows(1).tolist() == same.rows(1).tolist()
+    assert not len(pruned(kept=(), how="QUASI_RANDOM").rows(0))
 
 
 @pytest.mark.slow
