@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_train import Killed, digest, kill_after
+from torch import nn
 from torchvision.transforms import v2
 
 import shardsieve as ss
@@ -22,9 +24,10 @@ from shardsieve.order import hash_key
 from shardsieve.pack import pack
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.encoder import load_encoder
-from shardsieve.train.images import ImageDecoder
+from shardsieve.train.images import Batch, ImageDecoder
 from shardsieve.train.loading import make_loader, set_epoch
 from shardsieve.train.seeding import draw_seeds, score_seeds
+from shardsieve.train.stepping import Stepper
 from shardsieve.train.subset import train_subset
 from shardsieve.train.transforms import RandomTransform
 
@@ -123,6 +126,23 @@ def test_workers_transform_alike_and_hear_of_the_epoch(store, name):
     for (epoch, sample_id), crop in plain.items():
         want = transform(crop, epoch=epoch, sample_id=sample_id)
         assert torch.equal(seen[epoch, sample_id][0], want)
+
+
+def test_a_step_draws_by_seed_epoch_place_and_rank_alone():
+    net, shown = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(192, 4)), []
+    net[2].register_forward_pre_hook(lambda module, inputs: shown.append(inputs[0]))
+    images = torch.arange(8 * 192).reshape(8, 3, 8, 8).to(torch.uint8)
+    batch = Batch(images, torch.zeros(8, dtype=torch.int64), torch.arange(8), torch.ones(8))
+
+    def drawn(seed=0, epoch=0, place=0, rank=0):
+        stepper = Stepper(net, TrainConfig(augment="crop", seed=seed), Accelerator(cpu=True))
+        stepper.accelerator = SimpleNamespace(process_index=rank, backward=torch.Tensor.backward)
+        stepper.batch(batch, epoch=epoch, place=place, share=1.0, last=True)
+        return shown.pop()
+
+    assert torch.equal(drawn(), drawn())
+    for name in ("seed", "epoch", "place", "rank"):
+        assert not torch.equal(drawn(), drawn(**{name: 1})), name
 
 
 def test_evaluation_is_of_plain_images(store):

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 import shardsieve as ss
 from shardsieve.io import objects, source
 from shardsieve.io.joined import JoinedReader
-from shardsieve.io.source import measure_storage
+from shardsieve.io.source import measure_storage, walkable
 from shardsieve.io.spans import HARD_DISK, OBJECTS, Storage
 
 
@@ -204,6 +204,17 @@ def test_storage_behind_a_server_is_measured(tmp_path):
     (tmp_path / "big").write_bytes(bytes(2 << 20))
     with range_server(tmp_path, latency=0.02) as server:
         assert measure_storage(f"{server.url}/big").latency >= 0.02
+
+
+def test_a_walk_may_ask_for_any_part_of_an_object(tmp_path):
+    whole = random.Random(0).randbytes(10 << 20)
+    (tmp_path / "a").write_bytes(whole)
+    with range_server(tmp_path) as server:
+        url = f"{server.url}/a"
+        with walkable(url, objects.mark_of(url)) as (read, total):
+            assert total == len(whole)
+            for at, size in ((0, 9), (5 << 20, 5 << 20), (4, 9), (9 << 20, 2 << 20), (2, 5 << 20)):
+                assert read(at, size) == whole[at : at + size]
 
 
 def test_a_pipeline_over_urls_is_pruned(shards, tmp_path):

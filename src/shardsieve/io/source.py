@@ -97,6 +97,8 @@ def same_fingerprint(one: str, other: str) -> bool:
     True
     >>> same_fingerprint("5-1700000000123456789", "5-1700000000123456788")
     False
+    >>> same_fingerprint("5-1700000000000000000", "6-1700000000000000000")
+    False
     """
     parts = [_OF_FILE.fullmatch(each) for each in (one, other)]
     if one == other or not all(parts):
