@@ -24,7 +24,7 @@ from shardsieve.order import hash_key
 from shardsieve.pack import pack
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.encoder import load_encoder
-from shardsieve.train.images import Batch, ImageDecoder
+from shardsieve.train.images import Batch, ImageDecoder, augment, normalised
 from shardsieve.train.loading import make_loader, set_epoch
 from shardsieve.train.seeding import draw_seeds, score_seeds
 from shardsieve.train.stepping import Stepper
@@ -108,14 +108,14 @@ def test_samples_epochs_and_seeds_draw_apart():
 def test_workers_transform_alike_and_hear_of_the_epoch(store, name):
     keep = ss.select(store, rule="random", keep_fraction=0.1)
     seen, plain = {}, {}
-    for workers, augment in ((0, name), (2, name), (0, "resized")):
-        how = {"batch_size": 16, "size": 16, "channels": 3, "augment": augment}
+    for workers, how_made in ((0, name), (2, name), (0, "resized")):
+        how = {"batch_size": 16, "size": 16, "channels": 3, "augment": how_made}
         loader, sampler = make_loader(store, keep, TrainConfig(**how, workers=workers))
         for epoch in (0, 1):
             set_epoch(loader, sampler, epoch)
             for batch in loader:
                 for sample_id, image in zip(batch.ids.tolist(), batch.images, strict=True):
-                    if augment == name:
+                    if how_made == name:
                         seen.setdefault((epoch, sample_id), []).append(image)
                     else:
                         plain[epoch, sample_id] = image
@@ -143,6 +143,13 @@ def test_a_step_draws_by_seed_epoch_place_and_rank_alone():
     assert torch.equal(drawn(), drawn())
     for name in ("seed", "epoch", "place", "rank"):
         assert not torch.equal(drawn(), drawn(**{name: 1})), name
+    net[1] = nn.Identity()
+    for how in ("crop", "flip"):
+        stepper = Stepper(net, TrainConfig(augment=how), Accelerator(cpu=True))
+        stepper.batch(batch, epoch=1, place=2, share=1.0, last=True)
+        generator = torch.Generator().manual_seed(hash_key(0, 1, 2, 0) % 2**63)
+        want = augment(normalised(images), generator, flip=how == "flip")
+        assert torch.equal(shown.pop(), want.flatten(1))
 
 
 def test_evaluation_is_of_plain_images(store):

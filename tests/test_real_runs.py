@@ -343,6 +343,13 @@ def test_the_average_of_weights_is_the_slow_one_and_is_what_is_evaluated():
         assert torch.equal(a, b)
 
 
+def test_one_weight_that_is_no_number_is_found():
+    stepper = Stepper(plain_net(), TrainConfig(), Accelerator(cpu=True))
+    assert stepper.is_finite()
+    stepper.bare[0].weight.data[0, 0, 0, 0] = torch.nan
+    assert not stepper.is_finite()
+
+
 def test_images_are_scaled_normalised_and_laid_out_before_the_network():
     config = TrainConfig(resolutions=((1, 4),), channels_last=True, normalise="imagenet")
     stepper = Stepper(plain_net(), config, Accelerator(cpu=True))

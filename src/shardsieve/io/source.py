@@ -97,8 +97,8 @@ def same_fingerprint(one: str, other: str) -> bool:
     True
     >>> same_fingerprint("5-1700000000123456789", "5-1700000000123456788")
     False
-    >>> same_fingerprint("5-1700000000000000000", "6-1700000000000000000")
-    False
+    >>> [same_fingerprint("5-1700000000000000000", one) for one in ("6-1700000000000000000", "5-a")]
+    [False, False]
     """
     parts = [_OF_FILE.fullmatch(each) for each in (one, other)]
     if one == other or not all(parts):
