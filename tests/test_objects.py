@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 import shardsieve as ss
 from shardsieve.io import objects, source
 from shardsieve.io.joined import JoinedReader
+from shardsieve.io.local import LocalReader
 from shardsieve.io.source import measure_storage, walkable
 from shardsieve.io.spans import HARD_DISK, OBJECTS, Storage
 
@@ -146,6 +147,15 @@ def test_what_is_named_again_waits_on_and_what_is_not_is_given_up(tmp_path):
     assert list(reader.read_many(*named)) == [b"1"]
     assert not reader._pending
     reader.close()
+
+
+def test_a_file_that_ends_early_is_refused(tmp_path):
+    (tmp_path / "a").write_bytes(b"12345")
+    for reader in (LocalReader(), JoinedReader(Storage(0, 1, 1))):
+        assert reader.read(str(tmp_path / "a"), 1, 4) == b"2345"
+        with pytest.raises(ss.CorruptShardError, match="ends before byte 6"):
+            reader.read(str(tmp_path / "a"), 1, 5)
+        reader.close()
 
 
 def test_a_batch_of_more_shards_than_wait_is_read_whole(tmp_path):

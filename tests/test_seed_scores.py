@@ -22,11 +22,12 @@ from shardsieve.scores import RECORDED, from_signals
 from shardsieve.train import Recorder
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
-from shardsieve.train.images import normalised
+from shardsieve.train.images import Batch, normalised
 from shardsieve.train.nets import light
 from shardsieve.train.runfolder import RunFolder
 from shardsieve.train.seeding import draw_seeds, score_seeds
 from shardsieve.train.seedscores import scores_from_dynamics
+from shardsieve.train.stepping import Stepper
 from shardsieve.train.turtle import TurtleConfig, score_unsupervised, task_encoders
 
 # One process makes what they share.
@@ -288,6 +289,19 @@ def test_an_attack_stays_within_epsilon_and_raises_the_loss(method):
     else:
         moved = [(clean.exp() * (clean - x)).sum() for x in (one, other)]
         assert moved[0] > 3 * moved[1]
+
+
+def test_an_attack_in_training_knows_how_images_were_normalised():
+    def adversary(model, network, images, labels, loss, *, normalise="half"):
+        told.append(normalise)
+        return model(images), loss(model(images), labels)
+
+    told, net = [], nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    config, labels = TrainConfig(normalise="imagenet"), torch.tensor([0, 1])
+    batch = Batch(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), labels, labels, torch.ones(2))
+    stepper = Stepper(net, config, Accelerator(cpu=True), adversary)
+    stepper.batch(batch, epoch=0, place=0, share=1.0, last=True)
+    assert told == ["imagenet"]
 
 
 def test_trades_adds_the_divergence_of_the_attacked_from_the_clean_prediction():
