@@ -321,7 +321,7 @@ def test_page_order_touches_few_pages_and_is_pinned():
     assert pages_per_batch(pages, 256).mean() > 100
     pinned = page_order(np.arange(10), np.arange(10) // 3, seed=0, epoch=0, window=2)
     assert pinned.tolist() == PINNED
-    assert default_window(96_000, 100) == 16
+    assert default_pages(96_000, 100) == 16
     turned = page_order(np.arange(9, -1, -1), np.arange(10) // 5, seed=0, epoch=0, window=0)
     assert turned.tolist() == [5, 6, 7, 8, 9, 0, 1, 2, 3, 4]
 
