@@ -7,7 +7,7 @@ import numpy as np
 from tars import write_shards
 
 import shardsieve as ss
-from shardsieve.commands.progress import bar
+from shardsieve.commands.progress import Bar, bar
 from shardsieve.commands.scoring import score_from_embedding
 from shardsieve.commands.showing import describe
 from shardsieve.extrapolate import KNN
@@ -61,6 +61,18 @@ def test_scores_from_an_embedding_are_counted(monkeypatch, tmp_path):
     screen = screen_of(monkeypatch)
     score_from_embedding(store.path, None, ["semdedup:clusters=2", "moderate"], prefix=None)
     assert "2/2" in screen.getvalue()
+
+
+def test_the_rounds_of_k_means_are_told_beside_the_bar(monkeypatch, tmp_path):
+    store = ss.index(write_shards(tmp_path / "d", [30]), tmp_path / "s.zarr")
+    store.embedding_array("e", 3)[0, :30] = np.random.default_rng(0).normal(size=(30, 3))
+    notes = []
+    monkeypatch.setattr(Bar, "__call__", lambda bar, done, total, note="": notes.append(note))
+    specs = ["semdedup:clusters=2", "prototypicality:clusters=2"]
+    score_from_embedding(store.path, None, specs, prefix=None)
+    for kind in ("semdedup", "prototypicality"):
+        assert f"{kind}: k-means, round 1 of 60" in notes
+        assert f"{kind}: k-means, round 60 of 60" in notes
 
 
 def test_the_folds_of_a_cross_validation_are_counted():

@@ -2,6 +2,7 @@
 
 import tracemalloc
 
+import faiss
 import numpy as np
 import pytest
 import reference_scores as reference
@@ -20,6 +21,7 @@ from shardsieve.scores import (
     StreamingDynamicUncertainty,
     StreamingMoments,
     StreamingTDDS,
+    clusters,
     oriented,
 )
 
@@ -211,6 +213,22 @@ def test_k_means_finds_plain_clusters_and_repeats():
     np.testing.assert_array_equal(centres, again)
     lengths = np.linalg.norm(scores.k_means(points, 3), axis=1)
     np.testing.assert_allclose(lengths, 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("spherical", [True, False])
+@pytest.mark.parametrize("samples", [300, 40])  # more and fewer than are thinned out
+def test_k_means_by_rounds_is_that_of_one_call(monkeypatch, spherical, samples):
+    monkeypatch.setattr(clusters, "_MOST", 50)
+    points = np.random.default_rng(1).normal(size=(samples, 3)).astype(np.float32)
+    told = []
+    how = {"seed": 7, "spherical": spherical}
+    found = scores.k_means(points, 4, **how, progress=lambda *done: told.append(done))
+    engine = faiss.Kmeans(3, 4, niter=20, nredo=3, **how, max_points_per_centroid=50)
+    unit = points / np.linalg.norm(points, axis=1, keepdims=True)
+    engine.train(unit if spherical else points)
+    np.testing.assert_array_equal(found, engine.centroids)
+    assert told == sorted(told)
+    assert told[-1] == (60, 60)
 
 
 # Messages ----------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Commands that score without training a network: from dynamics, from embeddings, unsupervised."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +152,13 @@ def score_from_embedding(
     names = list[str]()
     with bar("score") as progress:
         for spec, kind, options in wanted:
-            progress(len(names), len(wanted), note=kind)
+
+            def told(doing: str, kind: str = kind) -> None:
+                progress(len(names), len(wanted), note=f"{kind}{doing}")
+
+            told("")
             begin, values = time.perf_counter(), np.full(len(store), np.nan)
-            values[rows], how = _embedded(store, kind, points, rows, options)
+            values[rows], how = _embedded(store, kind, points, rows, options, told)
             written = ", ".join(f"{k}={v}" for k, v in {"embedding": embedding, **how}.items())
             made = {"definition": f"{kind}({written})", "parameters": how, "embedding": embedding}
             made |= said_of("moderate_distance" if kind == "moderate" else kind)
@@ -166,24 +170,33 @@ def score_from_embedding(
 
 
 def _embedded(
-    store: Store, kind: str, points: Points, rows: NDArray[np.int64], options: dict[str, Any]
+    store: Store,
+    kind: str,
+    points: Points,
+    rows: NDArray[np.int64],
+    options: dict[str, Any],
+    told: Callable[[str], None],
 ) -> tuple[NDArray[np.float64], dict[str, Any]]:
-    """Return oriented values and the parameters that were used."""
+    """Return oriented values and the parameters that were used; `told` hears what is being done."""
     if kind == "moderate":
         return oriented("moderate_distance", moderate_distance(points, store.labels()[rows])), {}
     if kind == "d2":
         return _d2(store, points, rows, options)
     clusters = max(1, len(points) // 1000 if kind == "semdedup" else round(len(points) ** 0.5))
     how = {"clusters": clusters, "seed": 0, **options}
+    finding: dict[str, Any] = {"seed": how["seed"]}
+    finding["progress"] = lambda done, rounds: told(f": k-means, round {done} of {rounds}")
     if kind == "semdedup":
-        centres = k_means(points, how["clusters"], seed=how["seed"])
+        centres = k_means(points, how["clusters"], **finding)
+        told(": similarities")
         how = {"first": "far", **how}
         return oriented(kind, semdedup(points, centres, how["first"])), how
     how = {"metric": "cosine", **how}
     one_of("metric", how["metric"], ("cosine", "euclidean"))
     one_of("first", how.get("first", "far"), ("far", "near"))
     spherical = how["metric"] == "cosine"
-    centres = k_means(points, how["clusters"], seed=how["seed"], spherical=spherical)
+    centres = k_means(points, how["clusters"], **finding, spherical=spherical)
+    told(": distances")
     values = oriented(kind, prototypicality(points, centres, how["metric"]))
     return -values if how.get("first") == "near" else values, how
 

@@ -1,5 +1,6 @@
 """Cluster centres of embeddings, for the scores that need them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import faiss
@@ -9,6 +10,11 @@ from numpy.typing import ArrayLike, NDArray
 from shardsieve.scores.inputs import plain, whole_number
 
 _BLOCK = 65_536
+_MOST = 256  # rows per cluster
+# faiss' own step from the seed of one restart to the next one's.
+_NEXT_SEED = 15_486_557
+
+Centres = NDArray[np.float32]
 
 
 def k_means(
@@ -19,7 +25,8 @@ def k_means(
     spherical: bool = True,
     iterations: int = 20,
     restarts: int = 3,
-) -> NDArray[np.float32]:
+    progress: Callable[[int, int], None] | None = None,
+) -> Centres:
     """Return cluster centres by faiss' k-means, float32 (clusters, D).
 
     Args:
@@ -30,6 +37,7 @@ def k_means(
         iterations: Rounds of Lloyd's algorithm.
         restarts: Runs from other first centres, of which the best counts; random centres are
             easily caught two in one cluster.
+        progress: Called with (rounds done, rounds of all runs).
 
     Raises:
         ValueError: If there are fewer rows than clusters or a value is not finite.
@@ -37,26 +45,76 @@ def k_means(
     >>> k_means([[2.0, 0.0], [0.0, 3.0]], 2).round(4).max(axis=1).tolist()
     [1.0, 1.0]
     """
-    points = np.array(plain(embeddings), dtype=np.float32, order="C")
+    given = np.asarray(plain(embeddings))
     whole_number("clusters", clusters, 1)
     whole_number("iterations", iterations, 1)
     whole_number("restarts", restarts, 1)
-    if points.ndim != 2 or len(points) < clusters:
+    if given.ndim != 2 or len(given) < clusters:
         raise ValueError(
             f"embeddings must have shape (n, D) with n >= clusters={clusters}, "
-            f"got {points.shape}; ask for fewer clusters"
+            f"got {given.shape}; ask for fewer clusters"
         )
+    points = _thinned(given, _MOST * clusters, seed)
+    if spherical:
+        _scale_to_unit(points)
+    best, found = -np.inf, None
+    for run in range(restarts):
+
+        def told(done: int, run: int = run) -> None:
+            if progress:
+                progress(run * iterations + done, restarts * iterations)
+
+        how: dict[str, Any] = {"seed": seed + run * _NEXT_SEED, "spherical": spherical}
+        centres, good = _one_run(points, clusters, iterations, told, **how)
+        if found is None or good > best:
+            best, found = good, centres
+    assert found is not None
+    return found
+
+
+def _thinned(given: NDArray[Any], most: int, seed: int) -> NDArray[np.float32]:
+    """Return at most so many rows, copied, as faiss would draw them; refuse what is not finite."""
+    for start in range(0, len(given), _BLOCK):
+        if not np.isfinite(given[start : start + _BLOCK].astype(np.float32)).all():
+            raise ValueError("embeddings must be finite, got NaN or infinity; embed again")
+    if len(given) <= most:
+        return np.array(given, dtype=np.float32, order="C")
+    order = np.empty(len(given), dtype=np.int32)
+    faiss.rand_perm(faiss.swig_ptr(order), len(order), seed)  # type: ignore[attr-defined]
+    return np.array(given[order[:most]], dtype=np.float32, order="C")
+
+
+def _scale_to_unit(points: NDArray[np.float32]) -> None:
     for start in range(0, len(points), _BLOCK):
         block = points[start : start + _BLOCK]
-        if not np.isfinite(block).all():
-            raise ValueError("embeddings must be finite, got NaN or infinity; embed again")
-        if spherical:
-            lengths = np.linalg.norm(block, axis=1, keepdims=True)
-            block /= np.where(lengths > 0, lengths, 1)
-    how: dict[str, Any] = {"niter": iterations, "nredo": restarts, "seed": seed}
-    how |= {"spherical": spherical}
+        lengths = np.linalg.norm(block, axis=1, keepdims=True)
+        block /= np.where(lengths > 0, lengths, 1)
+
+
+def _one_run(
+    points: NDArray[np.float32],
+    clusters: int,
+    rounds: int,
+    told: Callable[[int], None],
+    *,
+    seed: int,
+    spherical: bool,
+) -> tuple[Centres, float]:
+    """Return the centres after so many rounds, and how good they are, higher is better."""
+    how: dict[str, Any] = {"niter": 1, "seed": seed, "spherical": spherical}
     # With few points per cluster faiss would only warn, on standard output.
-    engine = faiss.Kmeans(points.shape[1], clusters, **how, min_points_per_centroid=1)
-    engine.train(points)
-    centres: NDArray[np.float32] = np.asarray(engine.centroids, dtype=np.float32)
-    return centres.reshape(clusters, -1)
+    how |= {"min_points_per_centroid": 1, "max_points_per_centroid": _MOST}
+    centres, good = None, 0.0
+    # A call each: faiss says nothing while it goes through them, for half an hour on many rows.
+    for done in range(1, rounds + 1):
+        engine = faiss.Kmeans(points.shape[1], clusters, **how)
+        summed = float(engine.train(points, init_centroids=centres))
+        found = np.array(engine.centroids, dtype=np.float32).reshape(clusters, -1)
+        good = summed if spherical else -summed  # of cosines, or of squared distances
+        settled = centres is not None and np.array_equal(found, centres)
+        centres = found
+        told(rounds if settled else done)
+        if settled:
+            break
+    assert centres is not None
+    return centres, good
