@@ -168,6 +168,15 @@ def test_new_samples_that_nobody_embedded_are_told_of(store):
     assert "no embedding" not in append_score(store.path, "full").get("warning", "")
 
 
+def test_an_embedding_whose_pass_was_cut_short_is_told_of(store):
+    store.forget_embedding("e")
+    embedding = store.embedding_array("e", 2)
+    embedding[:2, :60] = np.random.default_rng(0).normal(size=(2, 60, 2))
+    made = extrapolate_score(store.path, "seed_x", "full", "e", k=5, folds=2)
+    assert made["without_embedding"] == OLD - 120
+    assert f"{OLD - 120} samples have no embedding and stay without a score" in made["warning"]
+
+
 def test_predictions_that_depend_on_more_than_their_row_are_refused(store):
     extrapolate_score(store.path, "seed_x", "full", "e", method="gnn", k=5, folds=2)
     store = grown(store)

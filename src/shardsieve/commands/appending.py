@@ -11,6 +11,7 @@ from shardsieve._errors import MissingScoreError, StoreMismatchError
 from shardsieve.commands.filling import blocks_of, ranks_of, readable_rows, sample_of
 from shardsieve.commands.methods import METHODS, SEARCHING, Mask, Task, Values, make_task, taken
 from shardsieve.commands.progress import bar
+from shardsieve.commands.trust import unembedded, warned
 from shardsieve.extrapolate.calibration import match_quantiles
 from shardsieve.extrapolate.correlations import spearman
 from shardsieve.extrapolate.distance import far_share, warn_of_far
@@ -54,9 +55,9 @@ def append_score(path: Path, name: str) -> dict[str, Any]:
     wanted = ~np.isfinite(values) & readable
     result: dict[str, Any] = {"score": name, "predicted": int(wanted.sum())}
     result["without_embedding"] = int((~readable).sum())
-    unembedded = _unembedded(result["without_embedding"], made["embedding"])
+    missing = unembedded(result["without_embedding"], made["embedding"])
     if not wanted.any():
-        return result | _warned(unembedded)
+        return result | warned(missing)
     model = task.fitted(rows)
     sample = sample_of(rows, wanted)
     share = far_share(rows.take(np.flatnonzero(np.isfinite(task.values))), sample)
@@ -83,7 +84,7 @@ def append_score(path: Path, name: str) -> dict[str, Any]:
                     array[shard, : len(found)] = found
             progress(done, len(mine))
     accelerator.wait_for_everyone()
-    return result | added | _warned(warn_of_far(share), unembedded)
+    return result | added | warned(warn_of_far(share), missing)
 
 
 def _with(
@@ -103,20 +104,6 @@ def _with(
         return held
     samples, first = scored - max(len(known), told), int(known.max(initial=-1)) + 1
     return [*held, {"samples": samples, "scored": scored, "first_row": first, **added}]
-
-
-def _unembedded(count: int, embedding: str) -> str | None:
-    if not count:
-        return None
-    return (
-        f"{count} samples have no embedding and stay without a score; run `shardsieve embed --name "
-        f"{embedding}` with the network of the others"
-    )
-
-
-def _warned(*warnings: str | None) -> dict[str, Any]:
-    text = "; ".join(filter(None, warnings))
-    return {"warning": text} if text else {}
 
 
 def checked_method(name: str, made: dict[str, Any]) -> str:

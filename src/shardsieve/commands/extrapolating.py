@@ -27,7 +27,7 @@ from shardsieve.commands.methods import (
     taken,
 )
 from shardsieve.commands.progress import bar
-from shardsieve.commands.trust import judged, told
+from shardsieve.commands.trust import judged, told, unembedded, warned
 from shardsieve.cost import Cost
 from shardsieve.extrapolate.calibration import match_quantiles
 from shardsieve.extrapolate.choosing import choose_k
@@ -147,7 +147,9 @@ def extrapolate_score(
         store.finish_score(name, **searched, cost=cost.to_dict())
     accelerator.wait_for_everyone()
     counts["without_embedding"] = int((~readable).sum())
-    return {"score": name, "method": method, **tried, **counts, **told(trust), **searched}
+    result = {"score": name, "method": method, **tried, **counts, **told(trust), **searched}
+    missing = unembedded(counts["without_embedding"], embedding)
+    return result | warned(result.get("warning"), missing)
 
 
 def check_extrapolation(

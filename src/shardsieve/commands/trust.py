@@ -54,3 +54,19 @@ def told(trust: Mapping[str, Any]) -> dict[str, Any]:
     shown = {"classes" if len(rows) <= _SHOWN_CLASSES else "worst_classes": rows[:_SHOWN_CLASSES]}
     others = {name: value for name, value in trust.items() if name != "quality"}
     return {**quality, **shown, **others}
+
+
+def unembedded(count: int, embedding: str) -> str | None:
+    """Return the warning about so many samples without an embedding, None if there are none."""
+    if not count:
+        return None
+    return (
+        f"{count} samples have no embedding and stay without a score; run `shardsieve embed --name "
+        f"{embedding}` with the network of the others, unless their images cannot be read"
+    )
+
+
+def warned(*warnings: str | None) -> dict[str, Any]:
+    """Return those that there are, as one `warning` to print."""
+    text = "; ".join(filter(None, warnings))
+    return {"warning": text} if text else {}
