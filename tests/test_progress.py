@@ -4,10 +4,13 @@ import io
 import sys
 
 import numpy as np
+import pytest
 from tars import write_shards
 
 import shardsieve as ss
+from shardsieve.commands.exporting import export_keep_set
 from shardsieve.commands.progress import Bar, bar
+from shardsieve.commands.reporting import report_score
 from shardsieve.commands.scoring import score_from_embedding
 from shardsieve.commands.showing import describe
 from shardsieve.extrapolate import KNN
@@ -88,3 +91,32 @@ def test_the_scores_of_a_store_are_counted_as_they_are_read(monkeypatch, tmp_pat
     screen = screen_of(monkeypatch)
     assert describe(store.path)["scores"][0]["scored"] == 3
     assert "1/1" in screen.getvalue()
+
+
+def test_a_store_without_scores_draws_no_bar_of_them(monkeypatch, tmp_path):
+    store = ss.index(write_shards(tmp_path / "d", [3]), tmp_path / "s.zarr")
+    screen = screen_of(monkeypatch)
+    describe(store.path)
+    assert screen.getvalue() == ""
+
+
+@pytest.mark.parametrize("layout", ["keys", "energon", "csv"])
+def test_the_shards_whose_keys_are_exported_are_counted(monkeypatch, tmp_path, layout):
+    store = ss.index(write_shards(tmp_path / "d", [3, 2, 4]), tmp_path / "s.zarr")
+    screen = screen_of(monkeypatch)
+    rule = {"keep_fraction": 0.5, "rule": "random"}
+    export_keep_set(store.path, tmp_path / "out", layout, rule)
+    assert "3/3" in screen.getvalue()
+
+
+def test_the_figures_of_a_report_are_counted_and_named(monkeypatch, tmp_path):
+    store = ss.index(write_shards(tmp_path / "d", [12]), tmp_path / "s.zarr")
+    store.put_score("seed", [*range(6), *[np.nan] * 6])
+    store.put_score("full", range(12), provenance={"definition": "knn(seed)", "source": "seed"})
+    told = []
+    monkeypatch.setattr(Bar, "__call__", lambda bar, *done: told.append(done))
+    page = tmp_path / "r.html"
+    report_score(store.path, page, score="full", keep_fraction=0.5, reference=None)
+    assert told[0] == (0, 5, "histogram")
+    assert [done for done, _, _ in told] == [0, 1, 2, 3, 4, 5]
+    assert page.read_text().count("data:image/png") == 5

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from shardsieve._errors import ShardsieveError
+from shardsieve.commands.progress import bar
 from shardsieve.io.replacing import write_whole
 from shardsieve.keepset import KeepSet, keep_set_of
 from shardsieve.scores.inputs import one_of
@@ -75,10 +76,13 @@ def _csv(store: Store, keep: KeepSet, score: str | None) -> bytes:
 
 def _names(store: Store, keep: KeepSet) -> Iterator[tuple[str, bool]]:
     """Yield (`SHARD/KEY`, whether it is kept) of every sample, in id order."""
-    for shard, (url, keys) in enumerate(zip(store.urls, store.keys_by_shard(), strict=True)):
-        kept = set(keep.positions(shard).tolist())
-        for place, key in enumerate(keys):
-            yield f"{_name(url)}/{key}", place in kept
+    with bar("export") as progress:
+        for shard, (url, keys) in enumerate(zip(store.urls, store.keys_by_shard(), strict=True)):
+            progress(shard, store.num_shards)
+            kept = set(keep.positions(shard).tolist())
+            for place, key in enumerate(keys):
+                yield f"{_name(url)}/{key}", place in kept
+        progress(store.num_shards, store.num_shards)
 
 
 def _listed(store: Store, keep: KeepSet, *, kept: bool) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from shardsieve._errors import MissingScoreError, ShardsieveError
+from shardsieve.commands.progress import bar
 from shardsieve.io.objects import fetch_whole, is_remote
 from shardsieve.report import write_report
 from shardsieve.store.store import Store, open_store
@@ -23,7 +24,8 @@ def report_score(
     if reference is not None:
         _check_reference(store, reference)
     how: dict[str, Any] = {"score": score, "keep_fraction": keep_fraction, "reference": reference}
-    write_report(store, out, **how, classes=class_names(store.urls[0]))
+    with bar("report") as progress:
+        write_report(store, out, **how, classes=class_names(store.urls[0]), progress=progress)
     return {"report": str(out)}
 
 

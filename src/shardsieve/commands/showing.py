@@ -85,7 +85,7 @@ def _advice(found: ReadEstimate, keep_fraction: float, score: str | None) -> str
 
 def _score_rows(store: Store) -> list[dict[str, Any]]:
     names, rows = store.scores, list[dict[str, Any]]()
-    with bar("scores") as progress:
+    with bar("scores", shown=bool(names)) as progress:
         for name in names:
             rows.append(_score_row(store, name))
             progress(len(rows), len(names))

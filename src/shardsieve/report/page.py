@@ -1,5 +1,6 @@
 """`write_report`: the page's figures and where they come from."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from jinja2 import Environment, PackageLoader
 from numpy.typing import NDArray
 
 from shardsieve._errors import MissingScoreError
-from shardsieve.extrapolate.quality import Quality, doubt_of_score, measure
+from shardsieve.extrapolate.quality import doubt_of_score, measure
 from shardsieve.io.replacing import write_whole
 from shardsieve.report.figures import against, contact_sheet, histogram, shares, spread_of
 from shardsieve.selection import num_kept, top_rows
@@ -26,6 +27,7 @@ def write_report(
     reference: str | None = None,
     classes: list[str] | None = None,
     table: list[dict[str, Any]] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> None:
     """Write one HTML page, with everything in it, about a stored score.
 
@@ -38,20 +40,21 @@ def write_report(
         reference: Name of a measured score of every sample to compare with.
         classes: Class names by label.
         table: Rows of equal keys to show first, such as the accuracy of some runs.
+        progress: Called with (figures done, figures in all, which comes next).
 
     Raises:
         MissingScoreError: If the score is absent, or missing for a sample.
     """
-    made = store.provenance(score)
+    made, found = store.provenance(score), store.score(score)
     # Nothing but a predicted score may lack samples: those that could not be read.
-    rows = np.arange(len(store)) if "source" in made else _all_rows(store, score)
-    rows = rows[np.isfinite(store.score(score)[rows])]
-    values, measured = store.score(score)[rows], _measured(store, made)[rows]
+    rows = np.flatnonzero(np.isfinite(found))
+    if "source" not in made:
+        _need_all(score, found)
+    values, measured = found[rows], _measured(store, made)[rows]
     count = min(num_kept(len(store), keep_fraction), len(rows))
     kept = top_rows(values.astype(np.float64), count)
     order = np.argsort(values, kind="stable")
     ids = store.ids()[rows]
-    names, rates = _class_shares(store, rows[kept], classes)
     shown: dict[str, Any] = {
         "score": score,
         "definition": made["definition"],
@@ -62,30 +65,43 @@ def write_report(
         "made": made,
         "classes": classes,
         "doubt": doubt_of_score(made, keep_fraction),
-        "spread": spread_of(values, measured) if 0 < measured.sum() < len(values) else None,
-        "histogram": histogram(values, measured, float(values[kept].min())),
-        "shares": shares(names, rates, keep_fraction),
-        "lowest": contact_sheet(store, ids[order[:_SHEET]]),
-        "highest": contact_sheet(store, ids[order[::-1][:_SHEET]]),
+        "spread": None,
         "reference": reference,
     }
+
+    def drawn_shares() -> str:
+        return shares(*_class_shares(store, rows[kept], classes), keep_fraction)
+
+    figures: dict[str, Callable[[], Any]] = {
+        "histogram": lambda: histogram(values, measured, float(values[kept].min())),
+        "shares": drawn_shares,
+        "lowest": lambda: contact_sheet(store, ids[order[:_SHEET]]),
+        "highest": lambda: contact_sheet(store, ids[order[::-1][:_SHEET]]),
+    }
+    if 0 < measured.sum() < len(values):
+        figures["spread"] = lambda: spread_of(values, measured)
     # Seeds among the predictions would flatter them.
     if reference is not None and not measured.all() and shown["gone"] is None:
-        _all_rows(store, reference)
-        truth = store.score(reference)[rows][~measured]
-        quality: Quality = measure(truth, values[~measured])
-        shown |= {"against": against(values[~measured], truth), "agreement": quality}
+        truth = store.score(reference)
+        _need_all(reference, truth)
+        pair = values[~measured], truth[rows][~measured]
+        figures |= {"against": lambda: against(*pair), "agreement": lambda: measure(*pair[::-1])}
+    for done, (name, draw) in enumerate(figures.items()):
+        if progress:
+            progress(done, len(figures), name)
+        shown[name] = draw()
     _write(Path(out), shown)
+    if progress:
+        progress(len(figures), len(figures), "")
 
 
-def _all_rows(store: Store, name: str) -> NDArray[np.int64]:
-    missing = int((~np.isfinite(store.score(name))).sum())
+def _need_all(name: str, values: NDArray[np.float32]) -> None:
+    missing = int((~np.isfinite(values)).sum())
     if missing:
         raise MissingScoreError(
             f"score {name!r} must be there for every sample, got {missing} without; "
             "run `shardsieve extrapolate` first"
         )
-    return np.arange(len(store))
 
 
 def _measured(store: Store, made: dict[str, Any]) -> NDArray[np.bool_]:
