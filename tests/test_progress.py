@@ -13,9 +13,12 @@ from shardsieve.commands.progress import Bar, bar
 from shardsieve.commands.reporting import report_score
 from shardsieve.commands.scoring import score_from_embedding
 from shardsieve.commands.showing import describe
+from shardsieve.commands.training import score_store
 from shardsieve.extrapolate import KNN
 from shardsieve.extrapolate.quality import out_of_fold
 from shardsieve.io.counts import Counts
+from shardsieve.pack import pack
+from shardsieve.train.config import TrainConfig
 
 
 class Terminal(io.StringIO):
@@ -76,6 +79,20 @@ def test_the_rounds_of_k_means_are_told_beside_the_bar(monkeypatch, tmp_path):
     for kind in ("semdedup", "prototypicality"):
         assert f"{kind}: k-means, round 1 of 60" in notes
         assert f"{kind}: k-means, round 60 of 60" in notes
+
+
+def test_a_seed_run_says_what_goes_on_while_its_steps_stand_still(monkeypatch, tmp_path):
+    packed = pack("digits", tmp_path / "d", samples_per_shard=900)[0]
+    ss.index(packed.pattern, tmp_path / "s.zarr")
+    told = []
+    monkeypatch.setattr(Bar, "__call__", lambda bar, *done: told.append(done))
+    how = {"seed_fraction": 0.1, "per_class": False, "folder": None, "window": 1}
+    how |= {"held_out": 0.5, "scores": ["el2n", "aum"]}
+    score_store(tmp_path / "s.zarr", TrainConfig(epochs=2, batch_size=45), **how)
+    # 90 seeds to train on and 90 held out, in two batches each.
+    assert (2, 4, "clean pass: batch 1 of 2") in told
+    assert (4, 4, "clean pass: batch 2 of 2") in told
+    assert told[-1] == (4, 4, "score 2 of 2")
 
 
 def test_the_folds_of_a_cross_validation_are_counted():

@@ -1,7 +1,7 @@
 """Score the seed subset by training on it."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +170,7 @@ def score_seeds(
     marks: dict[str, Any] = {"clean_pass": clean_pass, "kept_epochs": kept_epochs}
     _train(trainer, store, run, recorders, **marks, progress=progress)
     result = _result(trainer, len(keep))
+    told = _beside(trainer, progress, "score")
 
     def finish() -> None:
         made = _made(config, keep, clean_pass, adversary)
@@ -177,7 +178,7 @@ def score_seeds(
         for one, recorder in recorders.items():
             recorder.made = made if one == name else made | {"view": "held out"}
             recorder.save(store, one)
-            put_seed_scores(store, one, recorder, scores, window=window)
+            put_seed_scores(store, one, recorder, scores, window=window, progress=told)
         save_network(run, trainer.network, config, num_classes)
         run.write_json(RESULT, result)
         run.forget_checkpoints()
@@ -246,6 +247,7 @@ def _train(
 ) -> None:
     """Train; the first recorder watches the training unless there is a clean pass for it too."""
     config, first = trainer.config, next(iter(recorders))
+    told = _beside(trainer, progress, "clean pass: batch")
     for name, recorder in recorders.items():
         if name in trainer.extra:
             recorder.load_state_dict(trainer.extra[name])
@@ -269,7 +271,7 @@ def _train(
         for epoch in trainer.epochs(None if clean_pass else watchers[first], progress):
             for name, (loader, seen) in clean.items():
                 begin = time.perf_counter()
-                _watch(trainer, loader, watchers[name])
+                _watch(trainer, loader, watchers[name], told)
                 trainer.done.evaluation += seen + trainer.spent(begin)
             for recorder in recorders.values():
                 recorder.end_epoch()
@@ -278,12 +280,25 @@ def _train(
                 save_network(run, trainer.network, config, classes, epoch=epoch + 1)
 
 
-def _watch(trainer: Trainer, loader: Any, watcher: Watcher) -> None:
+def _watch(
+    trainer: Trainer, loader: Any, watcher: Watcher, told: Callable[[int, int], None]
+) -> None:
     model = trainer.stepper.evaluated().eval()
     with torch.inference_mode(), trainer.accelerator.autocast():
-        for batch in loader:
+        for number, batch in enumerate(loader, start=1):
             images = normalised(batch.images, trainer.config.normalise)
             watcher.record(batch.ids, model(images), batch.labels)
+            told(number, len(loader))
+
+
+def _beside(trainer: Trainer, progress: Progress | None, what: str) -> Callable[[int, int], None]:
+    """Return what says how far something else is while the steps stand still."""
+
+    def told(done: int, total: int) -> None:
+        if progress:
+            progress(trainer.done.steps, trainer.planned, f"{what} {done} of {total}")
+
+    return told
 
 
 def _result(trainer: Trainer, seeds: int) -> dict[str, Any]:
