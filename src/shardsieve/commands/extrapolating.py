@@ -242,7 +242,10 @@ def _predict(
     if main and match:
         _match(store, name, values, rest)
     if main and made["method"] in ON_SIGNALS and rest.any():
-        searched |= _seeds_beside(store, name, rows, values, rest, is_seed, made=made)
+        with bar("compare seeds") as progress:
+            progress(0, 1)
+            searched |= _seeds_beside(store, name, rows, values, rest, is_seed, made=made)
+            progress(1, 1)
     return searched
 
 
