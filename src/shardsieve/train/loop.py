@@ -7,10 +7,9 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import nn
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.cost import Cost
@@ -27,7 +26,7 @@ from shardsieve.train.images import Batch
 from shardsieve.train.launch import let_go, on_main
 from shardsieve.train.loading import make_loader, set_epoch
 from shardsieve.train.machines import on_all
-from shardsieve.train.progress import Done, Progress
+from shardsieve.train.progress import Done, Losses, Progress
 from shardsieve.train.recorder import Recorder, Watcher
 from shardsieve.train.runfolder import RunFolder
 from shardsieve.train.stepping import Stepper
@@ -173,7 +172,7 @@ class Trainer:
     ) -> None:
         self.model.train()
         set_epoch(self.loader, self.sampler, epoch)
-        begin, seen = time.perf_counter(), list[Tensor]()
+        begin, seen = time.perf_counter(), Losses()
         for batches, place_after, weight in self._steps():
             samples = sum(len(batch.ids) for _, batch in batches)
             for number, (place, batch) in enumerate(batches, start=1):
@@ -184,7 +183,7 @@ class Trainer:
                     share=len(batch.ids) / samples * weight,
                     last=number == len(batches),
                 )
-                seen.append(losses)
+                seen.add(losses)
                 self.sampler.update(batch.ids, losses)
                 if recorder is not None:
                     recorder.record(batch.ids, logits, batch.labels)
@@ -225,12 +224,10 @@ class Trainer:
                 yield held, first + steps.places_done(number), weight
                 held = []
 
-    def _add_up(self, seen: list[Tensor], begin: float) -> None:
+    def _add_up(self, seen: Losses, begin: float) -> None:
         """Move losses and time since `begin` into `done`, over all ranks."""
-        # On the CPU: not every device has float64.
-        losses = torch.cat(seen).cpu() if seen else torch.zeros(0)
-        seen.clear()
-        for loss, samples in gather_object([(float(losses.double().sum()), len(losses))]):
+        losses = seen.take()
+        for loss, samples in gather_object([(float(losses.sum()), len(losses))]):
             self.done.loss += loss
             self.done.summed += samples
         self.done.training += self.spent(begin)

@@ -4,7 +4,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, Self
 
+import torch
+from torch import Tensor
+
 from shardsieve.cost import NO_COST, Cost
+
+_ROOM = 65_536  # samples
 
 
 class Progress(Protocol):
@@ -53,3 +58,31 @@ class Done:
         """Return what `to_dict` wrote."""
         costs = {name: Cost(**values[name]) for name in ("training", "evaluation")}
         return cls(**{**values, **costs})
+
+
+class Losses:
+    """Losses of samples since they were last taken, in one tensor.
+
+    A tensor of every step would hold on to the memory around it, which that step's images and
+    gradients have left: on a CPU nearly a megabyte per step, until the epoch ends.
+    """
+
+    def __init__(self) -> None:
+        self._held, self._count = torch.empty(0), 0
+
+    def add(self, losses: Tensor) -> None:
+        """Take in those of a step, (n,), on the device of the ones before."""
+        end = self._count + len(losses)
+        if end > len(self._held):
+            larger = torch.empty(max(_ROOM, 2 * end), device=losses.device)
+            larger[: self._count] = self._held[: self._count]
+            self._held = larger
+        self._held[self._count : end] = losses
+        self._count = end
+
+    def take(self) -> Tensor:
+        """Return them, float64 (n,), and forget them."""
+        # On the CPU: not every device has float64.
+        found = self._held[: self._count].cpu().double()
+        self._count = 0
+        return found
