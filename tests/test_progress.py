@@ -1,10 +1,13 @@
 """What a person sees while a step is under way."""
 
+import gc
 import io
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from tars import write_shards
 
 import shardsieve as ss
@@ -12,13 +15,18 @@ from shardsieve.commands.exporting import export_keep_set
 from shardsieve.commands.progress import Bar, bar
 from shardsieve.commands.reporting import report_score
 from shardsieve.commands.scoring import score_from_embedding
-from shardsieve.commands.showing import describe
+from shardsieve.commands.showing import describe, kept_per_class
 from shardsieve.commands.training import score_store
 from shardsieve.extrapolate import KNN
 from shardsieve.extrapolate.quality import out_of_fold
 from shardsieve.io.counts import Counts
 from shardsieve.pack import pack
+from shardsieve.train import progress as train_progress
 from shardsieve.train.config import TrainConfig
+from shardsieve.train.launch import make_accelerator
+from shardsieve.train.loop import Trainer
+from shardsieve.train.nets import light
+from shardsieve.train.progress import Losses
 
 
 class Terminal(io.StringIO):
@@ -95,6 +103,32 @@ def test_a_seed_run_says_what_goes_on_while_its_steps_stand_still(monkeypatch, t
     assert told[-1] == (4, 4, "score 2 of 2")
 
 
+def test_a_training_keeps_no_tensor_of_its_steps(tmp_path):
+    packed = pack("digits", tmp_path / "d", samples_per_shard=900)[0]
+    store = ss.index(packed.pattern, tmp_path / "s.zarr")
+    config = TrainConfig(epochs=1, batch_size=32, size=8, channels=1)
+    keep = ss.select(store, keep_fraction=0.5, rule="random")
+    trainer = Trainer(light(10, 1), store, keep, config, make_accelerator())
+    alive = []
+
+    def count(done, total, note):
+        alive.append(sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects()))
+
+    assert list(trainer.epochs(progress=count)) == [0]
+    assert len(alive) == 23
+    assert alive[-1] < alive[4] + 9  # of 18 more steps
+
+
+def test_losses_are_kept_in_the_order_of_their_steps_until_they_are_taken(monkeypatch):
+    monkeypatch.setattr(train_progress, "_ROOM", 4)
+    losses = Losses()
+    for _ in range(2):
+        for step in torch.arange(30.0).split([3, 1, 20, 6]):
+            losses.add(step)
+        assert losses.take().tolist() == list(range(30))
+        assert losses.take().tolist() == []
+
+
 def test_the_folds_of_a_cross_validation_are_counted():
     points, told = np.arange(12.0)[:, None], []
     how = {"folds": 3, "progress": lambda *done: told.append(done)}
@@ -115,6 +149,20 @@ def test_a_store_without_scores_draws_no_bar_of_them(monkeypatch, tmp_path):
     screen = screen_of(monkeypatch)
     describe(store.path)
     assert screen.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    "command", [kept_per_class, partial(export_keep_set, layout="ids")], ids=["select", "export"]
+)
+def test_the_classes_of_the_moderate_rule_are_counted(monkeypatch, tmp_path, command):
+    store = ss.index(write_shards(tmp_path / "d", [30]), tmp_path / "s.zarr")
+    store.embedding_array("e", 3)[0, :30] = np.random.default_rng(0).normal(size=(30, 3))
+    screen = screen_of(monkeypatch)
+    rule = {"keep_fraction": 0.5, "rule": "moderate"}
+    command(store.path, out=tmp_path / "out", rule=rule)
+    classes = len(np.unique(store.labels()))
+    assert f"{classes}/{classes}" in screen.getvalue()
+    assert (tmp_path / "out").read_text().count("\n") == 15
 
 
 @pytest.mark.parametrize("layout", ["keys", "energon", "csv"])

@@ -1,7 +1,7 @@
 """The keep set of a store: which samples survive, packed to one bit per slot."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -232,7 +232,7 @@ def refuse_selection(beside: str, selection: dict[str, Any]) -> None:
     """Raise TypeError if arguments of `select` stand beside what selects in their place."""
     usual = {"keep_fraction": 1.0, "score": None, "rule": "top", "keep_set": None}
     given = [name for name in selection if selection[name] != usual.get(name, ...)]
-    given = [name for name in given if name != "seed"]  # of the order too
+    given = [name for name in given if name not in ("seed", "progress")]  # of the order too
     if given:
         raise TypeError(f"{', '.join(given)} must come without {beside}, got both")
 
@@ -251,6 +251,7 @@ def select(
     hard_cutoff: float | None = None,
     difficulty: str | None = None,
     bins: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> KeepSet:
     """Return the keep set that a rule chooses.
 
@@ -275,6 +276,7 @@ def select(
         difficulty: For strata of scores: name of the stored score that the cut goes by, high is
             hard; `score` itself by default. For `beta` the stored confidence.
         bins: For strata of scores: 50 by default.
+        progress: For `moderate`: called with (classes done, classes in all).
 
     Raises:
         MissingScoreError: If a score is absent or NaN for any sample, or labels are missing.
@@ -293,4 +295,4 @@ def select(
         difficulty=difficulty,
         bins=bins,
     )
-    return KeepSet.from_ids(store, store.ids()[chosen_rows(store, rule, asked)])
+    return KeepSet.from_ids(store, store.ids()[chosen_rows(store, rule, asked, progress)])

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from shardsieve._errors import MissingScoreError
 from shardsieve.betadraw import beta_rows
-from shardsieve.scores.embedded import moderate_distance
+from shardsieve.scores.embedded import finite_rows, moderate_distance
 from shardsieve.scores.inputs import one_of
 from shardsieve.selection import (
     check_floor,
@@ -54,7 +54,9 @@ class Asked:
     bins: int | None = None
 
 
-def chosen_rows(store: Store, rule: str, asked: Asked) -> Rows:
+def chosen_rows(
+    store: Store, rule: str, asked: Asked, progress: Callable[[int, int], None] | None = None
+) -> Rows:
     """Return the kept rows, ascending; see `select`."""
     means = checked_rule(rule, asked)
     unlabelled = rule == "stratified" and not asked.class_floor and not _any_label(store)
@@ -67,6 +69,8 @@ def chosen_rows(store: Store, rule: str, asked: Asked) -> Rows:
     sieved = rule == "moderate" and asked.drop_missing
     if asked.score is None and asked.keep_fraction == 1 and not sieved:
         return np.arange(len(store))
+    if rule == "moderate":
+        return _moderate(store, asked, count, progress)
     return _BY_FRACTION[rule](store, asked, count)
 
 
@@ -173,9 +177,11 @@ def _beta(store: Store, asked: Asked, count: int) -> Rows:
     return kept
 
 
-def _moderate(store: Store, asked: Asked, count: int) -> Rows:
+def _moderate(
+    store: Store, asked: Asked, count: int, progress: Callable[[int, int], None] | None
+) -> Rows:
     points, present = _embedded(store, asked.embedding, asked.drop_missing, count)
-    distances = moderate_distance(points, _labels(store, present))
+    distances = moderate_distance(points, _labels(store, present), progress)
     return present[middle_rows(distances, count)]
 
 
@@ -185,7 +191,6 @@ _BY_FRACTION: Mapping[str, Callable[[Store, Asked, int], Rows]] = {
     "class_balanced": _class_balanced,
     "ccs": _ccs,
     "beta": _beta,
-    "moderate": _moderate,
 }
 RULES = ("top", "random", "stratified", "class_balanced", "ccs", "beta", "moderate", "threshold")
 
@@ -220,13 +225,15 @@ def _embedded(
     """Return the embeddings of the samples that have one, and their rows."""
     name = store.embedding_name(name)
     points = store.embedding(name)
-    present = np.flatnonzero(np.isfinite(points).all(axis=1))
+    present = finite_rows(points)
     if len(present) < (count if drop_missing else len(points)):
         raise MissingScoreError(
             f"embedding {name!r} must be there for every sample, got {len(points) - len(present)} "
             f"of {len(points)} without; embed again, or keep less with drop_missing"
         )
-    return points[present], present
+    if len(present) < len(points):  # a copy of all of them would be of some size
+        points = points[present]
+    return points, present
 
 
 def _any_label(store: Store) -> bool:

@@ -10,8 +10,9 @@ import numpy as np
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.commands.progress import bar
+from shardsieve.commands.showing import kept_of
 from shardsieve.io.replacing import write_whole
-from shardsieve.keepset import KeepSet, keep_set_of
+from shardsieve.keepset import KeepSet
 from shardsieve.scores.inputs import one_of
 from shardsieve.store.store import Store, open_store
 
@@ -30,7 +31,7 @@ def export_keep_set(path: Path, out: Path, layout: str, rule: dict[str, Any]) ->
     """
     one_of("layout", layout, LAYOUTS)
     store = open_store(path, mode="r")
-    keep = keep_set_of(store, **rule)
+    keep = kept_of(store, rule)
     data = LAYOUTS[layout](store, keep, rule.get("score"))
     write_whole(out, data)
     return {"out": str(out), "layout": layout, "kept": len(keep), "samples": len(store)}

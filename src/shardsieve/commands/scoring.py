@@ -20,6 +20,7 @@ from shardsieve.scores import (
     prototypicality,
     semdedup,
 )
+from shardsieve.scores.embedded import finite_rows
 from shardsieve.scores.inputs import one_of
 from shardsieve.scores.recorded import name_of, parsed
 from shardsieve.scores.table import said_of
@@ -137,7 +138,7 @@ def score_from_embedding(
     store = open_store(path)
     embedding = store.embedding_name(embedding)
     points = store.embedding(embedding)
-    rows = np.flatnonzero(np.isfinite(points).all(axis=1))
+    rows = finite_rows(points)
     if len(rows) < len(points):  # a copy of all of them would be of some size
         points = points[rows]
     unlabelled = int((store.labels()[rows] < 0).sum())

@@ -118,7 +118,7 @@ def kept_per_class(
     if batch_size is not None:
         whole_number("batch_size", batch_size, 1)
     store = open_store(path, mode="r" if save is None else "r+")
-    keep, behind = keep_set_of(store, **rule), rule_behind(store, rule)
+    keep, behind = kept_of(store, rule), rule_behind(store, rule)
     if save is not None:
         keep.save(store, save, provenance={k: v for k, v in behind.items() if v is not None})
     if out is not None:
@@ -132,6 +132,12 @@ def kept_per_class(
         **({"classes_per_batch": _mixing_row(store, keep, batch_size)} if batch_size else {}),
         "classes": _class_rows(store, keep),
     }
+
+
+def kept_of(store: Store, rule: dict[str, Any]) -> KeepSet:
+    """Return what a rule keeps; a rule that takes long over many samples shows a bar."""
+    with bar("select", shown=rule.get("rule") == "moderate") as progress:
+        return keep_set_of(store, **rule, progress=progress)
 
 
 def _mixing_row(store: Store, keep: KeepSet, batch_size: int) -> dict[str, float]:

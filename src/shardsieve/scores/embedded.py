@@ -1,6 +1,6 @@
 """Scores from where a sample lies among the embeddings; no training dynamics are needed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -42,7 +42,11 @@ def prototypicality(
     return _nearest(points, centres, metric)[1]
 
 
-def moderate_distance(embeddings: ArrayLike, labels: ArrayLike) -> Floats:
+def moderate_distance(
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    progress: Callable[[int, int], None] | None = None,
+) -> Floats:
     """Return the Euclidean distance to the coordinate-wise median of the own class, float64 (n,).
 
     Xia et al., ICLR 2023 (Moderate-DS). The middle of the ranking is kept first: `oriented` turns
@@ -51,6 +55,7 @@ def moderate_distance(embeddings: ArrayLike, labels: ArrayLike) -> Floats:
     Args:
         embeddings: (n, D), finite.
         labels: (n,), integers, at least 0.
+        progress: Called with (classes done, classes in all).
 
     Raises:
         ValueError: If shapes disagree, a label is negative or a value is NaN or infinite.
@@ -62,9 +67,12 @@ def moderate_distance(embeddings: ArrayLike, labels: ArrayLike) -> Floats:
     classes = class_ids(labels, len(points), np.iinfo(np.int64).max)
     distances = np.empty(len(points))
     order = np.argsort(classes, kind="stable")
-    for rows in np.split(order, np.flatnonzero(np.diff(classes[order])) + 1):
+    groups = np.split(order, np.flatnonzero(np.diff(classes[order])) + 1)
+    for done, rows in enumerate(groups, start=1):
         own = points[rows].astype(np.float64)
         distances[rows] = np.linalg.norm(own - np.median(own, axis=0), axis=1) if len(own) else 0
+        if progress:
+            progress(done, len(groups))
     return distances
 
 
@@ -145,6 +153,14 @@ def _vectors(name: str, values: ArrayLike, shape: str, cure: str) -> Vectors:
     if array.ndim != 2 or not array.size or not _all_finite(array):
         return finite(name, array, shape, cure=cure)  # says what is wrong
     return array
+
+
+def finite_rows(points: Vectors) -> NDArray[np.int64]:
+    """Return the places of the rows (n, D) without NaN or infinity, ascending."""
+    whole = np.empty(len(points), dtype=np.bool_)
+    for part in _blocks(*points.shape):
+        whole[part] = np.isfinite(points[part]).all(axis=1)
+    return np.flatnonzero(whole)
 
 
 def _all_finite(rows: Vectors) -> bool:
