@@ -8,6 +8,7 @@ import shardsieve as ss
 from shardsieve.commands import appending
 from shardsieve.commands.appending import append_score
 from shardsieve.commands.extrapolating import extrapolate_score
+from shardsieve.commands.progress import Bar
 
 SIZES = [60, 64, 40, 50]
 OLD = sum(SIZES[:3])
@@ -166,6 +167,35 @@ def test_new_samples_that_nobody_embedded_are_told_of(store):
     assert "embed --name e`" in made["warning"]
     grown(store)
     assert "no embedding" not in append_score(store.path, "full").get("warning", "")
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Every bar by its title: what it was told."""
+    heard = {}
+
+    def start(self, drawn, title):
+        self.heard = heard.setdefault(title, [])
+
+    monkeypatch.setattr(Bar, "__init__", start)
+    monkeypatch.setattr(Bar, "__call__", lambda self, *done, note="": self.heard.append(done))
+    return heard
+
+
+@pytest.mark.parametrize("graph", ["all", "seeds"])
+def test_the_epochs_of_a_graph_network_are_counted(store, told, graph):
+    how = {"method": "gnn", "graph": graph, "k": 5, "folds": 2}
+    extrapolate_score(store.path, "seed_x", "full", "e", **how)
+    assert told["train the graph network"][:2] == [(0, 25), (1, 25)]
+    assert told["train the graph network"][-1] == (25, 25)
+    assert told["extrapolate"][-1] == (3, 3)
+
+
+def test_what_comes_before_new_samples_are_predicted_is_counted(store, told):
+    extrapolate_score(store.path, "seed_x", "full", "e", k=5, folds=2)
+    assert told["train the graph network"] == []
+    append_score(grown(store).path, "full")
+    assert told["fit again"] == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 def test_an_embedding_whose_pass_was_cut_short_is_told_of(store):

@@ -58,16 +58,21 @@ def append_score(path: Path, name: str) -> dict[str, Any]:
     missing = unembedded(result["without_embedding"], made["embedding"])
     if not wanted.any():
         return result | warned(missing)
-    model = task.fitted(rows)
-    sample = sample_of(rows, wanted)
-    share = far_share(rows.take(np.flatnonzero(np.isfinite(task.values))), sample)
-    added: dict[str, Any] = {"far": round(share, 4)}
-    if method in SEARCHING:
-        added["found_by"] = model.choose(sample, int(wanted.sum())).to_dict()
-    about_rows = _with(made.get("appended", []), values, result["predicted"], added)
-    old = values.copy()
-    old[about_rows[-1].get("first_row", len(old)) :] = np.nan
-    moved = _moving(store, task, model, rows, old, readable, made=made)
+    with bar("fit again", shown=accelerator.is_main_process) as progress:
+        progress(0, 3)
+        model = task.fitted(rows)
+        progress(1, 3)
+        sample = sample_of(rows, wanted)
+        share = far_share(rows.take(np.flatnonzero(np.isfinite(task.values))), sample)
+        added: dict[str, Any] = {"far": round(share, 4)}
+        if method in SEARCHING:
+            added["found_by"] = model.choose(sample, int(wanted.sum())).to_dict()
+        about_rows = _with(made.get("appended", []), values, result["predicted"], added)
+        old = values.copy()
+        old[about_rows[-1].get("first_row", len(old)) :] = np.nan
+        progress(2, 3, note="old predictions again")
+        moved = _moving(store, task, model, rows, old, readable, made=made)
+        progress(3, 3)
     if accelerator.is_main_process:
         # First: a start that is killed among its rows would leave another count to the next one.
         store.finish_score(name, appended=about_rows)

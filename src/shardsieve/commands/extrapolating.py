@@ -226,10 +226,14 @@ def _predict(
     accelerator.wait_for_everyone()
     shards = range(accelerator.process_index, store.num_shards, world)
     searched: dict[str, Any] = {}
-    if task.joint:
-        block = _at_once(task, rows, values, rest)
-    else:
-        model = task.fitted(rows)
+    of_gnn = made["method"] == "gnn"
+    with bar("train the graph network", shown=main and of_gnn) as progress:
+        more: dict[str, Any] = {"progress": progress} if of_gnn else {}
+        if task.joint:
+            block = _at_once(task, rows, values, rest, **more)
+        else:
+            model = task.fitted(rows, **more)
+    if not task.joint:
         if made["method"] in SEARCHING and rest.any():
             searched = {"found_by": model.choose(sample_of(rows, rest), int(rest.sum())).to_dict()}
         if made["method"] in ON_SIGNALS:
@@ -249,11 +253,13 @@ def _predict(
     return searched
 
 
-def _at_once(task: Task, rows: StoredRows, values: Values, rest: Mask) -> Callable[[int], Values]:
+def _at_once(
+    task: Task, rows: StoredRows, values: Values, rest: Mask, **more: Any
+) -> Callable[[int], Values]:
     # Predictions of one graph depend on one another.
     known = values.copy()
     if rest.any():
-        known[rest] = task.predict(rows, rest)
+        known[rest] = task.predict(rows, rest, **more)
     return blocks_of(task, None, rows, known, np.zeros_like(rest))
 
 

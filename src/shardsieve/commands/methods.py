@@ -101,13 +101,14 @@ class Task:
         fitted.fit(points, self.values[learned], **cut(self.fit_beside, learned), **more)
         return fitted
 
-    def predict(self, rows: StoredRows, wanted: Mask) -> Values:
-        """Return the predictions of the wanted samples, float32 (number wanted,)."""
+    def predict(self, rows: StoredRows, wanted: Mask, **more: Any) -> Values:
+        """Return the predictions of the wanted samples, float32 (number wanted,); see `fitted`."""
         places = np.flatnonzero(wanted)
         if not self.joint:
-            return self.predict_at(rows, places, self.fitted(rows))
+            return self.predict_at(rows, places, self.fitted(rows, **more))
         beside = {f"rest_{name}": a for name, a in cut(self.predict_beside, places).items()}
-        found: Values = self.fitted(rows, rest=TakenRows(rows, places), **beside).predict_rest()
+        more |= {"rest": TakenRows(rows, places), **beside}
+        found: Values = self.fitted(rows, **more).predict_rest()
         return found
 
     def predict_at(self, rows: StoredRows, places: NDArray[np.int64], fitted: Any) -> Values:

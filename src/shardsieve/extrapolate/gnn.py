@@ -1,7 +1,7 @@
 """Graph-network extrapolation (Score Extrapolation, arXiv 2506.09010): needs torch-geometric."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -116,6 +116,7 @@ class GNN:
         labels: ArrayLike | None = None,
         rest: Rows | ArrayLike | None = None,
         rest_labels: ArrayLike | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Self:
         """Train on the seeds, in a graph of the seeds and, where given, the rest.
 
@@ -127,6 +128,7 @@ class GNN:
             rest: (r, d), finite: further nodes without scores, for `graph="all"`. As in the paper
                 they are then in the graph while it trains; `predict_rest` tells their scores.
             rest_labels: (r,), needed when both `labels` and `rest` are given.
+            progress: Called with (epochs done, epochs at most) while it trains.
 
         Raises:
             ValueError: If shapes disagree, a number is not finite, there are under 3 seeds, or
@@ -146,7 +148,7 @@ class GNN:
         # Unlike a bare manual_seed, this hands the caller's generator back as it was.
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.seed)
-            self._train(x, (ids, edges, own), torch.from_numpy(values).to(self.device))
+            self._train(x, (ids, edges, own), torch.from_numpy(values).to(self.device), progress)
         if self.graph == "seeds":
             found = forward_and_tables(self._layers, x, ids, edges, own, ranks=self.ranks)
             self._tables = found[0]
@@ -267,7 +269,13 @@ class GNN:
         both[known, classes[known]] = 1
         return both
 
-    def _train(self, x: Tensor, graph: tuple[Tensor, Tensor, Tensor], scores: Tensor) -> None:
+    def _train(
+        self,
+        x: Tensor,
+        graph: tuple[Tensor, Tensor, Tensor],
+        scores: Tensor,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
         split = torch.from_numpy(permutation(len(scores), self.seed, _SPLIT)).to(self.device)
         held_out, roots = split.tensor_split([max(2, len(scores) // 10)])
         sizes = [x.shape[1], 512, 256, 1]
@@ -276,7 +284,9 @@ class GNN:
         draw = torch.Generator(self.device).manual_seed(self.seed)
         sampler = Sampler(layers, x, graph, fan_out=self.fan_out, draw=draw, ranks=self.ranks)
         best, kept, waited = -np.inf, layers.state_dict(), 0
-        for _ in range(self.epochs):
+        for done in range(self.epochs):
+            if progress:
+                progress(done, self.epochs)
             order = torch.randperm(len(roots), generator=draw, device=self.device)
             for batch in torch.split(roots[order], self.batch_size):
                 predicted = sampler.outputs(sampler.around(batch), self.dropout)
@@ -294,5 +304,7 @@ class GNN:
                 best, kept, waited = quality, copy.deepcopy(layers.state_dict()), 0
             if waited == self.patience:
                 break
+        if progress:
+            progress(self.epochs, self.epochs)
         layers.load_state_dict(kept)
         self._layers = layers
