@@ -10,7 +10,7 @@ from tars import write_shards
 
 import shardsieve as ss
 from shardsieve.commands.reporting import class_names
-from shardsieve.report.figures import against, shares
+from shardsieve.report.figures import _bins, against, histogram, shares, spread_of
 from shardsieve.report.page import _class_shares
 
 
@@ -19,6 +19,20 @@ def test_many_classes_are_drawn_from_the_least_kept_to_the_most(classes, by_shar
     kept = np.linspace(0, 1, classes).tolist()
     names = [str(one) for one in range(classes)]
     assert (shares(names, kept, 0.5) == shares(names, kept[::-1], 0.5)) is by_share
+
+
+def test_far_tails_leave_more_than_one_bar():
+    scores = np.random.default_rng(0).normal(1, 0.01, 10_000).astype(np.float32)
+    plain, says = _bins(scores)
+    assert (plain[0], plain[-1], says) == (scores.min(), scores.max(), "")
+    scores[:20] = np.linspace(0, 3, 20)
+    edges, says = _bins(scores)
+    assert (np.histogram(scores, edges)[0] > 0).mean() > 0.9
+    assert 0.95 < edges[0] < 1 < edges[-1] < 1.05
+    assert "0.5%" in says
+    drawn = histogram(scores, scores > 1, 0.2), spread_of(scores, scores > 1)
+    assert len({*drawn}) == 2
+    assert _bins(np.ones(9, np.float32))[1] == ""
 
 
 @pytest.mark.parametrize(("samples", "as_points"), [(2_000, True), (30_000, False)])

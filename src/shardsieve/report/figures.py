@@ -16,6 +16,7 @@ from shardsieve.train.images import Sample, image_of
 
 _SIDE, _GAP = 64, 4
 _MOST_BARS, _MOST_POINTS = 30, 20_000
+_TAIL = 0.005
 _BLUE, _GREY, _RED = "#3b6ea5", "#b8c4d0", "#b5482f"
 
 
@@ -24,12 +25,13 @@ def histogram(scores: NDArray[np.float32], measured: NDArray[np.bool_], cut: flo
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        bins = np.histogram_bin_edges(scores, 60).tolist()
-        parts = [scores[~measured], scores[measured]]
-        axes.hist(parts, bins=bins, stacked=True, color=[_GREY, _BLUE])
+        bins, says = _bins(scores)
+        shown = np.clip(scores, bins[0], bins[-1])
+        parts = [shown[~measured], shown[measured]]
+        axes.hist(parts, bins=bins.tolist(), stacked=True, color=[_GREY, _BLUE])
         axes.legend(axes.containers, ["predicted", "measured"], frameon=False)
-        axes.axvline(cut, color=_RED)
-        axes.set(xlabel="score", ylabel="samples")
+        axes.axvline(float(np.clip(cut, bins[0], bins[-1])), color=_RED)
+        axes.set(xlabel=f"score{says}", ylabel="samples")
 
     return _plotted(draw)
 
@@ -39,17 +41,31 @@ def spread_of(scores: NDArray[np.float32], measured: NDArray[np.bool_]) -> str:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        bins = np.histogram_bin_edges(scores, 60).tolist()
+        bins, says = _bins(scores)
+        shown = np.clip(scores, bins[0], bins[-1])
         for part, color, name in (
-            (scores[~measured], _RED, "predicted"),
-            (scores[measured], _BLUE, "measured"),
+            (shown[~measured], _RED, "predicted"),
+            (shown[measured], _BLUE, "measured"),
         ):
-            how = {"bins": bins, "histtype": "step", "color": color, "label": name}
+            how = {"bins": bins.tolist(), "histtype": "step", "color": color, "label": name}
             axes.hist(part, density=True, **how)
         axes.legend(frameon=False)
-        axes.set(xlabel="score", ylabel="density")
+        axes.set(xlabel=f"score{says}", ylabel="density")
 
     return _plotted(draw)
+
+
+def _bins(scores: NDArray[np.float32]) -> tuple[NDArray[Any], str]:
+    """Return edges of 60 bins, and what there is to say of them.
+
+    Far tails go into the outermost bins where they would leave one bar of all others.
+    """
+    whole = np.histogram_bin_edges(scores, 60)
+    low, high = np.quantile(scores, [_TAIL, 1 - _TAIL])
+    if not 0 < high - low < (whole[-1] - whole[0]) / 4:
+        return whole, ""
+    middle = np.histogram_bin_edges(scores, 60, range=(float(low), float(high)))
+    return middle, f" (the lowest and highest {_TAIL:.1%} in the outermost bins)"
 
 
 def against(predicted: NDArray[np.float32], measured: NDArray[np.float32]) -> str:
