@@ -1,5 +1,8 @@
 """Extrapolation of a stored data set: shard by shard, stopped anywhere, and grown."""
 
+import tracemalloc
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from shardsieve.commands import extrapolating, filling
 from shardsieve.commands.appending import append_score
 from shardsieve.commands.extrapolating import extrapolate_score
 from shardsieve.extrapolate import GNN, KNN, choose_k, cross_validate, far_share, intervals
+from shardsieve.store import layout
 
 SIZES = [60, 64, 40, 50]
 
@@ -176,3 +180,23 @@ def test_the_graph_network_predicts_a_store(store, graph):
 def test_only_a_prediction_is_appended_to(store):
     with pytest.raises(ss.MissingScoreError, match=r"must be a prediction by knn.*got 'sum'"):
         append_score(store.path, "seed")
+
+
+def test_all_embeddings_and_signals_are_read_without_a_second_copy(tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "_SHARDS_AT_ONCE", 2)
+    sizes = [60, 64, 1, 50, 64] * 8
+    store = ss.index(write_shards(tmp_path / "d", sizes), tmp_path / "s.zarr")
+    points = np.random.default_rng(0).normal(size=(sum(sizes), 512)).astype(np.float16)
+    ends = np.cumsum([0, *sizes])
+    embedding, signals = store.embedding_array("e", 512), store.signal_array("e", 1, ("loss",))
+    for shard, (first, end) in enumerate(pairwise(ends)):
+        embedding[shard, : end - first] = points[first:end]
+        signals[shard, : end - first] = points[first:end, :1, None]
+    tracemalloc.start()
+    try:
+        found = store.embedding("e")
+        assert tracemalloc.get_traced_memory()[1] < 1.6 * points.nbytes
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(found, points)
+    np.testing.assert_array_equal(store.signals("e")[:, 0, 0], points[:, 0])

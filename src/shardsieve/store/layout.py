@@ -26,6 +26,7 @@ SHARD_ARRAYS = ("url", "samples", "nbytes", "fingerprint", "table")
 PER_SHARD = ("shard", "sample", "embedding", "signal", "pseudo_label", "score")
 """Groups whose arrays have one row per shard."""
 ROWS_MULTIPLE = 64
+_SHARDS_AT_ONCE = 32
 _LONGEST_NAME = 200  # a file system takes 255, and runs put words before and behind
 _SCHEMES = {f"{scheme}:" for scheme in SCHEMES}
 
@@ -242,3 +243,14 @@ def pad(values: NDArray[Any], samples: NDArray[np.int64], rows: int, fill: Any) 
     table = np.full((len(samples), rows), fill, dtype=values.dtype)
     table[used_slots(samples, rows)] = values
     return table
+
+
+def read_used(array: zarr.Array[Any], samples: NDArray[np.int64]) -> NDArray[Any]:
+    """Return what `unpad` makes of a stored array; a copy is held of some shards at a time."""
+    ends = np.concatenate([[0], np.cumsum(samples)])
+    found = np.empty((int(ends[-1]), *array.shape[2:]), dtype=array.dtype)
+    for first in range(0, len(samples), _SHARDS_AT_ONCE):
+        part = samples[first : first + _SHARDS_AT_ONCE]
+        table = np.asarray(array[first : first + len(part)])
+        found[ends[first] : ends[first + len(part)]] = unpad(table, part)
+    return found

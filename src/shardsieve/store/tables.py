@@ -18,6 +18,7 @@ from shardsieve.store.layout import (
     is_name,
     make_array,
     pad,
+    read_used,
     release,
     stamp,
     told_about_disk,
@@ -69,7 +70,7 @@ class SampleTables:
 
     def embedding(self, name: str) -> NDArray[np.float16]:
         """Return all embeddings in id order: float16 (n, d)."""
-        return unpad(np.asarray(self.embedding_array(name)[:]), self.samples)
+        return read_used(self.embedding_array(name), self.samples)
 
     def embedding_rows(self, name: str) -> StoredRows:
         """Return the embeddings as rows in id order, float16 (n, d), of which no copy is held."""
@@ -106,7 +107,7 @@ class SampleTables:
 
     def signals(self, name: str) -> NDArray[np.float32]:
         """Return all signals in id order: float32 (n, K, F); NaN where there is no label."""
-        return unpad(np.asarray(self.signal_array(name)[:]), self.samples)
+        return read_used(self.signal_array(name), self.samples)
 
     # Pseudo-labels --------------------------------------------------------------------------
 
