@@ -3,6 +3,7 @@
 import gc
 import io
 import sys
+import weakref
 from functools import partial
 
 import numpy as np
@@ -27,6 +28,7 @@ from shardsieve.train.launch import make_accelerator
 from shardsieve.train.loop import Trainer
 from shardsieve.train.nets import light
 from shardsieve.train.progress import Losses
+from shardsieve.train.runfolder import RunFolder
 
 
 class Terminal(io.StringIO):
@@ -117,6 +119,28 @@ def test_a_training_keeps_no_tensor_of_its_steps(tmp_path):
     assert list(trainer.epochs(progress=count)) == [0]
     assert len(alive) == 23
     assert alive[-1] < alive[4] + 9  # of 18 more steps
+
+
+def test_what_goes_into_a_checkpoint_is_not_held_afterwards(tmp_path):
+    packed = pack("digits", tmp_path / "d", samples_per_shard=900)[0]
+    store = ss.index(packed.pattern, tmp_path / "s.zarr")
+    config = TrainConfig(epochs=3, batch_size=64, size=8, channels=1)
+    keep = ss.select(store, keep_fraction=0.1, rule="random")
+    (tmp_path / "run").mkdir()
+    folder, made, alive = RunFolder(tmp_path / "run"), [], []
+    trainer = Trainer(light(10, 1), store, keep, config, make_accelerator(), folder=folder)
+
+    def remember():
+        alive.append(sum(one() is not None for one in made))
+        table = torch.full((3,), float(len(made)))
+        made.append(weakref.ref(table))
+        return {"table": table}
+
+    trainer.remember = remember
+    assert list(trainer.epochs()) == [0, 1, 2]
+    assert alive == [0, 0, 0]
+    held = folder.need(folder.newest_checkpoint())
+    assert held["extra"]["table"].tolist() == [2, 2, 2]
 
 
 def test_losses_are_kept_in_the_order_of_their_steps_until_they_are_taken(monkeypatch):

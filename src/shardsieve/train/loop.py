@@ -259,8 +259,11 @@ class Trainer:
             return
         if self.sampler.policy is not None:
             self.sampler.policy.sync()
+        extra = self.extra
         if self.remember is not None:
-            self.extra = self.remember()
+            # It may be large: the one before is let go first, and none is kept.
+            self.extra = extra = {}
+            extra = self.remember()
         if not self.accelerator.is_main_process:
             return
         begun = self.sampler.epoch == self.done.epoch
@@ -269,7 +272,7 @@ class Trainer:
             "done": self.done.to_dict(),
             "sampler": {**self.sampler.state_dict(), "samples_done": place},
             "stepper": self.stepper.state_dict(),
-            "extra": self.extra,
+            "extra": extra,
         }
         # History first: after the last checkpoint there is nothing left to train, nor to write.
         self.folder.write_history(self.done.history)
