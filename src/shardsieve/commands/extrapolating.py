@@ -227,15 +227,18 @@ def _predict(
     shards = range(accelerator.process_index, store.num_shards, world)
     searched: dict[str, Any] = {}
     of_gnn = made["method"] == "gnn"
-    with bar("train the graph network", shown=main and of_gnn) as progress:
+    with bar("train the graph network" if of_gnn else "fit", shown=main) as progress:
         more: dict[str, Any] = {"progress": progress} if of_gnn else {}
         if task.joint:
             block = _at_once(task, rows, values, rest, **more)
         else:
             model = task.fitted(rows, **more)
+            if made["method"] in SEARCHING and rest.any():
+                chosen = model.choose(sample_of(rows, rest), int(rest.sum()))
+                searched = {"found_by": chosen.to_dict()}
+        if not of_gnn:
+            progress(1, 1)
     if not task.joint:
-        if made["method"] in SEARCHING and rest.any():
-            searched = {"found_by": model.choose(sample_of(rows, rest), int(rest.sum())).to_dict()}
         if made["method"] in ON_SIGNALS:
             searched |= {"from_trained_seeds": model.lesson.to_dict() if model.lesson else None}
         block = blocks_of(task, model, rows, values, rest)
