@@ -126,7 +126,7 @@ def test_a_build_killed_at_every_step_ends_in_the_same_store(packed, built, tmp_
 def test_a_run_goes_on_with_two_processes_where_one_was_killed(packed, built, tmp_path):
     how = ["--store", str(built.path), "--score", "dyn_unc", "--out", str(tmp_path / "run")]
     how += ["--epochs", "3", "--batch-size", "16", "--checkpoint-steps", "2", "--json"]
-    how += ["--precision", "bf16", "--schedule", "cosine", "--evaluate-every", "2"]
+    how += ["--precision", "bf16", "--schedule", "cosine"]
     status = forks.killed_at(tmp_path / "run/checkpoint-*.pt", TRAIN, *how)
     assert status == -signal.SIGKILL
     result = json.loads(forks.run(TRAIN, *how, ranks=2).splitlines()[-1])

@@ -92,8 +92,10 @@ class Objects(ObjectStore[Any]):
         if await self.exists(key):
             return
         with told_about_objects(f"write {self.url}/{key}"):
-            if not await create(self.store, key, value.to_bytes()):
-                await super().set(key, value)
+            if self._knows_conditions and await create(self.store, key, value.to_bytes()):
+                return
+            self._knows_conditions = False
+            await super().set(key, value)
 
     async def delete(self, key: str) -> None:
         """Delete an object, if it is there."""
