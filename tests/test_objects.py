@@ -10,6 +10,7 @@ from tars import by_webdataset, write_shards, write_tar
 from torch.utils.data import DataLoader
 
 import shardsieve as ss
+from shardsieve.commands.showing import describe
 from shardsieve.io import objects, source
 from shardsieve.io.joined import JoinedReader
 from shardsieve.io.local import LocalReader
@@ -75,6 +76,15 @@ def test_faults_lose_nothing_also_in_forked_workers(shards, tmp_path, workers):
         assert 1 <= total.amplification <= OBJECTS.amplification
         assert len(data.ledger.workers) == 1 + workers
         assert sum((w.kept for w in data.ledger.workers), 0) == total.kept
+
+
+def test_how_far_an_embedding_is_made_is_told_where_it_can_be_listed(tmp_path):
+    store = ss.index(write_shards(tmp_path / "d", [3, 4]), tmp_path / "s.zarr")
+    store.embedding_array("half", 5)[1, :4] = 1.0
+    (told,) = describe(store.path)["embeddings"]
+    assert told == {"name": "half", "dim": 5, "embedded_shards": 1}
+    with range_server(tmp_path) as server:
+        assert describe(f"{server.url}/s.zarr")["embeddings"] == [{"name": "half", "dim": 5}]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -15,6 +15,7 @@ from shardsieve.loaders.mixing import mixing
 from shardsieve.loaders.pages import ReadEstimate, estimate_reads
 from shardsieve.loaders.planned import OrderSettings
 from shardsieve.scores.inputs import whole_number
+from shardsieve.store.layout import over_http
 from shardsieve.store.store import Store, open_store
 
 # A page of classes, and how many of more are shown at either end.
@@ -35,12 +36,19 @@ def describe(path: Path) -> dict[str, Any]:
         "classes": len(np.unique(labels[labels >= 0])),
         "bytes": int(store.ranges[..., 1].sum()),
         "fingerprint": store.fingerprint,
-        "embeddings": [{"name": n} for n in store.embeddings],
+        "embeddings": [_embedding_row(store, name) for name in store.embeddings],
         "dynamics": store.dynamics,
         "pseudo_labels": store.pseudo_label_sets,
         "keep_sets": store.keep_sets,
         "scores": _score_rows(store),
     }
+
+
+def _embedding_row(store: Store, name: str) -> dict[str, Any]:
+    array = store.embedding_array(name)
+    row = {"name": name, "dim": array.shape[2]}
+    # A pass that was stopped has made the array, but not every chunk of it.
+    return row if over_http(store.path) else {**row, "embedded_shards": array.nchunks_initialized}
 
 
 def estimated_reads(path: Path, keep_fraction: float, score: str | None) -> dict[str, Any]:

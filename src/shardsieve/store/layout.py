@@ -114,14 +114,15 @@ def need_writable(place: Path | str) -> None:
     Raises:
         ShardsieveError: If it is a URL over which stores are only read.
     """
-    if _over_http(place):
+    if over_http(place):
         raise ShardsieveError(
             f"store must be a folder or lie in s3://, gs:// or az://, got {place}; "
             "over http stores are read, not written"
         )
 
 
-def _over_http(place: Path | str) -> bool:
+def over_http(place: Path | str) -> bool:
+    """Return whether a store lies where it is only read, and nothing can be listed."""
     return str(place).startswith(("http://", "https://"))
 
 
@@ -140,7 +141,7 @@ def opened_group(path: str | Path, mode: str) -> zarr.Group:
     """
     contents: bool | None = False
     if is_remote(path):
-        mode = "r" if _over_http(path) else mode
+        mode = "r" if over_http(path) else mode
         where: Any = Objects(str(path), read_only=mode == "r")
         contents = None if mode == "r" else False
     else:
