@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 from tars import write_shards
 
@@ -19,6 +20,14 @@ def test_many_classes_are_drawn_from_the_least_kept_to_the_most(classes, by_shar
     kept = np.linspace(0, 1, classes).tolist()
     names = [str(one) for one in range(classes)]
     assert (shares(names, kept, 0.5) == shares(names, kept[::-1], 0.5)) is by_share
+
+
+def test_only_where_something_is_predicted_is_told_apart_what_was_measured(monkeypatch):
+    scores, told = np.arange(9, dtype=np.float32), []
+    monkeypatch.setattr(Axes, "legend", lambda self, *_, **how: told.append(_))
+    for measured in (scores >= 0, scores > 3, scores < 0):
+        histogram(scores, measured, 4.0)
+    assert [names for _, names in told] == [["predicted", "measured"]] * 2
 
 
 def test_far_tails_leave_more_than_one_bar():

@@ -29,7 +29,8 @@ def histogram(scores: NDArray[np.float32], measured: NDArray[np.bool_], cut: flo
         shown = np.clip(scores, bins[0], bins[-1])
         parts = [shown[~measured], shown[measured]]
         axes.hist(parts, bins=bins.tolist(), stacked=True, color=[_GREY, _BLUE])
-        axes.legend(axes.containers, ["predicted", "measured"], frameon=False)
+        if not measured.all():  # where nothing is predicted, a score may be anybody's own
+            axes.legend(axes.containers, ["predicted", "measured"], frameon=False)
         axes.axvline(float(np.clip(cut, bins[0], bins[-1])), color=_RED)
         axes.set(xlabel=f"score{says}", ylabel="samples")
 
