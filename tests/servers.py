@@ -187,7 +187,8 @@ class S3Server:
         self.refuse, self.seen = lambda environ: None, []
         self._inner = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        how = {"args": (0.02,), "daemon": True}  # looks that often whether it should end
+        self._thread = threading.Thread(target=self._server.serve_forever, **how)
         self._thread.start()
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         how = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}

@@ -119,20 +119,21 @@ def test_seeds_are_trained_scored_and_embedded(stores, tmp_path, clean_pass):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [1, 13, 40])
-def test_a_killed_scoring_goes_on_to_the_same_scores(stores, packed, tmp_path, step):
-    whole, cut = stores[0], ss.index(packed[0].pattern, tmp_path / "cut.zarr")
-    seeds, config = draw_seeds(whole, 0.2), TrainConfig(epochs=5, batch_size=32)
-    score_seeds(
-        whole, seeds, config, folder=tmp_path / "a", window=3, accelerator=Accelerator(cpu=True)
-    )
-    how = {"folder": tmp_path / "b", "window": 3, "accelerator": Accelerator(cpu=True)}
-    with pytest.raises(Killed):
-        score_seeds(cut, seeds, config, progress=kill_after(step), **how)
-    assert cut.scores == []
-    score_seeds(cut, seeds, config, **how)
-    for name in whole.scores:
-        np.testing.assert_array_equal(whole.score(name), cut.score(name))
+def test_a_killed_scoring_goes_on_to_the_same_scores(stores, packed, tmp_path):
+    whole, config = stores[0], TrainConfig(epochs=5, batch_size=32)
+    seeds, how = draw_seeds(whole, 0.2), {"window": 3, "accelerator": Accelerator(cpu=True)}
+    score_seeds(whole, seeds, config, folder=tmp_path / "whole", **how)
+    for step in (1, 13, 40):
+        cut, how["folder"] = (
+            ss.index(packed[0].pattern, tmp_path / f"{step}.zarr"),
+            tmp_path / f"{step}",
+        )
+        with pytest.raises(Killed):
+            score_seeds(cut, seeds, config, progress=kill_after(step), **how)
+        assert cut.scores == []
+        score_seeds(cut, seeds, config, **how)
+        for name in whole.scores:
+            np.testing.assert_array_equal(whole.score(name), cut.score(name))
 
 
 def test_a_killed_embedding_resumes_with_the_shards_that_are_left(stores):

@@ -7,8 +7,12 @@ tools/setup.sh
 bin=${SHARDSIEVE_VENV:-.venv}/bin
 "$bin/ruff" format --check .
 "$bin/ruff" check .
-"$bin/mypy"
+"$bin/mypy" &  # one process, for half a minute; its errors stand among the tests
+types=$!
 export OMP_NUM_THREADS=1
 # Two processes: more would compete with the ranks that tests launch. Tests that share what is dear
 # to make name a group, which one process runs.
-exec "$bin/python" -m pytest -n 2 --dist loadgroup "$@"
+status=0
+"$bin/python" -m pytest -n 2 --dist loadgroup "$@" || status=$?
+wait "$types" || { echo "test.sh: mypy found errors, see above" >&2; exit 1; }
+exit "$status"
