@@ -15,6 +15,7 @@ from torch import nn
 import shardsieve as ss
 from shardsieve.pack import pack
 from shardsieve.train.config import TrainConfig
+from shardsieve.train.crops import Crop, cropped
 from shardsieve.train.embedding import embed
 from shardsieve.train.encoder import load_encoder
 from shardsieve.train.evaluation import evaluate
@@ -239,3 +240,19 @@ def test_a_clean_pass_shows_the_network_that_is_saved_plain_images(tmp_path):
     for other in ({"held_out": ids[1::4]}, {"snapshots": 2}):
         with pytest.raises(ss.ShardsieveError, match=f"another run: {next(iter(other))} is"):
             score_seeds(store, np.setdiff1d(ids, ids[::4]), config, **(how | other))
+
+
+@pytest.mark.parametrize("sides", [(501, 384), (384, 505)])
+def test_a_jpeg_whose_sides_no_decoder_divides_is_cropped_where_its_pixels_are(tmp_path, sides):
+    # Brightness says where a pixel comes from: 255 from one end to the other.
+    wide, high = sides
+    y, x = np.mgrid[:high, :wide]
+    pixels = np.stack([x * 255 / wide, y * 255 / high, 0 * x], axis=-1).round().astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=98, subsampling=0)
+    crop = Crop(wide - 160, high - 160, wide, high, mirrored=False)
+    with Image.open(tmp_path / "a.jpg") as drafted, Image.open(tmp_path / "a.jpg") as whole:
+        fast = np.asarray(cropped(drafted, crop, 20), dtype=float)
+        assert drafted.size == (-(-wide // 4), -(-high // 4)), "decoded at full size"
+        slow = np.asarray(cropped(whole.convert("RGB"), crop, 20), dtype=float)
+    # One pixel of the crop is 8 of the image: 4 to 5 in brightness.
+    assert np.abs((fast - slow)[..., :2].mean(axis=(0, 1))).max() < 0.7

@@ -68,10 +68,12 @@ class RandomCrops:
 def cropped(image: Image.Image, crop: Crop, size: int) -> Image.Image:
     """Return the crop scaled to a square; a JPEG is decoded no larger than that needs."""
     width, height = image.size
-    scale = size / min(crop.right - crop.left, crop.bottom - crop.top)
+    scale, drafted = size / min(crop.right - crop.left, crop.bottom - crop.top), None
     if image.format == "JPEG" and scale < 1:
-        image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
-    across, down = image.size[0] / width, image.size[1] / height
+        drafted = image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
+    # A side that the decoder does not divide evenly is rounded up: the image ends within a pixel.
+    wide, high = drafted[1][2:] if drafted else (width, height)
+    across, down = wide / width, high / height
     box = (crop.left * across, crop.top * down, crop.right * across, crop.bottom * down)
     made = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
     return made.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.mirrored else made
