@@ -23,6 +23,7 @@ from shardsieve.train.fresh import fresh_model
 from shardsieve.train.images import normalised
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.loading import make_loader
+from shardsieve.train.loop import Trainer
 from shardsieve.train.nets import light
 from shardsieve.train.recorder import Recorder, Watcher
 from shardsieve.train.seeding import score_seeds
@@ -116,6 +117,22 @@ def test_what_stands_in_for_unreadable_images_is_not_evaluated(tmp_path):
     config = TrainConfig(batch_size=2, max_unreadable=2, size=8, channels=3)
     right = [evaluate(Says(label), store, keep, config, accelerator) for label in (0, 1)]
     assert sum(right) == pytest.approx(38 / 40)
+
+
+def test_what_stands_in_for_unreadable_images_is_neither_learned_from_nor_averaged(tmp_path):
+    """For a batch of which nothing can be read sample 4 stood in, and was counted again."""
+    store, told = damaged_store(tmp_path, [0, 1, 2, 3]), []
+    keep, recorder = ss.KeepSet.from_ids(store, range(8)), Recorder(store.ids(), 2)
+    how = {"batch_size": 4, "max_unreadable": 4, "shuffle_window": 0, "size": 8, "channels": 3}
+    config = TrainConfig(epochs=1, **how)
+    trainer = Trainer(light(2), store, keep, config, make_accelerator())
+    trainer.sampler.update = lambda ids, losses: told.extend(ids.tolist())
+    for _ in trainer.epochs(recorder):
+        recorder.end_epoch()
+    assert [one for one in told if one >= 0] == [4, 5, 6, 7]
+    losses = recorder.signal("loss")[0]
+    assert np.flatnonzero(np.isfinite(losses)).tolist() == [4, 5, 6, 7]
+    assert trainer.done.history[0]["loss"] == pytest.approx(np.nanmean(losses), rel=1e-5)
 
 
 @pytest.mark.usefixtures("childless")

@@ -15,7 +15,7 @@ from shardsieve._errors import ShardsieveError
 from shardsieve.cost import Cost
 from shardsieve.io.counts import Counts, size_of
 from shardsieve.keepset import KeepSet
-from shardsieve.plan import Steps
+from shardsieve.plan import PADDING, Steps
 from shardsieve.policy.base import Policy
 from shardsieve.store.store import Store
 from shardsieve.train.adversary import Adversary
@@ -183,10 +183,13 @@ class Trainer:
                     share=len(batch.ids) / samples * weight,
                     last=number == len(batches),
                 )
-                seen.add(losses)
-                self.sampler.update(batch.ids, losses)
+                # What stands in for a batch weighs nothing: it counts in its own place, if at all.
+                counts = batch.weights > 0
+                ids = batch.ids.where(counts, PADDING)
+                seen.add(losses, counts)
+                self.sampler.update(ids, losses)
                 if recorder is not None:
-                    recorder.record(batch.ids, logits, batch.labels)
+                    recorder.record(ids, logits, batch.labels)
             self.stepper.update(self._progress())
             self.done.steps += 1
             self.done.place = place_after

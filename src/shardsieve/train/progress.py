@@ -68,21 +68,28 @@ class Losses:
     """
 
     def __init__(self) -> None:
-        self._held, self._count = torch.empty(0), 0
+        self._held, self._count = torch.empty(0, 2), 0
 
-    def add(self, losses: Tensor) -> None:
-        """Take in those of a step, (n,), on the device of the ones before."""
+    def add(self, losses: Tensor, counts: Tensor) -> None:
+        """Take in those of a step, on the device of the ones before.
+
+        Args:
+            losses: (n,).
+            counts: bool (n,): whether each is of a sample, not of what fills a batch up.
+        """
         end = self._count + len(losses)
         if end > len(self._held):
-            larger = torch.empty(max(_ROOM, 2 * end), device=losses.device)
+            larger = torch.empty(max(_ROOM, 2 * end), 2, device=losses.device)
             larger[: self._count] = self._held[: self._count]
             self._held = larger
-        self._held[self._count : end] = losses
+        self._held[self._count : end, 0] = losses
+        # Beside them: to leave some out here, the host would wait for the device in every step.
+        self._held[self._count : end, 1] = counts
         self._count = end
 
     def take(self) -> Tensor:
-        """Return them, float64 (n,), and forget them."""
+        """Return those that count, float64 (n,), and forget all."""
         # On the CPU: not every device has float64.
-        found = self._held[: self._count].cpu().double()
+        losses, counts = self._held[: self._count].cpu().double().unbind(dim=1)
         self._count = 0
-        return found
+        return losses[counts > 0]
