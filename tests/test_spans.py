@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tars import write_shards
 
+import shardsieve as ss
+from shardsieve.io.joined import JoinedReader
 from shardsieve.io.spans import Storage, plan_spans
+from shardsieve.loaders.batches import plan_batch
 
 
 def reference(ranges, storage):
@@ -92,3 +96,29 @@ def test_samples_that_overlap_are_read_together():
 def test_bad_storages_are_refused(wrong):
     with pytest.raises(ValueError, match=r"must be at least 1, got 0"):
         Storage(**{"latency": 0, "bandwidth": 1, "in_flight": 1, **wrong})
+
+
+def test_a_read_that_serves_ranges_in_any_order_counts_once(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(range(100)))
+    reader = JoinedReader(Storage(0, 1, 1))
+    # 0-10 and 10-20 are one read, 50-60 is another.
+    ranges = [(10, 10), (50, 10), (0, 10)]
+    found = list(reader.read_many(str(tmp_path / "a"), ranges))
+    assert found == [bytes(range(at, at + size)) for at, size in ranges]
+    assert (reader.counts.kept, reader.counts.read, reader.counts.requests) == (30, 30, 2)
+
+
+def test_a_batch_is_read_in_file_order_where_rows_lie_otherwise(tmp_path):
+    store = ss.index(write_shards(tmp_path / "d", [6, 5]), tmp_path / "s.zarr")
+    ranges = store.ranges.copy()
+    ranges[0, :6] = ranges[0, [3, 1, 5, 0, 2, 4]]
+    second = store.rows_per_shard
+    ids = np.array([second + 1, 2, 0, 5, 4, second])
+    plan = plan_batch(store, ranges, ids)
+    assert plan.runs == [(0, 0, 4), (1, 4, 6)]
+    for _, begin, end in plan.runs:
+        assert plan.ranges[begin:end] == sorted(plan.ranges[begin:end])
+    assert plan.ids == ids[plan.rows].tolist()
+    shards, places = np.divmod(plan.ids, store.rows_per_shard)
+    assert plan.places.tolist() == places.tolist()
+    assert plan.ranges == [tuple(one) for one in ranges[shards, places].tolist()]

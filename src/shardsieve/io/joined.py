@@ -116,7 +116,7 @@ class JoinedReader:
                 self.counts.read += len(data)
                 self.counts.requests += 1 + retries
                 self.counts.retries += retries
-                bodies = {number: data}  # ranges come in file order: one body at a time
+                bodies[number] = data  # its answer holds it as well
             begin = offset - starts[number]
             yield bodies[number][begin : begin + length]
 

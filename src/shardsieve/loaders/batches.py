@@ -10,7 +10,7 @@ from shardsieve.store.store import Store
 
 
 class BatchPlan(NamedTuple):
-    """The reads of one batch, in order of shard and place.
+    """The reads of one batch, in order of shard and first byte.
 
     Attributes:
         ids: Sample ids.
@@ -33,14 +33,16 @@ def plan_batch(store: Store, ranges: NDArray[np.int64], wanted: NDArray[np.int64
     Raises:
         IndexError: If an id belongs to no sample, naming the first.
     """
-    order = np.argsort(wanted, kind="stable")
-    ids = wanted[order]
-    shards, places = np.divmod(ids, store.rows_per_shard)
-    if len(ids) and (ids[0] < 0 or shards[-1] >= store.num_shards):
-        raise _unknown(store, int(ids[0] if ids[0] < 0 else ids[-1]))
+    shards, places = np.divmod(wanted, store.rows_per_shard)
+    outside = (wanted < 0) | (shards >= store.num_shards)
+    if outside.any():
+        raise _unknown(store, wanted[outside])
     found = ranges[shards, places]
-    if len(ids) and found[:, 1].min() <= 0:
-        raise _unknown(store, int(ids[found[:, 1] <= 0][0]))
+    if len(wanted) and found[:, 1].min() <= 0:
+        raise _unknown(store, wanted[found[:, 1] <= 0])
+    # Rows of a `.beton` that several processes wrote do not lie one behind the other.
+    order = np.lexsort((wanted, found[:, 0], shards))
+    ids, shards, places, found = wanted[order], shards[order], places[order], found[order]
     offsets, lengths = found.T.tolist()
     cuts = [0, *(np.flatnonzero(shards[1:] != shards[:-1]) + 1).tolist(), len(ids)]
     runs = [(int(shards[begin]), begin, end) for begin, end in pairwise(cuts) if begin < end]
@@ -48,5 +50,5 @@ def plan_batch(store: Store, ranges: NDArray[np.int64], wanted: NDArray[np.int64
     return BatchPlan(ids.tolist(), order.tolist(), places, pairs, runs)
 
 
-def _unknown(store: Store, sample_id: int) -> IndexError:
-    return IndexError(f"sample id must name a sample of {store.path}, got {sample_id}")
+def _unknown(store: Store, ids: NDArray[np.int64]) -> IndexError:
+    return IndexError(f"sample id must name a sample of {store.path}, got {ids.min()}")
