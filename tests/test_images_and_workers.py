@@ -14,6 +14,7 @@ from torch import nn
 
 import shardsieve as ss
 from shardsieve.pack import pack
+from shardsieve.shards.pixels import in_8_bits
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.crops import Crop, cropped
 from shardsieve.train.embedding import embed
@@ -273,3 +274,9 @@ def test_a_jpeg_whose_sides_no_decoder_divides_is_cropped_where_its_pixels_are(t
         slow = np.asarray(cropped(whole.convert("RGB"), crop, 20), dtype=float)
     # One pixel of the crop is 8 of the image: 4 to 5 in brightness.
     assert np.abs((fast - slow)[..., :2].mean(axis=(0, 1))).max() < 0.7
+
+
+def test_pixels_beyond_sixteen_bits_are_white_and_those_below_nothing_black():
+    values = np.array([[-1, 0, 255, 256, 65_535, 65_536, 100_000, 2**31 - 1]], dtype=np.int32)
+    found = np.asarray(in_8_bits(Image.fromarray(values)))
+    assert found.tolist() == [[0, 0, 0, 1, 255, 255, 255, 255]]

@@ -5,10 +5,10 @@ from PIL import Image
 
 
 def in_8_bits(image: Image.Image) -> Image.Image:
-    """Return a grey image of 16 bits in 8, any other as it is.
+    """Return a grey image of 16 bits in 8, any other as it is; what is more than 16 bits is white.
 
     Pillow's own conversions cut every value off at 255: nearly all of such an image would be white.
     """
     if not image.mode.startswith("I"):
         return image
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
