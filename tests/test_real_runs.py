@@ -466,6 +466,8 @@ def test_a_tracker_keeps_its_files_with_the_run_and_goes_on_with_it(tmp_path):
         ({"accumulate": 0}, "accumulate must be at least 1, got 0"),
         ({"normalise": "none"}, "normalise must be one of half, imagenet"),
         ({"resolutions": ((0, 0),)}, "resolutions must be pairs"),
+        ({"resolutions": ((0, 16.0),)}, "resolutions must be pairs"),
+        ({"resolutions": ((0, 65_536),)}, "resolutions must be pairs"),
     ],
 )
 def test_bad_settings_are_refused(setting, message):

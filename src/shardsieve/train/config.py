@@ -160,9 +160,11 @@ class TrainConfig:
 
     def _check_resolutions(self) -> None:
         for pair in self.resolutions:
-            if len(pair) != 2 or pair[0] < 0 or pair[1] < 1:
+            is_pair = len(pair) == 2 and all(map(is_whole, pair))
+            if not is_pair or pair[0] < 0 or not 0 < pair[1] <= _MOST_PIXELS:
                 raise ValueError(
-                    f"resolutions must be pairs (first epoch, pixels), got {self.resolutions}"
+                    "resolutions must be pairs of whole numbers (first epoch, pixels), at most "
+                    f"{_MOST_PIXELS} pixels, got {self.resolutions}"
                 )
         begun = [epoch for epoch, _ in self.resolutions]
         if len(set(begun)) < len(begun):
