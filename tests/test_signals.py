@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -111,6 +112,16 @@ def test_matched_steps_scale_the_usual_window_where_none_is_given(tmp_path, monk
     how = {name: value for name, value in HOW.items() if name != "window"}
     score_store(store.path, CONFIG, match_steps_of=20, **how)
     assert told["window"] == matched_window(10, epochs=told["config"].epochs, full_epochs=20) != 10
+
+
+def test_matched_steps_are_the_optimisers_where_batches_are_accumulated(tmp_path, monkeypatch):
+    store = ss.index(write_shards(tmp_path, [40]), tmp_path / "s.zarr")
+    told = {}
+    monkeypatch.setattr(training, "score_seeds", lambda *_, **how: told.update(how) or {})
+    config = replace(CONFIG, batch_size=4, accumulate=5)
+    score_store(store.path, config, match_steps_of=9, **{**HOW, "seed_fraction": 0.4})
+    # 40 samples are two steps of five batches, and 16 are one of four.
+    assert told["config"].epochs == 18
 
 
 @pytest.mark.slow

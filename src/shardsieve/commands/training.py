@@ -79,7 +79,7 @@ def score_store(
     seeds = draw_seeds(store, seed_fraction, seed=config.seed, per_class=per_class)
     seeds, held = hold_out(seeds, held_out, seed=config.seed)
     if match_steps_of is not None:
-        batch = config.batch_size * accelerator.num_processes
+        batch = config.batch_size * config.accumulate * accelerator.num_processes
         sizes: dict[str, int] = {"full": len(store), "seeds": len(seeds), "batch": batch}
         config = replace(config, epochs=matched_epochs(match_steps_of, **sizes))
         scale = {"epochs": config.epochs, "full_epochs": match_steps_of}

@@ -75,7 +75,7 @@ def matched_epochs(full_epochs: int, *, full: int, seeds: int, batch: int) -> in
         full_epochs: Of the full run, at least 1.
         full: Samples of the full run.
         seeds: Samples that the seed run trains on, at least 1.
-        batch: Samples of one step over all ranks, of both runs.
+        batch: Samples of one optimiser step over all ranks, of both runs.
 
     >>> matched_epochs(12, full=50_000, seeds=10_000, batch=128)
     59
