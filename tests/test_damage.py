@@ -12,6 +12,7 @@ from tars import by_webdataset, write_shards, write_tar
 from torch.utils.data import DataLoader
 
 import shardsieve as ss
+from shardsieve.io.spans import HARD_DISK
 from shardsieve.train.recorder import Recorder
 
 pytestmark = [
@@ -66,6 +67,22 @@ def test_a_shard_cut_anywhere_gives_whole_samples_or_names_them(indexed, cut):
             where = rf"s-000\.tar ends before .*sample 00-000{sample_id}, bytes {offset}-"
             with pytest.raises(ss.CorruptShardError, match=where):
                 ss.ShardDataset(store)[sample_id]
+
+
+def test_joined_reads_of_a_shard_cut_short_cost_no_whole_sample(indexed):
+    """They were lost with the one read that served them all."""
+    store, whole = indexed
+    offset, length = store.ranges[0, 4].tolist()
+    os.truncate(store.urls[0], offset + length // 2)
+    data = ss.ShardDataset(store, on_error="skip", max_unreadable=3, storage=HARD_DISK)
+    assert ids_of(data.__getitems__(store.ids().tolist())) == [0, 1, 2, 3]
+    assert data.unreadable == [4, 5, 6]
+    with pytest.raises(ss.CorruptShardError, match=r"ends before .*sample 00-0004, bytes"):
+        ss.ShardDataset(store, storage=HARD_DISK).__getitems__(store.ids().tolist())
+    Path(store.urls[0]).write_bytes(whole)
+    kept = ss.ShardDataset(store, storage=HARD_DISK)
+    kept.__getitems__(store.ids().tolist())
+    assert kept.ledger.total.requests == 1, "the reads were not joined"
 
 
 @pytest.mark.parametrize("at", [0, 124, 156, 345])

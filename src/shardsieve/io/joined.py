@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from shardsieve._errors import CorruptShardError
 from shardsieve.io.counts import Counts
 from shardsieve.io.helper import helper_here
-from shardsieve.io.local import LocalReader
+from shardsieve.io.local import EndsEarly, LocalReader
 from shardsieve.io.objects import Fetched, fetch, forked_after_use, is_remote
 from shardsieve.io.spans import Spans, Storage, plan_spans
 from shardsieve.io.stopping import StoppingPool
@@ -108,17 +109,18 @@ class JoinedReader:
         self._own()
         spans, answers, _ = self._taken(url, tuple(ranges))
         self.counts.kept += sum(length for _, length in ranges)
-        bodies: dict[int, bytes] = {}
-        starts = spans.start.tolist()
+        bodies: dict[int, bytes | None] = {}
+        starts, served = spans.start.tolist(), np.bincount(spans.of).tolist()
         for (offset, length), number in zip(ranges, spans.of.tolist(), strict=True):
             if number not in bodies:
-                data, retries = self._waited(answers[number])
-                self.counts.read += len(data)
-                self.counts.requests += 1 + retries
-                self.counts.retries += retries
-                bodies[number] = data  # its answer holds it as well
+                # The answer holds them as well.
+                bodies[number] = self._body(url, answers[number], served[number])
+            body = bodies[number]
+            if body is None:
+                yield self._counted(self._submit([(url, offset, length)])[0])
+                continue
             begin = offset - starts[number]
-            yield bodies[number][begin : begin + length]
+            yield body[begin : begin + length]
 
     def read(self, url: str, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes of `url` from `offset`; see `read_many`."""
@@ -157,6 +159,26 @@ class JoinedReader:
         """Return the reads that were begun for just these ranges, or begin them."""
         self._start([(url, ranges)])
         return self._pending.pop((url, ranges))
+
+    def _body(self, url: str, answer: Answer, served: int) -> bytes | None:
+        """Return the bytes of a read, None if each of the ranges it serves is to be read alone.
+
+        Where a file ends early or a disk is damaged others of them are whole; an object that
+        cannot be reached would only be waited for again.
+        """
+        try:
+            return self._counted(answer)
+        except CorruptShardError as error:
+            if served == 1 or (is_remote(url) and not isinstance(error, EndsEarly)):
+                raise
+            return None
+
+    def _counted(self, answer: Answer) -> bytes:
+        data, retries = self._waited(answer)
+        self.counts.read += len(data)
+        self.counts.requests += 1 + retries
+        self.counts.retries += retries
+        return data
 
     def _waited(self, answer: Answer) -> Fetched:
         try:

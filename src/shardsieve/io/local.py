@@ -158,9 +158,13 @@ def _in_memory(file: int, offset: int, length: int) -> bool:
         return False
 
 
-def too_short(url: str, needed: int) -> CorruptShardError:
+class EndsEarly(CorruptShardError):
+    """A shard ends before a byte that is needed; what comes before can be read."""
+
+
+def too_short(url: str, needed: int) -> EndsEarly:
     """Return the error of a shard that ends before a byte that is needed."""
-    return CorruptShardError(
+    return EndsEarly(
         f"shard {url} ends before byte {needed}; it was truncated or replaced after indexing: "
         "index it again"
     )
