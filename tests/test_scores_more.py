@@ -231,6 +231,18 @@ def test_k_means_by_rounds_is_that_of_one_call(monkeypatch, spherical, samples):
     assert told[-1] == (60, 60)
 
 
+@pytest.mark.parametrize(("samples", "clusters_asked"), [(20_000, 100), (40, 40)])
+def test_rounds_of_k_means_keep_the_last_bits_of_unit_centres(samples, clusters_asked):
+    rng = np.random.default_rng(0)
+    rng.normal(size=(5000, 16))
+    points = rng.normal(size=(samples, 64)).astype(np.float32)
+    how = {"seed": 30_973_114, "spherical": True}  # there a bit decides to whom a sample belongs
+    found = scores.k_means(points, clusters_asked, restarts=1, **how)
+    engine = faiss.Kmeans(64, clusters_asked, niter=20, **how, min_points_per_centroid=1)
+    engine.train(points / np.linalg.norm(points, axis=1, keepdims=True))
+    np.testing.assert_array_equal(found, engine.centroids)
+
+
 # Messages ----------------------------------------------------------------------------------
 
 

@@ -101,17 +101,26 @@ def _one_run(
     spherical: bool,
 ) -> tuple[Centres, float]:
     """Return the centres after so many rounds, and how good they are, higher is better."""
-    how: dict[str, Any] = {"niter": 1, "seed": seed, "spherical": spherical}
     # With few points per cluster faiss would only warn, on standard output.
-    how |= {"min_points_per_centroid": 1, "max_points_per_centroid": _MOST}
+    how: dict[str, Any] = {"niter": 1, "seed": seed, "min_points_per_centroid": 1}
+    how |= {"max_points_per_centroid": _MOST}
     centres, good = None, 0.0
     # A call each: faiss says nothing while it goes through them, for half an hour on many rows.
     for done in range(1, rounds + 1):
-        engine = faiss.Kmeans(points.shape[1], clusters, **how)
+        # A spherical one scales the centres that it is given, which have length 1 already, and
+        # that moves their last bits: in the end other centres than those of a single call.
+        engine = faiss.Kmeans(points.shape[1], clusters, **how, spherical=spherical and done == 1)
+        if spherical:
+            engine.index = faiss.IndexFlatIP(points.shape[1])
         summed = float(engine.train(points, init_centroids=centres))
         found = np.array(engine.centroids, dtype=np.float32).reshape(clusters, -1)
+        if spherical and done > 1:
+            faiss.normalize_L2(found)
         good = summed if spherical else -summed  # of cosines, or of squared distances
-        settled = centres is not None and np.array_equal(found, centres)
+        # As many points as clusters are themselves the centres, at once.
+        settled = len(points) == clusters or (
+            centres is not None and np.array_equal(found, centres)
+        )
         centres = found
         told(rounds if settled else done)
         if settled:
