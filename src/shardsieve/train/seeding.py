@@ -160,7 +160,7 @@ def score_seeds(
         on_main(accelerator, lambda: [add_scores(store, one, scores, **how) for one in watched])
         return finished
     on_main(accelerator, lambda: check_names(store, watched, scored))
-    model = fresh_model(config, num_classes, accelerator)
+    model = fresh_model(config, num_classes, accelerator, recorded=True)
     how = {"folder": run, "checkpoint_steps": checkpoint_steps}
     trainer = Trainer(model, store, keep, config, accelerator, adversary=adversary, **how)
     on_main(accelerator, lambda: run.claim(identity))
