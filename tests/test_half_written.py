@@ -68,10 +68,10 @@ class Killed:
 @pytest.mark.parametrize(
     ("put", "change", "held", "every"),
     [
-        (put_score, put_score, a_score, 2),
-        (put_score, forget_score, a_score, 1),
-        (put_pseudo_labels, put_pseudo_labels, pseudo_labels, 4),
-        (put_dynamics, put_dynamics, dynamics, 7),
+        (put_score, put_score, a_score, 3),
+        (put_score, forget_score, a_score, 2),
+        (put_pseudo_labels, put_pseudo_labels, pseudo_labels, 6),
+        (put_dynamics, put_dynamics, dynamics, 10),
     ],
 )
 def test_what_is_killed_half_way_is_whole_or_not_listed(s3, tmp_path, put, change, held, every):
