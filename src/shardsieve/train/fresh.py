@@ -1,7 +1,5 @@
 """A network to train, tried before the work starts."""
 
-import sys
-
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -34,22 +32,24 @@ def fresh_model(
     set_seed(config.seed)
     model = load_model(config.model, num_classes, config.channels or 3)
     if config.model not in MODELS:
-        most = num_classes if recorded else sys.maxsize - 1
-        _try(model.to(accelerator.device), config, range(num_classes, most + 1), accelerator)
+        for answer in _answers(model.to(accelerator.device), config, accelerator):
+            _check(answer, config.model, num_classes, exactly=recorded)
     return model
 
 
-def _try(model: nn.Module, config: TrainConfig, logits: range, accelerator: Accelerator) -> None:
+def _answers(model: nn.Module, config: TrainConfig, accelerator: Accelerator) -> list[object]:
     sides = {config.size or 1, *(pixels for _, pixels in config.resolutions)}
+    shapes = [(config.channels or 3, side, side) for side in sorted(sides)]
     with torch.random.fork_rng([]), torch.no_grad(), evaluated(model), accelerator.autocast():
-        for side in sorted(sides):
-            image = (config.channels or 3, side, side)
-            answer: object = answer_to_black(model, image, accelerator.device)
-            shape = tuple(answer.shape) if isinstance(answer, Tensor) else ()
-            if len(shape) == 2 and shape[0] == 2 and shape[1] in logits:
-                continue
-            got = shape or type(answer).__name__
-            raise ShardsieveError(
-                f"model {config.model!r} must give {logits.start} logits for an image, got {got} "
-                "of two; let its factory take num_classes and return a network with so many outputs"
-            )
+        return [answer_to_black(model, shape, accelerator.device) for shape in shapes]
+
+
+def _check(answer: object, model: str, num_classes: int, *, exactly: bool) -> None:
+    shape = tuple(answer.shape) if isinstance(answer, Tensor) else ()
+    fits = len(shape) == 2 and shape[0] == 2 and shape[1] >= num_classes
+    if not fits or (exactly and shape[1] > num_classes):
+        raise ShardsieveError(
+            f"model {model!r} must give {num_classes} logits for an image, got "
+            f"{shape or type(answer).__name__} of two; let its factory take num_classes and "
+            "return a network with so many outputs"
+        )
