@@ -76,9 +76,9 @@ def main() -> None:
     train, test = stores(options)
     rows: dict[str, list[dict[str, Any]]] = {}
     targets = [STATIC[method] for method in methods(options) if method in STATIC]
+    for seed in draws(options) if targets else ():
+        scored(train, config, options.out, seed, targets)
     for method, removed, seed in todo(options):
-        if method == "full":
-            scored(train, config, options.out, seed, targets)
         name = method if method == "full" else f"{method}, {round(100 * removed)} % removed"
         folder = options.out / "runs" / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
         by = STATIC[method].format(seed=seed) if method in STATIC else None
@@ -106,6 +106,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0, help="to add trials elsewhere")
     parser.add_argument("--removed", type=float, nargs="+", default=[0.5, 0.3, 0.7])
     parser.add_argument(
         "--only", nargs="+", default=[""], help="rows whose names hold one of these"
@@ -163,14 +164,19 @@ def scored(store: ss.Store, config: TrainConfig, out: Path, seed: int, targets: 
 
 def todo(options: argparse.Namespace) -> list[tuple[str, float, int]]:
     """Return (method, removed, seed), share by share: the first is soon complete."""
-    draws = range(options.seeds)
-    full = [("full", 0.0, seed) for seed in draws]
-    return full + [
+    shares = [
         (name, share, seed)
         for share in options.removed
-        for seed in draws
+        for seed in draws(options)
         for name in methods(options)
     ]
+    if not any(part in "full" for part in options.only):
+        return shares
+    return [("full", 0.0, seed) for seed in draws(options)] + shares
+
+
+def draws(options: argparse.Namespace) -> range:
+    return range(options.first_seed, options.first_seed + options.seeds)
 
 
 def methods(options: argparse.Namespace) -> list[str]:
