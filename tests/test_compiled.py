@@ -13,7 +13,9 @@ import shardsieve as ss
 from shardsieve.commands.recipe import read_recipe
 from shardsieve.commands.training import score_store, train_store
 from shardsieve.pack import pack
+from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
+from shardsieve.train.images import Batch
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.recorder import Recorder
 from shardsieve.train.stepping import Stepper
@@ -107,6 +109,22 @@ def test_a_compiled_seed_run_records_what_a_plain_one_does(packed, tmp_path):
     for signal in plain.signals:
         ours, theirs = compiled.signal(signal), plain.signal(signal)
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4, err_msg=signal)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("method", ["pgd", "trades"])
+def test_an_attack_is_made_in_the_precision_of_the_training(method, compiled):
+    seen, network = [], small(10)
+    adversary = Adversary(method=method, steps=2, predictions="clean")
+    # Compiled for another size of batch: what torch compiles, it does not tell of.
+    config = replace(ALL, compile=compiled, batch_size=64)
+    stepper = Stepper(network, config, make_accelerator(precision="bf16"), adversary)
+    network[-1].register_forward_hook(lambda layer, given, made: seen.append(made.dtype))
+    pixels, labels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1])
+    batch = Batch(pixels, labels, labels, torch.ones(2))
+    logits, _ = stepper.batch(batch, epoch=0, place=0, share=1.0, last=True)
+    assert seen == [torch.bfloat16] * adversary.passes[0]
+    assert logits.dtype == torch.float32
 
 
 def test_half_precision_without_a_gpu_is_one_line():

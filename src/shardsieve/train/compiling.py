@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 
@@ -32,3 +33,21 @@ class Compiled(nn.Module):
         fast = len(images) == self.batch_size
         logits: Tensor = self._fast[0](images) if fast else self.network(images)
         return logits
+
+
+class Uncompiled(nn.Module):
+    """Runs a network that was compiled as it is, in the precision that a launch prepared it for.
+
+    Accelerate casts where it is asked to prepare a module, which is the compiled one: an attack,
+    which moves images by gradients of many passes, would be made in another precision.
+    """
+
+    def __init__(self, network: nn.Module, accelerator: Accelerator) -> None:
+        super().__init__()
+        self.network, self._accelerator = network, accelerator
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return what the network makes of images (n, c, h, w), as float32."""
+        with self._accelerator.autocast():
+            logits: Tensor = self.network(images)
+        return logits.float()

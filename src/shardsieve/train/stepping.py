@@ -16,7 +16,7 @@ from shardsieve.order import hash_key
 from shardsieve.policy.weights import weighted
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.averaging import RunningAverage
-from shardsieve.train.compiling import Compiled
+from shardsieve.train.compiling import Compiled, Uncompiled
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.images import Batch, augment, normalised
 
@@ -52,6 +52,7 @@ class Stepper:
         self._ema = RunningAverage(model, accelerator.device, config.ema) if config.ema else None
         running = Compiled(model, config.batch_size) if config.compile else model
         self.model, self.optimizer = accelerator.prepare(running, optimizer)
+        self._attacked = Uncompiled(model, accelerator) if config.compile else model
 
     def prepared(self) -> Iterator[Any]:
         """Yield what Accelerate prepared: the optimiser, and the model with what is around it."""
@@ -131,7 +132,7 @@ class Stepper:
         loss = partial(cross_entropy, reduction="none", label_smoothing=self.config.label_smoothing)
         if self.adversary is not None:
             return self.adversary(
-                self.model, self.bare, images, labels, loss, normalise=self.config.normalise
+                self.model, self._attacked, images, labels, loss, normalise=self.config.normalise
             )
         logits: Tensor = self.model(images)
         return logits, loss(logits, labels)
