@@ -11,8 +11,14 @@ from launching import on_two_ranks
 
 ROOT = pathlib.Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# What imports Lightning, for seconds, runs in one process.
+LIGHTNING = pytest.mark.xdist_group("lightning")
 BLOCKS = [
-    pytest.param(match[1], id=f"{page.name}-{number}")
+    pytest.param(
+        match[1],
+        id=f"{page.name}-{number}",
+        marks=LIGHTNING if "lightning" in match[1] else (),
+    )
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
     for number, match in enumerate(BLOCK.finditer(page.read_text()), start=1)
 ]

@@ -256,6 +256,22 @@ def test_the_variables_of_a_training_loop_are_not_kept(store):
     assert seen() is None
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_iterator_from_before_the_epoch_does_not_go_on(store, workers):
+    sampler = ss.PrunedShardSampler(store)
+    loader = loader_of(store, sampler, workers)
+    batches = iter(loader)
+    next(batches)
+    sampler.set_epoch(0)
+    next(batches)
+    sampler.set_epoch(1)
+    with pytest.raises(
+        ss.ShardsieveError, match=r"made before set_epoch\(1\).*call set_epoch before"
+    ):
+        list(batches)
+    assert sorted(flat(ids_of(loader))) == store.ids().tolist()
+
+
 def test_the_next_batch_is_begun_before_this_one_is_decoded(store, monkeypatch):
     data, calls = ss.ShardDataset(store), []
     monkeypatch.setattr(data.reader, "prefetch", lambda r: calls.append(sum(len(x) for _, x in r)))

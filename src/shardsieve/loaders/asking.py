@@ -122,16 +122,19 @@ def caller_of() -> Any:
     return _self_of(sys._getframe(2))
 
 
-def numbered_by_accelerate() -> bool:
-    """Return whether Accelerate's loader called the caller for a pass that it begins.
+def numbered_by_loader() -> bool:
+    """Return whether a loader of Accelerate or Fabric called the caller for a pass that it begins.
 
     It numbers the passes since it was made; a user's own call of its `set_epoch` is another thing.
     """
     called = sys._getframe(2)
-    loader, above = _self_of(called), called.f_back
-    if not isinstance(loader, DataLoaderShard) or above is None:
+    above = called.f_back
+    if above is None or above.f_code.co_name != "__iter__":
         return False
-    return above.f_code.co_name == "__iter__" and _self_of(above) is loader
+    loader = _self_of(above)
+    if isinstance(loader, DataLoaderShard):
+        return _self_of(called) is loader
+    return type(loader).__name__ == "_FabricDataLoader"  # of Lightning, which need not be there
 
 
 def planned_samples(loader: Any) -> int | None:

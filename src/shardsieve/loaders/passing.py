@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from shardsieve._errors import ShardsieveError
 from shardsieve.keepset import KeepSet
 from shardsieve.loaders.asking import HandedOut
 from shardsieve.loaders.planned import Ids, PlannedId, weighted_ids
@@ -39,6 +40,7 @@ class Pass:
         batched: Whether the batch size is known.
         asked: Places asked for so far, over all ranks.
         whole: Whether it was asked for to its end.
+        followed_by: The epoch that was chosen since.
     """
 
     steps: Steps
@@ -46,6 +48,7 @@ class Pass:
     batched: bool
     asked: int = 0
     whole: bool = False
+    followed_by: int | None = None
 
     def ids(
         self, parts: Iterator[Ids], share: Share, keep: KeepSet, score: str | None
@@ -62,6 +65,7 @@ class Pass:
         batches = self._batches(parts, ranks, share, keep, score)
         # A worker's next batch comes after one for each of the others.
         for done, batch in _looking_ahead(batches, workers * len(ranks)):
+            self._refuse_to_go_on()
             mine = batch[:left]
             left -= len(mine)
             if not self.batched and world.size == 1:
@@ -93,6 +97,15 @@ class Pass:
         if asked or self.handed_out is None:
             return self.asked
         return self.steps.places_done(self.handed_out.count())
+
+    def _refuse_to_go_on(self) -> None:
+        """Refuse a loader whose iterator is older than the epoch: it would give another one's."""
+        if self.followed_by is not None and self.handed_out is not None:
+            raise ShardsieveError(
+                f"the loader's iterator was made before set_epoch({self.followed_by}) and gives "
+                "another epoch's samples; call set_epoch before iter(loader), under Lightning in "
+                "train_dataloader (see docs/training.md)"
+            )
 
     def _counted(self, ids: list[int], score: str | None) -> Iterator[int]:
         """Yield ids of a pass that nobody batches or shares: every one of them is a place."""

@@ -14,7 +14,7 @@ from shardsieve.keepset import KeepSet, keep_set_of, refuse_selection
 from shardsieve.loaders.asking import (
     Asking,
     called_by,
-    numbered_by_accelerate,
+    numbered_by_loader,
     who_asks,
 )
 from shardsieve.loaders.moving import StepCount, kept_of
@@ -122,7 +122,7 @@ class PrunedShardSampler(Sampler[int]):
         self.batch_size, self.world = batch_size, world
         self._seen = Asking()
         self.epoch = 0
-        # How far it is ahead of Accelerate's own count of passes, and whether that is to be seen.
+        # How far it is ahead of a loader's own count of passes, and whether that is to be seen.
         self._ahead, self._told = 0, False
         self._warned = False
         self._begin(0)
@@ -130,13 +130,14 @@ class PrunedShardSampler(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; going to another one starts at its beginning.
 
-        With a policy every rank must call it: losses are joined here, once per epoch. Accelerate's
-        loader calls it for every pass, and counts on from the epoch that was chosen or loaded.
+        With a policy every rank must call it: losses are joined here, once per epoch. The loaders
+        of Accelerate and Fabric call it for every pass, and count on from the epoch that was chosen
+        or loaded. A torch loader that was asked for its iterator before raises when it goes on.
 
         Raises:
             ValueError: If it is below 0.
         """
-        if numbered_by_accelerate():
+        if numbered_by_loader():
             self._ahead = self.epoch - epoch if self._told else self._ahead
             epoch, self._told = epoch + self._ahead, False
         else:
@@ -149,6 +150,8 @@ class PrunedShardSampler(Sampler[int]):
             raise ValueError(f"epoch must be at least 0, got {epoch}; the first one is 0")
         # An epoch that the policy refuses is not the sampler's: asked again, it is refused again.
         choice = self.policy.choose(int(epoch)) if self.policy is not None else None
+        if self._pass is not None:
+            self._pass.followed_by = int(epoch)
         self.epoch = int(epoch)
         self._begin(0)
         if choice is not None:

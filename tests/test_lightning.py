@@ -1,0 +1,151 @@
+"""Real Lightning over a pruned loader: moving keep sets, validation, stops, and Fabric."""
+
+from contextlib import nullcontext
+
+import lightning
+import pytest
+import torch
+from lightning.fabric import Fabric
+from test_docs import BLOCKS
+from torch.utils.data import DataLoader
+
+import shardsieve as ss
+from shardsieve.train.images import ImageDecoder, collate
+
+pytestmark = pytest.mark.xdist_group("lightning")
+EPOCHS = 3
+POLICIES = {
+    "grows": lambda: ss.AnnealedScore("mine", 0.3, 1.0, EPOCHS),
+    "by losses": lambda: ss.InfoBatch(num_epochs=EPOCHS),
+}
+
+
+@pytest.fixture(scope="module")
+def documented(tmp_path_factory):
+    """The module of the docs, and its store with a score."""
+    (code,) = [block.values[0] for block in BLOCKS if "LightningModule" in block.values[0]]
+    names = {}
+    exec(compile(code, "<docs>", "exec"), names)
+    store, number = names["store"], torch.Generator().manual_seed(0)
+    store.put_score("mine", torch.rand(len(store), generator=number))
+    return names["Module"], store
+
+
+class Watched(lightning.Callback):
+    """Notes every step's epoch and ids, and the validated epochs; saves and stops if told to."""
+
+    def __init__(self, stop=None, path=None):
+        """Stop after so many steps, or at the `end` of an epoch."""
+        self.seen, self.validated, self.stop, self.path = [], [], stop, path
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.seen.append((trainer.current_epoch, batch.ids.tolist()))
+        self._stop(trainer, len(self.seen))
+
+    def on_validation_start(self, trainer, module):
+        self.validated.append(trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer, module):
+        self._stop(trainer, "end")
+
+    def _stop(self, trainer, now):
+        if now == self.stop:
+            trainer.save_checkpoint(self.path)
+            raise InterruptedError
+
+
+def trainer(watched, **how):
+    quiet = ("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary")
+    how |= dict.fromkeys(quiet, False) | {"use_distributed_sampler": False, "accelerator": "cpu"}
+    return lightning.Trainer(**how, max_epochs=EPOCHS, callbacks=[watched], num_sanity_val_steps=0)
+
+
+def trained(documented, policy, *, workers=0, stop=None, path=None):
+    module, store = documented
+
+    class Module(module):
+        def train_dataloader(self):
+            loader = super().train_dataloader()
+            how = {"sampler": loader.sampler, "batch_size": loader.batch_size}
+            return DataLoader(loader.dataset, **how, collate_fn=collate, num_workers=workers)
+
+        def val_dataloader(self):
+            return DataLoader(torch.zeros(2), batch_size=2)
+
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    torch.manual_seed(0)
+    sampler = ss.PrunedShardSampler(store, policy=POLICIES[policy](), batch_size=64)
+    watched = Watched(stop, path)
+    fit = trainer(watched, reload_dataloaders_every_n_epochs=1).fit
+    with pytest.raises(InterruptedError) if stop else nullcontext():
+        fit(Module(sampler), ckpt_path=None if stop else path, weights_only=False)
+    return watched
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_epoch_is_whole_and_validated_however_often_it_is_stopped(
+    documented, tmp_path, policy
+):
+    whole = trained(documented, policy)
+    expected = range(EPOCHS)
+    assert whole.validated == [*expected]
+    kept = [[i for epoch, ids in whole.seen if epoch == one for i in ids] for one in expected]
+    assert [len(ids) for ids in kept] == [len(set(ids)) for ids in kept]
+    assert len(kept[0]) != len(kept[1])
+    assert len(kept[-1]) == len(documented[1])
+    first = sum(epoch == 0 for epoch, _ in whole.seen)
+    for number, (workers, stop) in enumerate([(0, first + 3), (2, first + 5), (2, "end")]):
+        path = tmp_path / f"{number}.ckpt"
+        before = trained(documented, policy, workers=workers, stop=stop, path=path)
+        after = trained(documented, policy, workers=workers, path=path)
+        assert before.seen + after.seen == whole.seen
+        assert before.validated + after.validated == whole.validated
+
+
+def test_a_loader_that_lightning_began_too_early_is_refused(documented, tmp_path):
+    module, store = documented
+
+    class Module(module):
+        """Keeps nothing of the sampler, as fixed keep sets do not ask for it."""
+
+        on_save_checkpoint = on_load_checkpoint = lightning.LightningModule.on_load_checkpoint
+
+    def run(stop, resume=None):
+        sampler = ss.PrunedShardSampler(store, policy=ss.RandomDynamic(0.5), batch_size=64)
+        data = ss.ShardDataset(store, ImageDecoder(size=8, channels=1))
+        loader = DataLoader(data, sampler=sampler, batch_size=64, collate_fn=collate, num_workers=1)
+        watched = Watched(stop, tmp_path / "a.ckpt")
+        trainer(watched).fit(Module(sampler), loader, ckpt_path=resume, weights_only=False)
+
+    with pytest.raises(InterruptedError):
+        run("end")
+    with pytest.raises(ss.ShardsieveError, match=r"made before set_epoch\(1\)"):
+        run(None, tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_fabric_counts_on_from_the_epoch_that_was_loaded(documented, workers):
+    store, fabric = documented[1], Fabric(accelerator="cpu", devices=1)
+
+    def loaded(state=None):
+        sampler = ss.PrunedShardSampler(store, policy=ss.RandomDynamic(0.5), batch_size=64)
+        if state is not None:
+            sampler.load_state_dict(state)
+        data = ss.ShardDataset(store, ImageDecoder(size=8, channels=1))
+        how = {"sampler": sampler, "collate_fn": collate, "num_workers": workers}
+        loader = DataLoader(data, batch_size=64, **how)
+        return sampler, fabric.setup_dataloaders(loader, use_distributed_sampler=False)
+
+    sampler, loader = loaded()
+    whole, state = [], None
+    for epoch in range(4):
+        for number, batch in enumerate(loader):
+            whole.append(batch.ids.tolist())
+            if (epoch, number) == (2, 4):
+                state, done = sampler.state_dict(), len(whole)
+    sampler, loader = loaded(state)
+    rest = [batch.ids.tolist() for _ in range(2) for batch in loader]
+    assert (sampler.epoch, rest) == (3, whole[done:])
