@@ -5,8 +5,10 @@ from contextlib import nullcontext
 import lightning
 import pytest
 import torch
+import webdataset as wds
 from lightning.fabric import Fabric
 from test_docs import BLOCKS
+from test_webdataset import batched_behind, batched_inside
 from torch.utils.data import DataLoader
 
 import shardsieve as ss
@@ -39,7 +41,7 @@ class Watched(lightning.Callback):
         self.seen, self.validated, self.stop, self.path = [], [], stop, path
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.seen.append((trainer.current_epoch, batch.ids.tolist()))
+        self.seen.append((trainer.current_epoch, getattr(batch, "ids", batch[0]).tolist()))
         self._stop(trainer, len(self.seen))
 
     def on_validation_start(self, trainer, module):
@@ -124,6 +126,40 @@ def test_a_loader_that_lightning_began_too_early_is_refused(documented, tmp_path
         run("end")
     with pytest.raises(ss.ShardsieveError, match=r"made before set_epoch\(1\)"):
         run(None, tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("make", [batched_inside, batched_behind])
+def test_a_pruned_loader_is_stopped_and_goes_on_by_itself(documented, tmp_path, make):
+    store = documented[1]
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Linear(1, 1)
+            pipeline = wds.WebDataset(store.urls, shardshuffle=8).to_tuple("__id__")
+            how = {"keep_fraction": 0.1, "rule": "random"}
+            self.loader = ss.prune(make(pipeline, workers=1), store, **how)
+
+        def train_dataloader(self):
+            self.loader.set_epoch(self.current_epoch)
+            return self.loader
+
+        def training_step(self, batch, batch_idx):
+            return self.net(torch.zeros(1)).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    def run(stop=None, path=None):
+        watched = Watched(stop, tmp_path / "a.ckpt")
+        fit = trainer(watched, reload_dataloaders_every_n_epochs=1).fit
+        with pytest.raises(InterruptedError) if stop else nullcontext():
+            fit(Module(), ckpt_path=path, weights_only=False)
+        return watched.seen
+
+    whole = run()
+    assert run(stop=50) + run(path=tmp_path / "a.ckpt") == whole
+    assert len(whole) == EPOCHS * 36
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -341,6 +341,7 @@ def test_accelerate_knows_where_a_pass_of_batches_ends(urls, store, make, kept, 
     keep = ss.select(store, keep_fraction=kept, rule="random").ids().tolist()
     assert sorted(seen) == sorted(keep * 2)
     assert ends == ([False] * (-(-len(keep) // 4) - 1) + [True]) * 2
+    assert len(loader) == len(ends) / 2
 
 
 @pytest.mark.parametrize("place", ["in the pipeline", "behind the loader", "nowhere"])

@@ -127,12 +127,11 @@ def prune_loader(loader: Any, store: Store, **options: Any) -> Any:
         inside = batch_size_of(inner.dataset.pipeline[1:])[0] is not None or not made_here
         inner.dataset.source.batched_inside = inside or size is None
         inner.dataset.source.inexact += tuple(inexact_stages(loader.pipeline[1:]))
-        outer = copy.copy(loader)
         if size is not None:
             # Its batches are counted, not what its workers give.
             inner.__dict__["_get_iterator"] = _method_of(inner, _counted_iterator)
-            outer = PrunedWebLoader.__new__(PrunedWebLoader)
-            outer.__dict__.update(loader.__dict__)
+        outer = PrunedWebLoader.__new__(PrunedWebLoader)
+        outer.__dict__.update(loader.__dict__)
         outer.pipeline = [inner, *loader.pipeline[1:]]
         for name in ("set_epoch", "state_dict", "load_state_dict"):
             setattr(outer, name, getattr(inner, name))
@@ -207,12 +206,29 @@ def _loader_state(loader: Any, *, samples_done: int | None = None) -> dict[str, 
 
 
 class PrunedWebLoader(wds.WebLoader):  # type: ignore[misc]
-    """A `WebLoader` that makes batches behind its workers; made by `prune`."""
+    """A `WebLoader` that reads kept samples only; made by `prune`."""
 
-    def iterator1(self) -> RegisteredIterator:
-        """Iterate the batches of one pass."""
+    def __len__(self) -> int:
+        """Return what one rank gives in an epoch over all its workers: batches, or samples.
+
+        Trainers that find no length ask for a batch more than they train on, and a state counts it.
+        Stages that drop or add samples are not known to it.
+        """
+        if self.nsamples > 0:
+            return int(self.nsamples)
+        inner = self.pipeline[0]
+        return inner.dataset.source.rank_batches() if self._makes_batches() else len(inner)
+
+    def iterator1(self) -> Iterator[Any]:
+        """Iterate the items of one pass; batches that are made behind the workers are counted."""
+        if not self._makes_batches():
+            found: Iterator[Any] = super().iterator1()
+            return found
         begin = functools.partial(self.pipeline[0].dataset.source.begin_pass, batches=True)
         return RegisteredIterator(super().iterator1, begin)
+
+    def _makes_batches(self) -> bool:
+        return batch_size_of(self.pipeline[1:])[0] is not None
 
 
 class PrunedPipeline(wds.WebDataset):  # type: ignore[misc]
