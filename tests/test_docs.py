@@ -1,15 +1,10 @@
 import os
-import pathlib
 import re
-import signal
-import subprocess
-import sys
-import time
 
+import forks
 import pytest
-from launching import on_two_ranks
+from launching import ROOT
 
-ROOT = pathlib.Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # What imports Lightning, for seconds, runs in one process.
 LIGHTNING = pytest.mark.xdist_group("lightning")
@@ -40,7 +35,7 @@ def test_the_loop_for_accelerate_runs_on_two_processes_as_it_stands(tmp_path):
     codes = [block.values[0] for block in BLOCKS if "accelerator.prepare(" in block.values[0]]
     assert len(codes) == 1
     (tmp_path / "loop.py").write_text(codes[0])
-    on_two_ranks(tmp_path / "loop.py")
+    forks.run(tmp_path / "loop.py", ranks=2)
 
 
 def _is_below(name, folder):
@@ -50,13 +45,14 @@ def _is_below(name, folder):
 
 @pytest.mark.slow
 def test_the_demo_stops_with_one_line_as_the_commands_do(tmp_path):
-    command = [sys.executable, ROOT / "tools" / "demo.py", tmp_path / "out", "--epochs", "2000"]
-    demo = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while demo.poll() is None and not _is_below("history.jsonl", tmp_path / "out"):
-        time.sleep(0.1)
-    demo.send_signal(signal.SIGTERM)
-    said = demo.communicate()[1].splitlines()
+    said, how = tmp_path / "said", ["--epochs", "2000"]
+    said.touch()
+    demo = forks.start("tools/demo.py", tmp_path / "out", *how, err=said)
+    forks.wait_for(lambda: _is_below("history.jsonl", tmp_path / "out"), demo)
+    demo[0].terminate()
+    assert forks.ended(demo) == [143]
+    lines = said.read_text().splitlines()
+    assert len(lines) == 1
     assert re.fullmatch(
-        r"shardsieve: stopped in epoch \d+; the same command goes on from there", said[-1]
+        r"shardsieve: stopped in epoch \d+; the same command goes on from there", lines[0]
     )
-    assert (demo.returncode, len(said)) == (143, 1)
