@@ -1,5 +1,6 @@
 """What is no number, no id or no name is refused from Python too, and nothing is lost by it."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,9 @@ import torch
 from tars import write_shards
 
 import shardsieve as ss
+from shardsieve.train.adversary import Adversary
+from shardsieve.train.config import TrainConfig
+from shardsieve.train.turtle import TurtleConfig
 
 N = 9
 
@@ -306,3 +310,12 @@ def test_weights_are_found_in_a_batch_of_any_form():
     for losses in (torch.ones(3), torch.ones(2, 1), torch.ones(2, 2)):
         with pytest.raises(ValueError, match="losses must have one value per weight"):
             ss.weighted(losses, weights)
+
+
+def test_settings_of_runs_may_be_numpys_numbers_and_are_written_as_plain_ones():
+    config = TrainConfig(epochs=np.int64(3), learning_rate=np.float32(0.5), compile=np.True_)
+    plain = TrainConfig(epochs=3, learning_rate=0.5, compile=True)
+    assert json.dumps(config.to_dict()) == json.dumps(plain.to_dict())
+    attack = Adversary(steps=np.int64(2), epsilon=np.float32(0.5))
+    assert json.dumps(attack.to_dict()) == json.dumps(Adversary(steps=2, epsilon=0.5).to_dict())
+    assert json.dumps(vars(TurtleConfig(np.int64(2)))) == json.dumps(vars(TurtleConfig(2)))

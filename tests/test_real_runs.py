@@ -468,6 +468,7 @@ def test_a_tracker_keeps_its_files_with_the_run_and_goes_on_with_it(tmp_path):
         ({"resolutions": ((0, 0),)}, "resolutions must be pairs"),
         ({"resolutions": ((0, 16.0),)}, "resolutions must be pairs"),
         ({"resolutions": ((0, 65_536),)}, "resolutions must be pairs"),
+        ({"resolutions": (0, 16)}, "resolutions must be pairs"),
     ],
 )
 def test_bad_settings_are_refused(setting, message):

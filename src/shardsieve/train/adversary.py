@@ -11,7 +11,7 @@ from torch.nn.functional import kl_div
 
 from shardsieve.scores.gradients import evaluated
 from shardsieve.scores.inputs import one_of
-from shardsieve.train.config import check_count
+from shardsieve.train.config import check_count, make_plain
 from shardsieve.train.images import brightness
 
 METHODS = ("trades", "pgd")
@@ -44,6 +44,7 @@ class Adversary:
     predictions: str = "adversarial"
 
     def __post_init__(self) -> None:
+        make_plain(self)
         one_of("method", self.method, METHODS)
         one_of("predictions", self.predictions, PREDICTIONS)
         for name in ("epsilon", "step"):

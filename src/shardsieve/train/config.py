@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import Any
 
+import numpy as np
+
 from shardsieve.order import is_whole
 from shardsieve.scores.inputs import one_of
 
@@ -17,6 +19,13 @@ _WARM = 0.3
 _MOST_PIXELS = 65_535
 _MOST = 2**63 - 1
 _LAST_SEED = 2**32 - 2  # a second run for the ceiling has the next one
+
+
+def make_plain(settings: Any) -> None:
+    """Replace numpy's numbers in a dataclass: no JSON, and no file of a run, holds them."""
+    for name, value in vars(settings).items():
+        if isinstance(value, np.generic):
+            object.__setattr__(settings, name, value.item())
 
 
 def check_count(name: str, value: int, least: int) -> None:
@@ -141,6 +150,7 @@ class TrainConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         counts = {"epochs": 1, "batch_size": 2, "workers": 0, "max_unreadable": 0}
         for name, least in {**counts, "accumulate": 1, "shuffle_window": 0}.items():
             check_count(name, getattr(self, name), least)
@@ -160,7 +170,9 @@ class TrainConfig:
 
     def _check_resolutions(self) -> None:
         for pair in self.resolutions:
-            is_pair = len(pair) == 2 and all(map(is_whole, pair))
+            is_pair = (
+                isinstance(pair, (tuple, list)) and len(pair) == 2 and all(map(is_whole, pair))
+            )
             if not is_pair or pair[0] < 0 or not 0 < pair[1] <= _MOST_PIXELS:
                 raise ValueError(
                     "resolutions must be pairs of whole numbers (first epoch, pixels), at most "

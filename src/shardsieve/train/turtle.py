@@ -17,7 +17,7 @@ from shardsieve.keepset import KeepSet
 from shardsieve.order import hash_key, permutation
 from shardsieve.store.layout import checked_name
 from shardsieve.store.store import Store
-from shardsieve.train.config import check_count, check_number, check_seed
+from shardsieve.train.config import check_count, check_number, check_seed, make_plain
 from shardsieve.train.progress import Progress
 from shardsieve.train.recorder import Recorder
 from shardsieve.train.seedscores import (
@@ -55,6 +55,7 @@ class TurtleConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         for name, least in (("classes", 2), ("epochs", 1), ("inner_steps", 1), ("batch_size", 2)):
             check_count(name, getattr(self, name), least)
         check_seed(self.seed)
