@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 
 import forks
+import numba
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from test_train import Killed, digest, kill_after
 
 import shardsieve as ss
 from shardsieve.commands.running import run_recipe
-from shardsieve.loaders.ffcv_images import FfcvImages
+from shardsieve.loaders.ffcv_images import FfcvImages, decoding_threads
 from shardsieve.pack import pack
 from shardsieve.pack.beton import pack_beton
 from shardsieve.train.config import TrainConfig
@@ -130,6 +132,19 @@ def test_torch_trains_with_its_own_number_of_threads(store):
         assert {torch.get_num_threads() for _ in loader} == {3}
     finally:
         torch.set_num_threads(before)
+
+
+def test_ffcv_decodes_with_no_more_threads_than_numba_has(monkeypatch):
+    """A process may be given fewer cores than the machine has, as by Slurm or taskset."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 10_000)
+    before = numba.get_num_threads()
+    try:
+        for asked, least in ((0, 1), (1, 1), (10_000, before)):
+            numba.set_num_threads(decoding_threads(asked))
+            assert numba.get_num_threads() >= least
+        assert decoding_threads(0) == decoding_threads(1) == 1
+    finally:
+        numba.set_num_threads(before)
 
 
 def test_a_policys_weights_come_with_the_batches(store):

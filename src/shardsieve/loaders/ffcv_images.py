@@ -1,6 +1,5 @@
 """Images of an FFCV store through FFCV's own decoders, in the order of a `PrunedShardSampler`."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -57,7 +56,7 @@ class FfcvImages:
                 label and its id; what it skips is left out of the batches.
             batch_size: Of one rank.
             size: Pixels per side.
-            threads: Of FFCV, per rank.
+            threads: Of FFCV, per rank, at least 1; no more than there are cores for this process.
             labels: int64 (n,), in the order of rows; None takes the store's.
 
         Raises:
@@ -68,10 +67,9 @@ class FfcvImages:
         self.slowly, self.ledger = slowly, Ledger()
         self._labels = torch.from_numpy(store.labels() if labels is None else labels)
         self._lengths = store.ranges[..., 1].reshape(-1)[: len(store)]
-        most = min(max(threads, 1), os.cpu_count() or 1)
         url = store.urls[0]
         with _threads_of_torch_kept():
-            self.loader = _image_loader(url, cheap_fingerprint(url), batch_size, size, most)
+            self.loader = _image_loader(url, cheap_fingerprint(url), batch_size, size, threads)
 
     @property
     def dataset(self) -> "FfcvImages":
@@ -167,6 +165,13 @@ def image_field(beton: Beton) -> str:
     return "image" if "image" in images else images[0]
 
 
+def decoding_threads(asked: int) -> int:
+    """Return how many threads FFCV decodes with: numba has no more than it may run on cores."""
+    import numba
+
+    return min(max(asked, 1), int(numba.config.NUMBA_NUM_THREADS))
+
+
 @lru_cache(maxsize=4)
 def _image_loader(path: str, fingerprint: str, batch_size: int, size: int, threads: int) -> Any:
     """Return the compiled loader of a file's images; compiling takes seconds, so it is kept."""
@@ -182,5 +187,6 @@ def _image_loader(path: str, fingerprint: str, batch_size: int, size: int, threa
     # FFCV fills a batch and gives one away besides those that it is ahead.
     decoder = SquareDecoder(size, batch_size * (_AHEAD + 2))
     pipelines[name] = [decoder, ToTensor(), ToTorchImage()]
-    how: dict[str, Any] = {"num_workers": threads, "batches_ahead": _AHEAD, "drop_last": False}
+    how: dict[str, Any] = {"batches_ahead": _AHEAD, "drop_last": False}
+    how["num_workers"] = decoding_threads(threads)
     return LeanLoader(path, batch_size=batch_size, pipelines=pipelines, **how)
