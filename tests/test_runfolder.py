@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from tars import write_tar
 
 import shardsieve as ss
-from shardsieve.io.replacing import write_whole
+from shardsieve.io.replacing import replaced, write_whole
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.machines import enter_run
@@ -124,6 +125,19 @@ def test_files_are_on_disk_before_they_have_their_names(tmp_path, monkeypatch):
     write_whole(tmp_path / "report.html", b"x" * 10_000)
     assert [path.name[:10] for path in done[1::2]] == ["result.jso", "checkpoint", "report.htm"]
     assert done[::2] == [path.stat().st_size for path in done[1::2]]
+
+
+def test_a_file_that_is_written_twice_at_once_is_one_of_both(tmp_path):
+    """By threads, or by containers: the processes of all of them may have one number."""
+    path = tmp_path / "report.html"
+    other = threading.Thread(target=write_whole, args=(path, b"second"))
+    with replaced(path) as file:
+        file.write(b"first")
+        other.start()
+        other.join(5)
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_run_on_other_labels_of_the_same_shards_is_another_one(tmp_path):

@@ -50,7 +50,8 @@ def temporary(path: Path) -> Iterator[tuple[io.BufferedWriter, Path]]:
 
     It is locked meanwhile: see `remove_left`.
     """
-    beside = path.with_name(f"{temporary_prefix(path.name)}{os.getpid()}")
+    # Not named by the process: it has threads, and other machines have its number too.
+    beside = path.with_name(temporary_prefix(path.name) + os.urandom(8).hex())
     try:
         with _locked(beside) as file:
             yield file, beside
