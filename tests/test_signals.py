@@ -30,7 +30,13 @@ from shardsieve.train.nets import embed_and_classify, embed_batch, light, load_m
 from shardsieve.train.recorder import Recorder
 from shardsieve.train.runfolder import RunFolder
 from shardsieve.train.seedscores import scores_from_dynamics
-from shardsieve.train.splits import hold_out, matched_epochs, matched_window, snapshot_epochs
+from shardsieve.train.splits import (
+    check_layout,
+    hold_out,
+    matched_epochs,
+    matched_window,
+    snapshot_epochs,
+)
 
 # One process makes what they share.
 pytestmark = pytest.mark.xdist_group("signals")
@@ -80,10 +86,27 @@ def test_matched_epochs_make_the_steps_of_the_full_run_to_half_an_epoch(full_epo
 def test_snapshots_are_spread_over_the_run_and_end_with_it(epochs, count):
     kept = snapshot_epochs(epochs, count)
     assert kept[-1] == epochs
-    assert 1 <= len(kept) <= count
+    assert len(kept) == min(count, epochs)
     gaps = np.diff([0, *kept])
     assert (gaps >= 1).all()
     assert np.ptp(gaps) <= 1
+
+
+def test_layouts_of_a_seed_run_end_at_their_limits():
+    check_layout(seeds=1, held_out=0, snapshots=1, match_steps_of=1)
+    for name, wrong in [
+        *(("seeds", 0), ("seeds", 1.01), ("held_out", -0.01), ("held_out", 1)),
+        *(("snapshots", 0), ("match_steps_of", 0)),
+    ]:
+        with pytest.raises(ValueError, match=f"^{name} must"):
+            check_layout(**{name: wrong})
+    for call, name in [
+        (lambda: hold_out(np.arange(9), 1.0), "held_out"),
+        (lambda: matched_epochs(0, full=9, seeds=3, batch=2), "match_steps_of"),
+        (lambda: snapshot_epochs(9, 0), "snapshots"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{name} must"):
+            call()
 
 
 @pytest.mark.slow

@@ -69,19 +69,19 @@ def hold_out(
 
 
 def matched_epochs(full_epochs: int, *, full: int, seeds: int, batch: int) -> int:
-    """Return the epochs in which a seed run makes as many steps as a full run, rounded, at least 1.
+    """Return the epochs in which a seed run makes as many steps as a full run, rounded.
 
     Args:
         full_epochs: Of the full run, at least 1.
         full: Samples of the full run.
-        seeds: Samples that the seed run trains on, at least 1.
+        seeds: Samples that the seed run trains on, of those of the full run, at least 1.
         batch: Samples of one optimiser step over all ranks, of both runs.
 
     >>> matched_epochs(12, full=50_000, seeds=10_000, batch=128)
     59
     """
     check_layout(match_steps_of=full_epochs)
-    return max(1, round(full_epochs * -(-full // batch) / -(-seeds // batch)))
+    return round(full_epochs * -(-full // batch) / -(-seeds // batch))
 
 
 def matched_window(window: int, *, epochs: int, full_epochs: int) -> int:
@@ -89,16 +89,18 @@ def matched_window(window: int, *, epochs: int, full_epochs: int) -> int:
 
     >>> matched_window(10, epochs=59, full_epochs=12), matched_window(10, epochs=8, full_epochs=4)
     (49, 7)
+    >>> matched_window(10, epochs=6, full_epochs=60)
+    3
     """
     return max(3, min(round(window * epochs / full_epochs), epochs - 1))
 
 
 def snapshot_epochs(epochs: int, count: int) -> list[int]:
-    """Return at most `count` epochs, evenly spaced, the last among them, ascending from 1.
+    """Return `count` epochs or all, evenly spaced, the last among them, ascending from 1.
 
     >>> snapshot_epochs(12, 4)
     [3, 6, 9, 12]
     """
     check_layout(snapshots=count)
     count = min(count, epochs)
-    return sorted({max(1, round(epochs * (place + 1) / count)) for place in range(count)})
+    return [round(epochs * (place + 1) / count) for place in range(count)]
