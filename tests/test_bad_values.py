@@ -319,3 +319,40 @@ def test_settings_of_runs_may_be_numpys_numbers_and_are_written_as_plain_ones():
     attack = Adversary(steps=np.int64(2), epsilon=np.float32(0.5))
     assert json.dumps(attack.to_dict()) == json.dumps(Adversary(steps=2, epsilon=0.5).to_dict())
     assert json.dumps(vars(TurtleConfig(np.int64(2)))) == json.dumps(vars(TurtleConfig(2)))
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "beyond"),
+    [
+        *((name, 1, 0) for name in ("epochs", "accumulate", "size")),
+        *((name, 0, -1) for name in ("workers", "max_unreadable", "shuffle_window", "seed")),
+        *((name, 3, 2.5) for name in ("epochs", "batch_size", "seed", "size", "channels")),
+        *((name, 0, -1e-9) for name in ("weight_decay", "momentum", "label_smoothing", "ema")),
+        *((name, 0.999, 1) for name in ("momentum", "label_smoothing", "ema")),
+        *(("learning_rate", 1e-9, wrong) for wrong in (0, True, "0.1", np.inf, None)),
+        ("batch_size", 2, 1),
+        ("epochs", 2**63 - 1, 2**63),
+        ("seed", 2**32 - 2, 2**32 - 1),
+        ("size", 65_535, 65_536),
+        ("channels", 1, 0),
+        ("channels", None, 4),
+        ("schedule", "cosine", "linear"),
+        ("precision", "fp16", "fp8"),
+        ("resolutions", ((0, 1),), ((-1, 1),)),
+        ("resolutions", ((0, 1), (1, 1)), ((1, 8), (0, 8), (1, 9))),
+        ("resolutions", [[2, 65_535]], [[2, 65_536]]),
+        ("resolutions", (), ((1, 2, 3),)),
+    ],
+)
+def test_settings_of_a_run_end_at_their_limits(name, last, beyond):
+    assert getattr(TrainConfig(**{name: last}), name) == last
+    with pytest.raises(ValueError, match=f"^{name} must"):
+        TrainConfig(**{name: beyond})
+
+
+def test_rates_begin_and_end_as_they_are_said_to():
+    one = TrainConfig(learning_rate=0.5)
+    assert [one.rate(share) for share in (0, 0.3, 1)] == pytest.approx([0.02, 0.5, 2e-6], rel=1e-9)
+    assert one.rate(0.15) == pytest.approx(0.26)
+    cosine = TrainConfig(learning_rate=0.5, schedule="cosine")
+    assert [cosine.rate(share) for share in (0, 1, 1.01)] == pytest.approx([0.5, 0, 0])
