@@ -148,8 +148,10 @@ def test_losses_are_kept_in_the_order_of_their_steps_until_they_are_taken(monkey
     losses = Losses()
     for _ in range(2):
         for step in torch.arange(30.0).split([3, 1, 20, 6]):
-            losses.add(step, torch.ones(len(step), dtype=torch.bool))
-        assert losses.take().tolist() == list(range(30))
+            losses.add(step, step != 7)
+        taken = losses.take()
+        assert taken.dtype == torch.float64
+        assert taken.tolist() == [*range(7), *range(8, 30)]
         assert losses.take().tolist() == []
 
 
