@@ -1,5 +1,7 @@
 """A run's folder belongs to one run, and to one process at a time."""
 
+import errno
+import fcntl
 import io
 import json
 import os
@@ -16,7 +18,7 @@ from PIL import Image
 from tars import write_tar
 
 import shardsieve as ss
-from shardsieve.io.replacing import replaced, write_whole
+from shardsieve.io.replacing import remove_left, replaced, write_whole
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.machines import enter_run
@@ -129,7 +131,8 @@ def test_files_are_on_disk_before_they_have_their_names(tmp_path, monkeypatch):
 
 def test_a_file_that_is_written_twice_at_once_is_one_of_both(tmp_path):
     """By threads, or by containers: the processes of all of them may have one number."""
-    path = tmp_path / "report.html"
+    path = tmp_path / "report[1].html"
+    (tmp_path / f".{path.name}.tmp-1").write_bytes(b"left by a killed one")
     other = threading.Thread(target=write_whole, args=(path, b"second"))
     with replaced(path) as file:
         file.write(b"first")
@@ -138,6 +141,31 @@ def test_a_file_that_is_written_twice_at_once_is_one_of_both(tmp_path):
         assert path.read_bytes() == b"second"
     assert path.read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_is_full_at_the_last_byte_leaves_the_file_of_before(tmp_path, full_disk):
+    path = tmp_path / "s.tar"
+    path.write_bytes(b"before")
+    with pytest.raises(OSError, match="File too large"), replaced(path) as file:
+        file.write(bytes(50_000))
+        file.write(b"last")
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_are_written_into_new_folders_and_where_nothing_can_be_locked(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    path = tmp_path / "some" / "where" / "report.html"
+    write_whole(path, b"first")
+    (path.parent / ".report.html.tmp-1").write_bytes(b"of a process that may still write")
+    write_whole(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert sorted(one.name for one in path.parent.iterdir()) == [".report.html.tmp-1", path.name]
+    remove_left(path.parent, "*", alone=True)
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_run_on_other_labels_of_the_same_shards_is_another_one(tmp_path):
