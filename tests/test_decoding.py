@@ -167,6 +167,7 @@ def test_a_crop_that_never_fits_is_the_largest_one_in_the_centre():
     for sample_id in range(20):
         assert crops.crop(sample_id, 1000, 10)[:4] == (493, 0, 506, 10)
         assert crops.crop(sample_id, 12, 1000)[:4] == (0, 492, 12, 508)
+        assert crops.crop(sample_id, 1, 1)[:4] == (0, 0, 1, 1)
 
 
 def test_crops_reach_every_place_of_an_image():

@@ -146,9 +146,14 @@ def test_a_file_that_is_written_twice_at_once_is_one_of_both(tmp_path):
 def test_a_disk_that_is_full_at_the_last_byte_leaves_the_file_of_before(tmp_path, full_disk):
     path = tmp_path / "s.tar"
     path.write_bytes(b"before")
-    with pytest.raises(OSError, match="File too large"), replaced(path) as file:
-        file.write(bytes(50_000))
-        file.write(b"last")
+
+    def fills_the_disk():
+        with replaced(path) as file:
+            file.write(bytes(50_000))
+            file.write(b"last")
+
+    with pytest.raises(OSError, match="File too large"):
+        fills_the_disk()
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
 
