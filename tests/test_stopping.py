@@ -1,5 +1,7 @@
 """The pool of threads that can be let go, and the end of a training on several processes."""
 
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 from types import SimpleNamespace
@@ -94,6 +96,33 @@ def test_what_can_be_interrupted_returns_and_raises_as_it_would():
     inside = pool.submit(lambda: interruptible(threading.get_ident) == threading.get_ident())
     assert inside.result()  # a thread's own wait is nobody's to interrupt
     pool.stop(wait=True)
+
+
+ENDING = """
+import threading, time
+from shardsieve.io import stopping
+
+stopping._FAREWELL = 0.3
+pool, begun = stopping.StoppingPool(2), threading.Barrier(3)
+
+def can_be_let_go():
+    begun.wait()
+    stopping.pause(3600)
+    print("let go", flush=True)
+
+def stands_still():
+    begun.wait()
+    time.sleep(3600)
+
+pool.submit(stands_still)
+pool.submit(can_be_let_go)
+begun.wait()
+"""
+
+
+def test_the_end_of_a_program_lets_threads_go_and_waits_for_none_that_stands_still():
+    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"let go\n", b"")
 
 
 @pytest.mark.parametrize(("error", "waits"), [(None, 1), (Stopped, 1), (OSError, 0)])
