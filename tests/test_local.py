@@ -46,20 +46,19 @@ def test_a_reader_holds_few_files_and_counts_what_it_reads(urls, tmp_path, monke
 def test_the_file_that_was_read_last_stays_open(urls, monkeypatch):
     monkeypatch.setattr(local, "_MAX_OPEN", 2)
     reader = LocalReader()
-    first, _ = (reader._opened(url) for url in urls[:2])
-    reader.read(urls[0], 0, 1)
-    reader.read(urls[2], 0, 1)
-    assert reader._opened(urls[0]) == first
-    assert os.pread(first, 1, 0) == bytes(1)
+    for number in (0, 1, 0, 2):
+        reader.read(urls[number], 0, 1)
+    assert list(reader._files) == [urls[0], urls[2]]
+    assert [os.pread(file, 1, 0)[0] for file in reader._files.values()] == [0, 2]
 
 
 def test_a_forked_process_opens_its_own_files_and_closes_none_of_its_parents(urls):
     reader = LocalReader()
     held = reader._opened(urls[1])
     if not (child := os.fork()):
-        own = reader._opened(urls[1])
+        own, again = (reader._opened(urls[1]) for _ in range(2))
         reader.close()
-        os._exit(int(own == held or os.pread(held, 1, 0) != bytes([1])))
+        os._exit(int(own == held or own != again or os.pread(held, 1, 0) != bytes([1])))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert reader._opened(urls[1]) == held
 

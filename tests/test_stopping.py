@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import threading
+import time
+import weakref
 from contextlib import suppress
 from types import SimpleNamespace
 from unittest import mock
@@ -88,7 +90,29 @@ def test_who_asks_no_further_does_not_wait():
     hold.set()
 
 
+def soon(happens):
+    """Whether something happens within ten seconds."""
+    end = time.monotonic() + 10
+    while not happens() and time.monotonic() < end:
+        time.sleep(0.01)
+    return happens()
+
+
+def test_a_pool_keeps_no_answer_and_hands_every_error_over():
+    pool = StoppingPool(1)
+    kept = weakref.ref(pool.submit(threading.Event).result())
+    assert soon(lambda: kept() is None)
+    with pytest.raises(SystemExit):
+        pool.submit(sys.exit).result(10)
+    assert pool.submit(int).result(10) == 0
+    pool.stop(wait=True)
+    begin = time.monotonic()
+    pause(0.05)
+    assert time.monotonic() - begin >= 0.05
+
+
 def test_what_can_be_interrupted_returns_and_raises_as_it_would():
+    before = threading.active_count()
     assert interruptible(threading.get_ident) != threading.get_ident()
     with pytest.raises(ZeroDivisionError):
         interruptible(lambda: 1 // 0)
@@ -96,6 +120,7 @@ def test_what_can_be_interrupted_returns_and_raises_as_it_would():
     inside = pool.submit(lambda: interruptible(threading.get_ident) == threading.get_ident())
     assert inside.result()  # a thread's own wait is nobody's to interrupt
     pool.stop(wait=True)
+    assert soon(lambda: threading.active_count() == before)
 
 
 ENDING = """
