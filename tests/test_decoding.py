@@ -9,6 +9,7 @@ from PIL import Image
 from tars import write_tar
 
 import shardsieve as ss
+from shardsieve.train.config import TrainConfig
 from shardsieve.train.crops import Crop, RandomCrops, cropped
 from shardsieve.train.images import (
     ImageDecoder,
@@ -19,6 +20,7 @@ from shardsieve.train.images import (
     image_of,
     normalised,
 )
+from shardsieve.train.loading import make_loader, set_epoch
 from shardsieve.train.transforms import RandomTransform
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
@@ -201,3 +203,68 @@ def test_crops_are_the_same_on_every_machine_and_in_every_release():
     assert crops.crop(8, 30, 90) == (0, 1, 29, 33, True)
     wide = [crops.crop(i, 90, 30)[:4] for i in range(300)]
     assert 3 <= wide.count((25, 0, 65, 30)) <= 20  # none of ten draws fits
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Three shards of five coloured images each."""
+    draw = np.random.default_rng(1)
+    for shard in range(3):
+        images = [encoded(draw.integers(0, 256, (6, 6, 3), dtype=np.uint8)) for _ in range(5)]
+        members = [
+            (f"{n}.{kind}", data)
+            for n, image in enumerate(images)
+            for kind, data in (("png", image), ("cls", b"%d" % n))
+        ]
+        write_tar(tmp_path / f"s-{shard}.tar", members)
+    return ss.index(str(tmp_path / "s-{0..2}.tar"), tmp_path / "s.zarr")
+
+
+def loaded(store, epoch=0, *, in_order=False, **settings):
+    """Ids in the order of a loader, and the image of every id."""
+    config = TrainConfig(batch_size=4, size=5, **settings)
+    keep = ss.select(store, keep_fraction=1.0)
+    loader, sampler = make_loader(store, keep, config, in_order=in_order)
+    set_epoch(loader, sampler, epoch)
+    batches = list(loader)
+    ids = torch.cat([batch.ids for batch in batches]).tolist()
+    return ids, dict(zip(ids, torch.cat([batch.images for batch in batches]), strict=True))
+
+
+TOLD = f"{__name__}:flipped_by_chance"
+
+
+def test_seed_and_epoch_decide_the_order_of_a_loader_and_the_crops_of_its_workers(store):
+    for how in ("none", "resized"):
+        ids, images = loaded(store, seed=1, augment=how)
+        assert sorted(ids) == store.ids().tolist()
+        again, same = loaded(store, seed=1, augment=how)
+        assert again == ids
+        assert all(torch.equal(same[i], images[i]) for i in ids)
+        for other in ({"seed": 2}, {"seed": 1, "epoch": 1}):
+            others, drawn = loaded(store, **other, augment=how)
+            assert others != ids
+            differ = [not torch.equal(drawn[i], images[i]) for i in ids]
+            assert sum(differ) > 10 if how == "resized" else not any(differ)
+
+
+def test_seed_and_epoch_decide_what_follows_a_crop(store):
+    patterns = set()
+    for drawn_by in ({"seed": 1}, {"seed": 2}, {"seed": 1, "epoch": 1}):
+        plain, drawn = (loaded(store, augment=how, **drawn_by)[1] for how in ("resized", TOLD))
+        flipped = [torch.equal(drawn[i], plain[i].flip(1)) for i in store.ids().tolist()]
+        assert sum(flipped) + sum(torch.equal(drawn[i], plain[i]) for i in plain) == len(store)
+        patterns.add(tuple(flipped))
+    assert len(patterns) == 3
+    with pytest.raises(ss.ShardsieveError, match="cannot load augment 'no_such:factory'"):
+        loaded(store, channels=3, augment="no_such:factory")
+
+
+def test_what_is_evaluated_comes_in_order_and_as_it_is(store):
+    ids, evaluated = loaded(store, in_order=True, channels=None, augment="no_such:factory")
+    assert ids == store.ids().tolist()
+    plain = loaded(store, channels=3)[1]
+    assert all(torch.equal(plain[i], evaluated[i]) for i in ids)
+    by_shard = loaded(store, shuffle_window=0)[0]
+    assert [i // store.rows_per_shard for i in by_shard] == [0] * 5 + [1] * 5 + [2] * 5
+    assert loaded(store, channels=1)[1][0].shape == (1, 5, 5)
