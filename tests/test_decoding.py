@@ -256,7 +256,7 @@ def test_seed_and_epoch_decide_what_follows_a_crop(store):
         assert sum(flipped) + sum(torch.equal(drawn[i], plain[i]) for i in plain) == len(store)
         patterns.add(tuple(flipped))
     assert len(patterns) == 3
-    with pytest.raises(ss.ShardsieveError, match="cannot load augment 'no_such:factory'"):
+    with pytest.raises(ss.ShardsieveError, match=r"^cannot load augment 'no_such:factory'"):
         loaded(store, channels=3, augment="no_such:factory")
 
 
