@@ -87,3 +87,53 @@ def test_what_the_kernel_reads_ahead_is_its_own_number_or_linuxs_default(tmp_pat
         with monkeypatch.context() as patched:
             patched.setattr(Path, "read_text", lambda path, said=said: said)
             assert local.readahead_of(tmp_path) == bytes_ahead
+
+
+def test_what_cannot_be_read_is_named_with_its_cause(tmp_path):
+    with pytest.raises(ss.CorruptShardError, match=f"^cannot read shard {tmp_path}: Is a dir"):
+        LocalReader().read(str(tmp_path), 0, 1)
+
+
+def test_the_kernel_is_told_unless_all_files_seem_to_be_in_memory(urls, monkeypatch):
+    told, asked, cold = [], [], set()
+
+    def in_memory(file, offset, length):
+        asked.append((offset, length))
+        return offset not in cold
+
+    monkeypatch.setattr(local, "_in_memory", in_memory)
+    monkeypatch.setattr(os, "posix_fadvise", lambda *how: told.append(how[1:]))
+    reader = LocalReader()
+    wanted = [(urls[0], [(0, 1), (2, 1), (5, 1)]), (urls[1], [(6, 2)])]
+    reader.prefetch(wanted)
+    assert asked == [(2, 1), (6, 2)]
+    assert told == [(0, 0, os.POSIX_FADV_RANDOM)] * 2
+    cold.add(6)
+    reader.prefetch(wanted)
+    assert [how[:2] for how in told[2:]] == [(0, 1), (2, 1), (5, 1), (6, 2)]
+    assert {how[2] for how in told[2:]} == {os.POSIX_FADV_WILLNEED}
+
+
+def test_a_file_that_was_closed_meanwhile_is_read_in_order_again(urls, monkeypatch):
+    monkeypatch.setattr(local, "_MAX_OPEN", 1)
+    monkeypatch.setattr(local, "_LEAST_IN_ORDER", 1)
+    monkeypatch.setattr(local, "_in_memory", lambda *_: False)
+    told = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda *how: told.append(how[3]))
+    reader = LocalReader()
+    for _ in range(2):
+        for url in urls[:2]:
+            reader.prefetch([(url, [(0, 9)])])
+    assert told == [os.POSIX_FADV_RANDOM, os.POSIX_FADV_SEQUENTIAL] * 4
+
+
+def test_the_last_byte_says_whether_a_range_is_in_memory(urls):
+    with Path(urls[0]).open("rb") as file:
+        file.read()
+        try:
+            known = os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT) == 1
+        except OSError:  # not every file system can tell
+            known = False
+        assert local._in_memory(file.fileno(), 4, 5) == known
+        assert not local._in_memory(file.fileno(), 4, 6)
+    assert not local._in_memory(-1, 0, 1)
