@@ -4,6 +4,8 @@ import json
 import re
 import signal
 import subprocess
+import threading
+from pathlib import Path
 
 import forks
 import pytest
@@ -12,6 +14,7 @@ from launching import LAUNCH, ROOT, free_port
 from tars import write_shards
 
 import shardsieve as ss
+from shardsieve._errors import MissingDependencyError
 from shardsieve.pack import pack
 from shardsieve.train import machines as machines_of_train
 
@@ -66,6 +69,33 @@ def test_an_error_that_is_not_made_of_one_line_is_told_on_all_too():
     found = machines_of_train._first_refusal([(None, "node0"), (told.value, "node1")])
     assert type(found) is ValueError
     assert str(found).startswith("process 1 (node1): Expecting ")
+
+
+def test_what_all_refuse_alike_is_told_as_it_is_and_else_with_who_refused():
+    first_of, missing = machines_of_train._first_refusal, MissingDependencyError("scipy is missing")
+    assert first_of([(None, "a"), (None, "b")]) is None
+    assert first_of([(missing, "a"), (missing, "b")]) is missing
+    for said in ([(None, "a"), (missing, "b")], [(missing, "a"), (ValueError("no luck"), "b")]):
+        found = first_of(said)
+        rank = 0 if said[0][0] else 1
+        assert type(found) is MissingDependencyError
+        assert str(found) == f"process {rank} ({'ab'[rank]}): scipy is missing"
+
+
+def test_a_file_is_left_in_the_nearest_folder_and_waited_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, wanted in ((tmp_path, 0), (Path(), 0), (tmp_path / "a/b", 2), (Path("a"), 1)):
+        levels, name = machines_of_train._leave(folder)
+        assert levels == wanted
+        assert (tmp_path / name).is_file()
+    assert len(list(tmp_path.glob(".shardsieve-*"))) == 4
+    assert machines_of_train._leave(Path("/proc/nothing/here")) is None
+    late = threading.Timer(0.2, (tmp_path / "late").touch)
+    late.start()
+    assert machines_of_train._sees(tmp_path / "late")
+    late.join()
+    monkeypatch.setattr(machines_of_train, "_SECONDS", 0.01)
+    assert not machines_of_train._sees(tmp_path / "never")
 
 
 def launched_on_two_machines(*arguments):

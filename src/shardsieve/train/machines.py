@@ -155,7 +155,7 @@ def _leave(folder: Path) -> tuple[int, str] | None:
 
 
 def _above(folder: Path, levels: int) -> Path:
-    return [folder.absolute(), *folder.absolute().parents][levels]
+    return [folder, *folder.parents][levels]
 
 
 def _sees(path: Path) -> bool:
