@@ -129,7 +129,7 @@ def test_own_indices_are_intersected_in_their_order(store, loaders):
     assert 0 < len(seen) < 100
 
 
-def test_a_users_order_loses_only_the_rows_that_are_not_kept(store, loaders):
+def test_a_users_order_loses_only_the_rows_that_are_not_kept(store, loaders, monkeypatch):
     class Backwards(TraversalOrder):
         def sample_order(self, epoch):
             return self.indices[::-1][epoch:].copy()
@@ -140,6 +140,9 @@ def test_a_users_order_loses_only_the_rows_that_are_not_kept(store, loaders):
     assert [i for b in pruned for i in b.ids.tolist()] == list(range(N - 1, N // 2 - 1, -1))
     assert len(pruned) == 7
     assert sum(len(b.ids) for b in pruned) == N // 2 - 1
+    monkeypatch.setattr(loader, "distributed", True)
+    with pytest.raises(ValueError, match="order must be 'pages' for a distributed loader with a c"):
+        prune_loader(loader, store, keep_fraction=0.5, score="up")
 
 
 def test_custom_fields_and_disabled_pipelines_stay(tmp_path):

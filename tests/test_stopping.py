@@ -1,5 +1,7 @@
 """The pool of threads that can be let go, and the end of a training on several processes."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -161,3 +163,45 @@ def test_who_leaves_training_with_all_others_waits_for_the_sum_under_way(error, 
         if error is not None:
             raise error
     assert work.wait.call_count == waits
+
+
+ONE = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
+
+
+def test_sigterm_is_heard_while_a_run_trains_and_by_its_main_thread():
+    before = signal.getsignal(signal.SIGTERM)
+    with Stopping(ONE) as stopping:
+        assert not stopping.after_step()
+        signal.raise_signal(signal.SIGTERM)
+        assert stopping.after_step()
+    assert signal.getsignal(signal.SIGTERM) is before
+    heard = []
+
+    def elsewhere():
+        with Stopping(ONE) as stopping:
+            heard.append(stopping.after_step())
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert heard == [False]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_worker_that_was_forked_meanwhile_dies_of_sigterm_as_any_other():
+    with Stopping(ONE) as stopping:
+        if not (worker := os.fork()):
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        status = os.waitpid(worker, 0)[1]
+        assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
+        assert not stopping.after_step()
+
+
+def test_several_processes_stop_eight_steps_after_they_were_summed_up():
+    work, two = mock.Mock(), SimpleNamespace(device=torch.device("cpu"), num_processes=2)
+    with mock.patch("torch.distributed.all_reduce", return_value=work), Stopping(two) as stopping:
+        assert not any(stopping.after_step() for _ in range(8))
+        signal.raise_signal(signal.SIGTERM)
+        assert [stopping.after_step() for _ in range(16)] == [False] * 15 + [True]
+        assert work.wait.call_count == 2
