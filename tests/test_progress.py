@@ -9,11 +9,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from rich.progress import Progress
 from tars import write_shards
 
 import shardsieve as ss
 from shardsieve.commands.exporting import export_keep_set
-from shardsieve.commands.progress import Bar, bar
+from shardsieve.commands.progress import Bar, Rate, bar
 from shardsieve.commands.reporting import report_score
 from shardsieve.commands.scoring import score_from_embedding
 from shardsieve.commands.showing import describe, kept_per_class
@@ -55,11 +56,29 @@ def test_a_bar_shows_what_was_read(monkeypatch):
 def test_a_bar_knows_no_total_before_it_is_told_and_shows_the_rate(monkeypatch):
     screen = screen_of(monkeypatch)
     with bar("embed") as progress:
-        assert "/100" not in screen.getvalue()
+        assert "0/?" in screen.getvalue()
         progress(1, 6)
         progress(6, 6)
     assert "6/6" in screen.getvalue()
     assert "/s" in screen.getvalue()
+    assert (
+        screen.getvalue().split("embed")[-1].count("0:00:") == 2
+    )  # what it took, and what is left
+
+
+@pytest.mark.parametrize(
+    ("seconds", "done", "shown"),
+    [(1, 1_234_567, "1,234,567/s"), (1, 1234, "1,234/s"), (1, 33, "33/s"), (8, 1, "0.125/s")],
+)
+def test_rates_are_written_out(seconds, done, shown):
+    clock, said = 0.0, []
+    drawn = Progress(get_time=lambda: clock)
+    step = drawn.add_task("embed", total=2 * done)
+    for number in range(3):
+        clock = number * seconds
+        drawn.update(step, completed=number * done)
+        said.append(Rate().render(drawn.tasks[0]).plain)
+    assert said == ["", "", shown]
 
 
 def test_nothing_is_drawn_where_nobody_looks(monkeypatch):

@@ -23,8 +23,9 @@ class Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """Return it, empty before anything was done."""
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.3g}/s")
+        if task.speed is None:
+            return Text("")
+        return Text(f"{task.speed:.3g}/s" if task.speed < 100 else f"{task.speed:,.0f}/s")
 
 
 class Bar:
