@@ -63,6 +63,13 @@ def test_numbers_with_an_exponent_are_numbers_and_a_byte_order_mark_is_nothing(t
     assert recipe.train.policy["c"] == 0.5
 
 
+@pytest.mark.parametrize(("method", "k"), [("knn", 50), ("gnn", 20)])
+def test_every_method_has_its_own_usual_number_of_neighbours(tmp_path, method, k):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"{HEAD}score: {{}}\nembed: {{}}\nextrapolate: {{method: {method}}}\n")
+    assert read_recipe(path).extrapolate.k == k
+
+
 ON_POLICY = {"train__policy": {"name": "ucb"}}
 
 

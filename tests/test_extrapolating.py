@@ -55,7 +55,8 @@ def rest_quality(store, truth, name):
 @pytest.mark.parametrize("method", ["knn", "gnn", "direct", "fused"])
 def test_every_method_keeps_what_was_measured_and_fills_the_rest(store, method):
     store, truth, trained = store
-    made = extrapolate_score(store.path, "seed_x", method, "seed", method=method, k=10)
+    how = {} if method == "gnn" else {"k": 10}
+    made = extrapolate_score(store.path, "seed_x", method, "seed", method=method, **how)
     got = store.score(method)
     assert np.isfinite(got).all()
     np.testing.assert_array_equal(got[trained], store.score("seed_x")[trained])
@@ -63,6 +64,7 @@ def test_every_method_keeps_what_was_measured_and_fills_the_rest(store, method):
     assert rest_quality(store, truth, method) > {"fused": 0.85}.get(method, 0.5)
     kept = store.provenance(method)
     assert kept["definition"] == f"{method}(seed_x)"
+    assert kept["k"] == (20 if method == "gnn" else 10)  # the GNN's own, where none is said
     assert kept["quality"]["spearman"] == made["spearman"] > 0.4
     assert "not of a full run's scores" in kept["speaks_of"]
     low, high = made["intervals"]["spearman"]

@@ -170,7 +170,10 @@ def extrapolate(
     score: Annotated[str | None, typer.Option(help="Stored seed score.")] = None,
     embedding: EmbeddingName = None,
     method: Method = "knn",
-    k: Annotated[str, typer.Option(help="Neighbours, or `auto`: by cross-validation.")] = "50",
+    k: Annotated[
+        str | None,
+        typer.Option(help="Neighbours: 50, of the GNN 20; or `auto`: by cross-validation."),
+    ] = None,
     weights: Annotated[str, typer.Option(help="Of neighbours: exp, mean or inverse")] = "exp",
     search: Annotated[str, typer.Option(help="auto, exact, scan, ivf or hnsw")] = "auto",
     min_recall: Annotated[float, typer.Option(help="Of a search that is not exact.")] = 0.99,
@@ -198,7 +201,7 @@ def extrapolate(
     of_gnn = {"layer": layer != "gcn", "graph": graph != "all", "labels": labels}
     if append:
         unused: dict[str, Any] = {**of_gnn, "score": score, "embedding": embedding}
-        unused |= {"method": method != "knn", "k": k != "50", "weights": weights != "exp"}
+        unused |= {"method": method != "knn", "k": k, "weights": weights != "exp"}
         unused |= {"search": search != "auto", "min_recall": min_recall != 0.99}
         unused |= {"folds": folds != 5, "match_quantiles": match_quantiles is not None}
         unused |= {"keep_fraction": keep_fraction != 0.5, "seed": seed != 0}
@@ -239,7 +242,7 @@ def build(
     ] = None,
     snapshots: Annotated[int | None, typer.Option(help="As of score; direct, fused: 4.")] = None,
     match_steps_of: MatchSteps = None,
-    k: Annotated[int, typer.Option(help="Neighbours.")] = 50,
+    k: Annotated[int | None, typer.Option(help="Neighbours: 50, of the GNN 20.")] = None,
     as_json: Json = False,
 ) -> None:
     """Index, score, embed and extrapolate in one go; goes on where it was stopped."""

@@ -9,7 +9,7 @@ from shardsieve.commands.extrapolating import (
     refuse_other_prediction,
 )
 from shardsieve.commands.making import make_index
-from shardsieve.commands.methods import ON_SIGNALS
+from shardsieve.commands.methods import ON_SIGNALS, usual_k
 from shardsieve.commands.training import embed_store, score_store
 from shardsieve.selection import num_kept
 from shardsieve.store.store import open_store
@@ -36,7 +36,7 @@ def build_store(
     clean_pass: bool = False,
     label_member: str = "cls",
     method: str = "knn",
-    k: int = 50,
+    k: int | None = None,
     **how: Any,
 ) -> dict[str, Any]:
     """Index, score the seeds, embed and extrapolate; what is done is not done again.
@@ -51,13 +51,14 @@ def build_store(
         clean_pass: See there.
         label_member: Suffix of the members that hold labels.
         method: One of `METHODS`.
-        k: Neighbours.
+        k: Neighbours; None takes `usual_k`.
         **how: `held_out`, `snapshots`, `match_steps_of` and `ceiling` of `score_store`; a method on
             signals holds out a tenth of the seeds and keeps 4 networks unless told otherwise.
 
     Returns:
         What each step returned; `extrapolate` by score.
     """
+    k = usual_k(method) if k is None else k
     check_extrapolation(method, k=k, weights="exp", folds=FOLDS, seed_scores="measured")
     usual = USUAL_ON_SIGNALS if method in ON_SIGNALS else {}
     how = usual | {name: value for name, value in how.items() if value is not None}

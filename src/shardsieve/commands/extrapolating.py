@@ -25,6 +25,7 @@ from shardsieve.commands.methods import (
     Values,
     make_task,
     taken,
+    usual_k,
 )
 from shardsieve.commands.progress import bar
 from shardsieve.commands.trust import judged, told, unembedded, warned
@@ -64,7 +65,7 @@ def extrapolate_score(
     embedding: str | None,
     *,
     method: str = "knn",
-    k: int | str = 50,
+    k: int | str | None = None,
     weights: str = "exp",
     folds: int = 5,
     match: bool | None = None,
@@ -84,7 +85,7 @@ def extrapolate_score(
         name: Of the score to make.
         embedding: Name; None takes the only one.
         method: One of `METHODS`.
-        k: Neighbours; `auto` takes the best of a few by cross-validation, for kNN.
+        k: Neighbours; None takes `usual_k`, `auto` the best of a few by cross-validation, for kNN.
         weights: Of kNN.
         folds: Of the cross-validation.
         match: Give predictions the distribution of the measured scores; None does so for the
@@ -153,7 +154,7 @@ def extrapolate_score(
 
 
 def check_extrapolation(
-    method: str, *, k: int | str, weights: str, folds: int, seed_scores: str, **how: Any
+    method: str, *, k: int | str | None, weights: str, folds: int, seed_scores: str, **how: Any
 ) -> None:
     """Refuse settings of `extrapolate_score` that are wrong for any store.
 
@@ -309,8 +310,10 @@ def _best_k(
     return best, {"k": best, "k_tried": tried}
 
 
-def _number(k: int | str, method: str) -> int | None:
+def _number(k: int | str | None, method: str) -> int | None:
     """Return k, or None where it is to be chosen."""
+    if k is None:
+        return usual_k(method)
     if k == "auto" and method == "knn":
         return None
     if not str(k).isdigit() or int(k) < 1:

@@ -48,6 +48,11 @@ def taken(method: str, how: dict[str, Any]) -> dict[str, Any]:
     return {name: how.get(name, usual) for name, usual in _FURTHER.get(method, {}).items()}
 
 
+def usual_k(method: str) -> int:
+    """Return how many neighbours a method takes unless told otherwise, as its class does."""
+    return 20 if method == "gnn" else 50
+
+
 @dataclass(frozen=True)
 class Task:
     """An extrapolation over all n samples of a store.

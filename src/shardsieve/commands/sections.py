@@ -2,10 +2,18 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, create_model, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
+from shardsieve.commands.methods import usual_k
 from shardsieve.commands.texts import refuse_url
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
@@ -118,7 +126,7 @@ class Extrapolate(Section):
 
     score: str = "dyn_unc"
     method: str = "knn"
-    k: int | Literal["auto"] = 50
+    k: int | Literal["auto"] | None = None
     weights: str = "exp"
     search: str = "auto"
     min_recall: float = 0.99
@@ -129,6 +137,12 @@ class Extrapolate(Section):
     match: bool | None = None
     seed_scores: str = "measured"
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _with_k(self) -> Self:
+        if self.k is None:
+            self.k = usual_k(self.method)
+        return self
 
 
 class Select(Section):
