@@ -264,6 +264,16 @@ def test_what_is_no_count_no_tensor_and_no_sample_is_named(store):
         ss.ShardDataset(store)[-1]
 
 
+@pytest.mark.parametrize("sample_id", [1.5, np.float64(2.0), torch.tensor(2.0), True, "2"])
+def test_ids_of_samples_are_integers(store, sample_id):
+    """An id that went through a float may be that of another sample."""
+    data = ss.ShardDataset(store)
+    with pytest.raises(ValueError, match="sample ids must be integers, got "):
+        data[sample_id]
+    for same in (2, np.int32(2), torch.tensor(2)):
+        assert data[same]["__id__"] == 2
+
+
 def test_weights_are_not_rounded_to_losses_of_few_bits():
     losses = torch.tensor([1.0, 3.0], dtype=torch.bfloat16, requires_grad=True)
     mean = ss.weighted(losses, torch.tensor([1.2345, 0.77]))

@@ -48,6 +48,12 @@ def test_a_keep_set_is_a_set_of_ids(store):
     assert None not in keep
 
 
+def test_ids_alone_are_no_keep_set(store):
+    for ids in (store.ids()[:3], [1, 2], 3):
+        with pytest.raises(TypeError, match=r"got \w+; make one of sample ids: KeepSet.from_ids"):
+            ss.PrunedShardSampler(store, keep_set=ids)
+
+
 def test_keep_sets_are_equal_where_ids_weights_and_index_are(store, tmp_path):
     keep, same, other = (
         ss.KeepSet.from_ids(store, store.ids()[rows]) for rows in ([3, 1], [1, 3], [1])

@@ -217,13 +217,18 @@ def keep_set_of(store: Store, keep_set: KeepSet | str | None = None, **selection
     Raises:
         MissingScoreError: If no keep set of that name is stored.
         StoreMismatchError: If the keep set is another store's.
-        TypeError: If both are given.
+        TypeError: If both are given, or `keep_set` is neither.
     """
     if keep_set is None:
         return select(store, **selection)
     refuse_selection("keep_set", selection)
     if isinstance(keep_set, str):
         return KeepSet.load(store, keep_set)
+    if not isinstance(keep_set, KeepSet):
+        raise TypeError(
+            "keep_set must be a KeepSet or the name of a stored one, got "
+            f"{type(keep_set).__name__}; make one of sample ids: KeepSet.from_ids(store, ids)"
+        )
     _refuse_another_store(store, keep_set.fingerprint)
     return keep_set
 

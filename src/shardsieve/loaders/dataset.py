@@ -19,7 +19,7 @@ from shardsieve.loaders.ledger import Ledger
 from shardsieve.loaders.planned import PlannedId
 from shardsieve.loaders.shared import SharedIds
 from shardsieve.plan import PADDING
-from shardsieve.scores.inputs import whole_number
+from shardsieve.scores.inputs import integers, whole_number
 from shardsieve.shards.beton import read_beton
 from shardsieve.shards.beton_fields import BetonFields
 from shardsieve.shards.tar import fill_plain, members_of, parse_sample, plain_fields
@@ -120,6 +120,7 @@ class ShardDataset(Dataset[Any]):
 
         Raises:
             CorruptShardError: If a shard is not what was indexed.
+            ValueError: If an id is no integer.
             UnreadableSampleError: If `decode` fails, naming shard and key; with `on_error="skip"`
                 once more than `max_unreadable` samples cannot be read.
         """
@@ -134,7 +135,7 @@ class ShardDataset(Dataset[Any]):
 
     def aligned(self, ids: Sequence[int]) -> list[Any]:
         """Return the raw samples of these ids, in this order; None for one that is skipped."""
-        plan = plan_batch(self.store, self._ranges, np.array(ids, dtype=np.int64))
+        plan = plan_batch(self.store, self._ranges, integers("sample ids", ids))
         self._prefetch(plan)
         samples: list[Any] = [None] * len(ids)
         for shard, begin, end in plan.runs:
@@ -234,7 +235,7 @@ class ShardDataset(Dataset[Any]):
             columns = {"__score__": scores, **columns}
         if not columns:
             return
-        rows = self.store.rows(np.array(ids, dtype=np.int64))
+        rows = self.store.rows(integers("sample ids", ids))
         for name, values in columns.items():
             for sample, value in zip(samples, values[rows].tolist(), strict=True):
                 if sample is not None:
