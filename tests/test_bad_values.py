@@ -235,6 +235,12 @@ def test_what_is_no_state_of_a_policy_is_refused_and_changes_nothing(store, chan
     assert (twin.epoch, list(twin)) == (0, list(one))
 
 
+@pytest.mark.parametrize("policy", ["infobatch", ss.InfoBatch])
+def test_a_policy_is_an_object(store, policy):
+    with pytest.raises(TypeError, match=r"policy must be one, such as InfoBatch\(\), got"):
+        ss.PrunedShardSampler(store, policy=policy)
+
+
 @pytest.mark.parametrize("policy", [ss.EpsilonGreedy(0.5), ss.UCB(0.5), ss.InfoBatch(), ss.SeTa()])
 def test_a_policy_without_a_store_says_who_gives_it_one(policy):
     for call in (

@@ -106,6 +106,8 @@ class PrunedShardSampler(Sampler[int]):
             whole_number("batch_size", batch_size, 1)
         if world is not None and not isinstance(world, World):
             raise TypeError(f"world must be a World(rank, size), got {world!r}")
+        if policy is not None and not isinstance(policy, Policy):
+            raise TypeError(f"policy must be one, such as InfoBatch(), got {policy!r}")
         self.policy = policy
         selection |= {"keep_fraction": keep_fraction, "score": score, "rule": rule, "seed": seed}
         if policy is not None:
