@@ -132,6 +132,19 @@ def test_shards_of_another_packing_are_not_mixed_in(images, tmp_path):
     assert len(list((tmp_path / "out").glob("*.tar"))) == len(split.shards) == 2
 
 
+@pytest.mark.parametrize("how", [{"samples_per_shard": 20}, {"seed": 1}, {"bytes_per_shard": 9000}])
+def test_shards_of_another_packing_are_not_written_over(images, tmp_path, how):
+    usual = {"samples_per_shard": 5}
+    pack(images, tmp_path / "out", **usual)
+    before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    with pytest.raises(ss.ShardsieveError, match=r"train-00000\d.tar of another packing"):
+        pack(images, tmp_path / "out", **usual | how)
+    assert {p: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+    store = ss.index(str(tmp_path / "out" / "*.tar"), tmp_path / "s.zarr")
+    pack(images, tmp_path / "out", **usual)  # of the same bytes: the store knows them still
+    ss.open_store(store.path)
+
+
 def test_a_flat_split_is_labelled_by_its_annotations(images, tmp_path):
     """Tiny-ImageNet's layout."""
     root = tmp_path / "tiny"

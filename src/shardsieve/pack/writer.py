@@ -1,5 +1,6 @@
 """Write a split as tar shards: shuffled once, same bytes every time, no half-written file."""
 
+import filecmp
 import io
 import json
 import tarfile
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.io.replacing import remove_left, replaced, write_whole
+from shardsieve.io.replacing import remove_left, temporary, write_whole
 from shardsieve.order import permutation
 from shardsieve.pack.sources import Split, find_splits
 from shardsieve.shards.tar import BLOCK
@@ -64,7 +65,7 @@ def pack(
 
     Raises:
         ShardsieveError: If there is nothing to pack, an image is empty, the disk is full, or OUT
-            holds more shards of a split than this packing makes.
+            holds a shard of a split that is not of this packing, which stays as it is.
     """
     for name, limit in (("samples", samples_per_shard), ("bytes", bytes_per_shard)):
         if limit is not None and limit < 1:
@@ -105,18 +106,38 @@ def _pack_split(
     done = 0
     while done < len(order):
         path = folder / f"{split.name}-{len(paths):06d}.tar"
-        with replaced(path) as file:
+        with temporary(path) as (file, beside):
             done = _write_shard(file, split, order, done, limits)
+            file.flush()
+            _put(beside, path, overwrite)
         paths.append(path)
         shown(done)
     left = sorted(old - {p.name for p in paths})
     if left and not overwrite:
-        raise ShardsieveError(
-            f"{folder} holds {left[0]} of another packing; use a new folder or --overwrite"
-        )
+        raise _of_another(folder / left[0])
     for name in left:
         (folder / name).unlink()
     return packed_tars(split.name, paths, len(order), split.classes)
+
+
+def _put(made: Path, path: Path, overwrite: bool) -> None:
+    """Give a shard its name; one of the same bytes that is there stays: stores know it by its time.
+
+    Raises:
+        ShardsieveError: If another one is there, and not to be replaced.
+    """
+    there = path.exists()
+    if there and filecmp.cmp(made, path, shallow=False):
+        return
+    if there and not overwrite:
+        raise _of_another(path)
+    made.replace(path)
+
+
+def _of_another(path: Path) -> ShardsieveError:
+    return ShardsieveError(
+        f"{path.parent} holds {path.name} of another packing; use a new folder or --overwrite"
+    )
 
 
 def packing_order(split: Split, seed: int) -> list[int]:
