@@ -213,6 +213,10 @@ def no_reference(tmp_path, data):
     return ["report", "--store", str(data.path), *how]
 
 
+def no_score_to_report(tmp_path, data):
+    return ["report", "--store", str(data.path), "--score", "x", "--out", f"{tmp_path}/page.html"]
+
+
 def a_page_among_objects(tmp_path, data):
     data.put_score("mine", np.arange(9))
     return ["report", "--store", str(data.path), "--score", "mine", "--out", "s3://bucket/p.html"]
@@ -409,6 +413,7 @@ CASES = [
     (a_score_for_no_keep_set, "--score must come with --keep"),
     (a_predicted_reference, "measured on every sample, got 'knn', predicted from 'mine'"),
     (a_reference_with_gaps, "measured on every sample, got 'some', which 1 of 9 lack"),
+    (no_score_to_report, "score must be one of those in"),
     (no_reference, "score must be one of those in"),
     (a_page_among_objects, "--out must be a local path, got s3:/bucket/p.html"),
     (stores_of_objects, "SOURCE must be a local path, got s3:/bucket/set.zarr"),

@@ -45,7 +45,7 @@ def write_report(
     Raises:
         MissingScoreError: If the score is absent, or missing for a sample.
     """
-    made, found = store.provenance(score), store.score(score)
+    found, made = store.score(score), store.provenance(score)
     # Nothing but a predicted score may lack samples: those that could not be read.
     rows = np.flatnonzero(np.isfinite(found))
     if "source" not in made:
