@@ -51,4 +51,7 @@ def plan_batch(store: Store, ranges: NDArray[np.int64], wanted: NDArray[np.int64
 
 
 def _unknown(store: Store, ids: NDArray[np.int64]) -> IndexError:
-    return IndexError(f"sample id must name a sample of {store.path}, got {ids.min()}")
+    return IndexError(
+        f"sample id must name a sample of {store.path}, got {ids.min()}; give the loader "
+        "sampler=PrunedShardSampler(store): ids are those of store.ids(), with gaps between shards"
+    )
