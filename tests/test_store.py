@@ -187,6 +187,8 @@ def test_other_shards_and_changed_shards_are_refused(shards, tmp_path):
     more = write_shards(tmp_path / "more", [2])
     with pytest.raises(ss.StoreMismatchError, match="add the new ones with --append"):
         ss.index([*shards, *more], store.path)
+    with pytest.raises(ss.StoreMismatchError, match=r"another order, .*s-000.tar was the first"):
+        ss.index(shards[::-1], store.path)
     assert len(ss.index(shards, store.path)) == 13
     write_tar(shards[2], [("z.jpg", b"1")])
     with pytest.raises(ss.StoreMismatchError, match=r"s-002\.tar is not the one"):

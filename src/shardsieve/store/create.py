@@ -257,6 +257,11 @@ def _existing(target: Path | str, shards: list[str], label_member: str) -> Store
     wanted = [absolute(url) for url in shards]
     if store.kind == "ffcv":
         wanted *= store.num_shards
+    if store.urls != wanted and sorted(store.urls) == sorted(wanted):
+        raise StoreMismatchError(
+            f"{target} was made from these shards in another order, which its sample ids follow: "
+            f"{store.urls[0]} was the first; name them in that order, or choose another --store"
+        )
     if store.urls != wanted:
         other = next((a for a in wanted if a not in store.urls), f"{len(wanted)} shards")
         grown = wanted[: store.num_shards] == store.urls
