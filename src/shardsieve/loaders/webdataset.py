@@ -60,7 +60,8 @@ def prune_pipeline(
     worker whole ones, so that the batches do not change with the number of workers, as long as no
     stage before `batched` drops or reorders samples. Without, ranks differ by at most one sample.
     Behind a stage that holds samples back or leaves some out (`.shuffle(1000)`, `.select(...)`)
-    neither equal batches nor an exact `state_dict` in mid-epoch can be promised.
+    neither equal batches nor an exact `state_dict` in mid-epoch can be promised. Under Accelerate
+    prune the loader: one made over a pruned pipeline does not tell where a pass ends.
 
     A sample that cannot be read goes to the pipeline's own `handler`; with `on_error="skip"` it is
     named in a warning, counted and left out. Where ranks count on it, another sample with
