@@ -124,6 +124,16 @@ def test_bad_sources_are_refused(images, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_what_is_hidden_is_neither_class_nor_image(images, tmp_path):
+    (before,) = pack(images, tmp_path / "before")
+    for hidden in (".ipynb_checkpoints/0.png", "cat/._0.png", "cat/.cache/0.png"):
+        path = images / hidden
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"no image")
+    (after,) = pack(images, tmp_path / "after")
+    assert (after.classes, after.samples) == (before.classes, before.samples)
+
+
 def test_shards_of_another_packing_are_not_mixed_in(images, tmp_path):
     pack(images, tmp_path / "out", samples_per_shard=5)
     with pytest.raises(ss.ShardsieveError, match="of another packing"):

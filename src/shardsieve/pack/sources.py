@@ -45,7 +45,8 @@ def find_splits(source: str | Path, *, test_fraction: float = 0.0, seed: int = 0
         source: `digits`, `fashion-mnist`, a folder with the four IDX files (gzipped or not), or an
             image folder `CLASS/...` or `{train,test,val}/CLASS/...`; a split may lie flat in
             `images/` beside a `NAME_annotations.txt`, as in Tiny-ImageNet; or Places365 as it is
-            handed out, with its lists.
+            handed out, with its lists. What is hidden (`.ipynb_checkpoints`, macOS's `._1.jpg`) is
+            neither class nor image.
         test_fraction: Share of every class held out for `test` where the source has no split of
             its own, in `[0, 1)`. Digits default to 0.2.
         seed: Of that draw.
@@ -100,8 +101,12 @@ def _rows(split: Split, name: str, rows: NDArray[np.int64]) -> Split:
     return Split(name, split.labels[rows], split.classes, lambda row: split.read(int(rows[row])))
 
 
+def _class_folders(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
+
+
 def _class_names(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
+    names = tuple(sorted(_class_folders(folder)))
     if not names:
         raise ShardsieveError(f"{folder} has no class folders; images must lie in CLASS/NAME.jpg")
     return names
@@ -129,7 +134,7 @@ def _annotations(folder: Path) -> Path:
 def _by_class(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], list[int]]:
     files: list[Path] = []
     labels: list[int] = []
-    held = {p.name for p in folder.iterdir() if p.is_dir()}
+    held = _class_folders(folder)
     odd = sorted(held.symmetric_difference(classes))
     if odd:
         what = "one more" if odd[0] in held else "none"
@@ -138,13 +143,18 @@ def _by_class(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], list[
             f"{odd[0]}; sort its images into the same class folders, or move it elsewhere"
         )
     for label, class_name in enumerate(classes):
-        images = (folder / class_name).rglob("*")
-        found = sorted(p for p in images if p.suffix.lower() in SUFFIXES and p.is_file())
+        found = _images_of(folder / class_name)
         if not found:
             raise ShardsieveError(f"class folder {folder / class_name} has no images; remove it")
         files += found
         labels += [label] * len(found)
     return files, labels
+
+
+def _images_of(folder: Path) -> list[Path]:
+    above = len(str(folder))
+    images = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    return sorted(p for p in images if "/." not in str(p)[above:] and p.is_file())
 
 
 def _annotated(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], list[int]]:
