@@ -5,12 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tars import by_webdataset
 
 import shardsieve as ss
 from shardsieve.pack import pack, writer
 from shardsieve.pack.beton import pack_beton
+from shardsieve.pack.sources import SUFFIXES
+from shardsieve.train.images import ImageDecoder
 
 
 @pytest.fixture
@@ -122,6 +125,17 @@ def test_bad_sources_are_refused(images, tmp_path):
     with pytest.raises(ss.ShardsieveError, match=r"0\.png is empty"):
         pack(images, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
+def test_what_is_packed_can_be_decoded(tmp_path, suffix):
+    path = tmp_path / "in" / "cat" / f"0{suffix}"
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (6, 6), (200, 90, 10)).save(path)
+    store = ss.index(pack(tmp_path / "in", tmp_path / "out")[0].pattern, tmp_path / "s.zarr")
+    pixels, label, _, _ = ss.ShardDataset(store, ImageDecoder())[0]
+    assert (pixels.shape, label) == ((3, 6, 6), 0)
+    assert abs(pixels[:, 3, 3].float() - torch.tensor([200.0, 90.0, 10.0])).max() < 9
 
 
 def test_what_is_hidden_is_neither_class_nor_image(images, tmp_path):

@@ -18,7 +18,7 @@ from shardsieve.store.store import Store
 from shardsieve.train.crops import RandomCrops, cropped
 from shardsieve.train.transforms import RandomTransform
 
-IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm")
+IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
 LARGEST_GUESS = 224
 
 Sample = dict[str, Any]
