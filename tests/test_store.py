@@ -225,6 +225,14 @@ def test_a_newer_format_and_a_missing_store_are_refused(shards, tmp_path):
         ss.open_store(tmp_path / "none.zarr")
 
 
+def test_a_file_of_the_very_name_is_no_pattern(tmp_path):
+    shards = write_shards(tmp_path / "a [1]{b,c}?", [1, 1])
+    assert expand_urls(shards) == [str(path) for path in shards]
+    (tmp_path / "a [1]{b,c}?").rename(tmp_path / "a [1]")
+    pattern = tmp_path / "a [1]" / "s-{000..001}.tar"
+    assert [Path(url).name for url in expand_urls(pattern)] == ["s-000.tar", "s-001.tar"]
+
+
 def test_patterns_name_shards_in_order(shards, tmp_path):
     folder = shards[0].parent
     want = list(map(str, shards))

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import braceexpand
@@ -39,6 +40,7 @@ def expand_urls(urls: str | Path | Iterable[str | Path]) -> list[str]:
     """Return the shards that brace patterns, globs and file lists name, in their given order.
 
     Globs are sorted. A path that ends in `.txt` or begins with `@` is a list, one shard a line.
+    A file of the very name is itself, whatever signs its folders have.
 
     Raises:
         ShardsieveError: If nothing matches, or a shard is named twice.
@@ -64,6 +66,8 @@ def _expand_one(pattern: str) -> list[str]:
         if "://" in name:
             raise ShardsieveError(f"the shard list must be a local file, got {name}; download it")
         return _read_list(Path(name))
+    if "{" in pattern and _is_file(local_name(pattern)):
+        return [local_name(pattern)]
     try:
         expanded = list(braceexpand.braceexpand(pattern)) if "{" in pattern else [pattern]
     except ValueError as error:
@@ -82,6 +86,8 @@ def _expand_glob(pattern: str) -> list[str]:
                 "name them with braces, as in s3://bucket/{000..099}.tar, or in a local .txt list"
             )
         return [pattern]
+    if _is_file(pattern):
+        return [pattern]
     path = Path(pattern)
     if any(c in pattern for c in "*?["):
         root = Path(path.anchor or ".")
@@ -92,9 +98,13 @@ def _expand_glob(pattern: str) -> list[str]:
             _refuse_folder(Path(one))
         return found
     _refuse_folder(path)
-    if not path.is_file():
-        raise ShardsieveError(f"no shards match {pattern}: no such file; check the path")
-    return [pattern]
+    raise ShardsieveError(f"no shards match {pattern}: no such file; check the path")
+
+
+def _is_file(name: str) -> bool:
+    with suppress(OSError, ValueError):  # a pattern may be longer than a name
+        return Path(name).is_file()
+    return False
 
 
 def _refuse_folder(path: Path) -> None:
