@@ -1,6 +1,7 @@
 """The store: what goes in comes out, interrupted or not, and mismatches are refused."""
 
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -49,6 +50,20 @@ def test_ids_are_shard_times_rows_plus_position(shards, tmp_path):
     assert store.rows([128, 0]).tolist() == [6, 0]
     with pytest.raises(ValueError, match="got 65"):
         store.rows([0, 65])
+
+
+def test_a_store_of_a_relative_path_stays_open_when_the_program_goes_elsewhere(
+    shards, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for store in (ss.index("shards/*.tar", "s.zarr"), ss.open_store("s.zarr")):
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        store.put_score("mine", np.arange(13.0))
+        assert pickle.loads(pickle.dumps(store)).score("mine").tolist() == [*range(13)]
+        assert ss.ShardDataset(store)[0]["__key__"] == "00-0000"
+        store.forget_score("mine")
+        monkeypatch.chdir(tmp_path)
 
 
 def test_a_score_comes_back_as_it_was_put(shards, tmp_path):

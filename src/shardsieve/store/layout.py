@@ -145,7 +145,8 @@ def opened_group(path: str | Path, mode: str) -> zarr.Group:
         where: Any = Objects(str(path), read_only=mode == "r")
         contents = None if mode == "r" else False
     else:
-        where = Folder(path, read_only=mode == "r")
+        # Absolute, as a program may go to another folder while it reads.
+        where = Folder(Path(path).absolute(), read_only=mode == "r")
     # Zarr would look for its older formats too, and such a bucket forbids what is not there.
     return zarr.open_group(where, mode=mode, zarr_format=3, use_consolidated=contents)  # type: ignore[arg-type]
 

@@ -56,7 +56,8 @@ class Store(SampleTables):
     """
 
     def __init__(self, path: str | Path, group: zarr.Group) -> None:
-        self.path = place_of(path)
+        place = place_of(path)
+        self.path = place if isinstance(place, str) else place.absolute()
         self.group = group
         self.kind = str(group.attrs["kind"])
         self.rows_per_shard = int(group.attrs["rows_per_shard"])  # type: ignore[arg-type]
