@@ -389,6 +389,21 @@ def test_a_pipelines_state_knows_the_pass_under_way(urls, store):
     assert sorted(seen) == store.ids().tolist()
 
 
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_pipeline_does_not_guess_what_workers_gave_to_a_loop(urls, store, persistent):
+    pruned = ss.prune(pipeline_of(urls).batched(4, collation_fn=None), store, seed=1, window=4)
+    how = {"batch_size": None, "num_workers": 2, "persistent_workers": persistent}
+    loader = wds.WebLoader(pruned, **how)
+    assert pruned.state_dict()["samples_done"] == 0
+    first = ids_of(loader)
+    with pytest.raises(ss.ShardsieveError, match="prune the loader"):
+        pruned.state_dict()
+    assert pruned.state_dict(samples_done=12)["samples_done"] == 12
+    pruned.set_epoch(0)
+    assert pruned.state_dict()["samples_done"] == 0
+    assert ids_of(loader) == first
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_torchdatas_loader_goes_on_over_a_pipeline(urls, store, workers):
     def loader():

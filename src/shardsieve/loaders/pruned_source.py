@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.utils import pytorch_worker_info
 
-from shardsieve._errors import CorruptShardError
+from shardsieve._errors import CorruptShardError, ShardsieveError
 from shardsieve.epoch import EpochOrder
 from shardsieve.keepset import KeepSet
 from shardsieve.loaders.dataset import ShardDataset
@@ -72,8 +72,9 @@ class PrunedSource(IterableDataset[Sample]):
         self._handler, self._select = source.handler, source.select_files
         data.with_raw = self._select is not None
         self._names = [(url, _local_path(url) if source.local_paths else None) for url in urls]
-        # Epoch, place in it, its block, and how often they were set; shared with running workers.
-        self._told = torch.zeros(4, dtype=torch.int64)
+        # Epoch, place in it, its block, how often they were set, and at which of these times
+        # workers began a pass; shared with running workers.
+        self._told = torch.tensor([0, 0, 0, 0, -1])
         self._told.share_memory_()  # type: ignore[no-untyped-call]
         self._heard, self._passes, self._taken, self._skip, self._begun = -1, 0, 0, 0, -1
         self._spare: Sample | None = None
@@ -88,6 +89,7 @@ class PrunedSource(IterableDataset[Sample]):
         """Begin at an epoch's start, or where a state that was just loaded stands in it."""
         told = int(self._told[3])
         begun = self._begun == told or (self._heard == told and self._passes > 0)
+        begun = begun or self._read_by_workers()
         if begun or epoch != int(self._told[0]):
             self._tell(epoch, 0, 0)
 
@@ -113,12 +115,21 @@ class PrunedSource(IterableDataset[Sample]):
         Args:
             samples_done: Over all ranks, in this pass. Left out: what was taken from this object;
                 inside a worker then the state is that worker's own.
+
+        Raises:
+            ShardsieveError: If that is left out and the workers of a loader read the pass.
         """
         epoch, place, block = self._under_way()
         state = {"plan": self._plan_name(), "epoch": epoch, "block": block or self._block()}
         if samples_done is None and get_worker_info() is not None:
             return {**state, "samples_done": place, "taken": self._given()}
         if samples_done is None:
+            if self._read_by_workers():
+                raise ShardsieveError(
+                    "a pipeline does not see what its loader's workers gave to the loop; prune the "
+                    "loader, ss.prune(DataLoader(pipeline, ...), store, ...), and take its state, "
+                    "or say samples_done="
+                )
             samples_done = self.places_of(self._taken)
         done = min(place + samples_done, len(self.keep))
         if 0 < done < len(self.keep):
@@ -203,11 +214,17 @@ class PrunedSource(IterableDataset[Sample]):
     def _now(self) -> tuple[int, int, int]:
         """Return epoch, place and block of the pass that begins."""
         told = int(self._told[3])
+        if get_worker_info() is not None:
+            self._told[4] = told
         if told != self._heard:
             self._heard, self._passes = told, 0
         self._passes += 1
         epoch, place, block = self._under_way()
         return epoch, place, block or self._block()
+
+    def _read_by_workers(self) -> bool:
+        """Return whether workers have begun a pass since epoch and place were set."""
+        return bool(self._told[4] == self._told[3])
 
     def _warn_of_inexact(self) -> None:
         if self.inexact:
@@ -224,7 +241,7 @@ class PrunedSource(IterableDataset[Sample]):
 
         The block is 0 where nobody has told it.
         """
-        epoch, place, block, told = self._told.tolist()
+        epoch, place, block, told, _ = self._told.tolist()
         if told == self._heard and self._passes > 1:
             return epoch + self._passes - 1, 0, 0
         return epoch, place, block
