@@ -441,7 +441,9 @@ def test_a_misspelt_model_does_not_take_the_folder_of_the_right_one(
         monkeypatch.setattr(sys, "argv", ["shardsieve", *arguments])
         with pytest.raises(SystemExit):
             cli.main()
-        assert message in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert message in err
+    assert "leave such samples out: --max-unreadable" in err
 
 
 @pytest.mark.parametrize(("spoil", "message"), CASES, ids=[c[0].__name__ for c in CASES])

@@ -372,3 +372,8 @@ def test_rates_begin_and_end_as_they_are_said_to():
     assert one.rate(0.15) == pytest.approx(0.26)
     cosine = TrainConfig(learning_rate=0.5, schedule="cosine")
     assert [cosine.rate(share) for share in (0, 1, 1.01)] == pytest.approx([0.5, 0, 0])
+
+
+def test_how_a_score_was_made_that_is_not_there_is_one_line(store):
+    with pytest.raises(ss.MissingScoreError, match=r"\(mine\), got 'nope'; run"):
+        store.provenance("nope")

@@ -29,6 +29,7 @@ from shardsieve.store.store import Store, refuse_path
 Sample = dict[str, Any]
 
 _LOG = logging.getLogger("shardsieve")
+_LEAVE_OUT = "mend it, or leave such samples out: --max-unreadable, or on_error='skip'"
 
 # What a sample carries where nothing says otherwise.
 _PLAIN = {"__weight__": 1.0, "__score__": float("nan")}
@@ -266,7 +267,8 @@ class ShardDataset(Dataset[Any]):
             raise error
         if not self._skipped.add(sample_id):
             raise UnreadableSampleError(
-                f"more than {self._skipped.most} samples cannot be read, the last one: {error}"
+                f"more than {self._skipped.most} samples cannot be read, the last one: {error}; "
+                "mend the shards, or raise max_unreadable"
             ) from error
         _LOG.warning("skipped: %s", error)
 
@@ -276,8 +278,10 @@ class ShardDataset(Dataset[Any]):
         try:
             return self.decode(sample)
         except Exception as error:  # noqa: BLE001  # raised again, or counted
+            cure = "" if self._skipped.most else "; " + _LEAVE_OUT
             found = UnreadableSampleError(
-                f"cannot decode sample {sample['__key__']} of shard {sample['__url__']}: {error}"
+                f"cannot decode sample {sample['__key__']} of shard {sample['__url__']}: "
+                f"{error}{cure}"
             )
             found.__cause__ = error
             self._skip(int(sample["__id__"]), found)

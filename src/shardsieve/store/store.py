@@ -241,16 +241,25 @@ class Store(SampleTables):
             MissingScoreError: If there is none of that name, listing those there are.
         """
         if not self.has_score(name):
-            known = ", ".join(self.scores) or "none"
-            raise MissingScoreError(
-                f"score must be one of those in {self.path} ({known}), got {name!r}; "
-                "run `shardsieve score` and `shardsieve extrapolate`, or put_score"
-            )
+            raise self._unknown_score(name)
         return unpad(self._read(f"score/{name}"), self.samples)
 
     def provenance(self, name: str) -> dict[str, Any]:
-        """Return how a score was made."""
+        """Return how a score was made.
+
+        Raises:
+            MissingScoreError: If there is none of that name, listing those there are.
+        """
+        if not self._has(f"score/{name}"):
+            raise self._unknown_score(name)
         return dict(self._array(f"score/{name}").attrs)
+
+    def _unknown_score(self, name: str) -> MissingScoreError:
+        known = ", ".join(self.scores) or "none"
+        return MissingScoreError(
+            f"score must be one of those in {self.path} ({known}), got {name!r}; "
+            "run `shardsieve score` and `shardsieve extrapolate`, or put_score"
+        )
 
     # Checks ---------------------------------------------------------------------------------
 
