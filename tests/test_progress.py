@@ -13,6 +13,7 @@ from rich.progress import Progress
 from tars import write_shards
 
 import shardsieve as ss
+from shardsieve.commands import progress as commands_progress
 from shardsieve.commands.exporting import export_keep_set
 from shardsieve.commands.progress import Bar, Rate, bar
 from shardsieve.commands.reporting import report_score
@@ -87,6 +88,21 @@ def test_nothing_is_drawn_where_nobody_looks(monkeypatch):
     with bar("train") as progress:
         progress(3, 8, "note")
     assert screen.getvalue() == ""
+
+
+def test_a_log_gets_a_line_a_minute(monkeypatch):
+    screen, now = io.StringIO(), [0.0]
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(commands_progress, "monotonic", lambda: now[0])
+    with bar("train") as progress, bar("hidden", shown=False) as hidden:
+        for done in range(100, 224):  # it goes on at 100, a step a second
+            progress(done, 3800, "note" * (done > 200))
+            hidden(done, 3800)
+            now[0] += 1
+    assert screen.getvalue().splitlines() == [
+        "train: 160/3800, 1/s, 1:00:40 left",
+        "train: 220/3800, 1/s, 0:59:40 left, note",
+    ]
 
 
 def test_scores_from_an_embedding_are_counted(monkeypatch, tmp_path):

@@ -1,8 +1,12 @@
-"""Progress bars for long steps: rate and time left on a terminal, silence elsewhere."""
+"""How far long steps are, with rate and time left: a bar on a terminal, else a line a minute."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from time import monotonic
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +21,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+_EVERY = 60.0  # seconds
+
 
 class Rate(ProgressColumn):
     """What is done in a second, of what the column before it counts."""
@@ -28,20 +34,47 @@ class Rate(ProgressColumn):
         return Text(f"{task.speed:.3g}/s" if task.speed < 100 else f"{task.speed:,.0f}/s")
 
 
-class Bar:
-    """Draws how far a step is; a function of what is done, of how much, and a note beside it."""
+class Lines:
+    """Writes to standard error how far a step is, for whoever reads a log: a line a minute."""
 
-    def __init__(self, drawn: Progress, title: str) -> None:
-        self._drawn, self._task = drawn, drawn.add_task(title, total=None, note="")
+    def __init__(self, title: str) -> None:
+        self._title, self._written = title, monotonic()
+        self._first: tuple[int, float] | None = None
+
+    def update(self, *, completed: int, total: int, note: str) -> None:
+        """Write a line, if it is time for one."""
+        now = monotonic()
+        # A step that goes on where it was stopped does not begin at 0.
+        begun, since = self._first = self._first or (completed, now)
+        if now - self._written < _EVERY:
+            return
+        self._written = now
+        told = [f"{self._title}: {completed}/{total}"]
+        if completed > begun:
+            rate = (completed - begun) / (now - since)
+            left = timedelta(seconds=round((total - completed) / rate))
+            told += [f"{rate:.3g}/s", f"{left} left"]
+        sys.stderr.write(", ".join([*told, *([note] if note else [])]) + "\n")
+        sys.stderr.flush()
+
+
+class Bar:
+    """Says how far a step is; a function of what is done, of how much, and a note beside it."""
+
+    def __init__(self, update: Callable[..., Any]) -> None:
+        self._update = update
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        """Draw it."""
-        self._drawn.update(self._task, completed=done, total=total, note=note)
+        """Say it."""
+        self._update(completed=done, total=total, note=note)
 
 
 @contextmanager
 def bar(title: str, *, shown: bool = True) -> Iterator[Bar]:
-    """Give a progress bar on standard error: drawn on a terminal, if `shown`."""
+    """Give what says on standard error how far a step is, if `shown`."""
+    if shown and not sys.stderr.isatty():
+        yield Bar(Lines(title).update)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -51,8 +84,5 @@ def bar(title: str, *, shown: bool = True) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, disable=not (shown and sys.stderr.isatty())
-    ) as progress:
-        yield Bar(progress, title)
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
+        yield Bar(partial(progress.update, progress.add_task(title, total=None, note="")))
