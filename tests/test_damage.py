@@ -209,6 +209,12 @@ def test_a_member_that_is_no_image_is_named_and_skipped(store):
         ss.ShardDataset(store, decode).__getitems__([129])
 
 
+def test_a_key_that_decode_misses_is_named_as_such(store):
+    data = ss.ShardDataset(store, lambda sample: sample["jpeg"])
+    with pytest.raises(ss.UnreadableSampleError, match=r"s-002\.tar: KeyError\('jpeg'\); mend"):
+        data[129]
+
+
 def test_lost_scores_are_named_before_training(store):
     store.put_score("up", np.arange(30.0))
     chunk = store.path / "score" / "up" / "c" / "2" / "0"

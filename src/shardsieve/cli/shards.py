@@ -115,7 +115,7 @@ def info(
 
 @app.command(epilog=example("check --store train.zarr"))
 def check(store: StorePath, as_json: Json = False) -> None:
-    """Walk the shards again and compare them with the index exactly; copies are known again."""
+    """Compare keys, places and labels in the shards with the index; copies are known again."""
     show(commands.making.check_store(store), as_json)
 
 

@@ -26,7 +26,7 @@ def make_index(
 
 
 def check_store(path: Path) -> dict[str, Any]:
-    """Compare a store's index with its shards exactly; see `check`."""
+    """Compare a store's index with its shards; see `check`."""
     store = open_store(path, check_shards=False)
     with bar("check") as progress:
         renewed = check(store, progress=progress)

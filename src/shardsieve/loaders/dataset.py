@@ -278,10 +278,12 @@ class ShardDataset(Dataset[Any]):
         try:
             return self.decode(sample)
         except Exception as error:  # noqa: BLE001  # raised again, or counted
+            # The words of a KeyError are the key alone.
+            cause = repr(error) if isinstance(error, KeyError) else error
             cure = "" if self._skipped.most else "; " + _LEAVE_OUT
             found = UnreadableSampleError(
                 f"cannot decode sample {sample['__key__']} of shard {sample['__url__']}: "
-                f"{error}{cure}"
+                f"{cause}{cure}"
             )
             found.__cause__ = error
             self._skip(int(sample["__id__"]), found)
