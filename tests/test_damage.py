@@ -209,6 +209,17 @@ def test_a_member_that_is_no_image_is_named_and_skipped(store):
         ss.ShardDataset(store, decode).__getitems__([129])
 
 
+def test_a_skipped_sample_is_named_once_not_in_every_epoch(store, caplog):
+    damage(store, 131)
+    data = ss.ShardDataset(store, on_error="skip")
+    sampler = ss.PrunedShardSampler(store)
+    loader = DataLoader(data, sampler=sampler, batch_size=7, collate_fn=list)
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        assert sum(map(len, loader)) == 29
+    assert caplog.text.count("skipped:") == 1
+
+
 def test_a_key_that_decode_misses_is_named_as_such(store):
     data = ss.ShardDataset(store, lambda sample: sample["jpeg"])
     with pytest.raises(ss.UnreadableSampleError, match=r"s-002\.tar: KeyError\('jpeg'\); mend"):

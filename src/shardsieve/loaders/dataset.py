@@ -265,12 +265,14 @@ class ShardDataset(Dataset[Any]):
     def _skip(self, sample_id: int, error: ShardsieveError) -> None:
         if self._skipped.most == 0:
             raise error
+        met_before = sample_id in self.unreadable
         if not self._skipped.add(sample_id):
             raise UnreadableSampleError(
                 f"more than {self._skipped.most} samples cannot be read, the last one: {error}; "
                 "mend the shards, or raise max_unreadable"
             ) from error
-        _LOG.warning("skipped: %s", error)
+        if not met_before:
+            _LOG.warning("skipped: %s", error)
 
     def _decoded(self, sample: Any) -> Any:
         if sample is None or self.decode is None:
