@@ -133,7 +133,9 @@ def test_a_writing_that_was_cut_short_is_not_listed(tmp_path, monkeypatch):
 def test_training_on_them_is_training_on_labels_with_these_values(folder, tmp_path):
     """Also where the shards have no labels at all, and to the bit."""
     bare, on = opened(folder, "bare"), replace(CONFIG, pseudo_labels="truth")
-    with pytest.raises(ss.ShardsieveError, match=r"have no label; .* train on pseudo-labels"):
+    with pytest.raises(
+        ss.ShardsieveError, match=r"have no label; .* number as text, .* train on pseudo-labels"
+    ):
         trained(bare, tmp_path / "none")
     put_truth(folder, bare)
     test = opened(folder, "test")

@@ -67,8 +67,9 @@ def count_classes(
         cure = f"embed all of them and score under another name than {pseudo_labels!r}"
     else:
         cure = (
-            "pack them with a `cls` member, name the member with `shardsieve index "
-            "--label-member`, or train on pseudo-labels (`score`, `train --paradigm unsupervised`)"
+            "pack them with a `cls` member that holds the class' number as text, name the member "
+            "with `shardsieve index --label-member`, or train on pseudo-labels (`score`, `train "
+            "--paradigm unsupervised`)"
         )
     missing = int((labels < 0).sum())
     if missing:
