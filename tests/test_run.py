@@ -258,7 +258,7 @@ def test_a_test_store_of_other_classes_is_refused_before_anything_is_trained(pac
         ({"score": {"turtle": {"class": 3}}}, "score.turtle.class is no known key; did you mean c"),
         ({"embed": {"model": "a.b:c"}}, "embed: cannot load model 'a.b:c': No module named 'a'"),
         ({"embed": None}, "extrapolate must come with score and embed"),
-        ({"extrapolate": None}, "select: rule top must have a score"),
+        ({"extrapolate": None}, "score, rule random, or keep_fraction 1 to train on everything"),
     ],
 )
 def test_a_wrong_key_is_named_before_anything_starts(packed, tmp_path, changes, message):

@@ -153,7 +153,10 @@ def _check_kept(recipe: Recipe) -> None:
     scored = select.score is not None or recipe.extrapolate is not None
     by_score = select.rule not in ("random", "moderate") and select.keep_fraction < 1
     if train is not None and policy_of(recipe) is None and by_score and not scored:
-        raise ValueError(f"select: rule {select.rule} must have a score; add extrapolate or score")
+        raise ValueError(
+            f"select: rule {select.rule} must have a score; add extrapolate, or to select a stored "
+            "score, rule random, or keep_fraction 1 to train on everything"
+        )
     if recipe.report is not None and not scored:
         raise ValueError("report must have a score to show; add extrapolate, or score to select")
 
