@@ -51,6 +51,17 @@ def test_index_info_and_select_speak_json(cli, tmp_path):
     assert told("check")["same"] is True
 
 
+def test_a_ctrl_c_is_one_line(cli, monkeypatch, tmp_path):
+    def walked(*_, **__):
+        raise KeyboardInterrupt
+
+    write_shards(tmp_path / "d", [4])
+    monkeypatch.setattr("shardsieve.store.create.index_shard", walked)
+    status, _, said = cli("index", tmp_path / "d" / "s-000.tar", "--store", tmp_path / "s.zarr")
+    assert (status, said.count("\n")) == (130, 1)
+    assert "interrupted; the same command goes on" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

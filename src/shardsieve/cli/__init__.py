@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 # What stands on the command line wrongly; typer gives its name no one of its own.
 _UsageError: Any = typer.BadParameter.__base__
+_INTERRUPTED = 130  # typer's status of a Ctrl-C
 
 
 def _say_release(asked: bool) -> None:
@@ -45,7 +46,9 @@ for group in (shards, scores, kept, trainings):
 
 
 def run(call: Callable[[], Any]) -> int:
-    """Return the exit status of a call: 2 with one line for a user's error, 143 after SIGTERM.
+    """Return the exit status of a call: 2 for a user's error, 130 and 143 after SIGINT and SIGTERM.
+
+    Of these three there is one line each.
 
     Args:
         call: May return a status of its own.
@@ -77,6 +80,8 @@ def run(call: Callable[[], Any]) -> int:
         end_processes()
         _say(f"shardsieve: {stopped}; the same command goes on from there\n")
         return 143
+    if status == _INTERRUPTED:
+        _say("shardsieve: interrupted; the same command goes on from what is done\n")
     end_processes()
     return status if isinstance(status, int) else 0
 
@@ -93,7 +98,7 @@ def _say(line: str) -> None:
 
 
 def main() -> None:
-    """Run the program: exit 0 when done, 2 for a user's error, 143 after SIGTERM.
+    """Run the program: exit 0 when done, 2 for a user's error, 130 and 143 after the signals.
 
     A fault keeps its traceback.
     """
