@@ -16,6 +16,7 @@ from shardsieve import cli
 from shardsieve.commands import showing
 from shardsieve.loaders.mixing import mixing
 from shardsieve.loaders.planned import OrderSettings
+from shardsieve.pack import pack
 from shardsieve.shards.beton import read_beton
 from shardsieve.train.images import ImageDecoder, fixed_size
 
@@ -125,6 +126,18 @@ def test_scores_of_shards_that_were_renamed_and_removed_are_carried_over(call, t
     new = ss.index(sorted((tmp_path / "d").glob("*.tar")), tmp_path / "new.zarr")
     assert call("realign", old.path, new.path)["scores"] == "mine"
     assert new.score("mine").tolist() == [*range(7, 12), *range(4)]
+
+
+def test_realign_refuses_keys_that_name_other_samples_since_they_were_packed_anew(call, tmp_path):
+    stores = []
+    for seed in (0, 1):
+        packed = pack("digits", tmp_path / f"d{seed}", samples_per_shard=900, seed=seed)[0]
+        stores.append(ss.index(packed.pattern, tmp_path / f"{seed}.zarr"))
+    old, new = stores
+    old.put_score("up", range(len(old)))
+    line = call("realign", old.path, new.path, status=2)
+    assert "have another label" in line
+    assert new.scores == []
 
 
 def test_realign_refuses_ambiguous_and_missing_keys(call, tars, tmp_path):

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from shardsieve._errors import StoreMismatchError
 from shardsieve.store.store import Store, refuse_path
 
+_MOST_RELABELLED = 0.1
+
 
 def realign(
     store_from: Store, store_to: Store, *, scores: str | Sequence[str] | None = None
@@ -21,8 +23,8 @@ def realign(
             and so says which of its rows were measured, goes along where `store_to` lacks it.
 
     Raises:
-        StoreMismatchError: If a key is ambiguous in either store, or one of `store_to` is missing
-            in `store_from`; nothing is written then.
+        StoreMismatchError: If a key is ambiguous in either store, one of `store_to` is missing in
+            `store_from`, or more than a tenth of the labels differ; nothing is written then.
         MissingScoreError: If there is no score of a given name.
     """
     refuse_path(store_from)
@@ -32,6 +34,7 @@ def realign(
     names += [name for name in _sources(store_from, names) if not store_to.has_score(name)]
     values = {name: store_from.score(name) for name in names}
     rows = _rows_by_key(store_from, store_to)
+    _refuse_other_samples(store_from, store_to, rows)
     for name in names:
         made = {k: v for k, v in store_from.provenance(name).items() if k != "date"}
         made["realigned_from"] = store_from.fingerprint
@@ -54,6 +57,18 @@ def _rows_by_key(store_from: Store, store_to: Store) -> NDArray[np.int64]:
             f"{missing[0]!r}; scores go to the same samples only"
         )
     return np.array([places[key] for key in wanted], dtype=np.int64)
+
+
+def _refuse_other_samples(store_from: Store, store_to: Store, rows: NDArray[np.int64]) -> None:
+    """Refuse keys that name other samples: some labels may have been mended, not most of them."""
+    old, new = store_from.labels()[rows], store_to.labels()
+    other = int(((old != new) & (old >= 0) & (new >= 0)).sum())
+    if other > _MOST_RELABELLED * len(new):
+        raise StoreMismatchError(
+            f"{other} of {len(new)} samples of {store_to.path} have another label than those of "
+            f"the same keys in {store_from.path}; keys that number the samples name others once "
+            "they were packed anew: score them again"
+        )
 
 
 def _places(store: Store) -> dict[str, int]:
