@@ -377,3 +377,12 @@ def test_rates_begin_and_end_as_they_are_said_to():
 def test_how_a_score_was_made_that_is_not_there_is_one_line(store):
     with pytest.raises(ss.MissingScoreError, match=r"\(mine\), got 'nope'; run"):
         store.provenance("nope")
+
+
+def test_a_sampler_and_its_loader_have_one_batch_size(store):
+    """Steps were counted by the one and made by the other, so that a state lost its place."""
+    sampler = ss.PrunedShardSampler(store, batch_size=2)
+    loader = torch.utils.data.DataLoader(ss.ShardDataset(store), 3, sampler=sampler)
+    for ask in (list, len):
+        with pytest.raises(ValueError, match="must be that of its loader, 3, got 2"):
+            ask(loader)

@@ -175,7 +175,8 @@ class PrunedShardSampler(Sampler[int]):
             training; with a policy that goes by losses the int is the expected count.
 
         Raises:
-            ValueError: If the batch size is not known: it was not given, and no loader has asked.
+            ValueError: If the batch size is not known: it was not given, and no loader has asked;
+                or if it is not that of the loader.
         """
         asking = self._asking(self._seen)
         if asking.batch_size is None:
@@ -306,6 +307,11 @@ class PrunedShardSampler(Sampler[int]):
         )
 
     def _asking(self, asking: Asking) -> Asking:
+        if self.batch_size and asking.batch_size not in (None, self.batch_size):
+            raise ValueError(
+                f"batch_size of PrunedShardSampler must be that of its loader, "
+                f"{asking.batch_size}, got {self.batch_size}; give both the same"
+            )
         return replace(asking, batch_size=self.batch_size or asking.batch_size)
 
     def _tail(self, asking: Asking) -> str:
