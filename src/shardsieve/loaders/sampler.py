@@ -310,7 +310,7 @@ class PrunedShardSampler(Sampler[int]):
         if self.batch_size and asking.batch_size not in (None, self.batch_size):
             raise ValueError(
                 f"batch_size of PrunedShardSampler must be that of its loader, "
-                f"{asking.batch_size}, got {self.batch_size}; give both the same"
+                f"{asking.batch_size}, got {self.batch_size}; leave it out, or give both the same"
             )
         return replace(asking, batch_size=self.batch_size or asking.batch_size)
 
