@@ -24,14 +24,16 @@ from rich.text import Text
 _EVERY = 60.0  # seconds
 
 
+def _rate(speed: float) -> str:
+    return f"{speed:.3g}/s" if speed < 100 else f"{speed:,.0f}/s"
+
+
 class Rate(ProgressColumn):
     """What is done in a second, of what the column before it counts."""
 
     def render(self, task: Task) -> Text:
         """Return it, empty before anything was done."""
-        if task.speed is None:
-            return Text("")
-        return Text(f"{task.speed:.3g}/s" if task.speed < 100 else f"{task.speed:,.0f}/s")
+        return Text("" if task.speed is None else _rate(task.speed))
 
 
 class Lines:
@@ -53,7 +55,7 @@ class Lines:
         if completed > begun:
             rate = (completed - begun) / (now - since)
             left = timedelta(seconds=round((total - completed) / rate))
-            told += [f"{rate:.3g}/s", f"{left} left"]
+            told += [_rate(rate), f"{left} left"]
         sys.stderr.write(", ".join([*told, *([note] if note else [])]) + "\n")
         sys.stderr.flush()
 
