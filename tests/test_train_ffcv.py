@@ -17,6 +17,7 @@ from test_train import Killed, digest, kill_after
 import shardsieve as ss
 from shardsieve.commands.running import run_recipe
 from shardsieve.loaders.ffcv_images import FfcvImages, decoding_threads
+from shardsieve.loaders.ffcv_iterator import open_batches
 from shardsieve.pack import pack
 from shardsieve.pack.beton import pack_beton
 from shardsieve.train.config import TrainConfig
@@ -145,6 +146,18 @@ def test_ffcv_decodes_with_no_more_threads_than_numba_has(monkeypatch):
         assert decoding_threads(0) == decoding_threads(1) == 1
     finally:
         numba.set_num_threads(before)
+
+
+def test_a_loop_that_is_left_reads_no_further(store):
+    sampler = ss.PrunedShardSampler(store, keep_fraction=1.0, batch_size=64)
+    loader = FfcvImages(store, sampler, slowly=slowly(store), batch_size=64, size=8).loader
+    fields = open_batches(loader, [np.array([row], dtype=np.uint64) for row in range(400)])
+    left = fields.iter_ixes
+    next(fields)
+    fields.close()
+    assert not fields.is_alive()
+    assert len(list(left)) > 300
+    fields.close()
 
 
 def test_a_policys_weights_come_with_the_batches(store):

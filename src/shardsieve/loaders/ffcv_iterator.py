@@ -29,7 +29,6 @@ class BatchIterator(EpochIterator):  # type: ignore[misc]
     """FFCV's iterator, whose reading thread hands its error over instead of hanging the loop."""
 
     error: BaseException | None = None
-    is_closed = False
 
     def run(self) -> None:
         """Read until the last batch; runs in FFCV's thread."""
@@ -48,11 +47,7 @@ class BatchIterator(EpochIterator):  # type: ignore[misc]
             raise
 
     def close(self) -> None:
-        """End the reading thread, also in the middle of an epoch."""
-        if self.is_closed:
-            return
-        self.is_closed = True
-        self.terminate_event.set()
+        """End the reading thread, also in the middle of an epoch; FFCV closes more than once."""
         self.iter_ixes = iter(())
         while self.is_alive():
             # The thread may wait for room in the queue; it ends before the pages go.
