@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -303,3 +304,27 @@ def test_pixels_beyond_sixteen_bits_are_white_and_those_below_nothing_black():
     values = np.array([[-1, 0, 255, 256, 65_535, 65_536, 100_000, 2**31 - 1]], dtype=np.int32)
     found = np.asarray(in_8_bits(Image.fromarray(values)))
     assert found.tolist() == [[0, 0, 0, 1, 255, 255, 255, 255]]
+
+
+def test_an_accelerator_forgets_what_is_let_go_and_nothing_else():
+    accelerator = make_accelerator()
+    made = [
+        accelerator.prepare(net := nn.Linear(1, 1), torch.optim.SGD(net.parameters()), [0])
+        for _ in range(2)
+    ]
+    held = (accelerator._models, accelerator._optimizers, accelerator._dataloaders)
+    loaders = [accelerator.prepare(torch.utils.data.DataLoader([0])) for _ in range(2)]
+    let_go(accelerator, *made[0][:2], loaders[0])
+    assert [list(one) for one in held] == [[made[1][0]], [made[1][1]], [loaders[1]]]
+
+
+def test_an_accelerator_tracks_only_into_a_folder_and_waits_for_half_a_day(tmp_path, monkeypatch):
+    assert [str(one) for one in make_accelerator(tmp_path).log_with] == ["tensorboard"]
+    assert make_accelerator(tmp_path, track=()).log_with == []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    alone = make_accelerator(track=("wandb",))
+    assert (alone.log_with, alone.init_handler.timeout) == ([], timedelta(hours=12))
+    assert make_accelerator(tmp_path).log_with == []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ss.ShardsieveError, match="2 processes were launched but each runs alone"):
+        make_accelerator()
