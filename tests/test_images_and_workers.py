@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import shardsieve as ss
@@ -328,3 +330,27 @@ def test_an_accelerator_tracks_only_into_a_folder_and_waits_for_half_a_day(tmp_p
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ss.ShardsieveError, match="2 processes were launched but each runs alone"):
         make_accelerator()
+
+
+def test_trackers_are_told_of_every_epoch_and_of_the_settings(tmp_path):
+    store, run = damaged_store(tmp_path, []), tmp_path / "run"
+    keep = ss.select(store, rule="random", keep_fraction=0.5)
+    config = TrainConfig(epochs=3, batch_size=10, resolutions=((1, 6),))
+    how = {"folder": run, "accelerator": make_accelerator(run), "test": store}
+    result = train_subset(store, keep, config, **how, evaluate_every=2)
+    assert (result["kept"], result["of"], result["steps"]) == (20, 40, 6)
+    assert result["cost"]["evaluation"]["forward"] == 2 * 40
+    spent = {name: phase["bytes"] for name, phase in result["phases"].items()}
+    whole = ss.select(store, keep_fraction=1.0)
+    assert spent == {"train": 3 * keep.nbytes(store), "evaluate": 2 * whole.nbytes(store)}
+    logged = EventAccumulator(str(run / "shardsieve")).Reload()
+    steps = {tag: [one.step for one in logged.Scalars(tag)] for tag in logged.Tags()["scalars"]}
+    every = {tag: [2, 4, 6] for tag in ("kept", "loss", "rate", "seconds")}
+    assert steps == {**every, "accuracy": [4, 6]}
+    assert logged.Scalars("accuracy")[-1].value == pytest.approx(result["accuracy"])
+    (written,) = run.rglob("hparams.yml")
+    settings = yaml.safe_load(written.read_text())
+    assert settings["resolutions"] == "((1, 6),)"
+    assert settings["epochs"] == 3
+    assert "pseudo_labels" not in settings
+    assert not list(run.glob("checkpoint-*"))
