@@ -1,6 +1,7 @@
 """Policies inside the trainer: killed, resumed, weighted, and handed over as scores."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -151,6 +152,23 @@ def test_a_run_hands_its_policy_over_as_a_score_and_says_what_it_took(store, tmp
     assert len(again) == ss.num_kept(len(store), 0.5)
     with pytest.raises(ss.ShardsieveError, match="another run: keep is"):
         train_subset(store, again, CONFIG, folder=tmp_path / "run", accelerator=Accelerator())
+
+
+def test_a_finished_run_hands_its_policy_over_without_training_again(store, tmp_path):
+    config = replace(CONFIG, epochs=1, batch_size=256)
+
+    def trained(name, policy_score):
+        how = {"folder": tmp_path / name, "accelerator": Accelerator()}
+        policy = ss.InfoBatch(num_epochs=1)
+        return train_subset(store, policy, config, policy_score=policy_score, **how)
+
+    result = trained("with", "first")
+    assert trained("with", "again") == result
+    np.testing.assert_array_equal(store.score("again"), store.score("first"))
+    result = trained("without", None)
+    with pytest.raises(ss.ShardsieveError, match="finished without policy_score and its policy is"):
+        trained("without", "late")
+    assert trained("without", None) == result
 
 
 def test_a_loss_that_is_not_finite_is_counted_and_its_sample_kept(store, caplog):
