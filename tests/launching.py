@@ -4,6 +4,7 @@ import contextlib
 import pathlib
 import random
 import socket
+import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -24,3 +25,8 @@ def free_port():
 PORT = str(free_port())
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", PORT]
 TWO_CPUS = [*LAUNCH, "--config_file", str(ROOT / "configs/two_cpu.yaml")]
+
+
+def on_two_ranks(script):
+    """Run a script on two CPU processes, as a user launches them, and wait for both."""
+    subprocess.run([*TWO_CPUS, str(script)], check=True, timeout=300)

@@ -1,14 +1,15 @@
 """`extrapolate --append` by every method that can: new samples are scored as old ones were."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 from tars import write_shards
 
 import shardsieve as ss
-from shardsieve.commands import appending
+from shardsieve.commands import appending, extrapolating
 from shardsieve.commands.appending import append_score
 from shardsieve.commands.extrapolating import extrapolate_score
-from shardsieve.commands.progress import Bar
 
 SIZES = [60, 64, 40, 50]
 OLD = sum(SIZES[:3])
@@ -174,11 +175,12 @@ def told(monkeypatch):
     """Every bar by its title: what it was told."""
     heard = {}
 
-    def start(self, drawn, title):
-        self.heard = heard.setdefault(title, [])
+    @contextmanager
+    def start(title, *, shown=True):
+        yield lambda *done, note="": heard.setdefault(title, []).append(done)
 
-    monkeypatch.setattr(Bar, "__init__", start)
-    monkeypatch.setattr(Bar, "__call__", lambda self, *done, note="": self.heard.append(done))
+    for module in (appending, extrapolating):
+        monkeypatch.setattr(module, "bar", start)
     return heard
 
 

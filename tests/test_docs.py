@@ -3,7 +3,7 @@ import re
 
 import forks
 import pytest
-from launching import ROOT
+from launching import ROOT, on_two_ranks
 
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # What imports Lightning, for seconds, runs in one process.
@@ -35,7 +35,7 @@ def test_the_loop_for_accelerate_runs_on_two_processes_as_it_stands(tmp_path):
     codes = [block.values[0] for block in BLOCKS if "accelerator.prepare(" in block.values[0]]
     assert len(codes) == 1
     (tmp_path / "loop.py").write_text(codes[0])
-    forks.run(tmp_path / "loop.py", ranks=2)
+    on_two_ranks(tmp_path / "loop.py")
 
 
 def _is_below(name, folder):

@@ -234,5 +234,8 @@ def test_a_size_below_0_is_refused(tmp_path, kind):
 
 
 @given(st.text(st.sampled_from("ab._/\nA"), max_size=9))
+@example("/.")
+@example("a/._b.jpg")
+@example("a.b/._c.jpg")
 def test_names_are_split_by_webdatasets_rule(name):
     assert names.split_key(name) == names._split_by_rule(name)

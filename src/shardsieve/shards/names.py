@@ -22,10 +22,10 @@ def split_key(name: str) -> tuple[str, str] | None:
     >>> split_key("a/b.c/d.e.F")
     ('a/b.c/d', 'e.f')
     """
-    if name.startswith("__") or "\n" in name:  # seldom
-        return _split_by_rule(name)
     base = name.rfind("/") + 1
     dot = name.find(".", base)
+    if dot == base or name.startswith("__") or "\n" in name:  # seldom
+        return _split_by_rule(name)
     return (name[:dot], name[dot + 1 :].lower()) if dot > base else None
 
 
