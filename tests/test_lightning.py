@@ -23,7 +23,7 @@ POLICIES = {
 
 
 @pytest.fixture(scope="module")
-def documented(tmp_path_factory):
+def documented():
     """The module of the docs, and its store with a score."""
     (code,) = [block.values[0] for block in BLOCKS if "LightningModule" in block.values[0]]
     names = {}
