@@ -65,7 +65,7 @@ class Makers:
         folder.mkdir(parents=True, exist_ok=True)
         wanted = [spec for spec in ("dyn_unc", "el2n") if scores is None or spec in scores]
         names = [f"{name}_{spec}" for spec in wanted]
-        result["scores"] = " ".join(names)
+        result["scores"] = names
         trained = number(config.to_dict(), how)
         if run.result() is not None and name in Recorder.runs(store):
             return result

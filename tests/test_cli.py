@@ -44,6 +44,8 @@ def test_index_info_and_select_speak_json(cli, tmp_path):
 
     assert told("index", pattern)["samples"] == 6
     assert told("info")["classes"] == 3
+    assert (told("info")["members"], told("info")["scores"]) == (["cls", "jpg"], [])
+    assert cli("info", "--store", path)[1].splitlines()[5] == "members: cls jpg"
     chosen = ["--rule", "random", "--keep-fraction", "0.5", "--out", tmp_path / "ids"]
     kept = told("select", *chosen)
     assert sum(row["kept"] for row in kept["classes"]) == kept["kept"] == 3

@@ -27,7 +27,7 @@ def test_without_labels_embeddings_give_the_scores_that_need_none(tmp_path):
         score_from_embedding(store.path, None, ["d2:score=semdedup:per_class=true"], prefix=None)
     assert not store.scores
     made = score_from_embedding(store.path, None, None, prefix=None)
-    assert made["scores"] == "prototypicality semdedup"
+    assert made["scores"] == ["prototypicality", "semdedup"]
 
 
 def test_scores_of_embeddings_say_how_they_were_turned_and_where_they_come_from(tmp_path):
@@ -45,7 +45,7 @@ def test_the_typical_samples_are_kept_first_when_asked(tmp_path):
     store = ss.index(write_unlabelled(tmp_path / "d", 20), tmp_path / "s.zarr")
     store.embedding_array("e", 2)[0, :20] = np.random.default_rng(0).normal(size=(20, 2))
     specs = ["prototypicality", "prototypicality:first=far", "prototypicality:first=near"]
-    names = score_from_embedding(store.path, None, specs, prefix=None)["scores"].split()
+    names = score_from_embedding(store.path, None, specs, prefix=None)["scores"]
     usual, far, near = (store.score(name) for name in names)
     np.testing.assert_array_equal(usual, far)
     np.testing.assert_array_equal(near, -far)
@@ -62,7 +62,7 @@ def test_d2_searches_many_samples_by_codes_and_hardly_differs(tmp_path, monkeypa
 
     def order(search):
         spec = f"d2:score=up:search={search}"
-        return store.score(score_from_embedding(store.path, None, [spec], prefix=None)["scores"])
+        return store.score(score_from_embedding(store.path, None, [spec], prefix=None)["scores"][0])
 
     monkeypatch.setattr("shardsieve.extrapolate.approximate._EXACT_PAIRS", 100)
     exact, coded = order("exact"), order("auto")

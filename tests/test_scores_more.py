@@ -293,7 +293,7 @@ def test_d2_passes_no_messages_to_or_from_what_is_cut_as_too_hard(tmp_path):
     ids, apart = neighbours(points[left].astype("f4"), points[left].astype("f4"), 6)
     for spec, rows in (("", range(30)), (":hard_cutoff=0.4:difficulty=aum", left)):
         made = score_from_embedding(store.path, None, [f"d2:score=mine{spec}"], prefix=None)
-        order = store.score(made["scores"])
+        order = store.score(made["scores"][0])
         assert sorted(order[rows]) == list(range(1, len(rows) + 1))
     np.testing.assert_array_equal(order[left], scores.d2(store.score("mine")[left], ids, apart))
     assert not order[np.setdiff1d(np.arange(30), left)].any()

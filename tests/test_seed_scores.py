@@ -456,7 +456,7 @@ def test_the_command_scores_from_dynamics_and_from_embeddings(scored, capsys):
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
     made = call("--from-dynamics", "seed", "--scores", "forgetting:last=4,el2n:last=1")
-    assert made["scores"] == "seed_forgetting.last-4 seed_el2n.last-1"
+    assert made["scores"] == ["seed_forgetting.last-4", "seed_el2n.last-1"]
     rng = np.random.default_rng(0)
     array = scored.embedding_array("mine", 4)
     for shard, rows in enumerate(scored.samples.tolist()):
@@ -467,7 +467,7 @@ def test_the_command_scores_from_dynamics_and_from_embeddings(scored, capsys):
     want = ss.keep_moderate(points, labels, 0.5)
     assert scored.rows(half.ids()).tolist() == want.tolist()
     spec = "d2:score=mine_semdedup:per_class=true"
-    order = scored.score(call("--from-embedding", "--scores", spec)["scores"])
+    order = scored.score(call("--from-embedding", "--scores", spec)["scores"][0])
     assert sorted(order.tolist()) == list(range(1, len(scored) + 1))
     with pytest.raises(ValueError, match="paradigm must be one of supervised, adversarial, unsup"):
         call("--paradigm", "guesswork")
@@ -475,7 +475,7 @@ def test_the_command_scores_from_dynamics_and_from_embeddings(scored, capsys):
         call("--from-embedding", "--scores", "d2")
     train = ["--epochs", "5", "--window", "3", "--seeds", "0.1", "--scores", "aum"]
     attack = ["--paradigm", "adversarial", "--attack", "pgd", "--attack-steps", "1"]
-    assert call(*train, *attack)["scores"] == "adversarial_aum"
+    assert call(*train, *attack)["scores"] == ["adversarial_aum"]
     assert scored.provenance("adversarial_aum")["adversary"]["steps"] == 1
     turtle = ["--paradigm", "unsupervised", "--embedding", "mine", "--seeds", "0.1"]
     assert call(*turtle, "--epochs", "12", "--scores", "aum")["pseudo_classes"] >= 1

@@ -18,11 +18,22 @@ def example(command: str) -> str:
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:
-    """Print what a command returned, as YAML or JSON."""
+    """Print what a command returned, as YAML with lists of names on one line, or as JSON."""
     if os.environ.get("RANK", "0") != "0":  # under a launcher, one process speaks for all
         return
-    text = json.dumps(result) if as_json else yaml.safe_dump(result, sort_keys=False).rstrip()
+    text = json.dumps(result) if as_json else _in_words(result)
     typer.echo(text)
+
+
+def _in_words(result: dict[str, Any]) -> str:
+    said = {key: " ".join(one) if _are_names(one) else one for key, one in result.items()}
+    return str(yaml.safe_dump(said, sort_keys=False)).rstrip()
+
+
+def _are_names(found: Any) -> bool:
+    """Return whether these are words, at least one: a list of none is shown as such."""
+    words = isinstance(found, list) and all(isinstance(one, str) for one in found)
+    return words and bool(found) and not any(len(one.split()) != 1 for one in found)
 
 
 def refuse_unused(cure: str, **given: Any) -> None:

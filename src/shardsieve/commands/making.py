@@ -20,7 +20,7 @@ def make_index(
         "store": str(target),
         "shards": store.num_shards,
         "samples": len(store),
-        "members": " ".join(store.members),
+        "members": list(store.members),
         "unlabelled": int((store.labels() < 0).sum()),
     }
 

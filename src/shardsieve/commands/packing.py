@@ -96,7 +96,7 @@ def realign_scores(source: Path, target: Path, scores: list[str]) -> dict[str, A
     # The shards that scores come from may be renamed or gone by now: keys tell which is which.
     held = open_store(source, mode="r", check_shards=False)
     carried = realign(held, open_store(target), scores=scores or None)
-    return {"from": str(source), "to": str(target), "scores": " ".join(carried)}
+    return {"from": str(source), "to": str(target), "scores": carried}
 
 
 def kind_of(source: str) -> str:

@@ -107,7 +107,7 @@ class _Chain(Chain):
 
         def output(result: Result) -> marks.Mark:
             store = self._store
-            scores = [marks.mark_of_score(store, name) for name in result["scores"].split()]
+            scores = [marks.mark_of_score(store, name) for name in result["scores"]]
             found = [*scores, marks.mark_of_network(self._run(result))]
             return None if None in found else marks.digest_of(found)
 
@@ -253,7 +253,7 @@ class _Chain(Chain):
 
         def output(result: Result) -> marks.Mark:
             store = self._store
-            found = [marks.mark_of_score(store, name) for name in result["scores"].split()]
+            found = [marks.mark_of_score(store, name) for name in result["scores"]]
             found.append(marks.mark_of_pseudo_labels(store, SEED_RUN))
             return None if None in found else marks.digest_of(found)
 

@@ -73,7 +73,7 @@ def score_from_dynamics(
     store = open_store(path)
     with bar("scores") as progress:
         made = scores_from_dynamics(store, run, specs, window=window, progress=progress)
-    return {"run": run, "scores": " ".join(made)}
+    return {"run": run, "scores": made}
 
 
 def score_unsupervised_store(
@@ -116,7 +116,7 @@ def score_unsupervised_store(
                 store, seeds, config, scores=scores, progress=progress, **how
             )
         made = [s for s in store.scores if s.startswith(f"{name}_")]
-        return {"run": name, "pseudo_labels": name, **result, "scores": " ".join(made)}
+        return {"run": name, "pseudo_labels": name, **result, "scores": made}
 
     return on_main(accelerator, scored)
 
@@ -167,7 +167,7 @@ def score_from_embedding(
             names.append(f"{prefix}_{name_of(spec)}" if prefix else name_of(spec))
             store.put_score(names[-1], values, provenance={**made, "measured": True})
             progress(len(names), len(wanted))
-    return {"embedding": embedding, "scored": len(rows), "scores": " ".join(names)}
+    return {"embedding": embedding, "scored": len(rows), "scores": names}
 
 
 def _embedded(

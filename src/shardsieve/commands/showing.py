@@ -32,7 +32,7 @@ def describe(path: Path) -> dict[str, Any]:
         "shards": store.num_shards,
         "samples": len(store),
         "rows_per_shard": store.rows_per_shard,
-        "members": " ".join(store.members),
+        "members": list(store.members),
         "classes": len(np.unique(labels[labels >= 0])),
         "bytes": int(store.ranges[..., 1].sum()),
         "fingerprint": store.fingerprint,

@@ -97,7 +97,7 @@ def score_store(
             run(config=second, folder=where, name=f"{name}_again", progress=progress)
         result["ceiling"] = put_ceilings(store, name, write=accelerator.is_main_process)
         accelerator.wait_for_everyone()
-    return {**result, "scores": " ".join(_scores_of(store, name))}
+    return {**result, "scores": _scores_of(store, name)}
 
 
 def put_ceilings(store: Store, run: str, *, write: bool) -> dict[str, Any]:
