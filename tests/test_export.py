@@ -96,8 +96,8 @@ def test_a_pipe_is_written_to_and_not_replaced(store):
 
 
 def test_a_table_of_every_sample(store, tmp_path):
-    how = ["--layout", "csv", "--score", "up", "--keep-fraction", "0.5"]
-    command = ["export", "--store", str(store.path), str(tmp_path / "t.csv"), *how]
+    how = ["--score", "up", "--keep-fraction", "0.5"]
+    command = ["export", "--store", str(store.path), str(tmp_path / "t.csv"), *how]  # csv by name
     assert CliRunner().invoke(app, command).exit_code == 0
     with (tmp_path / "t.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -115,7 +115,8 @@ def test_rows_for_ffcv(store, tmp_path):
     assert rows.dtype == np.uint64
     assert rows.tolist() == ss.select(beton, **rule).ids().tolist()
     with pytest.raises(ss.ShardsieveError, match=r"needs a store of a \.beton"):
-        export_keep_set(store.path, tmp_path / "no.npy", "ffcv", HALF)
+        export_keep_set(store.path, tmp_path / "no.npy", None, HALF)
+    assert export_keep_set(store.path, tmp_path / "kept", None, HALF)["layout"] == "ids"
     assert not (tmp_path / "no.npy").exists()
     with pytest.raises(ValueError, match="layout must be one of ids, keys"):
         export_keep_set(store.path, tmp_path / "no", "dali", HALF)

@@ -44,11 +44,12 @@ def export_command(
     keep: KeepOptions,
     out: Annotated[Path, typer.Argument(help="The file to write.", callback=local_path)],
     layout: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="ids, keys (SHARD/KEY), energon (its exclude list), ffcv (.npy for indices=), csv"
+            help="ids, keys (SHARD/KEY), energon (its exclude list), ffcv (.npy for indices=), csv; "
+            "by default as OUT ends, else ids"
         ),
-    ] = "ids",
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:

@@ -17,18 +17,21 @@ from shardsieve.scores.inputs import one_of
 from shardsieve.store.store import Store, open_store
 
 
-def export_keep_set(path: Path, out: Path, layout: str, rule: dict[str, Any]) -> dict[str, Any]:
+def export_keep_set(
+    path: Path, out: Path, layout: str | None, rule: dict[str, Any]
+) -> dict[str, Any]:
     """Write what a rule keeps.
 
     Args:
         path: Of the store.
         out: The file; replaced as a whole.
-        layout: One of `LAYOUTS`.
+        layout: One of `LAYOUTS`; None takes `ffcv` for a .npy, `csv` for a .csv, else `ids`.
         rule: As in `select`, or the name of a stored `keep_set`.
 
     Returns:
         Where it was written, and how many samples of how many are kept.
     """
+    layout = _OF_SUFFIX.get(out.suffix, "ids") if layout is None else layout
     one_of("layout", layout, LAYOUTS)
     store = open_store(path, mode="r")
     keep = kept_of(store, rule)
@@ -109,3 +112,4 @@ LAYOUTS: dict[str, Callable[[Store, KeepSet, str | None], bytes]] = {
     "ffcv": _ffcv,
     "csv": _csv,
 }
+_OF_SUFFIX = {".npy": "ffcv", ".csv": "csv"}
