@@ -95,6 +95,22 @@ def test_a_pipe_is_written_to_and_not_replaced(store):
         os.close(writing)
 
 
+def test_what_is_written_to_stays_open_and_links_stay_links(store, tmp_path):
+    with (tmp_path / "redirected").open("wb") as file:
+        out = tmp_path / "stdout"
+        out.symlink_to(f"/proc/self/fd/{file.fileno()}")
+        for name in (out, Path(f"/dev/fd/{file.fileno()}")):
+            export_keep_set(store.path, name, "ids", HALF)
+            assert os.fstat(file.fileno()).st_size == len((tmp_path / "redirected").read_bytes())
+        assert out.is_symlink()
+    link = tmp_path / "link"
+    link.symlink_to("file")
+    for rule, kept in ((HALF, 15), (HALF | {"keep_fraction": 0.1}, 3)):
+        export_keep_set(store.path, link, "ids", rule)
+        assert link.is_symlink()
+        assert len((tmp_path / "file").read_text().split()) == kept
+
+
 def test_a_table_of_every_sample(store, tmp_path):
     how = ["--score", "up", "--keep-fraction", "0.5"]
     command = ["export", "--store", str(store.path), str(tmp_path / "t.csv"), *how]  # csv by name

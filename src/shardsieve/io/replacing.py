@@ -14,18 +14,20 @@ from shardsieve._errors import ShardsieveError
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file in place of one of that name, which stays where that fails; make its folder.
 
-    A pipe or a device, such as `/dev/stdout`, is written to and stays what it is.
+    A pipe or a device, such as `/dev/stdout`, is written to and stays what it is; so does a
+    symbolic link, whose file is replaced.
 
     Raises:
         ShardsieveError: If it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.is_file():
+        if (path.exists() and not path.is_file()) or _is_open(path):
             path.write_bytes(data)
             return
-        remove_left_of(path)
-        with replaced(path) as file:
+        place = path.resolve()
+        remove_left_of(place)
+        with replaced(place) as file:
             file.write(data)
             to_disk(file)
     except OSError as error:
@@ -33,6 +35,12 @@ def write_whole(path: Path, data: bytes) -> None:
             f"cannot write {path}: {error.strerror or error}; free some space or choose another "
             "place"
         ) from error
+
+
+def _is_open(path: Path) -> bool:
+    """Return whether a name stands for what this process has open, as `/dev/stdout` does."""
+    places = [path, path.parent / path.readlink()] if path.is_symlink() else [path]
+    return any(place.parent.resolve().parts[:2] == ("/", "proc") for place in places)
 
 
 @contextmanager
