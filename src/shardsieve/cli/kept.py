@@ -46,8 +46,8 @@ def export_command(
     layout: Annotated[
         str | None,
         typer.Option(
-            help="ids, keys (SHARD/KEY), energon (its exclude list), ffcv (.npy for indices=), csv; "
-            "by default as OUT ends, else ids"
+            help="ids, keys (SHARD/KEY), energon (its exclude list), ffcv (.npy for indices=), "
+            "csv; by default as OUT ends, else ids"
         ),
     ] = None,
     seed: Seed = 0,
