@@ -221,6 +221,9 @@ def test_select_shows_a_page_of_many_classes(cli, tmp_path):
     assert [row["class"] for row in shown["most_kept"]] == list(range(39, 29, -1))
     every = json.loads(cli(*asked, "--json")[1])["classes"]
     assert [row["class"] for row in every] == list(range(40))
+    (tmp_path / "d" / "classes.json").write_text('["ant", "bee"]')
+    named = yaml.safe_load(cli(*asked)[1])["least_kept"][:3]
+    assert [row.get("name") for row in named] == ["ant", "bee", None]
     assert sum(row["kept"] for row in every) == 30
     assert [row for row in every if row["class"] < 10] == shown["least_kept"]
 

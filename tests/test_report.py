@@ -10,7 +10,7 @@ from PIL import Image
 from tars import write_shards
 
 import shardsieve as ss
-from shardsieve.commands.reporting import class_names
+from shardsieve.commands.classes import class_names, names_beside
 from shardsieve.report.figures import _bins, against, histogram, shares, spread_of
 from shardsieve.report.page import _class_shares
 
@@ -56,10 +56,18 @@ def test_names_of_classes_beside_objects_are_found_where_they_may_be_read(s3, tm
     names = tmp_path / "classes.json"
     names.write_text('["ant", "bee", "cat"]')
     url, _ = s3.upload([*write_shards(tmp_path, [3]), names], "a b/")
-    assert class_names(url) == ["ant", "bee", "cat"]
-    assert class_names(f"s3://{s3.bucket}/s-000.tar") is None
+    store = ss.index([url], tmp_path / "s.zarr")
+    assert class_names(store) == ["ant", "bee", "cat"]
+    assert names_beside(f"s3://{s3.bucket}/s-000.tar") is None
     s3.refuse = lambda environ: "403 Forbidden"
-    assert class_names(url) is None
+    assert class_names(store) is None
+
+
+@pytest.mark.parametrize("text", ['{"bee": 1, "ant": 0}', "[1, 2, 3]", "5", "ant bee", "\xff"])
+def test_what_others_call_classes_json_is_no_list_of_names(tmp_path, text):
+    store = ss.index(write_shards(tmp_path, [3]), tmp_path / "s.zarr")
+    (tmp_path / "classes.json").write_text(text, encoding="latin1")
+    assert class_names(store) is None
 
 
 def test_samples_without_a_label_are_called_so(tmp_path):

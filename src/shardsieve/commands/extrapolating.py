@@ -148,7 +148,7 @@ def extrapolate_score(
         store.finish_score(name, **searched, cost=cost.to_dict())
     accelerator.wait_for_everyone()
     counts["without_embedding"] = int((~readable).sum())
-    result = {"score": name, "method": method, **tried, **counts, **told(trust), **searched}
+    result = {"score": name, "method": method, **tried, **counts, **told(store, trust), **searched}
     missing = unembedded(counts["without_embedding"], embedding)
     return result | warned(result.get("warning"), missing)
 

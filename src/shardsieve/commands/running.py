@@ -9,6 +9,7 @@ from shardsieve._errors import ShardsieveError
 from shardsieve.commands import marks
 from shardsieve.commands.allowed import check_trainings
 from shardsieve.commands.chain import Chain, Inputs
+from shardsieve.commands.classes import names_beside
 from shardsieve.commands.extrapolating import extrapolate_score
 from shardsieve.commands.making import make_index
 from shardsieve.commands.meaning import (
@@ -20,7 +21,7 @@ from shardsieve.commands.meaning import (
     settings,
 )
 from shardsieve.commands.methods import ON_SIGNALS, held_out_score
-from shardsieve.commands.reporting import names_beside, report_score
+from shardsieve.commands.reporting import report_score
 from shardsieve.commands.scoring import score_unsupervised_store
 from shardsieve.commands.sections import EMBEDDING, SEED_RUN, Recipe, Shards
 from shardsieve.commands.steps import STEPS, Result

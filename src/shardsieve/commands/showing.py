@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from shardsieve.commands.classes import with_names
 from shardsieve.commands.doubts import doubt_of, rule_behind
 from shardsieve.commands.progress import bar
 from shardsieve.epoch import SHUFFLES
@@ -138,7 +139,7 @@ def kept_per_class(
         "samples": len(store),
         "bytes_kept_fraction": round(keep.nbytes(store) / int(store.ranges[..., 1].sum()), 4),
         **({"classes_per_batch": _mixing_row(store, keep, batch_size)} if batch_size else {}),
-        "classes": _class_rows(store, keep),
+        "classes": with_names(_class_rows(store, keep), store),
     }
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from shardsieve.commands.classes import with_names
 from shardsieve.commands.methods import Task, Values
 from shardsieve.extrapolate.calibration import match_quantiles
 from shardsieve.extrapolate.quality import doubt_of_score, measure
@@ -47,11 +48,12 @@ def judged(
     return known | ({"warning": warning} if warning else {})
 
 
-def told(trust: Mapping[str, Any]) -> dict[str, Any]:
+def told(store: Store, trust: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the command prints: of many classes the ten that are predicted worst."""
     quality = dict(trust["quality"])
     rows = sorted(quality.pop("classes"), key=lambda row: row["spearman"])
-    shown = {"classes" if len(rows) <= _SHOWN_CLASSES else "worst_classes": rows[:_SHOWN_CLASSES]}
+    worst = with_names(rows[:_SHOWN_CLASSES], store)
+    shown = {"classes" if len(rows) <= _SHOWN_CLASSES else "worst_classes": worst}
     others = {name: value for name, value in trust.items() if name != "quality"}
     return {**quality, **shown, **others}
 

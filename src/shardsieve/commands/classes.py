@@ -1,0 +1,49 @@
+"""The names of classes, as they lie beside the shards."""
+
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from shardsieve._errors import ShardsieveError
+from shardsieve.io.objects import fetch_whole, is_remote
+from shardsieve.store.store import Store
+
+NAMES = "classes.json"
+
+
+def names_beside(url: str) -> bytes | None:
+    """Return the file of the classes' names that lies beside a shard, None if nobody shows one."""
+    folder, slash, _ = url.rpartition("/")
+    name = f"{folder}{slash}{NAMES}"
+    if not is_remote(url):
+        return Path(name).read_bytes() if Path(name).is_file() else None
+    with suppress(ShardsieveError):
+        return fetch_whole(name)
+    return None
+
+
+def class_names(store: Store) -> list[str] | None:
+    """Return the names that `shardsieve pack` wrote beside the shards, by label; None without them.
+
+    Somebody else's file of that name is left alone unless it is a list of names too.
+    """
+    names = names_beside(store.urls[0])
+    if names is None:
+        return None
+    with suppress(ValueError):
+        found = json.loads(names)
+        if isinstance(found, list) and all(isinstance(one, str) for one in found):
+            return found
+    return None
+
+
+def with_names(rows: Iterable[dict[str, Any]], store: Store) -> list[dict[str, Any]]:
+    """Return rows that have a `class` with its `name` behind it, where that is known."""
+    named = dict(enumerate(class_names(store) or ()))
+    return [_with_name(row, named.get(row["class"])) for row in rows]
+
+
+def _with_name(row: dict[str, Any], name: str | None) -> dict[str, Any]:
+    return row if name is None else {"class": row["class"], "name": name, **row}
