@@ -78,6 +78,17 @@ def test_torchdatas_loader_goes_on_where_it_was(store, workers, stop):
     assert list(again) == whole
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_state_is_refused_by_an_iterator_that_is_older(store, workers):
+    first, later = sampler_of(store), sampler_of(store)
+    taken(loader_of(store, first), 2)
+    loader = loader_of(store, later, workers, StatefulDataLoader)
+    loader.state_dict()  # asks for an iterator; with Accelerate, `prepare` does
+    later.load_state_dict(first.state_dict())
+    with pytest.raises(ss.ShardsieveError, match=r"made before load_state_dict .* before prepare"):
+        list(loader)
+
+
 @pytest.mark.parametrize("stateful", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", [2, 6])

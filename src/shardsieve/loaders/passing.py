@@ -40,7 +40,7 @@ class Pass:
         batched: Whether the batch size is known.
         asked: Places asked for so far, over all ranks.
         whole: Whether it was asked for to its end.
-        followed_by: The epoch that was chosen since.
+        followed_by: The call that let another pass begin since.
     """
 
     steps: Steps
@@ -48,7 +48,7 @@ class Pass:
     batched: bool
     asked: int = 0
     whole: bool = False
-    followed_by: int | None = None
+    followed_by: str | None = None
 
     def ids(
         self, parts: Iterator[Ids], share: Share, keep: KeepSet, score: str | None
@@ -99,12 +99,12 @@ class Pass:
         return self.steps.places_done(self.handed_out.count())
 
     def _refuse_to_go_on(self) -> None:
-        """Refuse a loader whose iterator is older than the epoch: it would give another one's."""
+        """Refuse a loader whose iterator is older than the epoch or place: it gives another's."""
         if self.followed_by is not None and self.handed_out is not None:
             raise ShardsieveError(
-                f"the loader's iterator was made before set_epoch({self.followed_by}) and gives "
-                "another epoch's samples; call set_epoch before iter(loader), under Lightning in "
-                "train_dataloader (see docs/training.md)"
+                f"the loader's iterator was made before {self.followed_by} and gives other samples; "
+                "call that before iter(loader): under Lightning in train_dataloader (see "
+                "docs/training.md), with Accelerate's use_stateful_dataloader before prepare"
             )
 
     def _counted(self, ids: list[int], score: str | None) -> Iterator[int]:

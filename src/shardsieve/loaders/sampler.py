@@ -127,6 +127,7 @@ class PrunedShardSampler(Sampler[int]):
         # How far it is ahead of a loader's own count of passes, and whether that is to be seen.
         self._ahead, self._told = 0, False
         self._warned = False
+        self._pass = None
         self._begin(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -152,10 +153,8 @@ class PrunedShardSampler(Sampler[int]):
             raise ValueError(f"epoch must be at least 0, got {epoch}; the first one is 0")
         # An epoch that the policy refuses is not the sampler's: asked again, it is refused again.
         choice = self.policy.choose(int(epoch)) if self.policy is not None else None
-        if self._pass is not None:
-            self._pass.followed_by = int(epoch)
         self.epoch = int(epoch)
-        self._begin(0)
+        self._begin(0, by=f"set_epoch({self.epoch})")
         if choice is not None:
             self.keep_set = kept_of(self.store, choice)
 
@@ -282,14 +281,16 @@ class PrunedShardSampler(Sampler[int]):
         if self.policy is not None:
             self.policy.load_state_dict(state.get("policy", {}))
         self.epoch, self._told = int(state["epoch"]), True
-        self._begin(int(state["samples_done"]), state.get("block"))
+        self._begin(int(state["samples_done"]), state.get("block"), by="load_state_dict")
         if self.policy is not None:
             self.keep_set = kept_of(self.store, self.policy.again(self.epoch))
 
     # Inside ---------------------------------------------------------------------------------
 
-    def _begin(self, start: int, block: int | None = None) -> None:
+    def _begin(self, start: int, block: int | None = None, *, by: str = "") -> None:
         """Let the next pass start at a place; the epoch began with global batches of `block`."""
+        if self._pass is not None:
+            self._pass.followed_by = by
         self._start, self._block, self._pass = start, block, None
 
     def _next_start(self) -> int:
