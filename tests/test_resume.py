@@ -233,6 +233,19 @@ def test_a_later_epoch_goes_on_under_accelerate(store, stateful, chosen):
     assert [one for batch in rest for one in batch] == whole[9]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_finished_epoch_is_followed_by_the_next_one_under_accelerate(store, workers):
+    first, again, plain = sampler_of(store), sampler_of(store), sampler_of(store)
+    first.set_epoch(3)
+    list(loader_of(store, first))
+    again.load_state_dict(first.state_dict())
+    loader = Accelerator(cpu=True).prepare(loader_of(store, again, workers))
+    assert list(loader) == []
+    for epoch in (4, 5):
+        plain.set_epoch(epoch)
+        assert list(loader) == list(loader_of(store, plain))
+
+
 @pytest.mark.parametrize("stateful", [False, True])
 def test_gathered_metrics_count_what_the_loaders_own_sampler_gives(store, stateful):
     how = DataLoaderConfiguration(use_stateful_dataloader=stateful)

@@ -50,6 +50,11 @@ class Pass:
     whole: bool = False
     followed_by: str | None = None
 
+    @property
+    def empty(self) -> bool:
+        """Whether it is over and held nothing, as after the state of an epoch's end."""
+        return self.whole and len(self.steps) == 0
+
     def ids(
         self, parts: Iterator[Ids], share: Share, keep: KeepSet, score: str | None
     ) -> Iterator[int]:

@@ -141,7 +141,10 @@ class PrunedShardSampler(Sampler[int]):
             ValueError: If it is below 0.
         """
         if numbered_by_loader():
-            self._ahead = self.epoch - epoch if self._told else self._ahead
+            if self._told:
+                self._ahead = self.epoch - epoch
+            elif epoch + self._ahead == self.epoch and self._pass is not None and self._pass.empty:
+                self._ahead += 1  # Accelerate does not count it
             epoch, self._told = epoch + self._ahead, False
         else:
             self._told = True
