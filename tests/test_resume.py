@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.data_loader import BatchSamplerShard, skip_first_batches
+from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, skip_first_batches
 from accelerate.utils import DataLoaderConfiguration
 from tars import write_shards
 from torch.utils.data import BatchSampler, DataLoader
@@ -341,6 +341,29 @@ def test_batches_that_accelerate_skips_count(store, workers, world):
     fresh.load_state_dict(state)
     with pytest.raises(ss.ShardsieveError, match="skip_first_batches leaves out 1 batches"):
         list(skip_first_batches(loader, 1))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("policy", [None, ss.RandomDynamic(0.7)])
+def test_skipped_batches_are_of_the_epoch_that_accelerate_counts(store, workers, policy):
+    """As `transformers.Trainer` goes on: on several ranks the sampler is told no epoch then."""
+
+    def made():
+        sampler = ss.PrunedShardSampler(store, policy=policy)
+        dealt = BatchSamplerShard(BatchSampler(sampler, BATCH, False), 2, 1)
+        how = {"batch_sampler": dealt, "num_workers": workers, "collate_fn": ids_of}
+        return DataLoaderShard(ss.ShardDataset(store), **how)
+
+    whole, loader = {}, made()
+    for epoch in (2, 3):
+        loader.set_epoch(epoch)
+        whole[epoch] = list(loader)
+    again = made()
+    rest = skip_first_batches(again, 1)
+    rest.set_epoch(2)
+    assert list(rest) == whole[2][1:]
+    again.set_epoch(3)
+    assert list(again) == whole[3]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

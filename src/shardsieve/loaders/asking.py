@@ -78,6 +78,8 @@ class Asking:
         drops_last: Whether it leaves out a last batch that is not whole.
         passes_over: First batches that torchdata's loader leaves out, of a state that was loaded;
             None where another loader asks.
+        number: The pass, as Accelerate's loader counts; its `set_epoch` is not handed on where
+            `skip_first_batches` stands before batches that are dealt out.
     """
 
     batch_size: int | None = None
@@ -86,6 +88,7 @@ class Asking:
     handed_out: HandedOut | None = None
     drops_last: bool = False
     passes_over: int | None = None
+    number: int | None = None
 
     def refuse_another_count(self, start: int, *, policy: bool) -> None:
         """Refuse a loader that leaves out first batches which the sampler has left out already.
@@ -161,7 +164,7 @@ def who_asks(sampler: Any) -> Asking:
         ShardsieveError: If somebody would split the samples again, or read them all on rank 0.
     """
     batch_size, dealt_over, rank, handed_out, drops_last = None, 1, 0, None, False
-    passes_over, skipped = None, 0
+    passes_over, skipped, number = None, 0, None
     for owner in _owners():
         _refuse_second_split(owner)
         if isinstance(owner, BatchSamplerShard):
@@ -175,12 +178,13 @@ def who_asks(sampler: Any) -> Asking:
             passes_over = getattr(owner, "_sampler_iter_yielded", None)
         elif type(owner) is DataLoaderShard and handed_out is not None:
             handed_out.shard = weakref.ref(owner)
+            number = getattr(owner, "iteration", None)
         elif batch_size is None and getattr(owner, "sampler", None) is sampler:
             batch_size = _batch_size_of(owner)
             drops_last = bool(getattr(owner, "drop_last", False))
     if handed_out is not None:
         handed_out.skipped = skipped
-    return Asking(batch_size, dealt_over, rank, handed_out, drops_last, passes_over)
+    return Asking(batch_size, dealt_over, rank, handed_out, drops_last, passes_over, number)
 
 
 def _batch_size_of(owner: Any) -> int | None:

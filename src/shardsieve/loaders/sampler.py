@@ -141,25 +141,10 @@ class PrunedShardSampler(Sampler[int]):
             ValueError: If it is below 0.
         """
         if numbered_by_loader():
-            if self._told:
-                self._ahead = self.epoch - epoch
-            elif epoch + self._ahead == self.epoch and self._pass is not None and self._pass.empty:
-                self._ahead += 1  # Accelerate does not count it
-            epoch, self._told = epoch + self._ahead, False
+            epoch = self._epoch_of(epoch)
         else:
             self._told = True
-        if not is_whole(epoch):
-            raise ValueError(f"epoch must be a whole number, got {epoch!r}")
-        if epoch == self.epoch:
-            return
-        if epoch < 0:
-            raise ValueError(f"epoch must be at least 0, got {epoch}; the first one is 0")
-        # An epoch that the policy refuses is not the sampler's: asked again, it is refused again.
-        choice = self.policy.choose(int(epoch)) if self.policy is not None else None
-        self.epoch = int(epoch)
-        self._begin(0, by=f"set_epoch({self.epoch})")
-        if choice is not None:
-            self.keep_set = kept_of(self.store, choice)
+        self._go_to(epoch)
 
     def update(self, ids: ArrayLike, losses: ArrayLike) -> None:
         """Give the policy a batch's losses: integer ids (b,) and unweighted losses (b,)."""
@@ -215,6 +200,8 @@ class PrunedShardSampler(Sampler[int]):
         asking = self._asking(who_asks(self))
         self._seen = Asking(asking.batch_size, drops_last=asking.drops_last)
         world = self._own_world(asking)
+        if asking.number is not None:
+            self._go_to(self._epoch_of(asking.number))
         self._warn_of_standing_still()
         self._start = self._next_start()
         asking.refuse_another_count(self._start, policy=self.policy is not None)
@@ -289,6 +276,29 @@ class PrunedShardSampler(Sampler[int]):
             self.keep_set = kept_of(self.store, self.policy.again(self.epoch))
 
     # Inside ---------------------------------------------------------------------------------
+
+    def _epoch_of(self, number: int) -> int:
+        """Return the epoch of a pass that a loader of Accelerate or Fabric begins and numbers."""
+        if self._told:
+            self._ahead = self.epoch - number
+        elif number + self._ahead == self.epoch and self._pass is not None and self._pass.empty:
+            self._ahead += 1  # Accelerate does not count it
+        self._told = False
+        return number + self._ahead
+
+    def _go_to(self, epoch: int) -> None:
+        if not is_whole(epoch):
+            raise ValueError(f"epoch must be a whole number, got {epoch!r}")
+        if epoch == self.epoch:
+            return
+        if epoch < 0:
+            raise ValueError(f"epoch must be at least 0, got {epoch}; the first one is 0")
+        # An epoch that the policy refuses is not the sampler's: asked again, it is refused again.
+        choice = self.policy.choose(int(epoch)) if self.policy is not None else None
+        self.epoch = int(epoch)
+        self._begin(0, by=f"set_epoch({self.epoch})")
+        if choice is not None:
+            self.keep_set = kept_of(self.store, choice)
 
     def _begin(self, start: int, block: int | None = None, *, by: str = "") -> None:
         """Let the next pass start at a place; the epoch began with global batches of `block`."""
