@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from tars import write_shards
+from torch.utils.data import DataLoader
 
 import shardsieve as ss
 from shardsieve.pack import pack
@@ -221,3 +222,23 @@ def test_a_loop_that_forgets_set_epoch_under_a_policy_is_warned_once(tmp_path, c
         assert len(list(sampler)) == 5
     said = [one for one in caplog.messages if "call sampler.set_epoch(epoch)" in one]
     assert len(said) == (not told)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_loop_that_cuts_a_keep_set_that_grows_is_warned_once(tmp_path, caplog, cut, workers):
+    """As `transformers.Trainer` does, which counts the steps of one epoch before it begins."""
+    store = ss.index(write_shards(tmp_path / "d", [40]), tmp_path / "s.zarr")
+    store.put_score("up", range(40))
+    sampler = ss.PrunedShardSampler(store, policy=ss.AnnealedScore("up", 0.3, 1.0, 4))
+    data, how = ss.ShardDataset(store), {"collate_fn": list, "num_workers": workers}
+    loader = Accelerator(cpu=True).prepare(DataLoader(data, 4, sampler=sampler, **how))
+    steps = len(loader)
+    for epoch in range(4):
+        loader.set_epoch(epoch)
+        batches = iter(loader)
+        for _ in range(steps if cut else len(loader)):
+            next(batches)
+    said = [one for one in caplog.messages if "was left after" in one]
+    assert len(said) == cut
+    assert not cut or "epoch 1 was left after 12 of 21 samples" in said[0]

@@ -46,12 +46,12 @@ class HandedOut:
         self.shard: weakref.ref[Any] | None = None
         self.skipped = 0
 
-    def count(self) -> int:
-        """Return the batches handed out or left out so far."""
+    def count(self, *, held_back: bool = False) -> int:
+        """Return the batches handed out or left out so far, with one that is held back or without."""
         taken = int(self._attributes.get("_num_yielded", 0))
         shard = self.shard() if self.shard is not None else None
-        held_back = shard is not None and not shard.end_of_dataloader
-        return max(taken - held_back, 0) + self.skipped
+        less = shard is not None and not shard.end_of_dataloader and not held_back
+        return max(taken - less, 0) + self.skipped
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy stays at this count: its sampler is not the one that the loop asks."""

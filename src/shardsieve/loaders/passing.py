@@ -103,6 +103,15 @@ class Pass:
             return self.asked
         return self.steps.places_done(self.handed_out.count())
 
+    def extent(self) -> tuple[int, int]:
+        """Return how many places a loader's loop was given, and how many there are; 0 of unknown."""
+        total = self.steps.places_done(len(self.steps))
+        if self.handed_out is None or not self.batched:
+            return 0, total
+        # Accelerate's loader begins its next pass before it says so: nothing was held back then.
+        over = self.handed_out.count(held_back=True) >= len(self.steps)
+        return total if over else self.places_done(None, asked=False), total
+
     def _refuse_to_go_on(self) -> None:
         """Refuse a loader whose iterator is older than the epoch or place: it gives another's."""
         if self.followed_by is not None and self.handed_out is not None:

@@ -126,7 +126,7 @@ class PrunedShardSampler(Sampler[int]):
         self.epoch = 0
         # How far it is ahead of a loader's own count of passes, and whether that is to be seen.
         self._ahead, self._told = 0, False
-        self._warned = False
+        self._warned = self._warned_of_cut = False
         self._pass = None
         self._begin(0)
 
@@ -295,6 +295,7 @@ class PrunedShardSampler(Sampler[int]):
             raise ValueError(f"epoch must be at least 0, got {epoch}; the first one is 0")
         # An epoch that the policy refuses is not the sampler's: asked again, it is refused again.
         choice = self.policy.choose(int(epoch)) if self.policy is not None else None
+        self._warn_of_a_cut()
         self.epoch = int(epoch)
         self._begin(0, by=f"set_epoch({self.epoch})")
         if choice is not None:
@@ -319,6 +320,21 @@ class PrunedShardSampler(Sampler[int]):
             "sampler.set_epoch(epoch) before every epoch",
             self.epoch,
         )
+
+    def _warn_of_a_cut(self) -> None:
+        if self.policy is None or self._pass is None or self._warned_of_cut:
+            return
+        done, total = self._pass.extent()
+        if 0 < done < total:
+            self._warned_of_cut = True
+            _LOG.warning(
+                "epoch %d was left after %d of %d samples, and the policy goes without the losses "
+                "of the others; a trainer that counts the steps of one epoch alone cuts keep sets "
+                "that grow (see docs/training.md)",
+                self.epoch,
+                done,
+                total,
+            )
 
     def _asking(self, asking: Asking) -> Asking:
         if self.batch_size and asking.batch_size not in (None, self.batch_size):
