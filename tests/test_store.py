@@ -171,6 +171,19 @@ def test_finished_shards_are_not_walked_again(shards, tmp_path, monkeypatch):
     assert walked == list(map(str, shards))
 
 
+@pytest.mark.parametrize("left", [0, 900])
+def test_what_a_power_cut_left_of_a_finished_shard_is_made_again(shards, tmp_path, left):
+    def killed(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ss.index(shards, tmp_path / "s.zarr", progress=killed)
+    (finished,) = tmp_path.glob(".s.zarr.indexing/*.npz")
+    os.truncate(finished, left)
+    store = ss.index(shards, tmp_path / "s.zarr")
+    assert contents(store) == contents(ss.index(shards, tmp_path / "whole.zarr"))
+
+
 def test_a_bad_shard_leaves_nothing_behind(shards, tmp_path):
     shards[1].write_bytes(b"")
     with pytest.raises(ss.CorruptShardError, match="is empty"):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import zarr
@@ -185,14 +186,14 @@ def _save(partial: Path, number: int, url: str, label_member: str) -> IndexedSha
 
 
 def _resumed(partial: Path, number: int, url: str, label_member: str) -> IndexedShard | None:
-    path = partial / f"{number:08d}.npz"
-    if not path.exists():
+    try:
+        with (partial / f"{number:08d}.npz").open("rb") as file, np.load(file) as saved:
+            *whence, nbytes, suffixes, keys = json.loads(str(saved["note"]))
+            arrays = {k: saved[k] for k in ("offset", "length", "label")}
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile):
+        return None  # it is not there, or not whole after a power cut
+    if whence != [url, fingerprint := cheap_fingerprint(url), label_member]:
         return None
-    with np.load(path) as saved:
-        *whence, nbytes, suffixes, keys = json.loads(str(saved["note"]))
-        if whence != [url, fingerprint := cheap_fingerprint(url), label_member]:
-            return None
-        arrays = {k: saved[k] for k in ("offset", "length", "label")}
     return IndexedShard(
         keys=keys, suffixes=suffixes, nbytes=nbytes, fingerprint=fingerprint, **arrays
     )
