@@ -1,6 +1,8 @@
 """Damaged shards and stores: named, counted, skipped on request, ranks in step."""
 
 import os
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +236,90 @@ def test_lost_scores_are_named_before_training(store):
         ss.MissingScoreError, match="'up' must be finite, got nan for sample id 128"
     ):
         ss.select(ss.open_store(store.path), score="up", keep_fraction=0.5)
+
+
+def full(store):
+    """All that may be read of a store, once something of every kind was put there."""
+    if not store.scores:
+        store.put_score("up", np.arange(len(store)))
+        store.embedding_array("e", 3)[:] = 1.5
+        ss.select(store, score="up", keep_fraction=0.5).save(store, "half")
+        recorder = Recorder(store.ids(), 3, signals=("loss",))
+        recorder.record(store.ids(), np.eye(3)[store.labels() % 3], store.labels() % 3)
+        recorder.end_epoch()
+        recorder.save(store, "a")
+    store = ss.open_store(store.path)
+    recorder = Recorder.load(store, "a")
+    return {
+        "sample": [list(store.keys_by_shard()), store.ranges.tolist(), store.labels().tolist()],
+        "shard": [store.urls, store.ids().tolist(), store.tables(), store.nbytes()],
+        "score": store.score("up").tolist(),
+        "embedding": [store.embeddings, store.embedding("e").tolist()],
+        "keep": ss.KeepSet.load(store, "half").ids().tolist(),
+        "dynamics": [recorder.ids.tolist(), recorder.signal("loss").tolist()],
+    }
+
+
+def emptied(whole):
+    return b""
+
+
+def cut_short(whole):
+    return whole[:-9]
+
+
+def changed_byte(whole):
+    at = len(whole) // 2
+    return whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :]
+
+
+@pytest.mark.parametrize("left", [emptied, cut_short, changed_byte])
+def test_no_file_of_a_store_is_damaged_unnoticed(indexed, left):
+    """A byte of a chunk that changed gave other numbers; the rest was a traceback, or no name."""
+    store, _ = indexed
+    known, files = full(store), sorted(p for p in store.path.rglob("*") if p.is_file())
+    for path in files:
+        whole, is_chunk = path.read_bytes(), path.name != "zarr.json"
+        if path.parent.parent == store.path or (left is changed_byte and not is_chunk):
+            continue  # groups are not asked for everything, and there is no checksum of JSON
+        path.write_bytes(left(whole))
+        named = re.match(r".*(/c/\d+|zarr\.json)", str(path))[0]
+        with pytest.raises(
+            ss.StoreFormatError, match=rf"^{named} is damaged \(.*; put back a copy"
+        ):
+            assert full(store) == known
+        path.write_bytes(whole)
+    assert full(store) == known
+
+
+def test_a_chunk_that_was_deleted_as_told_is_embedded_again(store):
+    array = store.embedding_array("e", 3)
+    array[:] = 1.5
+    chunk = store.path / "embedding/e/c/2/0/0"
+    chunk.write_bytes(b"")
+    with pytest.raises(
+        ss.StoreFormatError, match=rf"{chunk.parents[1]} is.*, or delete it and embed"
+    ):
+        store.embedding("e")
+    shutil.rmtree(chunk.parents[1])
+    lost = np.isnan(store.embedding("e")).all(axis=1)
+    assert lost.tolist() == [False] * 10 + [True] * 14 + [False] * 6
+
+
+@pytest.mark.parametrize("gone", ["ids/c", "ids/zarr.json", "loss/zarr.json"])
+def test_dynamics_of_which_a_part_is_lost_are_refused(store, gone):
+    Recorder(store.ids(), num_classes=3, signals=("loss",)).save(store, "a")
+    (store.path / "dynamics/a" / gone).rename(store.path / "elsewhere")
+    with pytest.raises(ss.StoreFormatError, match="lost part of the dynamics of run 'a'; "):
+        Recorder.load(store, "a")
+
+
+def test_a_file_that_cannot_be_read_is_named_as_such(store):
+    chunk = store.path / "sample/label/c/1/0"
+    chunk.unlink()
+    chunk.symlink_to(chunk)
+    with pytest.raises(ss.StoreFormatError, match=rf"cannot read {chunk}: Too many levels of"):
+        store.labels()
 
 
 def test_what_a_kill_left_of_a_file_is_no_member_of_the_store(store):

@@ -167,16 +167,19 @@ class KeepSet:
         """
         _refuse_another_store(store, str(store.keep_provenance(name)["fingerprint"]))
         tables = store.keep_tables(name)
+        lost = StoreFormatError(
+            f"{store.path} has lost part of keep set {name!r}; "
+            f"`shardsieve forget --store {store.path} --keep-set {name}`, and save it again"
+        )
+        if not tables.keys() >= {"bits", "kept"}:
+            raise lost
         weights = None
         if "weight" in tables:
             weights = tables["weight"][np.isfinite(tables["weight"])]
         found = cls(tables["bits"], store.rows_per_shard, store.fingerprint, weights)
         whole = weights is None or len(weights) == len(found)
         if not whole or not np.array_equal(found.counts, tables["kept"]):
-            raise StoreFormatError(
-                f"{store.path} has lost part of keep set {name!r}; "
-                f"`shardsieve forget --store {store.path} --keep-set {name}`, and save it again"
-            )
+            raise lost
         return found
 
 

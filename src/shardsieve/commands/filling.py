@@ -8,6 +8,7 @@ import numpy as np
 from shardsieve.commands.methods import Mask, Task, Values
 from shardsieve.extrapolate.approximate import SAMPLE
 from shardsieve.extrapolate.ranks import Ranks
+from shardsieve.store.damage import read_part
 from shardsieve.store.layout import told_about_disk
 from shardsieve.store.rows import StoredRows
 from shardsieve.store.store import Store
@@ -78,7 +79,7 @@ def fill(
     for done, shard in enumerate(shards, start=1):
         count = int(store.samples[shard])
         # A chunk is written in one step: any number in it says that it is whole.
-        if np.isnan(np.asarray(array[shard, :count])).all():
+        if np.isnan(read_part(array, (shard, slice(count)))).all():
             values = block(shard)
             with told_about_disk(store.path):
                 array[shard, :count] = values

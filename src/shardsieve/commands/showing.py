@@ -62,7 +62,7 @@ def estimated_reads(path: Path, keep_fraction: float, score: str | None) -> dict
     reads: dict[str, Any] = {"keep_fraction": keep_fraction, "kept": len(keep)}
     reads |= {"chosen_by": score or "random", "kept_bytes": kept, "all_bytes": total}
     if store.kind != "ffcv":
-        return reads | {"ranges": kept, "whole_shards": int(np.sum(store.group["shard/nbytes"][:]))}  # type: ignore[index,arg-type]
+        return reads | {"ranges": kept, "whole_shards": store.nbytes()}
     ranges = store.ranges.reshape(-1, 2)[: len(store)]
     page_size, nbytes = (int(store.group.attrs[name]) for name in ("page_size", "nbytes"))  # type: ignore[arg-type]
     readahead = readahead_of(store.urls[0])

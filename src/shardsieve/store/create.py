@@ -23,6 +23,7 @@ from shardsieve.shards.tar import sample_table
 from shardsieve.store.alone import alone_in, remove_left_folder
 from shardsieve.store.contents import write_contents
 from shardsieve.store.create_beton import beton_blocks, check_beton, is_beton
+from shardsieve.store.damage import CHECKED
 from shardsieve.store.indexed import IndexedShard
 from shardsieve.store.layout import (
     FORMAT_VERSION,
@@ -213,8 +214,9 @@ def _write(
     _write_strings(group, "shard/fingerprint", np.array([s.fingerprint for s in shards], object))
     tables = [s.table for s in shards]
     _write_strings(group, "shard/table", np.array(tables, object))
-    group.create_array("shard/samples", data=samples)
-    group.create_array("shard/nbytes", data=np.array([s.nbytes for s in shards], np.int64))
+    nbytes = np.array([s.nbytes for s in shards], np.int64)
+    group.create_array("shard/samples", data=samples, compressors=CHECKED)
+    group.create_array("shard/nbytes", data=nbytes, compressors=CHECKED)
     fills: list[tuple[str, str, int]] = [("offset", "int64", -1), ("length", "int64", 0)]
     for name, dtype, fill in [*fills, ("label", "int32", -1)]:
         rows = np.full(shape, fill, dtype=dtype)
@@ -243,7 +245,8 @@ def _write(
 
 def _write_strings(group: zarr.Group, name: str, values: NDArray[np.object_]) -> None:
     chunks = values.shape if values.ndim == 1 else (1, values.shape[1])
-    array = group.create_array(name, shape=values.shape, chunks=chunks, dtype=str, fill_value="")
+    how: dict[str, Any] = {"dtype": str, "compressors": CHECKED, "fill_value": ""}
+    array = group.create_array(name, shape=values.shape, chunks=chunks, **how)
     array[:] = values
 
 

@@ -2,7 +2,11 @@
 
 from collections.abc import AsyncIterator
 
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
+
+from shardsieve.store.damage import need_json
 
 
 class Folder(LocalStore):
@@ -11,6 +15,17 @@ class Folder(LocalStore):
     Zarr writes a file under another name first, and a folder before its `zarr.json`. What a kill
     leaves of these is no member of the group it lies in; Zarr would warn of it at every listing.
     """
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """Return a file's bytes, None if there is none of that name."""
+        found = await super().get(key, prototype, byte_range)
+        need_json(self, key, found)
+        return found
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """Yield the names right below a group."""

@@ -18,6 +18,7 @@ from shardsieve.io.objects import SCHEMES, is_remote, object_exists, put
 from shardsieve.io.source import at_once
 from shardsieve.shards.names import local_name
 from shardsieve.store import ending  # noqa: F401
+from shardsieve.store.damage import CHECKED, read_part
 from shardsieve.store.folder import Folder
 from shardsieve.store.objects import Objects
 
@@ -87,6 +88,7 @@ def make_array(
         shape=shape,
         chunks=(1, *shape[1:]),
         dtype=dtype,
+        compressors=CHECKED,
         fill_value=fill,
         overwrite=True,
     )
@@ -253,6 +255,6 @@ def read_used(array: zarr.Array[Any], samples: NDArray[np.int64]) -> NDArray[Any
     found = np.empty((int(ends[-1]), *array.shape[2:]), dtype=array.dtype)
     for first in range(0, len(samples), _SHARDS_AT_ONCE):
         part = samples[first : first + _SHARDS_AT_ONCE]
-        table = np.asarray(array[first : first + len(part)])
+        table = read_part(array, slice(first, first + len(part)))
         found[ends[first] : ends[first + len(part)]] = unpad(table, part)
     return found

@@ -20,6 +20,7 @@ from shardsieve.io.objects import (
     version_of,
 )
 from shardsieve.io.source import AT_ONCE
+from shardsieve.store.damage import need_json
 
 ROOT = "zarr.json"
 
@@ -50,10 +51,13 @@ class Objects(ObjectStore[Any]):
         """Return an object's bytes, None if there is none of that name."""
         if not forked_after_use():
             with told_about_objects(f"read {self.url}/{key}"):
-                return await super().get(key, prototype, byte_range)
-        assert byte_range is None  # chunks are read whole
-        found = await asyncio.to_thread(fetch_whole, f"{self.url}/{key}")
-        return None if found is None else prototype.buffer.from_bytes(found)
+                found = await super().get(key, prototype, byte_range)
+        else:
+            assert byte_range is None  # chunks are read whole
+            data = await asyncio.to_thread(fetch_whole, f"{self.url}/{key}")
+            found = None if data is None else prototype.buffer.from_bytes(data)
+        need_json(self, key, found)
+        return found
 
     async def exists(self, key: str) -> bool:
         """Return whether there is such an object."""

@@ -6,6 +6,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from shardsieve.store.damage import read_part
+
 Half = NDArray[np.float16]
 
 
@@ -33,7 +35,7 @@ class StoredRows:
     def shard(self, number: int) -> Half:
         """Return the rows of one shard."""
         if self._kept is None or self._kept[0] != number:
-            block = np.asarray(self._array[number, : int(self._samples[number])])
+            block = read_part(self._array, (number, slice(int(self._samples[number]))))
             self._kept = number, block
         return self._kept[1]
 

@@ -15,6 +15,7 @@ from shardsieve.io.source import cheap_fingerprint, cheap_fingerprints, same_fin
 from shardsieve.scores.inputs import integers, real
 from shardsieve.store.alone import in_turn
 from shardsieve.store.contents import unlist, write_contents
+from shardsieve.store.damage import read_part
 from shardsieve.store.layout import (
     FORMAT_VERSION,
     checked_name,
@@ -116,7 +117,7 @@ class Store(SampleTables):
             yield from self._keys_between(first, min(first + _KEYS_AT_ONCE, self.num_shards))
 
     def _keys_between(self, first: int, end: int) -> list[list[str]]:
-        table = np.asarray(self._array("sample/key")[first:end])
+        table = read_part(self._array("sample/key"), slice(first, end))
         samples = self.samples[first:end].tolist()
         found = [
             [key_of(str(key)) for key in row[:n]] for row, n in zip(table, samples, strict=True)
@@ -260,6 +261,10 @@ class Store(SampleTables):
             f"score must be one of those in {self.path} ({known}), got {name!r}; "
             "run `shardsieve score` and `shardsieve extrapolate`, or put_score"
         )
+
+    def nbytes(self) -> int:
+        """Return the bytes of all shards."""
+        return int(self._read("shard/nbytes").sum())
 
     # Checks ---------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from shardsieve._errors import MissingScoreError, StoreFormatError, StoreMismatc
 from shardsieve.scores.inputs import plain
 from shardsieve.store.alone import in_turn
 from shardsieve.store.contents import WRITTEN_LAST, unlist, write_contents
+from shardsieve.store.damage import CHECKED, read_part
 from shardsieve.store.layout import (
     checked_name,
     is_name,
@@ -203,7 +204,7 @@ class SampleTables:
             group = self.group.require_group("keep").create_group(name, overwrite=True)
             for one, table in tables.items():
                 chunks = (1, *table.shape[1:]) if table.ndim > 1 else table.shape
-                group.create_array(one, data=table, chunks=chunks)
+                group.create_array(one, data=table, chunks=chunks, compressors=CHECKED)
             group.update_attributes({**about, "version": release(), "date": stamp()})
             write_contents(self.group)
 
@@ -211,7 +212,7 @@ class SampleTables:
         """Return the tables of a stored keep set; see `KeepSet.load`."""
         group = self.group[f"keep/{name}"]
         assert isinstance(group, zarr.Group)
-        return {one: np.asarray(array[:]) for one, array in group.arrays()}
+        return {one: read_part(array) for one, array in group.arrays()}
 
     def keep_provenance(self, name: str) -> dict[str, Any]:
         """Return how a stored keep set was chosen.
@@ -287,4 +288,4 @@ class SampleTables:
         return found
 
     def _read(self, name: str) -> Any:
-        return np.asarray(self._array(name)[: self._num_shards])
+        return read_part(self._array(name), slice(self._num_shards))

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from shardsieve._errors import ShardsieveError, StoreMismatchError, UnreadableSampleError
 from shardsieve.cost import NO_COST, Cost
 from shardsieve.loaders.dataset import ShardDataset
+from shardsieve.store.damage import read_part
 from shardsieve.store.layout import checked_name, told_about_disk
 from shardsieve.store.store import Store
 from shardsieve.train.images import Batch, ImageDecoder, collate, fixed_size, normalised
@@ -120,7 +121,7 @@ def embed(
     todo = [
         shard
         for shard in mine
-        if any(np.isnan(np.asarray(array[shard, : rows[shard]])).all() for array in arrays)
+        if any(np.isnan(read_part(array, (shard, slice(rows[shard])))).all() for array in arrays)
     ]
     ids = {shard: _ids(store, shard) for shard in todo}
     batches = iter(_batches(data, ids.values(), batch_size, workers, accelerator.device))

@@ -16,6 +16,7 @@ from shardsieve.io.objects import is_remote
 from shardsieve.policy.inbox import world_size
 from shardsieve.scores.inputs import one_of, plain, refuse_no_state, whole_number
 from shardsieve.store.contents import unlist, write_contents
+from shardsieve.store.damage import CHECKED, read_part
 from shardsieve.store.layout import checked_name, is_name, told_about_disk
 from shardsieve.store.store import Store
 from shardsieve.train.measures import KNOWN, SIGNALS, measure
@@ -142,9 +143,10 @@ class Recorder:
             unlist(store.group, f"dynamics/{checked_name(run)}")
             group = store.group.require_group("dynamics")
             group = group.create_group(checked_name(run), overwrite=True)
-            group.create_array("ids", data=self.ids)
+            group.create_array("ids", data=self.ids, compressors=CHECKED)
             for name in self.signals:
-                group.create_array(name, data=self.signal(name))
+                how: dict[str, Any] = {"compressors": CHECKED, "fill_value": np.nan}
+                group.create_array(name, data=self.signal(name), **how)
             names = list(self.signals)
             about: dict[str, Any] = {"signals": names, "num_classes": self.num_classes}
             group.update_attributes({**about, "epochs": self.epochs, "made": self.made})
@@ -180,7 +182,13 @@ class Recorder:
             )
         attrs: dict[str, Any] = dict(group.attrs)
         names = tuple(str(name) for name in attrs["signals"])
-        arrays = {name: np.asarray(group[name][:]) for name in ("ids", *names)}  # type: ignore[index]
+        arrays = {name: read_part(array) for name, array in group.arrays()}
+        whole = arrays.keys() >= {"ids", *names} and (np.diff(arrays["ids"]) > 0).all()
+        if not whole:
+            raise StoreFormatError(
+                f"{store.path} has lost part of the dynamics of run {run!r}; `shardsieve forget "
+                f"--store {store.path} --run {run}`, and score it again"
+            )
         recorder = cls(arrays["ids"], int(attrs["num_classes"]), signals=names)
         recorder._history = {name: list(arrays[name]) for name in names}
         recorder.epochs = int(attrs["epochs"])

@@ -1,0 +1,75 @@
+"""Files of a store that are damaged: told by name, with the cure."""
+
+import json
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import ZstdCodec
+from zarr.core.buffer import Buffer
+
+from shardsieve._errors import StoreFormatError
+
+CHECKED = ZstdCodec(level=0, checksum=True)
+"""How chunks are written: one in which a byte has changed is no other numbers, but an error."""
+_DAMAGE = (RuntimeError, ValueError)  # of zstd, of what it has unpacked
+_FILLED_AGAIN = ("embedding", "signal")
+_INDEX = ("shard", "sample")
+
+
+def read_part(array: zarr.Array[Any], where: Any = ...) -> Any:
+    """Return part of a stored array.
+
+    Raises:
+        StoreFormatError: If a file of it cannot be read or is damaged, naming the first.
+    """
+    try:
+        return np.asarray(array[where])
+    except OSError as error:
+        raise StoreFormatError(
+            f"cannot read {error.filename or array.store_path}: {error.strerror or error}; see "
+            "that you may read it, and that its disk works"
+        ) from error
+    except _DAMAGE as error:
+        key = f"{array.path}/c/{_first_damaged(array)}"
+        raise _damaged(array.store, key, str(error)) from error
+
+
+def need_json(store: Any, key: str, found: Buffer | None) -> None:
+    """Refuse a `zarr.json` that was cut short.
+
+    Raises:
+        StoreFormatError: If it holds no JSON.
+    """
+    if found is None or not key.endswith("zarr.json"):
+        return
+    try:
+        json.loads(found.to_bytes())
+    except ValueError as error:
+        raise _damaged(store, key, "it is no JSON") from error
+
+
+def _first_damaged(array: zarr.Array[Any]) -> int:
+    """Return which chunks of the first axis cannot be read, the lowest number."""
+    rows = array.chunks[0]
+    first, end = 0, -(-array.shape[0] // rows)
+    while end - first > 1:
+        middle = (first + end) // 2
+        try:
+            array[first * rows : middle * rows]
+            first = middle
+        except _DAMAGE:
+            end = middle
+    return first
+
+
+def _damaged(store: Any, key: str, cause: str) -> StoreFormatError:
+    place = getattr(store, "url", None) or store.root
+    kind, *rest = key.split("/")
+    if kind in _INDEX or len(rest) < 2:
+        cure = "index the shards into another store"
+    elif kind in _FILLED_AGAIN and not key.endswith("zarr.json"):
+        cure = "delete it and embed again"
+    else:
+        cure = f"delete {place}/{kind}/{rest[0]} and make it again"
+    return StoreFormatError(f"{place}/{key} is damaged ({cause}); put back a copy of it, or {cure}")
