@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+import zarr
 from accelerate import Accelerator
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -18,6 +19,7 @@ from torch import nn
 import shardsieve as ss
 from shardsieve.pack import pack
 from shardsieve.shards.pixels import in_8_bits
+from shardsieve.store.layout import make_array
 from shardsieve.train import launch
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.crops import Crop, cropped
@@ -29,7 +31,7 @@ from shardsieve.train.images import normalised
 from shardsieve.train.launch import let_go, make_accelerator
 from shardsieve.train.loading import make_loader
 from shardsieve.train.loop import Trainer
-from shardsieve.train.nets import light
+from shardsieve.train.nets import embed_batch, light
 from shardsieve.train.recorder import Recorder, Watcher
 from shardsieve.train.seeding import score_seeds
 from shardsieve.train.subset import train_subset
@@ -56,6 +58,18 @@ def damaged_store(folder, broken):
         Path(store.urls[shard]).write_bytes(data)
         os.utime(store.urls[shard], ns=(stat.st_atime_ns, stat.st_mtime_ns))
     return ss.open_store(folder / "s.zarr")
+
+
+def test_who_reads_the_table_of_contents_finds_an_embedding_that_was_begun_by_a_killed_start(
+    tmp_path,
+):
+    store = damaged_store(tmp_path, [])
+    network = light(2)
+    dim = embed_batch(network, torch.zeros(1, 3, 8, 8)).shape[1]
+    make_array(store.group, "embedding/cut", (4, store.rows_per_shard, dim), "float16", np.nan)
+    embed(store, network, name="cut", accelerator=Accelerator())
+    table = zarr.open_group(store.path, mode="r", use_consolidated=True)
+    assert table["embedding/cut"].attrs["cost"]["forward"] == len(store)
 
 
 def test_unreadable_images_are_named_counted_and_limited(tmp_path, caplog):

@@ -36,8 +36,7 @@ def realign(
     rows = _rows_by_key(store_from, store_to)
     _refuse_other_samples(store_from, store_to, rows)
     for name in names:
-        made = {k: v for k, v in store_from.provenance(name).items() if k != "date"}
-        made["realigned_from"] = store_from.fingerprint
+        made = {**store_from.provenance(name), "realigned_from": store_from.fingerprint}
         store_to.put_score(name, values[name][rows], provenance=made)
     return names
 

@@ -201,6 +201,7 @@ class Store(SampleTables):
         score is not listed before `finish_score`.
         """
         made = {**_UNSAID, **json.loads(json.dumps(dict(provenance or {})))}
+        made.pop("date", None)  # of another score: here it says that the values are all written
         self.check_score(name, made["definition"])
         if not afresh and self._has(f"score/{name}") and self.provenance(name) == made:
             return

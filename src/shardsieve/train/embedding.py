@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from shardsieve._errors import ShardsieveError, StoreMismatchError, UnreadableSampleError
 from shardsieve.cost import NO_COST, Cost
 from shardsieve.loaders.dataset import ShardDataset
+from shardsieve.store.contents import write_contents
 from shardsieve.store.damage import read_part
 from shardsieve.store.layout import checked_name, told_about_disk
 from shardsieve.store.store import Store
@@ -134,7 +135,7 @@ def embed(
             progress(done, len(mine))
     embedded = sum(rows[shard] for shard in todo)
     spent = Cost(forward=embedded * pass_.networks, nbytes=data.ledger.total.kept)
-    _add_cost(arrays[0], spent, begin, accelerator)
+    _add_cost(store, arrays[0], spent, begin, accelerator)
     return sum(gather_object([embedded]))
 
 
@@ -157,14 +158,16 @@ def _batches(
     )
 
 
-def _add_cost(array: Any, mine: Cost, begin: float, accelerator: Accelerator) -> None:
+def _add_cost(store: Store, array: Any, mine: Cost, begin: float, accelerator: Accelerator) -> None:
     """Add what this start of a pass took to the array's `cost`; every rank must call it."""
     everywhere = sum(map(Cost.from_dict, gather_object([mine.to_dict()])), NO_COST)
     if accelerator.is_main_process and everywhere.forward:
         spent = Cost.timed(time.perf_counter() - begin, accelerator.num_processes)
         before = array.attrs.get("cost")
         spent += Cost.from_dict(before) if before else NO_COST
-        array.attrs["cost"] = (spent + everywhere).to_dict()
+        with told_about_disk(store.path):
+            array.attrs["cost"] = (spent + everywhere).to_dict()
+            write_contents(store.group)  # of a start that was killed it may lack the arrays
 
 
 class _Pass:
