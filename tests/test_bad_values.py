@@ -133,6 +133,18 @@ def test_an_open_store_is_asked_for_where_something_else_is_given(store):
         ss.realign(store, str(store.path))
 
 
+def test_a_shard_that_is_not_there_has_no_keys(store):
+    for shard in (-1, 2):
+        with pytest.raises(ValueError, match=rf"shard must lie in \[0, 2\), got {shard}"):
+            store.keys(shard)
+
+
+def test_labels_of_samples_may_be_a_list(store):
+    assert ss.ShardDataset(store, labels=list(range(N)))[64]["__label__"] == 5
+    with pytest.raises(ValueError, match="labels must be integers, got float64"):
+        ss.ShardDataset(store, labels=[0.5] * N)
+
+
 def test_one_score_is_realigned_by_its_name(store, tmp_path):
     other = ss.index(tmp_path / "d/s-001.tar", tmp_path / "other.zarr")
     assert ss.realign(store, other, scores="mine") == ["mine"]

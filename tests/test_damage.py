@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 import shardsieve as ss
 from shardsieve.io.spans import HARD_DISK
+from shardsieve.store.create import check
 from shardsieve.train.recorder import Recorder
 
 pytestmark = [
@@ -144,12 +145,26 @@ def test_a_removed_shard_is_named(store, shards):
     assert ids_of(data.__getitems__([0, 193, 1])) == [0, 1]
 
 
-@pytest.mark.parametrize("array", ["sample/offset", "sample/length", "sample/key", "shard/samples"])
+PARTS = ["sample/offset", "sample/length", "sample/key", "shard/samples", "shard/url"]
+
+
+@pytest.mark.parametrize("array", PARTS)
 def test_a_missing_store_chunk_is_named(store, array):
     chunks = [p for p in (store.path / array / "c").rglob("*") if p.is_file()]
     sorted(chunks)[-1].unlink()
-    with pytest.raises(ss.StoreFormatError, match=rf"lost what {array} held of .*index it again"):
+    lost = rf"lost what {array} held of .*index into another store"
+    with pytest.raises(ss.StoreFormatError, match=lost):
         ss.ShardDataset(ss.open_store(store.path))[195]
+    with pytest.raises(ss.StoreFormatError, match=lost):
+        check(ss.open_store(store.path))
+
+
+def test_scores_outlive_places_that_a_store_has_lost(store, shards, tmp_path):
+    store.put_score("up", np.arange(30.0))
+    (store.path / "sample/offset/c/2/0").unlink()
+    whole = ss.index(shards, tmp_path / "whole.zarr")  # as the error says
+    assert ss.realign(ss.open_store(store.path), whole) == ["up"]
+    np.testing.assert_array_equal(whole.score("up"), np.arange(30))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -226,6 +241,17 @@ def test_a_key_that_decode_misses_is_named_as_such(store):
     data = ss.ShardDataset(store, lambda sample: sample["jpeg"])
     with pytest.raises(ss.UnreadableSampleError, match=r"s-002\.tar: KeyError\('jpeg'\); mend"):
         data[129]
+
+
+def test_what_decode_does_not_return_is_named_and_counted(store):
+    def forgetful(sample):
+        return sample["__id__"] if sample["__id__"] != 129 else None
+
+    with pytest.raises(ss.UnreadableSampleError, match=r"02-0001 of .*: decode returned None"):
+        ss.ShardDataset(store, forgetful).__getitems__([128, 129])
+    data = ss.ShardDataset(store, forgetful, on_error="skip")
+    assert data.__getitems__([128, 129]) == [128]
+    assert data.unreadable == [129]
 
 
 def test_lost_scores_are_named_before_training(store):

@@ -168,6 +168,11 @@ def test_samples_are_webdatasets_raw_dictionaries(store):
         list(DataLoader(ss.ShardDataset(store), collate_fn=list))  # counts from 0, as torch does
 
 
+def test_a_loop_over_a_dataset_meets_every_sample(store):
+    # Ids have gaps between shards, where Python would take the data set to be over.
+    assert [sample["__id__"] for sample in ss.ShardDataset(store)] == store.ids().tolist()
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_samples_carry_the_score_that_the_sampler_selects_by(store, workers):
     data = ss.ShardDataset(store)  # made before it is known

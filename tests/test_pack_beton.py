@@ -187,7 +187,10 @@ def test_keeping_by_score_writes_the_highest_first_with_bytes_untouched(call, sc
     assert few["kept_bytes"] == many["kept_bytes"] == 75 * 96 * 96 * 3
     assert few["says"] == "keep 0.25 touches 1 of 4 pages"
     assert "saves no I/O" in many["says"]
-    assert "--keep mine" in many["says"]
+    names = {"FILE.beton": source, "NEW.beton": tmp_path / "new.beton"}
+    advised = many["says"].partition("shardsieve ")[2].split()
+    call(*(names.get(word, word) for word in advised))
+    assert (tmp_path / "new.beton").read_bytes() == (tmp_path / "all.beton").read_bytes()
     # No other order would touch fewer.
     most = call("info", "--store", ordered.path, "--keep", 0.8, "--score", "mine")["reads"]
     assert most["says"] == "keep 0.8 touches 4 of 4 pages"
@@ -210,11 +213,14 @@ def test_keeping_the_ids_that_select_wrote(call, scored, tars, tmp_path):
     assert read_beton(tmp_path / "t.beton").labels().tolist() == [N // 2, 3]
 
 
-def test_an_id_that_a_file_holds_twice_is_refused(call, tars, tmp_path):
+def test_a_file_with_an_id_twice_or_beside_a_fraction_is_refused(call, tars, tmp_path):
     ids, out = tmp_path / "ids.txt", tmp_path / "t.beton"
     ids.write_text("64\n3\n64\n")
     error = call("pack", f"{tars}/s-*.tar", out, "--to", "beton", "--keep", ids, status=2)
     assert "ids.txt must hold an id once, got 64 twice" in error
+    how = ["--to", "beton", "--keep", ids, "--keep-fraction", 0.5]
+    error = call("pack", f"{tars}/s-*.tar", out, *how, status=2)
+    assert "--keep-fraction must come with --keep SCORE, got the file" in error
     assert not out.exists()
 
 

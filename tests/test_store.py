@@ -246,7 +246,7 @@ def test_check_knows_copied_shards_again_by_their_samples_and_labels(tmp_path):
     relabelled = tars[0].read_bytes().replace(b"0" + bytes(511), b"7" + bytes(511), 1)
     assert relabelled != tars[0].read_bytes()
     tars[0].write_bytes(relabelled)
-    with pytest.raises(ss.StoreMismatchError, match=r"holds other labels than the index"):
+    with pytest.raises(ss.StoreMismatchError, match=r"holds other labels than .*else score again"):
         check_store(path)
     with pytest.raises(ss.StoreMismatchError, match=r"is not the one"):
         ss.open_store(path)

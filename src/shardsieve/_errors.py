@@ -1,5 +1,11 @@
 """The errors that a user can cause, and whose message is the one line that the CLI shows."""
 
+# What becomes of the scores in a store whose shards, or part of whose index, are others now.
+ANOTHER_STORE = (
+    "index into another store: `shardsieve realign` carries scores over where keys and nine "
+    "labels in ten are the same, else score again"
+)
+
 
 class ShardsieveError(Exception):
     """Base of every error that tells the user what to change. The CLI exits with status 2."""

@@ -257,5 +257,5 @@ def _refuse_other_seeds(store: Store, method: str, score: str, embedding: str) -
         raise StoreMismatchError(
             f"method {method!r} needs signals of the networks behind score {score!r}, and those of "
             f"embedding {embedding!r} were trained on other seeds; run `shardsieve embed --model "
-            f"FOLDER --name {run}` with the folder of seed run {run!r}, and pass --embedding {run}"
+            f"FOLDER --name NEW` with the folder of seed run {run!r}, and pass --embedding NEW"
         )

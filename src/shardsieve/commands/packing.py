@@ -135,6 +135,11 @@ def _kept_ids(store: Store | None, wanted: Wanted) -> NDArray[np.int64]:
     assert wanted.keep is not None
     keep = wanted.keep
     if keep not in store.scores and Path(keep).is_file():
+        if wanted.keep_fraction != 1:
+            raise ShardsieveError(
+                f"--keep-fraction must come with --keep SCORE, got the file {keep}, whose ids are "
+                "all kept; leave it out"
+            )
         lines = Path(keep).read_text().split()
         if not all(line.isdigit() for line in lines):
             raise ShardsieveError(f"{keep} must hold one id a line; write it with `select --out`")

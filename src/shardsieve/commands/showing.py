@@ -75,10 +75,10 @@ def estimated_reads(path: Path, keep_fraction: float, score: str | None) -> dict
         "pages_touched": found.pages_touched,
         "pages": found.all_pages,
     }
-    return reads | {"says": _advice(found, keep_fraction, score)}
+    return reads | {"says": _advice(found, path, keep_fraction, score)}
 
 
-def _advice(found: ReadEstimate, keep_fraction: float, score: str | None) -> str:
+def _advice(found: ReadEstimate, path: Path, keep_fraction: float, score: str | None) -> str:
     name = score or "NAME"
     share = f"{found.pages_touched:,} of {found.all_pages:,} pages"
     if found.kept == 0:
@@ -87,7 +87,8 @@ def _advice(found: ReadEstimate, keep_fraction: float, score: str | None) -> str
         return (
             f"pruning this .beton saves no I/O with os_cache=False: keep {keep_fraction:g} still "
             f"touches {share}; it saves decoding and steps. To save reading, write the rows in "
-            f"score order: shardsieve pack FILE.beton NEW.beton --to beton --keep {name}"
+            f"score order: shardsieve pack FILE.beton NEW.beton --to beton --store {path} "
+            f"--keep {name}"
         )
     return f"keep {keep_fraction:g} touches {share}"
 

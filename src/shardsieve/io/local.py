@@ -166,7 +166,7 @@ def too_short(url: str, needed: int) -> EndsEarly:
     """Return the error of a shard that ends before a byte that is needed."""
     return EndsEarly(
         f"shard {url} ends before byte {needed}; it was truncated or replaced after indexing: "
-        "index it again"
+        "index again into another store"
     )
 
 

@@ -261,7 +261,7 @@ def fetch(url: str, offset: int, length: int, mark: str | None = None) -> Fetche
         if mark and not _is_of(mark, found.meta):
             raise CorruptShardError(
                 f"shard {url} was replaced after it was indexed ({mark} then, "
-                f"{_mark(found.meta)} now); index it again"
+                f"{_mark(found.meta)} now); index again into another store"
             )
         if found.meta["size"] < offset + length:
             raise too_short(url, offset + length)

@@ -1,11 +1,11 @@
 """`ShardDataset`: map-style access to samples by id, reading just their byte ranges."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
 from shardsieve._errors import CorruptShardError, ShardsieveError, UnreadableSampleError
@@ -61,14 +61,14 @@ class ShardDataset(Dataset[Any]):
         score: str | None = None,
         on_error: str = "raise",
         max_unreadable: int = 100,
-        labels: NDArray[np.int64] | None = None,
+        labels: ArrayLike | None = None,
         storage: Storage | None = None,
     ) -> None:
         """Open nothing yet: files are opened where they are read.
 
         Args:
             store: An open store.
-            decode: Turns a raw dictionary into a sample.
+            decode: Turns a raw dictionary into a sample, which is anything but None.
             score: Name of a stored score for `__score__`; the sampler's, if left out.
             on_error: `raise`, or `skip` samples that cannot be read or decoded, with a warning.
             max_unreadable: Most samples to skip, over all workers of this loader.
@@ -80,6 +80,7 @@ class ShardDataset(Dataset[Any]):
         whole_number("max_unreadable", max_unreadable, 0)
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+        labels = None if labels is None else integers("labels", labels)
         if labels is not None and labels.shape != (len(store),):
             raise ValueError(f"labels must have shape ({len(store)},), got {labels.shape}")
         self.store, self.decode = store, decode
@@ -111,6 +112,10 @@ class ShardDataset(Dataset[Any]):
         planned = planned_samples(caller_of())
         return len(self) if planned is None else planned
 
+    def __iter__(self) -> Iterator[Any]:
+        """Yield every sample, by ascending id: ids have gaps, at which Python would stop."""
+        return map(self.__getitem__, self.store.ids().tolist())
+
     def __getitem__(self, sample_id: int) -> Any:
         if sample_id == PADDING:
             raise IndexError(f"{PADDING} fills up batches and stands for no sample")
@@ -121,6 +126,7 @@ class ShardDataset(Dataset[Any]):
 
         Raises:
             CorruptShardError: If a shard is not what was indexed.
+            IndexError: If an id belongs to no sample.
             ValueError: If an id is no integer.
             UnreadableSampleError: If `decode` fails, naming shard and key; with `on_error="skip"`
                 once more than `max_unreadable` samples cannot be read.
@@ -278,7 +284,10 @@ class ShardDataset(Dataset[Any]):
         if sample is None or self.decode is None:
             return sample
         try:
-            return self.decode(sample)
+            made = self.decode(sample)
+            if made is None:
+                raise ValueError("decode returned None, which is no sample")
+            return made
         except Exception as error:  # noqa: BLE001  # raised again, or counted
             # The words of a KeyError are the key alone.
             cause = repr(error) if isinstance(error, KeyError) else error

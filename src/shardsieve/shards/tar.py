@@ -240,7 +240,7 @@ def parse_sample(raw: bytes, key: str, url: str) -> dict[str, object]:
         if parts[0] != key:
             raise CorruptShardError(
                 f"shard {url} holds {parts[0]} where the index says {key}; "
-                "the shard was rewritten: index it again"
+                "the shard was rewritten: index again into another store"
             )
         sample[parts[1]] = raw[member.data : member.data + member.size]
     return sample

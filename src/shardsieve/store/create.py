@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,7 +15,12 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from shardsieve._errors import CorruptShardError, StoreFormatError, StoreMismatchError
+from shardsieve._errors import (
+    ANOTHER_STORE,
+    CorruptShardError,
+    StoreFormatError,
+    StoreMismatchError,
+)
 from shardsieve.io.objects import is_remote
 from shardsieve.io.source import absolute, at_once, cheap_fingerprint, cheap_fingerprints, walkable
 from shardsieve.shards.fingerprint import index_fingerprint
@@ -304,7 +310,10 @@ def check(store: Store, *, progress: Progress | None = None) -> int:
     Raises:
         StoreMismatchError: If a shard's table or labels differ, naming the first such shard.
         CorruptShardError: If a shard is damaged.
+        StoreFormatError: If the store has lost keys or places.
     """
+    deque(store.keys_by_shard(), maxlen=0)  # what the index itself has lost is refused
+    _ = store.ranges
     found = check_beton(store) if store.kind == "ffcv" else _check_tars(store, progress)
     return store.renew_fingerprints(found)
 
@@ -321,8 +330,7 @@ def _check_tars(store: Store, progress: Progress | None) -> list[str]:
         if not (same_samples and np.array_equal(labels, shard.label)):
             other = "labels" if same_samples else "samples"
             raise StoreMismatchError(
-                f"shard {url} holds other {other} than the index of {store.path}; index "
-                "into another store, and carry scores over with `shardsieve realign`"
+                f"shard {url} holds other {other} than the index of {store.path}; {ANOTHER_STORE}"
             )
         found.append(shard.fingerprint)
         if progress:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from shardsieve._errors import ShardsieveError, StoreMismatchError
+from shardsieve._errors import ANOTHER_STORE, ShardsieveError, StoreMismatchError
 from shardsieve.io.objects import is_remote
 from shardsieve.io.source import cheap_fingerprint
 from shardsieve.shards.beton import Beton, read_beton
@@ -73,10 +73,12 @@ def check_beton(store: Store) -> list[str]:
             first = number * store.rows_per_shard
             raise StoreMismatchError(
                 f"{store.urls[0]} holds other samples than the index of {store.path}, or labels, "
-                f"from row {first} on; index it again"
+                f"from row {first} on; {ANOTHER_STORE}"
             )
     if len(got) > len(want):
-        raise StoreMismatchError(f"{store.urls[0]} has more rows than {store.path}; index it again")
+        raise StoreMismatchError(
+            f"{store.urls[0]} has more rows than {store.path}; {ANOTHER_STORE}"
+        )
     return [block.fingerprint for block in blocks]
 
 

@@ -10,7 +10,12 @@ import numpy as np
 import zarr
 from numpy.typing import ArrayLike, NDArray
 
-from shardsieve._errors import MissingScoreError, StoreFormatError, StoreMismatchError
+from shardsieve._errors import (
+    ANOTHER_STORE,
+    MissingScoreError,
+    StoreFormatError,
+    StoreMismatchError,
+)
 from shardsieve.io.source import cheap_fingerprint, cheap_fingerprints, same_fingerprint
 from shardsieve.scores.inputs import integers, real
 from shardsieve.store.alone import in_turn
@@ -67,6 +72,7 @@ class Store(SampleTables):
         # While shards are being appended the arrays are longer than the store.
         self._num_shards: Any = group.attrs.get("num_shards")
         self.urls: list[str] = [str(u) for u in self._read("shard/url")]
+        self._need_chunks("shard/url", np.array([bool(url) for url in self.urls]))
         self._num_shards = len(self.urls)
         self.samples: NDArray[np.int64] = self._read("shard/samples")
         self._need_chunks("shard/samples", self.samples > 0)
@@ -107,7 +113,13 @@ class Store(SampleTables):
         return np.stack([offset, length], axis=-1)
 
     def keys(self, shard: int) -> list[str]:
-        """Return the keys of one shard's samples, in position order."""
+        """Return the keys of one shard's samples, in position order.
+
+        Raises:
+            ValueError: If there is no such shard.
+        """
+        if not 0 <= shard < self.num_shards:
+            raise ValueError(f"shard must lie in [0, {self.num_shards}), got {shard}")
         (names,) = self._keys_between(shard, shard + 1)
         return names
 
@@ -315,7 +327,7 @@ class Store(SampleTables):
         if not whole.all():
             url = self.urls[first + int(np.argmin(whole))]
             raise StoreFormatError(
-                f"{self.path} has lost what {name} held of shard {url}; index it again"
+                f"{self.path} has lost what {name} held of shard {url}; {ANOTHER_STORE}"
             )
 
 

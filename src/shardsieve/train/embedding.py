@@ -295,7 +295,8 @@ def _checked_arrays(store: Store, name: str, pass_: _Pass, size: int) -> list[An
         if array.attrs.get("weights") != made:
             raise StoreMismatchError(
                 f"embedding {name!r} of {store.path} was made with other weights or another image "
-                "size; choose another name"
+                "size; choose another name, or delete it: `shardsieve forget --store "
+                f"{store.path} --embedding {name}`"
             )
     return [array for array, _ in wanted]
 
