@@ -53,6 +53,14 @@ def test_the_typical_samples_are_kept_first_when_asked(tmp_path):
         score_from_embedding(store.path, None, ["prototypicality:first=middle"], prefix=None)
 
 
+def test_d2_without_neighbours_is_refused(tmp_path):
+    store = ss.index(write_unlabelled(tmp_path / "d", 20), tmp_path / "s.zarr")
+    store.embedding_array("e", 2)[0, :20] = 1
+    store.put_score("up", np.arange(20))
+    with pytest.raises(ValueError, match="k must be a whole number of at least 1, got 0"):
+        score_from_embedding(store.path, None, ["d2:score=up:k=0"], prefix=None)
+
+
 def test_d2_searches_many_samples_by_codes_and_hardly_differs(tmp_path, monkeypatch):
     store = ss.index(write_shards(tmp_path / "d", [1500]), tmp_path / "s.zarr")
     rng = np.random.default_rng(0)

@@ -213,6 +213,8 @@ def test_k_means_finds_plain_clusters_and_repeats():
     np.testing.assert_array_equal(centres, again)
     lengths = np.linalg.norm(scores.k_means(points, 3), axis=1)
     np.testing.assert_allclose(lengths, 1, rtol=1e-5)
+    far = scores.k_means(points, 3, seed=10**30)  # faiss takes seeds of 31 bits
+    np.testing.assert_allclose(np.linalg.norm(far, axis=1), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("spherical", [True, False])
@@ -383,7 +385,7 @@ REFUSED = {
     ),
     "more clusters than samples": (
         lambda: scores.k_means(POINTS, 3),
-        r"^embeddings must have shape \(n, D\) with n >= clusters=3, got \(2, 2\); ",
+        r"^embeddings must have shape \(n, D\) with n >= clusters=3 and D >= 1, got \(2, 2\); ",
     ),
     "clusters of NaN": (
         lambda: scores.k_means([[np.nan]], 1),

@@ -139,6 +139,14 @@ REFUSED = {
         lambda: oriented("eln2", [1.0]),
         r"^name must be one of aum, confidence, .*, got 'eln2'; ",
     ),
+    "embeddings without columns": (
+        lambda: scores.k_means(np.zeros((3, 0)), 1),
+        r"^embeddings must have shape \(n, D\) with n >= clusters=1 and D >= 1, got \(3, 0\); ",
+    ),
+    "distances of several runs": (
+        lambda: oriented("moderate_distance", [[1.0, 2.0]]),
+        r"^values of moderate_distance must have shape \(n,\), got \(1, 2\)",
+    ),
     "score too early": (
         lambda: StreamingDynamicUncertainty(2, 3).score(),
         r"^updates must bring more than window=3 values per sample, got 0 for sample 0; train",

@@ -21,7 +21,7 @@ from shardsieve.scores import (
     semdedup,
 )
 from shardsieve.scores.embedded import finite_rows
-from shardsieve.scores.inputs import one_of
+from shardsieve.scores.inputs import one_of, whole_number
 from shardsieve.scores.recorded import name_of, parsed
 from shardsieve.scores.table import said_of
 from shardsieve.store.store import Store, open_store
@@ -208,6 +208,7 @@ def _d2(
     how = {"k": 5, "gamma": 0.1, "absolute": False, "per_class": False, "search": "auto", **options}
     if "score" not in how:
         raise MissingScoreError("score must name a stored score for d2: `d2:score=NAME`, got none")
+    whole_number("k", how["k"], 1)
     values = _whole(store, how["score"], rows)
     hardness = _whole(store, how["difficulty"], rows) if "difficulty" in how else values
     left = without_hardest(hardness, how.get("hard_cutoff", 0.0))

@@ -7,12 +7,13 @@ import faiss
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shardsieve.scores.inputs import plain, whole_number
+from shardsieve.scores.inputs import real, whole_number
 
 _BLOCK = 65_536
 _MOST = 256  # rows per cluster
 # faiss' own step from the seed of one restart to the next one's.
 _NEXT_SEED = 15_486_557
+_SEEDS = 2**31 - 1  # faiss takes as many, and 0
 
 Centres = NDArray[np.float32]
 
@@ -32,7 +33,7 @@ def k_means(
     Args:
         embeddings: (n, D), finite; n >= clusters. More than 256 rows per cluster are thinned out.
         clusters: At least 1.
-        seed: Of the first centres and of the thinning.
+        seed: Of the first centres and of the thinning; any integer, of which 31 bits count.
         spherical: Scale rows and centres to length 1, for the cosine.
         iterations: Rounds of Lloyd's algorithm.
         restarts: Runs from other first centres, of which the best counts; random centres are
@@ -40,21 +41,21 @@ def k_means(
         progress: Called with (rounds done, rounds of all runs).
 
     Raises:
-        ValueError: If there are fewer rows than clusters or a value is not finite.
+        ValueError: If there are fewer rows than clusters, no columns, or a value is not finite.
 
     >>> k_means([[2.0, 0.0], [0.0, 3.0]], 2).round(4).max(axis=1).tolist()
     [1.0, 1.0]
     """
-    given = np.asarray(plain(embeddings))
+    given = real("embeddings", embeddings)
     whole_number("clusters", clusters, 1)
     whole_number("iterations", iterations, 1)
     whole_number("restarts", restarts, 1)
-    if given.ndim != 2 or len(given) < clusters:
+    if given.ndim != 2 or len(given) < clusters or not given.shape[1]:
         raise ValueError(
-            f"embeddings must have shape (n, D) with n >= clusters={clusters}, "
+            f"embeddings must have shape (n, D) with n >= clusters={clusters} and D >= 1, "
             f"got {given.shape}; ask for fewer clusters"
         )
-    points = _thinned(given, _MOST * clusters, seed)
+    points = _thinned(given, _MOST * clusters, seed & _SEEDS)
     if spherical:
         _scale_to_unit(points)
     best, found = -np.inf, None
@@ -64,7 +65,7 @@ def k_means(
             if progress:
                 progress(run * iterations + done, restarts * iterations)
 
-        how: dict[str, Any] = {"seed": seed + run * _NEXT_SEED, "spherical": spherical}
+        how: dict[str, Any] = {"seed": (seed + run * _NEXT_SEED) & _SEEDS, "spherical": spherical}
         centres, good = _one_run(points, clusters, iterations, told, **how)
         if found is None or good > best:
             best, found = good, centres

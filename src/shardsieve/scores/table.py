@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shardsieve.scores.inputs import plain
+from shardsieve.scores.inputs import real
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def oriented(name: str, values: ArrayLike) -> NDArray[np.float64]:
         values: As returned by the scorer of that name, any shape; (n,) for `moderate_distance`.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: If the name is unknown, or values are no numbers of that shape.
 
     >>> oriented("margin", [0.2, 0.9]).tolist()
     [-0.2, -0.9]
@@ -110,8 +110,10 @@ def oriented(name: str, values: ArrayLike) -> NDArray[np.float64]:
             f"name must be one of {', '.join(ORIENTATION)}, got {name!r}; "
             "a score of your own needs no turning if higher is kept first"
         )
-    array = np.array(plain(values), dtype=np.float64)
+    array = np.array(real("values", values), dtype=np.float64)
     if ORIENTATION[name].keep == "middle":
+        if array.ndim != 1:
+            raise ValueError(f"values of {name} must have shape (n,), got {array.shape}")
         return _nearness_to_the_middle(array)
     return array if ORIENTATION[name].keep == "high" else -array
 
