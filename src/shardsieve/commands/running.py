@@ -107,9 +107,7 @@ class _Chain(Chain):
             return score_store(self.path, settings(section), **how)
 
         def output(result: Result) -> marks.Mark:
-            store = self._store
-            scores = [marks.mark_of_score(store, name) for name in result["scores"]]
-            found = [*scores, marks.mark_of_network(self._run(result))]
+            found = [*self._marks_of_scores(result), marks.mark_of_network(self._run(result))]
             return None if None in found else marks.digest_of(found)
 
         self._step("score", inputs, make, output, lambda _: [f"run/{SEED_RUN}"])
@@ -253,12 +251,17 @@ class _Chain(Chain):
             return score_unsupervised_store(self.path, **draw, **how)
 
         def output(result: Result) -> marks.Mark:
-            store = self._store
-            found = [marks.mark_of_score(store, name) for name in result["scores"]]
-            found.append(marks.mark_of_pseudo_labels(store, SEED_RUN))
+            labels = marks.mark_of_pseudo_labels(self._store, SEED_RUN)
+            found = [*self._marks_of_scores(result), labels]
             return None if None in found else marks.digest_of(found)
 
         self._step("score", inputs, make, output, lambda _: [f"run/{SEED_RUN}"])
+
+    def _marks_of_scores(self, result: Result) -> list[marks.Mark]:
+        names = result["scores"]
+        if isinstance(names, str):  # as an earlier release wrote them
+            names = names.split()
+        return [marks.mark_of_score(self._store, name) for name in names]
 
     def _learned(self, section: Any) -> Inputs:
         name = section.pseudo_labels
