@@ -270,9 +270,7 @@ def test_an_iterator_from_before_the_epoch_does_not_go_on(store, workers):
     sampler.set_epoch(0)
     next(batches)
     sampler.set_epoch(1)
-    with pytest.raises(
-        ss.ShardsieveError, match=r"made before set_epoch\(1\).*call that before"
-    ):
+    with pytest.raises(ss.ShardsieveError, match=r"made before set_epoch\(1\).*call that before"):
         list(batches)
     assert sorted(flat(ids_of(loader))) == store.ids().tolist()
 

@@ -104,7 +104,7 @@ class Pass:
         return self.steps.places_done(self.handed_out.count())
 
     def extent(self) -> tuple[int, int]:
-        """Return how many places a loader's loop was given, and how many there are; 0 of unknown."""
+        """Return how many places a loader's loop was given, 0 if unknown, and how many there are."""
         total = self.steps.places_done(len(self.steps))
         if self.handed_out is None or not self.batched:
             return 0, total
@@ -116,8 +116,8 @@ class Pass:
         """Refuse a loader whose iterator is older than the epoch or place: it gives another's."""
         if self.followed_by is not None and self.handed_out is not None:
             raise ShardsieveError(
-                f"the loader's iterator was made before {self.followed_by} and gives other samples; "
-                "call that before iter(loader): under Lightning in train_dataloader (see "
+                f"the loader's iterator was made before {self.followed_by} and gives other "
+                "samples; call that before iter(loader): under Lightning in train_dataloader (see "
                 "docs/training.md), with Accelerate's use_stateful_dataloader before prepare"
             )
 

@@ -8,7 +8,7 @@ import zarr
 from zarr.codecs import ZstdCodec
 from zarr.core.buffer import Buffer
 
-from shardsieve._errors import StoreFormatError
+from shardsieve._errors import ANOTHER_STORE, StoreFormatError
 
 CHECKED = ZstdCodec(level=0, checksum=True)
 """How chunks are written: one in which a byte has changed is no other numbers, but an error."""
@@ -67,7 +67,7 @@ def _damaged(store: Any, key: str, cause: str) -> StoreFormatError:
     place = getattr(store, "url", None) or store.root
     kind, *rest = key.split("/")
     if kind in _INDEX or len(rest) < 2:
-        cure = "index the shards into another store"
+        cure = ANOTHER_STORE
     elif kind in _FILLED_AGAIN and not key.endswith("zarr.json"):
         cure = "delete it and embed again"
     else:
