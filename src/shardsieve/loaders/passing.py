@@ -104,7 +104,7 @@ class Pass:
         return self.steps.places_done(self.handed_out.count())
 
     def extent(self) -> tuple[int, int]:
-        """Return how many places a loader's loop was given, 0 if unknown, and how many there are."""
+        """Return how many places a loop was given, 0 if unknown, and how many there are."""
         total = self.steps.places_done(len(self.steps))
         if self.handed_out is None or not self.batched:
             return 0, total
