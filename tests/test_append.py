@@ -45,6 +45,19 @@ def test_an_appended_store_is_the_store_of_all_shards(tmp_path_factory, first, s
     assert sorted(p.name for p in folder.iterdir()) == ["d", "s.zarr", "whole.zarr"]
 
 
+def test_new_shards_are_labelled_by_the_member_that_the_store_was_made_with(tmp_path):
+    shards = [
+        write_tar(tmp_path / f"{n}.tar", [(f"{n}.cls", b"1"), (f"{n}.fine", b"%d" % (7 + n))])
+        for n in range(2)
+    ]
+    store = ss.index(shards[0], tmp_path / "s.zarr", label_member="fine")
+    with pytest.raises(ss.StoreMismatchError, match="labels from fine, got label_member png"):
+        ss.append_shards(shards, store.path, label_member="png")
+    grown = ss.append_shards(shards, store.path)
+    assert grown.labels().tolist() == [7, 8]
+    check(grown)
+
+
 def test_who_opens_a_store_that_grows_sees_the_one_of_before(tmp_path):
     shards = write_shards(tmp_path / "d", SIZES)
     old = ss.index(shards[:3], tmp_path / "s.zarr")

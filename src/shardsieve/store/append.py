@@ -13,7 +13,7 @@ from shardsieve.shards.fingerprint import index_fingerprint
 from shardsieve.shards.names import expand_urls
 from shardsieve.store.alone import alone_in, in_turn, remove_left_folder
 from shardsieve.store.contents import has_contents, write_contents
-from shardsieve.store.create import Progress, beside, walked
+from shardsieve.store.create import LABEL_MEMBER, Progress, beside, known_member, walked
 from shardsieve.store.indexed import IndexedShard
 from shardsieve.store.layout import (
     PER_SHARD,
@@ -30,7 +30,7 @@ def append_shards(
     urls: str | Path | Iterable[str | Path],
     store: str | Path,
     *,
-    label_member: str = "cls",
+    label_member: str = LABEL_MEMBER,
     progress: Progress | None = None,
 ) -> Store:
     """Index further shards behind those of a store, and return it.
@@ -45,19 +45,21 @@ def append_shards(
     Args:
         urls: As in `index`.
         store: A store of tars.
-        label_member: As in `index`.
+        label_member: Left out, that of the store; another one is refused.
         progress: Called with (shards done, new shards in all).
 
     Raises:
         ShardsieveError: If no shards match, one is damaged or holds more samples than the store
-            has rows per shard, or the store is of a `.beton`.
+            has rows per shard, the store is of a `.beton` or has its labels from another member.
     """
     place = place_of(store)
     need_writable(place)
     urls = [urls] if isinstance(urls, (str, Path)) else list(urls)
     partial = beside(place)
     partial = partial.with_name(partial.name.replace(".indexing", ".appending"))
-    if not _new(urls, old := _growing(open_store(store))):
+    old = _growing(open_store(store))
+    label_member = known_member(old, label_member)
+    if not _new(urls, old):
         _finish(old, partial)
         return old
     with alone_in(partial):

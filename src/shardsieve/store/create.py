@@ -262,8 +262,7 @@ def _existing(target: Path | str, shards: list[str], label_member: str) -> Store
             f"{target} is there and holds no store; choose another place, or delete it"
         )
     store = open_store(target)
-    if label_member != LABEL_MEMBER:
-        check_labels(store, label_member)
+    known_member(store, label_member)
     wanted = [absolute(url) for url in shards]
     if store.kind == "ffcv":
         wanted *= store.num_shards
@@ -281,6 +280,17 @@ def _existing(target: Path | str, shards: list[str], label_member: str) -> Store
             f"got {len(wanted)} with {other}; {cure}"
         )
     return store
+
+
+def known_member(store: Store, label_member: str) -> str:
+    """Return the member that a store has its labels from; the usual one stands for "not said".
+
+    Raises:
+        StoreMismatchError: If another one was said.
+    """
+    if label_member != LABEL_MEMBER:
+        check_labels(store, label_member)
+    return str(store.group.attrs.get("label_member", label_member))
 
 
 def check_labels(store: Store, label_member: str) -> None:
