@@ -119,7 +119,7 @@ def test_bad_sources_are_refused(images, tmp_path):
     with pytest.raises(ss.ShardsieveError, match="no class folders"):
         pack(tmp_path / "empty", tmp_path / "out")
     (tmp_path / "empty" / "a").mkdir()
-    with pytest.raises(ss.ShardsieveError, match="has no images"):
+    with pytest.raises(ss.ShardsieveError, match="has no images; move it elsewhere"):
         pack(tmp_path / "empty", tmp_path / "out")
     (images / "cat" / "0.png").write_bytes(b"")
     with pytest.raises(ss.ShardsieveError, match=r"0\.png is empty"):

@@ -233,6 +233,12 @@ def test_other_shards_and_changed_shards_are_refused(shards, tmp_path):
         check(store)
 
 
+@pytest.mark.parametrize("place", [".", "", "/"])
+def test_a_folder_without_a_name_is_no_store(shards, place):
+    with pytest.raises(ss.StoreFormatError, match="is there and holds no store; choose another"):
+        ss.index(shards, place)
+
+
 def test_check_knows_copied_shards_again_by_their_samples_and_labels(tmp_path):
     tars = write_shards(tmp_path / "d", [3, 2])
     path = ss.index(tars, tmp_path / "s.zarr").path

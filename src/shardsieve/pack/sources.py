@@ -145,7 +145,10 @@ def _by_class(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], list[
     for label, class_name in enumerate(classes):
         found = _images_of(folder / class_name)
         if not found:
-            raise ShardsieveError(f"class folder {folder / class_name} has no images; remove it")
+            raise ShardsieveError(
+                f"class folder {folder / class_name} has no images; move it elsewhere, or pack the "
+                "folder that holds the classes"
+            )
         files += found
         labels += [label] * len(found)
     return files, labels

@@ -146,7 +146,8 @@ def _entry(partial: Path, number: int, url: str, label_member: str) -> IndexedSh
 def beside(target: Path | str) -> Path:
     """Return the local folder that keeps finished shards until the store is complete."""
     if isinstance(target, Path):
-        return target.with_name(f".{target.name}.indexing")
+        folder = target.absolute()  # a dot has no name of its own
+        return folder.parent / f".{folder.name}.indexing"
     name = hashlib.blake2b(target.encode(), digest_size=8).hexdigest()
     return Path(tempfile.gettempdir()) / f"shardsieve-{name}.indexing"
 
