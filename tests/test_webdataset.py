@@ -313,6 +313,19 @@ def test_passes_in_a_row_are_epochs_in_a_row(urls, store, workers, persistent):
     assert ends + [passing.end_of_dataloader for _ in first] == [False] * 10 + [True]
 
 
+def test_batches_that_are_made_behind_a_pruned_loader_change_no_epoch(urls, store):
+    def loader():
+        plain = wds.WebLoader(pipeline_of(urls), batch_size=None)
+        return ss.prune(plain, store, seed=1, window=4).batched(4, collation_fn=None)
+
+    first, other = loader(), loader()
+    assert len(first) == 8
+    whole = [ids_of(first) for _ in range(2)]
+    assert first.state_dict()["epoch"] == 1
+    other.set_epoch(1)
+    assert ids_of(other) == whole[1] != whole[0]
+
+
 def batched_inside(pipeline, workers):
     return wds.WebLoader(pipeline.batched(4), batch_size=None, num_workers=workers)
 

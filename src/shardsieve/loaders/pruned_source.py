@@ -157,10 +157,6 @@ class PrunedSource(IterableDataset[Sample]):
         steps = self._steps(start)
         return sum(self._size(steps, step) for step in range(len(steps)))
 
-    def rank_batches(self) -> int:
-        """Return the batches of every rank in an epoch."""
-        return len(self._steps(0))
-
     def pass_size(self, *, batches: bool) -> tuple[int, int]:
         """Return the items of this rank in the pass that begins, and the remainder of its end.
 

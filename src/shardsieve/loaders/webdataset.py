@@ -133,7 +133,7 @@ def prune_loader(loader: Any, store: Store, **options: Any) -> Any:
             inner.__dict__["_get_iterator"] = _method_of(inner, _counted_iterator)
         outer = PrunedWebLoader.__new__(PrunedWebLoader)
         outer.__dict__.update(loader.__dict__)
-        outer.pipeline = [inner, *loader.pipeline[1:]]
+        outer.pipeline, outer.counts_batches = [inner, *loader.pipeline[1:]], size is not None
         for name in ("set_epoch", "state_dict", "load_state_dict"):
             setattr(outer, name, getattr(inner, name))
         return outer
@@ -207,7 +207,14 @@ def _loader_state(loader: Any, *, samples_done: int | None = None) -> dict[str, 
 
 
 class PrunedWebLoader(wds.WebLoader):  # type: ignore[misc]
-    """A `WebLoader` that reads kept samples only; made by `prune`."""
+    """A `WebLoader` that reads kept samples only; made by `prune`.
+
+    Attributes:
+        counts_batches: Whether its own stages made batches when it was pruned: these are counted
+            then, and else what its workers give, also where `.batched` is added later.
+    """
+
+    counts_batches: bool
 
     def __len__(self) -> int:
         """Return what one rank gives in an epoch over all its workers: batches, or samples.
@@ -218,18 +225,17 @@ class PrunedWebLoader(wds.WebLoader):  # type: ignore[misc]
         if self.nsamples > 0:
             return int(self.nsamples)
         inner = self.pipeline[0]
-        return inner.dataset.source.rank_batches() if self._makes_batches() else len(inner)
+        if batch_size_of(self.pipeline[1:])[0] is None:
+            return len(inner)
+        return _items(inner.dataset.source.rank_samples(), self.pipeline[1:])
 
     def iterator1(self) -> Iterator[Any]:
         """Iterate the items of one pass; batches that are made behind the workers are counted."""
-        if not self._makes_batches():
+        if not self.counts_batches:
             found: Iterator[Any] = super().iterator1()
             return found
         begin = functools.partial(self.pipeline[0].dataset.source.begin_pass, batches=True)
         return RegisteredIterator(super().iterator1, begin)
-
-    def _makes_batches(self) -> bool:
-        return batch_size_of(self.pipeline[1:])[0] is not None
 
 
 class PrunedPipeline(wds.WebDataset):  # type: ignore[misc]
@@ -248,11 +254,7 @@ class PrunedPipeline(wds.WebDataset):  # type: ignore[misc]
         """
         if self.nsamples > 0:
             return int(self.nsamples)
-        size, partial = batch_size_of(self.pipeline[1:])
-        samples = self.source.rank_samples()
-        if size is None:
-            return samples
-        return -(-samples // size) if partial else samples // size
+        return _items(self.source.rank_samples(), self.pipeline[1:])
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, also in loader workers that are running already."""
@@ -294,6 +296,14 @@ class PrunedPipeline(wds.WebDataset):  # type: ignore[misc]
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` stands, on any number of ranks and workers."""
         self.source.load_state_dict(state)
+
+
+def _items(samples: int, stages: list[Any]) -> int:
+    """Return how many items stages make of so many samples: batches, where one makes such."""
+    size, partial = batch_size_of(stages)
+    if size is None:
+        return samples
+    return -(-samples // size) if partial else samples // size
 
 
 def _only_shards_of(urls: list[str], store: Store, keep: KeepSet) -> tuple[KeepSet, list[str]]:
