@@ -96,13 +96,17 @@ def test_a_pipe_is_written_to_and_not_replaced(store):
 
 
 def test_what_is_written_to_stays_open_and_links_stay_links(store, tmp_path):
-    with (tmp_path / "redirected").open("wb") as file:
+    with (tmp_path / "redirected").open("wb", buffering=0) as file:
         out = tmp_path / "stdout"
         out.symlink_to(f"/proc/self/fd/{file.fileno()}")
+        file.write(b"before\n")
         for name in (out, Path(f"/dev/fd/{file.fileno()}")):
             export_keep_set(store.path, name, "ids", HALF)
-            assert os.fstat(file.fileno()).st_size == len((tmp_path / "redirected").read_bytes())
+        file.write(b"after\n")
         assert out.is_symlink()
+    ids = [f"{one}\n" for one in ss.select(store, **HALF).ids()]
+    found = (tmp_path / "redirected").read_text()
+    assert found == "".join(["before\n", *ids, *ids, "after\n"])
     link = tmp_path / "link"
     link.symlink_to("file")
     for rule, kept in ((HALF, 15), (HALF | {"keep_fraction": 0.1}, 3)):

@@ -14,15 +14,19 @@ from shardsieve._errors import ShardsieveError
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file in place of one of that name, which stays where that fails; make its folder.
 
-    A pipe or a device, such as `/dev/stdout`, is written to and stays what it is; so does a
-    symbolic link, whose file is replaced.
+    A pipe, a device or what is open, such as `/dev/stdout`, is written to and stays what it is; so
+    does a symbolic link, whose file is replaced.
 
     Raises:
         ShardsieveError: If it cannot be written.
     """
     try:
+        if (handle := _handle_of(path)) is not None:
+            with os.fdopen(os.dup(handle), "wb") as file:
+                file.write(data)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
-        if (path.exists() and not path.is_file()) or _is_open(path):
+        if path.exists() and not path.is_file():
             path.write_bytes(data)
             return
         place = path.resolve()
@@ -37,10 +41,16 @@ def write_whole(path: Path, data: bytes) -> None:
         ) from error
 
 
-def _is_open(path: Path) -> bool:
-    """Return whether a name stands for what this process has open, as `/dev/stdout` does."""
-    places = [path, path.parent / path.readlink()] if path.is_symlink() else [path]
-    return any(place.parent.resolve().parts[:2] == ("/", "proc") for place in places)
+def _handle_of(path: Path) -> int | None:
+    """Return the number of what a name says that this process has open, as `/dev/stdout` does.
+
+    Opened anew by that name, a file would be written from its beginning, and what else the process
+    writes there would go over it.
+    """
+    for place in [path, path.parent / path.readlink()] if path.is_symlink() else [path]:
+        if place.name.isdigit() and place.parent.resolve() == Path(f"/proc/{os.getpid()}/fd"):
+            return int(place.name)
+    return None
 
 
 @contextmanager
