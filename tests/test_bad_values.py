@@ -341,8 +341,10 @@ def test_weights_are_found_in_a_batch_of_any_form():
 
 
 def test_settings_of_runs_may_be_numpys_numbers_and_are_written_as_plain_ones():
-    config = TrainConfig(epochs=np.int64(3), learning_rate=np.float32(0.5), compile=np.True_)
-    plain = TrainConfig(epochs=3, learning_rate=0.5, compile=True)
+    sizes = {"resolutions": ((np.int64(0), np.int32(8)),)}
+    config = TrainConfig(epochs=np.int64(3), learning_rate=np.float32(0.5), **sizes)
+    plain = TrainConfig(epochs=3, learning_rate=0.5, resolutions=((0, 8),))
+    assert TrainConfig(compile=np.True_).compile is True
     assert json.dumps(config.to_dict()) == json.dumps(plain.to_dict())
     attack = Adversary(steps=np.int64(2), epsilon=np.float32(0.5))
     assert json.dumps(attack.to_dict()) == json.dumps(Adversary(steps=2, epsilon=0.5).to_dict())

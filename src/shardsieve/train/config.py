@@ -24,8 +24,13 @@ _LAST_SEED = 2**32 - 2  # a second run for the ceiling has the next one
 def make_plain(settings: Any) -> None:
     """Replace numpy's numbers in a dataclass: no JSON, and no file of a run, holds them."""
     for name, value in vars(settings).items():
-        if isinstance(value, np.generic):
-            object.__setattr__(settings, name, value.item())
+        object.__setattr__(settings, name, _plain(value))
+
+
+def _plain(value: Any) -> Any:
+    if type(value) in (tuple, list):
+        return type(value)(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def check_count(name: str, value: int, least: int) -> None:
