@@ -103,6 +103,11 @@ def test_a_log_gets_a_line_a_minute(monkeypatch):
         "train: 160/3800, 1/s, 1:00:40 left",
         "train: 220/3800, 1/s, 0:59:40 left, note",
     ]
+    with bar("longer than expected") as progress:
+        for done in range(62):
+            progress(done, 50)
+            now[0] += 1
+    assert screen.getvalue().endswith("longer than expected: 60/50, 1/s, 0:00:00 left\n")
 
 
 def test_scores_from_an_embedding_are_counted(monkeypatch, tmp_path):

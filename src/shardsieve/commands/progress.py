@@ -54,7 +54,8 @@ class Lines:
         told = [f"{self._title}: {completed}/{total}"]
         if completed > begun:
             rate = (completed - begun) / (now - since)
-            left = timedelta(seconds=round((total - completed) / rate))
+            # Steps may be more than were expected, where losses decide about them.
+            left = timedelta(seconds=round(max(total - completed, 0) / rate))
             told += [_rate(rate), f"{left} left"]
         sys.stderr.write(", ".join([*told, *([note] if note else [])]) + "\n")
         sys.stderr.flush()
