@@ -58,7 +58,10 @@ def _energon(store: Store, keep: KeepSet, score: str | None) -> bytes:
 def _ffcv(store: Store, keep: KeepSet, score: str | None) -> bytes:
     """A .npy of rows, uint64: `indices=` of FFCV's Loader."""
     if store.kind != "ffcv":
-        raise ShardsieveError(f"layout ffcv needs a store of a .beton, got one of {store.kind}")
+        raise ShardsieveError(
+            f"layout ffcv (of a .npy) needs a store of a .beton, got one of {store.kind}; choose "
+            "another --layout"
+        )
     file = io.BytesIO()
     np.save(file, keep.ids().astype(np.uint64))
     return file.getvalue()
