@@ -136,8 +136,20 @@ def test_realign_refuses_keys_that_name_other_samples_since_they_were_packed_ane
     old, new = stores
     old.put_score("up", range(len(old)))
     line = call("realign", old.path, new.path, status=2)
-    assert "have another label" in line
+    assert "labels of" in line
     assert new.scores == []
+
+
+def test_realign_goes_by_the_labels_that_both_stores_have(tmp_path):
+    stores = []
+    for name, labelled in (("a", range(40)), ("b", range(3))):
+        files = [(f"{n}.jpg", b"x") for n in range(40)]
+        files += [(f"{n}.cls", name.encode().hex().encode()) for n in labelled]
+        tar = write_tar(tmp_path / f"{name}.tar", sorted(files))
+        stores.append(ss.index(tar, tmp_path / f"{name}.zarr"))
+    stores[0].put_score("up", range(40))
+    with pytest.raises(ss.StoreMismatchError, match="3 of 3 labels"):
+        ss.realign(*stores)
 
 
 def test_realign_refuses_ambiguous_and_missing_keys(call, tars, tmp_path):

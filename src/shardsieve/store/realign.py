@@ -24,7 +24,8 @@ def realign(
 
     Raises:
         StoreMismatchError: If a key is ambiguous in either store, one of `store_to` is missing in
-            `store_from`, or more than a tenth of the labels differ; nothing is written then.
+            `store_from`, or more than a tenth of the labels that both have differ; nothing is
+                written then.
         MissingScoreError: If there is no score of a given name.
     """
     refuse_path(store_from)
@@ -61,10 +62,11 @@ def _rows_by_key(store_from: Store, store_to: Store) -> NDArray[np.int64]:
 def _refuse_other_samples(store_from: Store, store_to: Store, rows: NDArray[np.int64]) -> None:
     """Refuse keys that name other samples: some labels may have been mended, not most of them."""
     old, new = store_from.labels()[rows], store_to.labels()
-    other = int(((old != new) & (old >= 0) & (new >= 0)).sum())
-    if other > _MOST_RELABELLED * len(new):
+    known = (old >= 0) & (new >= 0)
+    other, count = int((old != new)[known].sum()), int(known.sum())
+    if other > _MOST_RELABELLED * count:
         raise StoreMismatchError(
-            f"{other} of {len(new)} samples of {store_to.path} have another label than those of "
+            f"{other} of {count} labels of {store_to.path} are others than those of "
             f"the same keys in {store_from.path}; keys that number the samples name others once "
             "they were packed anew: score them again"
         )
