@@ -242,11 +242,25 @@ def test_a_pruned_pipeline_pickles(urls, store):
         ),
         (lambda urls: wds.DataPipeline(wds.SimpleShardList(urls)), "must read tars"),
         (lambda urls: pipeline_of([urls[0], urls[0]]), "names a shard twice"),
+        (lambda urls: pipeline_of(urls).mcached(), "Cached, gives again"),
+        (lambda urls: wds.WebLoader(pipeline_of(urls)).mcached(), "stage 1 .* Cached, gives"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(urls, store, make, message):
     with pytest.raises(ss.ShardsieveError, match=message):
         ss.prune(make(urls), store)
+
+
+def test_a_cache_behind_a_pruned_pipeline_is_refused(urls, store):
+    with pytest.raises(ss.ShardsieveError, match="Cached, gives again"):
+        next(iter(ss.prune(pipeline_of(urls), store).mcached()))
+
+
+@pytest.mark.parametrize("tail", ["uneven", "pad"])
+def test_padded_batches_are_whole(urls, store, tail):
+    pipeline = pipeline_of(urls).to_tuple("__id__").batched(8, partial=False)
+    seen = [int(one) for (ids,) in ss.prune(pipeline, store, tail=tail) for one in ids]
+    assert len(set(seen)) == (24 if tail == "uneven" else 30)
 
 
 @pytest.mark.parametrize("stage", [wds.split_by_node, wds.split_by_worker, wds.slice(0, None, 2)])
@@ -279,7 +293,27 @@ def test_a_loaders_state_counts_what_the_loop_was_given(urls, store, workers, ma
         assert state["samples_done"] == min(4 * stop, 21)
         again = loader()
         again.load_state_dict(state)
+        assert again.state_dict() == state
         assert seen + [[s["__id__"] for s in batch] for batch in again] == whole
+        again.set_epoch(1)
+        assert again.state_dict()["samples_done"] == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_batches_that_are_made_again_count_as_the_loop_was_given_them(urls, store, workers, caplog):
+    def loader():
+        pipeline = pipeline_of(urls).batched(3, collation_fn=None)
+        loader = wds.WebLoader(pipeline, batch_size=None, num_workers=workers)
+        return ss.prune(loader.unlisted().batched(4, collation_fn=None), store, seed=1)
+
+    whole = [[s["__id__"] for s in batch] for batch in loader()]
+    first, again = loader(), loader()
+    assert len(whole) == len(first)
+    batches = iter(first)
+    seen = [[s["__id__"] for s in next(batches)] for _ in range(2)]
+    again.load_state_dict(first.state_dict())
+    exact = seen + [[s["__id__"] for s in batch] for batch in again] == whole
+    assert exact == ("unbatched" not in caplog.text) == (workers < 2)
 
 
 @pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])

@@ -47,7 +47,7 @@ class HandedOut:
         self.skipped = 0
 
     def count(self, *, held_back: bool = False) -> int:
-        """Return the batches handed out or left out so far; one that is held back if asked."""
+        """Return the batches handed out or left out so far, also one that is held back or not."""
         taken = int(self._attributes.get("_num_yielded", 0))
         shard = self.shard() if self.shard is not None else None
         less = shard is not None and not shard.end_of_dataloader and not held_back

@@ -88,10 +88,15 @@ class PrunedSource(IterableDataset[Sample]):
     def set_epoch(self, epoch: int) -> None:
         """Begin at an epoch's start, or where a state that was just loaded stands in it."""
         told = int(self._told[3])
-        begun = self._begun == told or (self._heard == told and self._passes > 0)
+        begun = self.begun or (self._heard == told and self._passes > 0)
         begun = begun or self._read_by_workers()
         if begun or epoch != int(self._told[0]):
             self._tell(epoch, 0, 0)
+
+    @property
+    def begun(self) -> bool:
+        """Whether a loader has begun a pass since epoch and place were set."""
+        return self._begun == int(self._told[3])
 
     def begin_pass(self, *, batches: bool) -> tuple[int, int]:
         """Begin a pass that workers may make: passes in a row are epochs in a row.
@@ -102,7 +107,7 @@ class PrunedSource(IterableDataset[Sample]):
         Returns:
             The items of this rank in it, and the remainder of its end.
         """
-        if self._begun == int(self._told[3]):
+        if self.begun:
             self._tell(int(self._told[0]) + 1, 0, 0)
         self._begun = int(self._told[3])
         return self.pass_size(batches=batches)

@@ -86,6 +86,20 @@ def refuse_second_split(stages: list[Any]) -> None:
             )
 
 
+def refuse_caches(stages: list[Any]) -> None:
+    """Check that no stage behind a pruned source gives again what an earlier pass gave.
+
+    Raises:
+        ShardsieveError: If one does, naming it.
+    """
+    for place, stage in enumerate(_flattened(stages), start=1):
+        if isinstance(stage, (filters.Cached, filters.LMDBCached)):
+            raise ShardsieveError(
+                f"stage {place} behind the tar reader, {type(stage).__name__}, gives again what it "
+                "was given in an earlier pass, also samples that are not kept; remove it"
+            )
+
+
 def batch_size_of(stages: list[Any]) -> tuple[int | None, bool]:
     """Return (batch size, whether a smaller last batch is kept) of the first `batched` stage."""
     for stage in stages:

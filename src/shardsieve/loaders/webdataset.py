@@ -24,6 +24,7 @@ from shardsieve.loaders.pruned_source import PrunedSource
 from shardsieve.loaders.stages import (
     batch_size_of,
     inexact_stages,
+    refuse_caches,
     refuse_second_split,
     source_of,
 )
@@ -91,6 +92,7 @@ def prune_pipeline(
     """
     one_of("tail", tail, TAILS)
     source = source_of(pipeline.pipeline)
+    refuse_caches(source.rest)
     # Beside a keep set the score is what samples carry.
     by = {"score": score} if keep_set is None else {}
     chosen = {"keep_fraction": 1.0, "seed": seed, **by, **selection}
@@ -102,7 +104,7 @@ def prune_pipeline(
         store, score=score, storage=storage, on_error=on_error, max_unreadable=max_unreadable
     )
     size, partial = batch_size_of(source.rest)
-    if batch_size is None and not partial:
+    if batch_size is None and not partial and tail == "uneven":
         tail = "drop"
     how: dict[str, Any] = {"tail": tail, "batch_size": batch_size or size, "world": world}
     reader = PrunedSource(data, keep, order, source, urls, **how)
@@ -120,21 +122,23 @@ def prune_loader(loader: Any, store: Store, **options: Any) -> Any:
     counts the batches that the loop has been given.
     """
     if isinstance(loader, wds.DataPipeline):
+        refuse_caches(loader.pipeline[1:])
         size, partial = batch_size_of(loader.pipeline[1:])
         if size is not None:
             options = {"batch_size": size, "tail": "uneven" if partial else "drop", **options}
         inner = prune_loader(loader.pipeline[0], store, **options)
-        made_here = loader.pipeline[0].batch_size is None
-        inside = batch_size_of(inner.dataset.pipeline[1:])[0] is not None or not made_here
-        inner.dataset.source.batched_inside = inside or size is None
+        inner_size = batch_size_of(inner.dataset.pipeline[1:])[0] or loader.pipeline[0].batch_size
+        inner.dataset.source.batched_inside = inner_size is not None or size is None
         inner.dataset.source.inexact += tuple(inexact_stages(loader.pipeline[1:]))
+        if None not in (size, inner_size) and size != inner_size and inner.num_workers > 1:
+            # Those that are made again mix the workers' ones.
+            inner.dataset.source.inexact += ("unbatched",)
         if size is not None:
-            # Its batches are counted, not what its workers give.
-            inner.__dict__["_get_iterator"] = _method_of(inner, _counted_iterator)
+            del inner.__dict__["_get_iterator"]  # its batches are counted, not what workers give
         outer = PrunedWebLoader.__new__(PrunedWebLoader)
         outer.__dict__.update(loader.__dict__)
         outer.pipeline, outer.counts_batches = [inner, *loader.pipeline[1:]], size is not None
-        for name in ("set_epoch", "state_dict", "load_state_dict"):
+        for name in ("set_epoch", "load_state_dict"):
             setattr(outer, name, getattr(inner, name))
         return outer
     if not isinstance(loader.dataset, wds.DataPipeline):
@@ -173,15 +177,13 @@ def _method_of(loader: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-def _counted_iterator(loader: Any) -> Any:
-    iterator = type(loader)._get_iterator(loader)
-    loader.__dict__["_handed_out"] = HandedOut(iterator)
-    return iterator
-
-
 def _registered_iterator(loader: Any) -> Any:
+    def made() -> Any:
+        iterator = type(loader)._get_iterator(loader)
+        loader.__dict__["_handed_out"] = HandedOut(iterator)
+        return iterator
+
     begin, batches = loader.dataset.source.begin_pass, _hands_out_batches(loader)
-    made = functools.partial(_counted_iterator, loader)
     return RegisteredIterator(made, functools.partial(begin, batches=batches))
 
 
@@ -199,7 +201,7 @@ def _loader_state(loader: Any, *, samples_done: int | None = None) -> dict[str, 
     """
     source, handed = loader.dataset.source, loader.__dict__["_handed_out"]
     if samples_done is None:
-        items = 0 if handed is None else handed.count()
+        items = handed.count() if handed is not None and source.begun else 0
         batches = _hands_out_batches(loader)
         samples_done = source.places_done(items) if batches else source.places_of(items)
     state: dict[str, Any] = source.state_dict(samples_done)
@@ -216,6 +218,8 @@ class PrunedWebLoader(wds.WebLoader):  # type: ignore[misc]
 
     counts_batches: bool
 
+    _given = 0  # batches that were made behind the workers, in this pass
+
     def __len__(self) -> int:
         """Return what one rank gives in an epoch over all its workers: batches, or samples.
 
@@ -231,11 +235,27 @@ class PrunedWebLoader(wds.WebLoader):  # type: ignore[misc]
 
     def iterator1(self) -> Iterator[Any]:
         """Iterate the items of one pass; batches that are made behind the workers are counted."""
-        if not self.counts_batches:
-            found: Iterator[Any] = super().iterator1()
-            return found
+        found: Iterator[Any] = self._counted() if self.counts_batches else super().iterator1()
+        return found
+
+    def state_dict(self, *, samples_done: int | None = None) -> dict[str, Any]:
+        """Return where the epoch stands, JSON-ready and the same on every rank.
+
+        Args:
+            samples_done: Over all ranks in this pass; left out, what the loop was given counts.
+        """
+        source = self.pipeline[0].dataset.source
+        if samples_done is None and self.counts_batches:
+            samples_done = source.places_done(self._given) if source.begun else 0
+        state: dict[str, Any] = self.pipeline[0].state_dict(samples_done=samples_done)
+        return state
+
+    def _counted(self) -> Iterator[Any]:
         begin = functools.partial(self.pipeline[0].dataset.source.begin_pass, batches=True)
-        return RegisteredIterator(super().iterator1, begin)
+        self._given = 0
+        for batch in RegisteredIterator(super().iterator1, begin):
+            self._given += 1
+            yield batch
 
 
 class PrunedPipeline(wds.WebDataset):  # type: ignore[misc]
@@ -278,7 +298,8 @@ class PrunedPipeline(wds.WebDataset):  # type: ignore[misc]
         return self.source.data.unreadable
 
     def iterator(self) -> Iterator[Any]:
-        """Iterate the stages, unless one of them would split the samples again."""
+        """Iterate the stages, unless one would split the samples again, or repeat a pass."""
+        refuse_caches(self.pipeline[1:])
         if self.source.own_world().size > 1:
             refuse_second_split(self.pipeline[1:])
         found: Iterator[Any] = super().iterator()
