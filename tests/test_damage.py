@@ -332,6 +332,15 @@ def test_a_chunk_that_was_deleted_as_told_is_embedded_again(store):
     assert lost.tolist() == [False] * 10 + [True] * 14 + [False] * 6
 
 
+def test_metadata_that_cannot_be_read_is_named_as_such(store):
+    store.put_score("up", np.arange(30.0))
+    about = store.path / "score/up/zarr.json"
+    about.unlink()
+    about.symlink_to(about)
+    with pytest.raises(ss.StoreFormatError, match=rf"cannot read {about}: Too many levels of"):
+        ss.open_store(store.path).score("up")
+
+
 @pytest.mark.parametrize("gone", ["ids/c", "ids/zarr.json", "loss/zarr.json"])
 def test_dynamics_of_which_a_part_is_lost_are_refused(store, gone):
     Recorder(store.ids(), num_classes=3, signals=("loss",)).save(store, "a")

@@ -2,6 +2,9 @@
 
 import multiprocessing
 import os
+import resource
+import signal
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -60,6 +63,19 @@ def damaged_store(folder, broken):
     return ss.open_store(folder / "s.zarr")
 
 
+@contextmanager
+def full_disk():
+    """Lets no file grow beyond 50 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
 def test_who_reads_the_table_of_contents_finds_an_embedding_that_was_begun_by_a_killed_start(
     tmp_path,
 ):
@@ -67,7 +83,10 @@ def test_who_reads_the_table_of_contents_finds_an_embedding_that_was_begun_by_a_
     network = light(2)
     dim = embed_batch(network, torch.zeros(1, 3, 8, 8)).shape[1]
     make_array(store.group, "embedding/cut", (4, store.rows_per_shard, dim), "float16", np.nan)
-    embed(store, network, name="cut", accelerator=Accelerator())
+    how = {"name": "cut", "accelerator": Accelerator()}
+    with full_disk(), pytest.raises(ss.ShardsieveError, match=r"write the store .*File too large"):
+        embed(store, network, seeds="x" * 100_000, **how)
+    embed(store, network, **how)
     table = zarr.open_group(store.path, mode="r", use_consolidated=True)
     assert table["embedding/cut"].attrs["cost"]["forward"] == len(store)
 

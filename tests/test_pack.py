@@ -1,6 +1,7 @@
 import fcntl
 import gzip
 import struct
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,14 @@ def test_idx_files_are_packed_by_split(tmp_path, zipped):
     assert sorted(s["cls"] for s in read(test)) == [b"0", b"1", b"2"]
 
 
+def test_an_idx_file_that_was_not_loaded_to_its_end_is_named(tmp_path):
+    for prefix, name in product(("train", "t10k"), ("images-idx3", "labels-idx1")):
+        path = tmp_path / f"{prefix}-{name}-ubyte.gz"
+        path.write_bytes(gzip.compress(bytes(99))[:-9])
+    with pytest.raises(ss.ShardsieveError, match=r"-ubyte\.gz is no whole gzip file; download"):
+        pack(tmp_path, tmp_path / "out")
+
+
 def test_digits_hold_out_a_fifth_of_every_class(tmp_path):
     train, test = pack("digits", tmp_path / "out")
     assert (train.samples, test.samples) == (1438, 359)
@@ -121,6 +130,11 @@ def test_bad_sources_are_refused(images, tmp_path):
     (tmp_path / "empty" / "a").mkdir()
     with pytest.raises(ss.ShardsieveError, match="has no images; move it elsewhere"):
         pack(tmp_path / "empty", tmp_path / "out")
+    (images / "cat" / "0.png").unlink()
+    (images / "cat" / "0.png").symlink_to("/proc/self/mem")
+    with pytest.raises(ss.ShardsieveError, match=r"cannot read .*/0\.png: Input/output error; see"):
+        pack(images, tmp_path / "out")
+    (images / "cat" / "0.png").unlink()
     (images / "cat" / "0.png").write_bytes(b"")
     with pytest.raises(ss.ShardsieveError, match=r"0\.png is empty"):
         pack(images, tmp_path / "out")

@@ -4,6 +4,7 @@ import os
 import pickle
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -197,6 +198,13 @@ def test_a_bad_shard_leaves_nothing_behind(shards, tmp_path):
     with pytest.raises(ss.CorruptShardError, match="is empty"):
         ss.index(shards, tmp_path / "s.zarr")
     assert [p.name for p in tmp_path.iterdir()] == ["shards"]
+
+
+def test_a_shard_that_cannot_be_opened_is_one_line(shards):
+    shards[1].unlink()
+    os.mknod(shards[1], stat.S_IFSOCK)
+    with pytest.raises(ss.CorruptShardError, match=rf"cannot read shard {shards[1]}: No such dev"):
+        create.index_shard(str(shards[1]))
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_store(shards, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
+from typing import IO
 
 from shardsieve._errors import CorruptShardError
 from shardsieve.io.counts import Counts
@@ -107,7 +108,7 @@ class LocalReader:
         try:
             return self._descriptor(url)
         except OSError as error:
-            raise CorruptShardError(f"cannot read shard {url}: {error.strerror}") from error
+            raise unreadable(url, error) from error
 
     def _descriptor(self, url: str) -> int:
         if self._pid != os.getpid():
@@ -180,10 +181,26 @@ def readahead_of(path: str | Path) -> int:
         return _READAHEAD
 
 
+def _to_walk(path: str) -> IO[bytes]:
+    try:
+        return Path(path).open("rb")
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str, error: OSError) -> CorruptShardError:
+    """Return the error of a shard that cannot be opened."""
+    return CorruptShardError(f"cannot read shard {path}: {error.strerror}")
+
+
 @contextmanager
 def mapped(path: str) -> Iterator[tuple[Callable[[int, int], bytes], int]]:
-    """Give (`read(offset, length)`, total bytes) of a local file for one walk over its headers."""
-    with Path(path).open("rb") as file:
+    """Give (`read(offset, length)`, total bytes) of a local file for one walk over its headers.
+
+    Raises:
+        CorruptShardError: If it cannot be opened.
+    """
+    with _to_walk(path) as file:
         total = os.fstat(file.fileno()).st_size
         if total == 0:
             yield lambda offset, length: b"", 0

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,7 @@ def _image_folder(folder: Path, name: str, classes: tuple[str, ...]) -> Split:
 
 def _of_files(name: str, classes: tuple[str, ...], files: list[Path], labels: list[int]) -> Split:
     def read(row: int) -> tuple[str, bytes]:
-        data = files[row].read_bytes()
+        data = _bytes_of(files[row])
         if not data:
             raise ShardsieveError(f"image {files[row]} is empty (0 bytes); remove or replace it")
         return files[row].suffix[1:].lower(), data
@@ -222,8 +223,22 @@ def _read_idx(folder: Path, name: str, ndim: int) -> NDArray[np.uint8]:
     path = _idx_file(folder, name)
     if path is None:
         raise ShardsieveError(f"{folder} lacks {name}; all four IDX files are needed")
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    raw = _bytes_of(path)
+    if path.suffix == ".gz":
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ShardsieveError(f"{path} is no whole gzip file; download it again") from error
     shape = np.frombuffer(raw, ">i4", count=ndim, offset=4).astype(int)
     if raw[:4] != bytes([0, 0, 8, ndim]) or len(raw) != 4 + 4 * ndim + shape.prod():
         raise ShardsieveError(f"{path} is no IDX file of {ndim} dimensions; download it again")
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * ndim).reshape(shape)
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ShardsieveError(
+            f"cannot read {path}: {error.strerror}; see that you may read it, or leave it out"
+        ) from error

@@ -21,15 +21,10 @@ def read_part(array: zarr.Array[Any], where: Any = ...) -> Any:
     """Return part of a stored array.
 
     Raises:
-        StoreFormatError: If a file of it cannot be read or is damaged, naming the first.
+        StoreFormatError: If a file of it is damaged, naming the first.
     """
     try:
         return np.asarray(array[where])
-    except OSError as error:
-        raise StoreFormatError(
-            f"cannot read {error.filename or array.store_path}: {error.strerror or error}; see "
-            "that you may read it, and that its disk works"
-        ) from error
     except _DAMAGE as error:
         key = f"{array.path}/c/{_first_damaged(array)}"
         raise _damaged(array.store, key, str(error)) from error

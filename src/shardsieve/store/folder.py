@@ -6,6 +6,7 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
+from shardsieve._errors import StoreFormatError
 from shardsieve.store.damage import need_json
 
 
@@ -22,8 +23,18 @@ class Folder(LocalStore):
         prototype: BufferPrototype | None = None,
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
-        """Return a file's bytes, None if there is none of that name."""
-        found = await super().get(key, prototype, byte_range)
+        """Return a file's bytes, None if there is none of that name.
+
+        Raises:
+            StoreFormatError: If it cannot be read, or is a `zarr.json` that was cut short.
+        """
+        try:
+            found = await super().get(key, prototype, byte_range)
+        except OSError as error:
+            raise StoreFormatError(
+                f"cannot read {self.root / key}: {error.strerror or error}; see that you may read "
+                "it, and that its disk works"
+            ) from error
         need_json(self, key, found)
         return found
 

@@ -103,7 +103,8 @@ class SampleTables:
             self._new_array(f"signal/{name}", (networks, len(signals)), "float32")
         array = self._array(f"signal/{name}")
         if networks and "signals" not in array.attrs:  # new, or killed before they were named
-            array.attrs["signals"] = list(signals)
+            with told_about_disk(self.path):
+                array.attrs["signals"] = list(signals)
         return array
 
     def signals(self, name: str) -> NDArray[np.float32]:

@@ -284,7 +284,8 @@ def _make_arrays(
     for array, marks in zip(arrays, made, strict=True):
         # Without a mark the array is new, or its making was cut short: nothing is in it.
         if "weights" not in array.attrs:
-            array.update_attributes(marks)
+            with told_about_disk(store.path):
+                array.update_attributes(marks)
 
 
 def _checked_arrays(store: Store, name: str, pass_: _Pass, size: int) -> list[Any]:
