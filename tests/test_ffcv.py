@@ -349,6 +349,8 @@ def test_what_does_not_belong_together_is_refused(store, loaders, tmp_path, monk
         prune_loader([1], store)
     with pytest.raises(ValueError, match="order must be one of"):
         prune_loader(loaders(), store, order="random")
+    with pytest.raises(ValueError, match="epoch must be at least 0, got -1"):
+        prune_loader(loaders(), store).set_epoch(-1)
     os.utime(tmp_path / "other.beton", (1, 1))
     with pytest.raises(ss.StoreMismatchError, match="is not the one"):
         ss.open_store(tmp_path / "o.zarr")

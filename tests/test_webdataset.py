@@ -270,6 +270,23 @@ def test_a_second_split_of_a_pipeline_is_refused(urls, store, stage):
         list(pruned)
 
 
+def test_a_split_over_workers_that_have_shares_already_is_refused(urls, store):
+    split = ss.prune(pipeline_of(urls), store).compose(wds.split_by_worker)
+    assert len(list(split)) == len(store)
+    with pytest.raises(ss.ShardsieveError, match="splits the samples again"):
+        list(wds.WebLoader(split, batch_size=None, num_workers=2))
+
+
+def test_what_is_no_epoch_and_no_batch_size_is_refused(urls, store):
+    pruned = ss.prune(pipeline_of(urls), store)
+    for epoch in (-1, 1.5, None):
+        with pytest.raises(ValueError, match="epoch must be"):
+            pruned.set_epoch(epoch)
+    for size in (0, 1.5):
+        with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1"):
+            ss.prune(pipeline_of(urls), store, batch_size=size)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("made", ["inside", "loader", "behind"])
 def test_a_loaders_state_counts_what_the_loop_was_given(urls, store, workers, made):

@@ -14,7 +14,7 @@ from shardsieve.io.source import cheap_fingerprint
 from shardsieve.keepset import KeepSet, keep_set_of
 from shardsieve.loaders.ffcv_order import LoaderOrder
 from shardsieve.loaders.pages import ordered_rows
-from shardsieve.loaders.planned import refuse_another_plan
+from shardsieve.loaders.planned import checked_epoch, refuse_another_plan
 from shardsieve.plan import TAILS, Steps, World
 from shardsieve.scores.inputs import one_of
 from shardsieve.store.store import Store
@@ -185,8 +185,12 @@ class PrunedLoader:
         self._kept = own[self._is_kept[own]]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass; it starts at its beginning unless just restored."""
-        if epoch != self.epoch or self._begun:
+        """Choose the epoch of the next pass; it starts at its beginning unless just restored.
+
+        Raises:
+            ValueError: If it is below 0, or no whole number.
+        """
+        if (epoch := checked_epoch(epoch)) != self.epoch or self._begun:
             self.epoch, self._start, self._yielded = epoch, 0, 0
         self._begun = self._ended = False
         self._pass = None

@@ -134,6 +134,19 @@ def ids_of_epoch(
     return ordered_ids(keep, settings.epoch(keep, len(store), epoch, block), start)
 
 
+def checked_epoch(epoch: Any) -> int:
+    """Return what may be chosen as an epoch.
+
+    Raises:
+        ValueError: If it is no whole number, or below 0.
+    """
+    if not is_whole(epoch):
+        raise ValueError(f"epoch must be a whole number, got {epoch!r}")
+    if epoch < 0:
+        raise ValueError(f"epoch must be at least 0, got {epoch}; the first one is 0")
+    return int(epoch)
+
+
 def refuse_another_plan(state: Any, own: str, what: str) -> None:
     """Check that something is a saved state, and of this plan.
 

@@ -21,10 +21,10 @@ from shardsieve.loaders.moving import StepCount, kept_of
 from shardsieve.loaders.passing import Pass, Share
 from shardsieve.loaders.planned import (
     OrderSettings,
+    checked_epoch,
     ids_of_epoch,
     refuse_another_plan,
 )
-from shardsieve.order import is_whole
 from shardsieve.plan import TAILS, Steps, World
 from shardsieve.policy.base import Policy
 from shardsieve.policy.inbox import together
@@ -138,7 +138,7 @@ class PrunedShardSampler(Sampler[int]):
         or loaded. A torch loader that was asked for its iterator before raises when it goes on.
 
         Raises:
-            ValueError: If it is below 0.
+            ValueError: If it is below 0, or no whole number.
         """
         if numbered_by_loader():
             epoch = self._epoch_of(epoch)
@@ -287,17 +287,13 @@ class PrunedShardSampler(Sampler[int]):
         return number + self._ahead
 
     def _go_to(self, epoch: int) -> None:
-        if not is_whole(epoch):
-            raise ValueError(f"epoch must be a whole number, got {epoch!r}")
-        if epoch == self.epoch:
+        if (epoch := checked_epoch(epoch)) == self.epoch:
             return
-        if epoch < 0:
-            raise ValueError(f"epoch must be at least 0, got {epoch}; the first one is 0")
         # An epoch that the policy refuses is not the sampler's: asked again, it is refused again.
-        choice = self.policy.choose(int(epoch)) if self.policy is not None else None
+        choice = self.policy.choose(epoch) if self.policy is not None else None
         self._warn_of_a_cut()
-        self.epoch = int(epoch)
-        self._begin(0, by=f"set_epoch({self.epoch})")
+        self.epoch = epoch
+        self._begin(0, by=f"set_epoch({epoch})")
         if choice is not None:
             self.keep_set = kept_of(self.store, choice)
 

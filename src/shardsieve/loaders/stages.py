@@ -71,15 +71,21 @@ def source_of(stages: list[Any]) -> Source:
     return Source(urls, shuffled, local_paths, handler, select_files, rest)
 
 
-def refuse_second_split(stages: list[Any]) -> None:
+def refuse_second_split(stages: list[Any], *, ranks: int, workers: int) -> None:
     """Check that no stage behind a pruned source splits its samples over ranks or workers again.
+
+    Args:
+        stages: Those behind the source.
+        ranks: Of the run; on one a stage that takes every other sample splits nothing.
+        workers: Of the loader.
 
     Raises:
         ShardsieveError: If one does, naming it.
     """
     for place, stage in enumerate(_flattened(stages), start=1):
         strided = _calls(stage, itertools.islice) and len(stage.args) == 3 and stage.args[2] != 1
-        if stage in _SPLITTERS or strided:
+        again = ranks > 1 and (stage in _SPLITTERS or strided)
+        if again or (workers > 1 and stage is shardlists.split_by_worker):
             raise ShardsieveError(
                 f"stage {place} of the pruned pipeline, {stage}, splits the samples again: each "
                 "rank and worker has its own share already; remove it"

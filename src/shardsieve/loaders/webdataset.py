@@ -11,6 +11,7 @@ from urllib.parse import urlparse
 import numpy as np
 import webdataset as wds
 from accelerate.data_loader import DataLoaderDispatcher, IterableDatasetShard
+from torch.utils.data import get_worker_info
 
 from shardsieve._errors import ShardsieveError, StoreMismatchError
 from shardsieve.io.spans import Storage
@@ -19,7 +20,7 @@ from shardsieve.loaders.accelerated import RegisteredIterator
 from shardsieve.loaders.asking import HandedOut, caller_of
 from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.loaders.ledger import Ledger
-from shardsieve.loaders.planned import OrderSettings
+from shardsieve.loaders.planned import OrderSettings, checked_epoch
 from shardsieve.loaders.pruned_source import PrunedSource
 from shardsieve.loaders.stages import (
     batch_size_of,
@@ -29,7 +30,7 @@ from shardsieve.loaders.stages import (
     source_of,
 )
 from shardsieve.plan import TAILS, World
-from shardsieve.scores.inputs import one_of
+from shardsieve.scores.inputs import one_of, whole_number
 from shardsieve.store.store import Store
 
 
@@ -89,8 +90,11 @@ def prune_pipeline(
 
     Raises:
         ShardsieveError: If a stage cannot be kept, or a shard is not in the store.
+        ValueError: If an argument is out of range.
     """
     one_of("tail", tail, TAILS)
+    if batch_size is not None:
+        whole_number("batch_size", batch_size, 1)
     source = source_of(pipeline.pipeline)
     refuse_caches(source.rest)
     # Beside a keep set the score is what samples carry.
@@ -277,7 +281,11 @@ class PrunedPipeline(wds.WebDataset):  # type: ignore[misc]
         return _items(self.source.rank_samples(), self.pipeline[1:])
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, also in loader workers that are running already."""
+        """Choose the epoch, also in loader workers that are running already.
+
+        Raises:
+            ValueError: If it is below 0, or no whole number.
+        """
         caller, world = caller_of(), self.source.own_world()
         if world.size > 1 and isinstance(caller, (DataLoaderDispatcher, IterableDatasetShard)):
             raise ShardsieveError(
@@ -285,7 +293,7 @@ class PrunedPipeline(wds.WebDataset):  # type: ignore[misc]
                 "again; give prepare the pruned loader instead: "
                 "ss.prune(DataLoader(pipeline, ...), store, ...)"
             )
-        self.source.set_epoch(epoch)
+        self.source.set_epoch(checked_epoch(epoch))
 
     @property
     def ledger(self) -> Ledger:
@@ -300,8 +308,10 @@ class PrunedPipeline(wds.WebDataset):  # type: ignore[misc]
     def iterator(self) -> Iterator[Any]:
         """Iterate the stages, unless one would split the samples again, or repeat a pass."""
         refuse_caches(self.pipeline[1:])
-        if self.source.own_world().size > 1:
-            refuse_second_split(self.pipeline[1:])
+        info = get_worker_info()
+        workers = 1 if info is None else info.num_workers
+        ranks = self.source.own_world().size
+        refuse_second_split(self.pipeline[1:], ranks=ranks, workers=workers)
         found: Iterator[Any] = super().iterator()
         return found
 
