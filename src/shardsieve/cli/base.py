@@ -21,19 +21,23 @@ def show(result: dict[str, Any], as_json: bool) -> None:
     """Print what a command returned, as YAML with lists of names on one line, or as JSON."""
     if os.environ.get("RANK", "0") != "0":  # under a launcher, one process speaks for all
         return
-    text = json.dumps(result) if as_json else _in_words(result)
-    typer.echo(text)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        typer.echo(yaml.safe_dump(_in_words(result), sort_keys=False).rstrip())
 
 
-def _in_words(result: dict[str, Any]) -> str:
-    said = {key: " ".join(one) if _are_names(one) else one for key, one in result.items()}
-    return str(yaml.safe_dump(said, sort_keys=False)).rstrip()
+def _in_words(found: Any) -> Any:
+    """Return a result with one string for a list of words; a list of none stays one.
 
-
-def _are_names(found: Any) -> bool:
-    """Return whether these are words, at least one: a list of none is shown as such."""
-    words = isinstance(found, list) and all(isinstance(one, str) for one in found)
-    return words and bool(found) and not any(len(one.split()) != 1 for one in found)
+    >>> _in_words({"index": {"members": ["cls", "jpg"]}, "scores": []})
+    {'index': {'members': 'cls jpg'}, 'scores': []}
+    """
+    if isinstance(found, dict):
+        return {name: _in_words(one) for name, one in found.items()}
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        return found
+    return " ".join(found) if found and all(len(one.split()) == 1 for one in found) else found
 
 
 def refuse_unused(cure: str, **given: Any) -> None:
