@@ -1,5 +1,6 @@
 """What is no number, no id or no name is refused from Python too, and nothing is lost by it."""
 
+import io
 import json
 from types import SimpleNamespace
 
@@ -338,6 +339,30 @@ def test_weights_are_found_in_a_batch_of_any_form():
     for losses in (torch.ones(3), torch.ones(2, 1), torch.ones(2, 2)):
         with pytest.raises(ValueError, match="losses must have one value per weight"):
             ss.weighted(losses, weights)
+
+
+NUMBERED = {
+    "random": lambda half, n: ss.RandomDynamic(half),
+    "ucb": lambda half, n: ss.UCB(half, period=n, c=half),
+    "infobatch": lambda half, n: ss.InfoBatch(half, num_epochs=n),
+    "seta": lambda half, n: ss.SeTa(ratio=half, groups=n, num_epochs=n),
+    "annealed": lambda half, n: ss.AnnealedScore("mine", half, half, n),
+}
+
+
+@pytest.mark.parametrize("make", NUMBERED.values(), ids=NUMBERED)
+def test_constants_of_policies_may_be_numpys_numbers_and_states_hold_plain_ones(store, make):
+    """Such a state could not be read again, or was another plan's."""
+    states, plans = [], []
+    for policy in (make(np.linspace(0, 1, 3)[1], np.int64(3)), make(0.5, 3)):
+        state = ss.PrunedShardSampler(store, policy=policy).state_dict()
+        plans.append(state["plan"])
+        file = io.BytesIO()
+        torch.save(state, file)
+        held = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+        states.append(json.dumps(held["policy"]["policy"]))
+    assert states[0] == states[1]
+    assert plans[0] == plans[1]
 
 
 def test_settings_of_runs_may_be_numpys_numbers_and_are_written_as_plain_ones():

@@ -65,6 +65,10 @@ class Policy(ABC):
         self._inbox = Inbox()
         self._latest: LatestState | None = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set it; a number of numpy's as a plain one, for no JSON and no state holds such."""
+        super().__setattr__(name, value.item() if isinstance(value, np.generic) else value)
+
     # For everybody --------------------------------------------------------------------------
 
     def bind(self, store: Store) -> None:
