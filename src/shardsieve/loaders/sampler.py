@@ -92,7 +92,8 @@ class PrunedShardSampler(Sampler[int]):
             groups: Blocks of neighbouring shards, one per node: a node whose ranks follow each
                 other mostly reads the shards of its own block, in every epoch.
             tail: `uneven`, `pad` or `drop`.
-            batch_size: Of one rank; found from the `DataLoader` when left out.
+            batch_size: Of one rank, and that of its loader; found from the `DataLoader` when left
+                out.
             world: Found from Accelerate or `torch.distributed` when left out.
             **selection: Further arguments of `select`, such as `threshold` and `hard_cutoff`.
 
@@ -162,8 +163,7 @@ class PrunedShardSampler(Sampler[int]):
             training; with a policy that goes by losses the int is the expected count.
 
         Raises:
-            ValueError: If the batch size is not known: it was not given, and no loader has asked;
-                or if it is not that of the loader.
+            ValueError: If the batch size is not known: it was not given, and no loader has asked.
         """
         asking = self._asking(self._seen)
         if asking.batch_size is None:
