@@ -158,8 +158,7 @@ def scored(store: ss.Store, config: TrainConfig, out: Path, seed: int, targets: 
             method, _, end = method.partition("-")
             mine = end == kind.removeprefix("-") and method != "full"
             if mine and target not in ss.open_store(path, mode="r").scores:
-                k = 20 if method == "gnn" else 50
-                extrapolate_score(path, f"{name}_{score}", target, name, method=method, k=k)
+                extrapolate_score(path, f"{name}_{score}", target, name, method=method)
 
 
 def todo(options: argparse.Namespace) -> list[tuple[str, float, int]]:

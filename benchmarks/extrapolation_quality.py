@@ -28,7 +28,7 @@ from tables import quality
 from torch import nn
 
 import shardsieve as ss
-from shardsieve.commands.methods import Task, make_task
+from shardsieve.commands.methods import Task, make_task, usual_k
 from shardsieve.commands.packing import pack_source
 from shardsieve.commands.training import embed_store
 from shardsieve.extrapolate import measure
@@ -259,7 +259,7 @@ def extrapolated(
     points = store.embedding(run).astype(np.float32)
     readable, wanted = np.isfinite(points).all(axis=1), np.zeros(len(points), dtype=np.bool_)
     wanted[rest] = True
-    k = 20 if how["method"] == "gnn" else 50
+    k = usual_k(how["method"])
     settings = {"k": k, "weights": "exp", "seed": trial, "readable": readable, **how}
     method, networks = settings.pop("method"), settings.pop("networks", 0)
     told, alone = settings.pop("told", False), settings.pop("alone", False)

@@ -100,7 +100,7 @@ def test_auto_stores_the_k_that_was_chosen(store):
     assert made["k_tried"][str(chosen)] == max(made["k_tried"].values())
     assert made["k"] == chosen
     with pytest.raises(
-        ValueError, match="k must be at least 1, or auto for method knn, got 'some'"
+        ValueError, match="k must be at least 1, or auto for method knn, got 'some'; 50 is usual"
     ):
         extrapolate_score(store.path, "seed", "x", None, k="some")
 

@@ -317,5 +317,7 @@ def _number(k: int | str | None, method: str) -> int | None:
     if k == "auto" and method == "knn":
         return None
     if not str(k).isdigit() or int(k) < 1:
-        raise ValueError(f"k must be at least 1, or auto for method knn, got {k!r}; 50 is usual")
+        raise ValueError(
+            f"k must be at least 1, or auto for method knn, got {k!r}; {usual_k(method)} is usual"
+        )
     return int(k)
