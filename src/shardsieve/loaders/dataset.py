@@ -242,7 +242,7 @@ class ShardDataset(Dataset[Any]):
             columns = {"__score__": scores, **columns}
         if not columns:
             return
-        rows = self.store.rows(integers("sample ids", ids))
+        rows = self.store.rows(ids)
         for name, values in columns.items():
             for sample, value in zip(samples, values[rows].tolist(), strict=True):
                 if sample is not None:
