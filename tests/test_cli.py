@@ -11,7 +11,7 @@ from tars import write_shards
 from typer.main import get_command
 
 import shardsieve as ss
-from shardsieve.cli import app, main
+from shardsieve.cli import app, main, run
 from shardsieve.commands.extrapolating import extrapolate_score
 
 
@@ -53,7 +53,7 @@ def test_index_info_and_select_speak_json(cli, tmp_path):
     assert told("check")["same"] is True
 
 
-def test_a_ctrl_c_is_one_line(cli, monkeypatch, tmp_path):
+def test_a_ctrl_c_is_one_line(cli, capfd, monkeypatch, tmp_path):
     def walked(*_, **__):
         raise KeyboardInterrupt
 
@@ -62,6 +62,8 @@ def test_a_ctrl_c_is_one_line(cli, monkeypatch, tmp_path):
     status, _, said = cli("index", tmp_path / "d" / "s-000.tar", "--store", tmp_path / "s.zarr")
     assert (status, said.count("\n")) == (130, 1)
     assert "interrupted; the same command goes on" in said
+    assert run(walked) == 130  # of a tool that is none of typer's
+    assert capfd.readouterr().err == said
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 # What stands on the command line wrongly; typer gives its name no one of its own.
 _UsageError: Any = typer.BadParameter.__base__
-_INTERRUPTED = 130  # typer's status of a Ctrl-C
+_INTERRUPTED = 130  # as typer has it for a Ctrl-C
 
 
 def _say_release(asked: bool) -> None:
@@ -76,6 +76,8 @@ def run(call: Callable[[], Any]) -> int:
             f"({first}); the same commands go on from the newest checkpoint\n"
         )
         return 1
+    except KeyboardInterrupt:
+        status = _INTERRUPTED
     except Stopped as stopped:
         end_processes()
         _say(f"shardsieve: {stopped}; the same command goes on from there\n")
