@@ -116,6 +116,31 @@ def test_a_loader_that_drops_its_last_batch_drops_it_on_every_rank(store, kind, 
         assert len(seen) == len(set(seen)) == whole * 3 * world
 
 
+class HandedOn:
+    """A sampler around a sampler, as people write them."""
+
+    def __init__(self, sampler):
+        self.inner = sampler
+
+    def __iter__(self):
+        yield from self.inner
+
+    def __len__(self):
+        return len(self.inner)
+
+
+def test_the_batches_of_a_sampler_in_another_one_are_as_many_on_every_rank(store):
+    keep, lengths = ss.KeepSet.from_ids(store, store.ids()[:9]), []
+    for rank in range(2):
+        sampler = ss.PrunedShardSampler(store, keep_set=keep, world=ss.World(rank, 2))
+        data, how = ss.ShardDataset(store), {"sampler": HandedOn(sampler), "collate_fn": list}
+        loader = DataLoader(data, 4, **how)
+        batches = ids_of(loader)
+        lengths += [len(loader), len(batches)]
+        assert sampler.state_dict()["samples_done"] == 9
+    assert lengths == [2] * 4  # five samples and four would be two batches and one
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_accelerate_deals_whole_batches_of_a_loader_that_drops_its_last(store, world):
     seen = []

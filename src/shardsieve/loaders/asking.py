@@ -165,6 +165,7 @@ def who_asks(sampler: Any) -> Asking:
     """
     batch_size, dealt_over, rank, handed_out, drops_last = None, 1, 0, None, False
     passes_over, skipped, number = None, 0, None
+    inside = [sampler]  # and what hands it on to a loader
     for owner in _owners():
         _refuse_second_split(owner)
         if isinstance(owner, BatchSamplerShard):
@@ -179,9 +180,10 @@ def who_asks(sampler: Any) -> Asking:
         elif type(owner) is DataLoaderShard and handed_out is not None:
             handed_out.shard = weakref.ref(owner)
             number = getattr(owner, "iteration", None)
-        elif batch_size is None and getattr(owner, "sampler", None) is sampler:
+        elif batch_size is None and any(getattr(owner, "sampler", None) is s for s in inside):
             batch_size = _batch_size_of(owner)
             drops_last = bool(getattr(owner, "drop_last", False))
+        inside.append(owner)
     if handed_out is not None:
         handed_out.skipped = skipped
     return Asking(batch_size, dealt_over, rank, handed_out, drops_last, passes_over, number)
@@ -200,7 +202,9 @@ def _owners() -> Iterator[Any]:
     for _ in range(_DEPTH):
         if frame is None:
             return
-        yield _self_of(frame)
+        owner = _self_of(frame)
+        if owner is not None:
+            yield owner
         frame = frame.f_back
 
 
