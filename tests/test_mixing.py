@@ -60,3 +60,7 @@ def test_select_says_how_many_classes_meet_in_a_batch(by_class):
     shown = kept_per_class(by_class.path, chosen, None, batch_size=32)["classes_per_batch"]
     assert list(shown) == ["window", "global", "none", "ideal"]
     assert shown["none"] <= 3 < 10 < shown["global"]
+    nothing = chosen | {"keep_fraction": 1e-9}
+    shown = kept_per_class(by_class.path, nothing, None, batch_size=32)
+    assert shown["kept"] == 0
+    assert "classes_per_batch" not in shown

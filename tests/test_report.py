@@ -11,6 +11,7 @@ from tars import write_shards
 
 import shardsieve as ss
 from shardsieve.commands.classes import class_names, names_beside
+from shardsieve.commands.reporting import report_score
 from shardsieve.report.figures import _bins, against, histogram, shares, spread_of
 from shardsieve.report.page import _class_shares
 
@@ -74,3 +75,11 @@ def test_samples_without_a_label_are_called_so(tmp_path):
     store = ss.index(write_shards(tmp_path, [4]), tmp_path / "s.zarr", label_member="none")
     names, kept = _class_shares(store, np.arange(2), ["ant", "bee"])
     assert (names, kept) == (["unlabelled"], [0.5])
+
+
+def test_a_fraction_that_keeps_nothing_is_refused(tmp_path):
+    store = ss.index(write_shards(tmp_path, [4]), tmp_path / "s.zarr")
+    store.put_score("mine", range(4))
+    how = {"score": "mine", "keep_fraction": 0.1, "reference": None}
+    with pytest.raises(ValueError, match="keep_fraction must keep at least 1 of 4 samples"):
+        report_score(store.path, tmp_path / "r.html", **how)

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader
 from numpy.typing import NDArray
 
 from shardsieve._errors import MissingScoreError
+from shardsieve.extrapolate.correlations import check_keeps
 from shardsieve.extrapolate.quality import doubt_of_score, measure
 from shardsieve.io.replacing import write_whole
 from shardsieve.report.figures import against, contact_sheet, histogram, shares, spread_of
@@ -44,7 +45,9 @@ def write_report(
 
     Raises:
         MissingScoreError: If the score is absent, or missing for a sample.
+        ValueError: If the keep fraction is none, or would keep nothing.
     """
+    check_keeps(len(store), keep_fraction)
     found, made = store.score(score), store.provenance(score)
     # Nothing but a predicted score may lack samples: those that could not be read.
     rows = np.flatnonzero(np.isfinite(found))
