@@ -1,5 +1,7 @@
 """Several processes that make or grow one store at once."""
 
+import os
+import resource
 import shutil
 from multiprocessing import get_context
 
@@ -84,6 +86,17 @@ def test_another_store_that_came_first_is_refused(tmp_path):
     (refused,) = [answer for answer in answers if isinstance(answer, str)]
     assert held == len(ss.open_store(tmp_path / "s.zarr"))
     assert "was made from other shards" in refused
+
+
+def test_a_folder_that_cannot_be_opened_is_one_line(tmp_path):
+    free, limits = os.dup(0), resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        with pytest.raises(ss.ShardsieveError, match="Too many open files"), alone_in(tmp_path):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_who_leaves_does_not_take_away_the_folder_of_who_came_after_it_was_removed(tmp_path):

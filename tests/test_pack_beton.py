@@ -17,6 +17,7 @@ from shardsieve.commands import showing
 from shardsieve.loaders.mixing import mixing
 from shardsieve.loaders.planned import OrderSettings
 from shardsieve.pack import pack
+from shardsieve.pack.beton_tars import beton_to_tars
 from shardsieve.shards.beton import read_beton
 from shardsieve.train.images import ImageDecoder, fixed_size
 
@@ -73,6 +74,26 @@ def test_tars_to_beton_to_tars_keeps_bytes_order_and_keys(call, tars, tmp_path):
     assert made["splits"][0]["pattern"] == f"{tmp_path}/back/t-{{000000..000003}}.tar"
     assert raw(tmp_path / "back") == raw(tars)
     assert len(raw(tars)) == N
+
+
+def test_tars_of_a_beton_whose_packing_was_killed_are_packed_to_their_end(call, tars, tmp_path):
+    """The same call refused the shards that it had written, and those of another stay."""
+    call("pack", f"{tars}/s-*.tar", tmp_path / "a.beton", "--to", "beton", "--page-size", PAGE)
+
+    def killed(done, total):
+        raise KeyboardInterrupt
+
+    how = {"samples_per_shard": 9}
+    with pytest.raises(KeyboardInterrupt):
+        beton_to_tars(tmp_path / "a.beton", tmp_path / "out", progress=killed, **how)
+    (first,) = (tmp_path / "out").iterdir()
+    time = first.stat().st_mtime_ns
+    beton_to_tars(tmp_path / "a.beton", tmp_path / "out", **how)
+    assert raw(tmp_path / "out") == raw(tars)
+    assert first.stat().st_mtime_ns == time
+    with pytest.raises(ss.ShardsieveError, match="of another packing"):
+        beton_to_tars(tmp_path / "a.beton", tmp_path / "out", samples_per_shard=8)
+    assert raw(tmp_path / "out") == raw(tars)
 
 
 @pytest.mark.parametrize("to", ["tar", "beton"])

@@ -9,9 +9,16 @@ from numpy.typing import NDArray
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.io.local import LocalReader
-from shardsieve.io.replacing import remove_left, replaced
-from shardsieve.pack.beton import checked_rows, refuse_existing
-from shardsieve.pack.writer import PackedSplit, packed_tars, tar_member, told_about_folder
+from shardsieve.io.replacing import remove_left, temporary
+from shardsieve.pack.beton import checked_rows
+from shardsieve.pack.writer import (
+    PackedSplit,
+    packed_tars,
+    put_shard,
+    remove_others,
+    tar_member,
+    told_about_folder,
+)
 from shardsieve.shards.beton import read_beton
 from shardsieve.shards.beton_fields import BetonFields
 from shardsieve.shards.tar import BLOCK
@@ -45,8 +52,8 @@ def beton_to_tars(
         progress: Called with (samples written, samples in all).
 
     Raises:
-        ShardsieveError: If a field is of a type that has no such member, or OUT holds shards of
-            that name.
+        ShardsieveError: If a field is of a type that has no such member, or OUT holds a shard of
+            that name that is not of this packing, which stays as it is.
         ValueError: If a row is out of range or named twice.
     """
     beton = read_beton(source)
@@ -63,23 +70,22 @@ def beton_to_tars(
     wanted = np.arange(len(beton)) if rows is None else checked_rows(rows, len(beton))
     folder, keys, reader = Path(out), beton.keys(), LocalReader()
     old, paths = sorted(folder.glob(f"{name}-*.tar")), list[Path]()
-    if old:
-        refuse_existing(old[0], overwrite)
     with told_about_folder(folder):
         folder.mkdir(parents=True, exist_ok=True)
         remove_left(folder, f"{glob.escape(name)}-*.tar")
         for first in range(0, len(wanted), samples_per_shard):
             path = folder / f"{name}-{len(paths):06d}.tar"
-            with replaced(path) as file:
+            with temporary(path) as (file, made):
                 for row in wanted[first : first + samples_per_shard].tolist():
                     offset, length = beton.ranges[row].tolist()
                     data = reader.read(beton.path, offset, length) if length else b""
                     for suffix, part in fields(row, data, offset).items():
                         file.write(tar_member(f"{keys[row]}.{suffix}", part))
                 file.write(bytes(2 * BLOCK))
+                file.flush()
+                put_shard(made, path, overwrite)
             paths.append(path)
             if progress:
                 progress(min(first + samples_per_shard, len(wanted)), len(wanted))
-        for left in set(old) - set(paths):
-            left.unlink()
+        remove_others(old, paths, overwrite)
     return packed_tars(name, paths, len(wanted))

@@ -100,7 +100,7 @@ def _pack_split(
     overwrite: bool,
 ) -> PackedSplit:
     order = packing_order(split, seed)
-    old = {p.name for p in folder.glob(f"{split.name}-*.tar")}
+    old = sorted(folder.glob(f"{split.name}-*.tar"))
     remove_left(folder, f"{split.name}-*.tar")
     paths: list[Path] = []
     done = 0
@@ -109,18 +109,14 @@ def _pack_split(
         with temporary(path) as (file, beside):
             done = _write_shard(file, split, order, done, limits)
             file.flush()
-            _put(beside, path, overwrite)
+            put_shard(beside, path, overwrite)
         paths.append(path)
         shown(done)
-    left = sorted(old - {p.name for p in paths})
-    if left and not overwrite:
-        raise _of_another(folder / left[0])
-    for name in left:
-        (folder / name).unlink()
+    remove_others(old, paths, overwrite)
     return packed_tars(split.name, paths, len(order), split.classes)
 
 
-def _put(made: Path, path: Path, overwrite: bool) -> None:
+def put_shard(made: Path, path: Path, overwrite: bool) -> None:
     """Give a shard its name; one of the same bytes that is there stays: stores know it by its time.
 
     Raises:
@@ -132,6 +128,19 @@ def _put(made: Path, path: Path, overwrite: bool) -> None:
     if there and not overwrite:
         raise _of_another(path)
     made.replace(path)
+
+
+def remove_others(old: list[Path], paths: list[Path], overwrite: bool) -> None:
+    """Remove shards of another packing that have the names of further ones.
+
+    Raises:
+        ShardsieveError: If there is one, and it is not to be replaced.
+    """
+    left = [path for path in old if path not in paths]
+    if left and not overwrite:
+        raise _of_another(left[0])
+    for path in left:
+        path.unlink()
 
 
 def _of_another(path: Path) -> ShardsieveError:

@@ -90,10 +90,10 @@ def _locked(folder: Path) -> int:
     while True:
         with told_about_disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        try:
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:
-            continue
+            try:
+                handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            except FileNotFoundError:
+                continue
         try:
             with suppress(OSError):
                 fcntl.flock(handle, fcntl.LOCK_EX)
