@@ -81,6 +81,24 @@ def test_a_name_that_is_not_there_deletes_nothing(store):
         forget(store.path, {"scores": [], "runs": []})
 
 
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [
+        ("scores", "score/mine"),
+        ("embeddings", "embedding/seed"),
+        ("keep_sets", "keep/half"),
+        ("pseudo_labels", "pseudo_label/seed"),
+        ("runs", "dynamics/seed"),
+    ],
+)
+def test_what_a_kill_left_of_it_goes_when_it_is_named_again(store, kind, place):
+    """It was not there any more, and its files stayed."""
+    (store.path / place / "zarr.json").unlink()
+    assert list((store.path / place).rglob("c"))
+    forget(store.path, {kind: [place.partition("/")[2]]})
+    assert not (store.path / place).exists()
+
+
 def test_the_command_says_what_is_gone(store):
     asked = ["--score", "mine", "--score", "predicted", "--keep-set", "half", "--json"]
     said = CliRunner().invoke(app, ["forget", "--store", str(store.path), *asked])

@@ -11,18 +11,19 @@ from shardsieve.train.seedscores import forget_run
 
 class _Kind(NamedTuple):
     word: str
+    group: str
     held: Callable[[Store], list[str]]
     forget: Callable[[Store, str], None]
 
 
 _KINDS = {
-    "scores": _Kind("score", lambda s: s.scores, Store.forget_score),
-    "embeddings": _Kind("embedding", lambda s: s.embeddings, Store.forget_embedding),
-    "keep_sets": _Kind("keep set", lambda s: s.keep_sets, Store.forget_keep_set),
+    "scores": _Kind("score", "score", lambda s: s.scores, Store.forget_score),
+    "embeddings": _Kind("embedding", "embedding", lambda s: s.embeddings, Store.forget_embedding),
+    "keep_sets": _Kind("keep set", "keep", lambda s: s.keep_sets, Store.forget_keep_set),
     "pseudo_labels": _Kind(
-        "pseudo-labels", lambda s: s.pseudo_label_sets, Store.forget_pseudo_labels
+        "pseudo-labels", "pseudo_label", lambda s: s.pseudo_label_sets, Store.forget_pseudo_labels
     ),
-    "runs": _Kind("dynamics of run", lambda s: s.dynamics, forget_run),
+    "runs": _Kind("dynamics of run", "dynamics", lambda s: s.dynamics, forget_run),
 }
 
 
@@ -59,7 +60,8 @@ def forget(path: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
 def _refuse_missing(store: Store, kind: _Kind, wanted: Sequence[str]) -> None:
     held = kind.held(store)
     for name in wanted:
-        if name not in held:
+        # Killed while it deleted, `forget` has left files of what is listed no more.
+        if name not in held and not store.has_files(f"{kind.group}/{name}"):
             known = ", ".join(held) or "none"
             raise MissingScoreError(
                 f"{kind.word} must be among those in {store.path} ({known}), got {name!r}; "

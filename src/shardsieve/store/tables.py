@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import ArrayLike, NDArray
+from zarr.core.sync import sync
 
 from shardsieve._errors import MissingScoreError, StoreFormatError, StoreMismatchError
 from shardsieve.scores.inputs import plain
@@ -239,6 +240,13 @@ class SampleTables:
     def dynamics(self) -> list[str]:
         """Names of the runs whose training dynamics are stored; see `Recorder`."""
         return self._groups("dynamics")
+
+    # Files ----------------------------------------------------------------------------------
+
+    def has_files(self, name: str) -> bool:
+        """Return whether anything of an array or group lies here, such as `score/el2n`."""
+        wanted = is_name(name.partition("/")[2])
+        return wanted and not sync(self.group.store.is_empty(name))
 
     # Inside ---------------------------------------------------------------------------------
 
