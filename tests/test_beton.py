@@ -16,6 +16,7 @@ from PIL import Image
 from tars import by_webdataset, write_tar
 
 import shardsieve as ss
+from shardsieve.commands.showing import describe, kept_per_class
 from shardsieve.loaders.pages import default_pages, estimate_reads, page_order, pages_per_batch
 from shardsieve.pack import pack
 from shardsieve.pack.beton import keep_rows, pack_beton
@@ -111,6 +112,23 @@ def test_ids_are_rows_also_over_several_blocks(tmp_path):
     os.utime(path, ns=(1, 10**18 + 1))
     assert [check(ss.open_store(store.path, check_shards=False)) for _ in range(2)] == [3, 0]
     assert ss.index(path, tmp_path / "n.zarr").fingerprint == store.fingerprint
+    # All of a sample lies in the file's tables: it has no bytes of its own.
+    assert describe(store.path)["bytes"] == 0
+    half = {"rule": "random", "keep_fraction": 0.5}
+    assert kept_per_class(store.path, half, None)["bytes_kept_fraction"] == 0
+    assert ss.ShardDataset(store)[8999]["cls"] == b"8999"
+    with pytest.raises(IndexError, match="got 9000"):
+        ss.ShardDataset(store)[9000]
+
+
+@pytest.mark.parametrize("array", ["sample/offset", "sample/length"])
+def test_places_that_a_store_has_lost_are_not_taken_for_samples_without_bytes(
+    path, tmp_path, array
+):
+    store = ss.index(path, tmp_path / "s.zarr")
+    (store.path / array / "c/0/0").unlink()
+    with pytest.raises(ss.StoreFormatError, match=f"lost what {array} held"):
+        ss.ShardDataset(ss.open_store(store.path))
 
 
 def test_a_file_that_cannot_be_read_is_refused(path, mixed, tmp_path):

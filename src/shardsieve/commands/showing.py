@@ -134,14 +134,14 @@ def kept_per_class(
     if out is not None:
         write_whole(out, "".join(f"{one}\n" for one in keep.ids().tolist()).encode())
     warning = doubt_of(store, behind)
-    mixed = {}
+    mixed, all_bytes = {}, int(store.ranges[..., 1].sum())
     if batch_size is not None and len(keep):  # nothing makes no batches
         mixed["classes_per_batch"] = _mixing_row(store, keep, batch_size)
     return {
         **({"warning": warning} if warning else {}),
         "kept": len(keep),
         "samples": len(store),
-        "bytes_kept_fraction": round(keep.nbytes(store) / int(store.ranges[..., 1].sum()), 4),
+        "bytes_kept_fraction": round(keep.nbytes(store) / max(all_bytes, 1), 4),
         **mixed,
         "classes": with_names(_class_rows(store, keep), store),
     }

@@ -35,11 +35,11 @@ def plan_batch(store: Store, ranges: NDArray[np.int64], wanted: NDArray[np.int64
     """
     shards, places = np.divmod(wanted, store.rows_per_shard)
     outside = (wanted < 0) | (shards >= store.num_shards)
+    outside |= places >= store.samples[np.where(outside, 0, shards)]
     if outside.any():
         raise _unknown(store, wanted[outside])
-    found = ranges[shards, places]
-    if len(wanted) and found[:, 1].min() <= 0:
-        raise _unknown(store, wanted[found[:, 1] <= 0])
+    # What lies wholly in the tables of a `.beton` has no place: nothing is read of it.
+    found = np.maximum(ranges[shards, places], 0)
     # Rows of a `.beton` that several processes wrote do not lie one behind the other.
     order = np.lexsort((wanted, found[:, 0], shards))
     ids, shards, places, found = wanted[order], shards[order], places[order], found[order]

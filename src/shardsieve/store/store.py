@@ -105,11 +105,15 @@ class Store(SampleTables):
 
     @cached_property
     def ranges(self) -> NDArray[np.int64]:
-        """Byte ranges as int64 (S, L, 2): offset and length; 16 bytes per slot."""
+        """Byte ranges as int64 (S, L, 2): offset and length; 16 bytes per slot.
+
+        Samples of a `.beton` that lie wholly in its tables have (-1, 0).
+        """
         offset, length = self._read("sample/offset"), self._read("sample/length")
-        used = used_slots(self.samples, self.rows_per_shard)
-        self._need_chunks("sample/offset", ((offset >= 0) | ~used).all(axis=1))
-        self._need_chunks("sample/length", ((length > 0) | ~used).all(axis=1))
+        free, inside = ~used_slots(self.samples, self.rows_per_shard), self.kind == "ffcv"
+        somewhere, some = offset >= 0, length > 0
+        self._need_chunks("sample/offset", (somewhere | free | (inside & ~some)).all(axis=1))
+        self._need_chunks("sample/length", (some | free | (inside & ~somewhere)).all(axis=1))
         return np.stack([offset, length], axis=-1)
 
     def keys(self, shard: int) -> list[str]:
