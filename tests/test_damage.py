@@ -145,6 +145,14 @@ def test_a_removed_shard_is_named(store, shards):
     assert ids_of(data.__getitems__([0, 193, 1])) == [0, 1]
 
 
+def test_a_shard_whose_disk_fails_is_named(store, shards):
+    """Of what its descriptor said there was no name."""
+    shards[3].unlink()
+    shards[3].symlink_to("/proc/self/mem")
+    with pytest.raises(ss.CorruptShardError, match=r"s-003\.tar: Input/output error .*03-0001"):
+        ss.ShardDataset(store)[193]
+
+
 PARTS = ["sample/offset", "sample/length", "sample/key", "shard/samples", "shard/url"]
 
 

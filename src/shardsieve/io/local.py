@@ -189,7 +189,7 @@ def _to_walk(path: str) -> IO[bytes]:
 
 
 def unreadable(path: str, error: OSError) -> CorruptShardError:
-    """Return the error of a shard that cannot be opened."""
+    """Return the error of a shard that cannot be opened or read."""
     return CorruptShardError(f"cannot read shard {path}: {error.strerror}")
 
 

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
 from shardsieve._errors import CorruptShardError, ShardsieveError, UnreadableSampleError
-from shardsieve.io.local import too_short
+from shardsieve.io.local import too_short, unreadable
 from shardsieve.io.objects import is_remote
 from shardsieve.io.source import reader_of
 from shardsieve.io.spans import Storage
@@ -198,7 +198,8 @@ class ShardDataset(Dataset[Any]):
         except (CorruptShardError, OSError) as error:
             # What came before it is right; what comes after is read on its own.
             begin = next(at for at in range(begin, end) if samples[plan.rows[at]] is None)
-            self._skip(plan.ids[begin], _named(error, keys[begin - part.start], plan.ranges[begin]))
+            key, where = keys[begin - part.start], plan.ranges[begin]
+            self._skip(plan.ids[begin], _named(error, url, key, where))
             return begin + 1
         return end
 
@@ -314,11 +315,11 @@ def _whole(
 
 
 def _named(
-    error: CorruptShardError | OSError, key: bytes, where: tuple[int, int]
+    error: CorruptShardError | OSError, url: str, key: bytes, where: tuple[int, int]
 ) -> CorruptShardError:
     """Return the error with the sample's key and range."""
     text = key.decode("utf-8", "replace")
-    cause = error.strerror if isinstance(error, OSError) else error
+    cause = unreadable(url, error) if isinstance(error, OSError) else error
     named = CorruptShardError(f"{cause} (sample {text}, bytes {where[0]}-{sum(where)})")
     named.__cause__ = error
     return named
