@@ -82,6 +82,19 @@ def test_a_full_disk_is_one_line_and_takes_no_checkpoint(tmp_path, full_disk):
     assert not list(tmp_path.glob(".*.tmp-*"))
 
 
+@pytest.mark.parametrize("damage", ["empty", "cut", "changed"])
+def test_a_damaged_network_is_named(tmp_path, damage):
+    """It was a traceback, and a byte that changed another network."""
+    run = RunFolder(tmp_path)
+    run.save("model.pt", {"weights": torch.zeros(1000)})
+    path, whole = tmp_path / "model.pt", (tmp_path / "model.pt").read_bytes()
+    at = whole.index(bytes(2000)) + 999
+    changed = whole[:at] + b"\1" + whole[at + 1 :]
+    path.write_bytes({"empty": b"", "cut": whole[:at], "changed": changed}[damage])
+    with pytest.raises(ss.ShardsieveError, match=r"model\.pt is damaged; delete .* to train anew"):
+        run.load("model.pt")
+
+
 def test_what_a_killed_process_left_in_a_run_folder_is_removed(tmp_path):
     RunFolder(tmp_path).claim({"kind": "train"})
     for name in ("checkpoint", "model.pt", "result.json"):

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import weakref
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,10 +120,16 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     def load(self, name: str) -> dict[str, Any] | None:
-        """Return a saved file of tensors and plain values, None if it is not there."""
+        """Return a saved file of tensors and plain values, None if it is not there.
+
+        Raises:
+            ShardsieveError: If it is damaged.
+        """
         path = self.path / name
         if not path.exists():
             return None
+        if not _is_whole(path):
+            raise self._damaged(path)
         loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return loaded
 
@@ -190,7 +197,10 @@ class RunFolder:
         try:
             return dict(json.loads(path.read_text()))
         except (TypeError, ValueError) as error:
-            raise ShardsieveError(f"{path} is damaged; delete {self.path} to train anew") from error
+            raise self._damaged(path) from error
+
+    def _damaged(self, path: Path) -> ShardsieveError:
+        return ShardsieveError(f"{path} is damaged; delete {self.path} to train anew")
 
     def _write_text(self, name: str, text: str) -> None:
         self._write(name, lambda file: file.write(text.encode()))
@@ -217,6 +227,15 @@ class RunFolder:
 
 def _steps(path: Path) -> int:
     return int(path.name.split("-")[1])
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether all parts of a file of torch have their checksums, which torch passes over."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            return parts.testzip() is None
+    except zipfile.BadZipFile:
+        return False
 
 
 def _digest(path: Path) -> str:
