@@ -141,6 +141,23 @@ def test_the_batches_of_a_sampler_in_another_one_are_as_many_on_every_rank(store
     assert lengths == [2] * 4  # five samples and four would be two batches and one
 
 
+class Endless(BatchSampler):
+    """As timm's and others' loaders whose workers stay."""
+
+    def __iter__(self):
+        while True:
+            yield from super().__iter__()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_that_begins_an_epoch_before_the_end_of_another_is_refused(store, workers):
+    batches = Endless(ss.PrunedShardSampler(store), 4, False)
+    data, how = ss.ShardDataset(store), {"batch_sampler": batches, "num_workers": workers}
+    given = iter(DataLoader(data, collate_fn=list, **how))
+    with pytest.raises(ss.ShardsieveError, match=r"MultiEpochs.*persistent_workers=True"):
+        [next(given) for _ in range(9)]
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_accelerate_deals_whole_batches_of_a_loader_that_drops_its_last(store, world):
     seen = []

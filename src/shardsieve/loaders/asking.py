@@ -53,6 +53,20 @@ class HandedOut:
         less = shard is not None and not shard.end_of_dataloader and not held_back
         return max(taken - less, 0) + self.skipped
 
+    def refuse_to_follow(self, earlier: "HandedOut | None") -> None:
+        """Refuse an iterator that begins another pass of the sampler before it has ended one.
+
+        Its batches are then of two epochs at a time, and its count is of both.
+        """
+        if earlier is None or earlier._attributes is not self._attributes:
+            return
+        if self._attributes.get("_num_yielded") or self._attributes.get("_send_idx"):
+            raise ShardsieveError(
+                "the loader begins an epoch before the loop has ended the one before, as timm's "
+                "MultiEpochsDataLoader does; take DataLoader(persistent_workers=True), whose "
+                "workers stay as well"
+            )
+
     def __getstate__(self) -> dict[str, Any]:
         """A copy stays at this count: its sampler is not the one that the loop asks."""
         count = {"_num_yielded": self.count()}

@@ -13,6 +13,7 @@ from shardsieve._errors import ShardsieveError
 from shardsieve.keepset import KeepSet, keep_set_of, refuse_selection
 from shardsieve.loaders.asking import (
     Asking,
+    HandedOut,
     called_by,
     numbered_by_loader,
     who_asks,
@@ -128,6 +129,7 @@ class PrunedShardSampler(Sampler[int]):
         # How far it is ahead of a loader's own count of passes, and whether that is to be seen.
         self._ahead, self._told = 0, False
         self._warned = self._warned_of_cut = False
+        self._asked_by: HandedOut | None = None
         self._pass = None
         self._begin(0)
 
@@ -200,6 +202,9 @@ class PrunedShardSampler(Sampler[int]):
         asking = self._asking(who_asks(self))
         self._seen = Asking(asking.batch_size, drops_last=asking.drops_last)
         world = self._own_world(asking)
+        if asking.handed_out is not None:
+            asking.handed_out.refuse_to_follow(self._asked_by)
+        self._asked_by = asking.handed_out
         if asking.number is not None:
             self._go_to(self._epoch_of(asking.number))
         self._warn_of_standing_still()
