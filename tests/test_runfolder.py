@@ -95,6 +95,15 @@ def test_a_damaged_network_is_named(tmp_path, damage):
         run.load("model.pt")
 
 
+def test_a_checkpoint_that_cannot_be_deleted_is_one_line(tmp_path):
+    run = RunFolder(tmp_path)
+    (tmp_path / f"checkpoint-000000001-{'0' * 16}.pt").mkdir()
+    for steps, call in ((2, lambda: run.save_checkpoint({}, 3)), (3, run.forget_checkpoints)):
+        (tmp_path / f"checkpoint-00000000{steps}-{'0' * 16}.pt").touch()
+        with pytest.raises(ss.ShardsieveError, match=r"cannot write to run folder .*directory"):
+            call()
+
+
 def test_what_a_killed_process_left_in_a_run_folder_is_removed(tmp_path):
     RunFolder(tmp_path).claim({"kind": "train"})
     for name in ("checkpoint", "model.pt", "result.json"):

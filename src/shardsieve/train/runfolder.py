@@ -8,7 +8,7 @@ import os
 import re
 import weakref
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -115,9 +115,8 @@ class RunFolder:
             name = f"checkpoint-{steps:09d}-{_digest(beside)}.pt"
             beside.replace(self.path / name)
         older = [p for p in self._checkpoints() if p.name != name and _steps(p) <= steps]
-        for path in self._checkpoints():
-            if path not in (self.path / name, *older[: _KEPT - 1]):
-                path.unlink(missing_ok=True)
+        kept = (self.path / name, *older[: _KEPT - 1])
+        self._remove(path for path in self._checkpoints() if path not in kept)
 
     def load(self, name: str) -> dict[str, Any] | None:
         """Return a saved file of tensors and plain values, None if it is not there.
@@ -161,8 +160,7 @@ class RunFolder:
 
     def forget_checkpoints(self) -> None:
         """Delete the checkpoints of a finished run."""
-        for path in self._checkpoints():
-            path.unlink(missing_ok=True)
+        self._remove(self._checkpoints())
 
     # Inside ---------------------------------------------------------------------------------
 
@@ -189,6 +187,11 @@ class RunFolder:
     def _checkpoints(self) -> list[Path]:
         found = [p for p in self.path.glob("checkpoint-*.pt") if _CHECKPOINT.fullmatch(p.name)]
         return sorted(found, key=_steps, reverse=True)
+
+    def _remove(self, paths: Iterable[Path]) -> None:
+        with self._told_about_disk():
+            for path in paths:
+                path.unlink(missing_ok=True)
 
     def _json(self, name: str) -> dict[str, Any] | None:
         path = self.path / name
