@@ -1,0 +1,161 @@
+"""States of pruned webdataset pipelines and loaders: where a run goes on after a stop."""
+
+import functools
+import json
+
+import pytest
+import webdataset as wds
+from tars import write_shards
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+import shardsieve as ss
+
+# webdataset leaves its files to the garbage collector.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture
+def urls(tmp_path):
+    return [str(path) for path in write_shards(tmp_path / "d", [9, 1, 14, 6])]
+
+
+@pytest.fixture
+def store(urls, tmp_path):
+    store = ss.index(urls, tmp_path / "s.zarr")
+    store.put_score("up", range(30))
+    return store
+
+
+def pipeline_of(urls):
+    return wds.WebDataset(urls, shardshuffle=False)
+
+
+def ids_of(batches):
+    return [sample["__id__"] for batch in batches for sample in batch]
+
+
+def test_a_state_goes_on_at_every_position_on_another_world(urls, store):
+    make = functools.partial(ss.prune, store=store, seed=1, window=4)
+    whole = [sample["__id__"] for sample in make(pipeline_of(urls))]
+    for done in range(31):
+        first = make(pipeline_of(urls))
+        state = json.loads(json.dumps(first.state_dict(samples_done=done)))
+        rest = []
+        for rank in range(3):
+            one = make(pipeline_of(urls), world=ss.World(rank, 3))
+            one.load_state_dict(state)
+            rest += [sample["__id__"] for sample in one]
+        assert sorted(rest) == sorted(whole[done:])
+    with pytest.raises(ss.StoreMismatchError, match="shuffle and window of then"):
+        make(pipeline_of(urls), seed=2).load_state_dict(state)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("made", ["inside", "loader", "behind"])
+def test_a_loaders_state_counts_what_the_loop_was_given(urls, store, workers, made):
+    def loader():
+        pipeline = pipeline_of(urls)
+        pipeline = pipeline.batched(4, collation_fn=None) if made == "inside" else pipeline
+        size = 4 if made == "loader" else None
+        collate = list if made == "loader" else None
+        loader = wds.WebLoader(pipeline, batch_size=size, num_workers=workers, collate_fn=collate)
+        loader = loader.batched(4, collation_fn=None) if made == "behind" else loader
+        return ss.prune(loader, store, keep_fraction=0.7, score="up", seed=1, window=4)
+
+    whole = [[s["__id__"] for s in batch] for batch in loader()]
+    for stop in (1, 3, 6):
+        first, seen = loader(), []
+        for batch in first:
+            seen.append([s["__id__"] for s in batch])
+            if len(seen) == stop:
+                break
+        state = json.loads(json.dumps(first.state_dict()))
+        assert state["samples_done"] == min(4 * stop, 21)
+        again = loader()
+        again.load_state_dict(state)
+        assert again.state_dict() == state
+        assert seen + [[s["__id__"] for s in batch] for batch in again] == whole
+        again.set_epoch(1)
+        assert again.state_dict()["samples_done"] == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_batches_that_are_made_again_count_as_the_loop_was_given_them(urls, store, workers, caplog):
+    def loader():
+        pipeline = pipeline_of(urls).batched(3, collation_fn=None)
+        loader = wds.WebLoader(pipeline, batch_size=None, num_workers=workers)
+        return ss.prune(loader.unlisted().batched(4, collation_fn=None), store, seed=1)
+
+    whole = [[s["__id__"] for s in batch] for batch in loader()]
+    first, again = loader(), loader()
+    assert len(whole) == len(first)
+    batches = iter(first)
+    seen = [[s["__id__"] for s in next(batches)] for _ in range(2)]
+    again.load_state_dict(first.state_dict())
+    exact = seen + [[s["__id__"] for s in batch] for batch in again] == whole
+    assert exact == ("unbatched" not in caplog.text) == (workers < 2)
+
+
+@pytest.mark.parametrize("place", ["in the pipeline", "behind the loader", "nowhere"])
+def test_a_state_that_a_shuffle_buffer_makes_inexact_says_so(urls, store, place, caplog):
+    pipeline = pipeline_of(urls)
+    pipeline = (pipeline.shuffle(8) if place == "in the pipeline" else pipeline).batched(3)
+    loader = wds.WebLoader(pipeline, batch_size=None)
+    if place == "behind the loader":
+        loader = loader.unbatched().shuffle(8).batched(3)
+    pruned = ss.prune(loader, store, score="up", keep_fraction=0.6)
+    pruned.state_dict()  # nothing is held back yet
+    assert not caplog.records
+    next(iter(pruned))
+    pruned.state_dict()
+    pruned.state_dict()
+    said = [one.getMessage() for one in caplog.records]
+    assert len(said) == (place != "nowhere")
+    assert all("not exact: .shuffle() holds samples back" in line for line in said)
+
+
+def test_a_pipelines_state_knows_the_pass_under_way(urls, store):
+    first, again = (ss.prune(pipeline_of(urls), store, seed=1, window=4) for _ in range(2))
+    list(first)
+    samples = iter(first)
+    seen = [next(samples)["__id__"] for _ in range(7)]
+    again.load_state_dict(first.state_dict())
+    seen += [sample["__id__"] for sample in again]
+    assert sorted(seen) == store.ids().tolist()
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_pipeline_does_not_guess_what_workers_gave_to_a_loop(urls, store, persistent):
+    pruned = ss.prune(pipeline_of(urls).batched(4, collation_fn=None), store, seed=1, window=4)
+    how = {"batch_size": None, "num_workers": 2, "persistent_workers": persistent}
+    loader = wds.WebLoader(pruned, **how)
+    assert pruned.state_dict()["samples_done"] == 0
+    first = ids_of(loader)
+    with pytest.raises(ss.ShardsieveError, match="prune the loader"):
+        pruned.state_dict()
+    assert pruned.state_dict(samples_done=12)["samples_done"] == 12
+    pruned.set_epoch(0)
+    assert pruned.state_dict()["samples_done"] == 0
+    assert ids_of(loader) == first
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torchdatas_loader_goes_on_over_a_pipeline(urls, store, workers):
+    def loader():
+        pipeline = pipeline_of(urls).batched(4, collation_fn=None)
+        pruned = ss.prune(pipeline, store, keep_fraction=0.7, score="up", seed=1, window=4)
+        return StatefulDataLoader(pruned, batch_size=None, num_workers=workers)
+
+    whole = [[s["__id__"] for s in batch] for batch in loader()]
+    for stop in (1, 4):
+        first, seen = loader(), []
+        for batch in first:
+            seen.append([s["__id__"] for s in batch])
+            if len(seen) == stop:
+                break
+        again = loader()
+        again.load_state_dict(first.state_dict())
+        assert seen + [[s["__id__"] for s in batch] for batch in again] == whole
