@@ -1,8 +1,10 @@
 """A keep set in the words of other loaders."""
 
 import csv
+import json
 import os
 import resource
+import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,6 +115,15 @@ def test_what_is_written_to_stays_open_and_links_stay_links(store, tmp_path):
         export_keep_set(store.path, link, "ids", rule)
         assert link.is_symlink()
         assert len((tmp_path / "file").read_text().split()) == kept
+
+
+def test_what_is_piped_on_is_what_was_asked_for_alone(store):
+    how = ["--store", str(store.path), "--score", "up", "--keep-fraction", "0.5", "--json"]
+    for command in (["export", "/dev/stdout"], ["select", "--out", "/dev/stdout"]):
+        run = [sys.executable, "-m", "shardsieve", *command, *how]
+        done = subprocess.run(run, check=True, capture_output=True, text=True)
+        assert [int(one) for one in done.stdout.split()] == ss.select(store, **HALF).ids().tolist()
+        assert json.loads(done.stderr.splitlines()[-1])["kept"] == 15
 
 
 def test_a_table_of_every_sample(store, tmp_path):

@@ -2,10 +2,13 @@
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import typer
 import yaml
+
+_OUTPUT = Path("/dev/stdout")
 
 
 def example(command: str) -> str:
@@ -17,14 +20,19 @@ def example(command: str) -> str:
     return f"Example: shardsieve {command}"
 
 
-def show(result: dict[str, Any], as_json: bool) -> None:
-    """Print what a command returned, as YAML with lists of names on one line, or as JSON."""
+def show(result: dict[str, Any], as_json: bool, *, out: Path | None = None) -> None:
+    """Print what a command returned, as YAML with lists of names on one line, or as JSON.
+
+    Args:
+        result: JSON-ready.
+        as_json: Print JSON.
+        out: What the command has written; where that is standard output, which may be piped on,
+            the result goes to standard error.
+    """
     if os.environ.get("RANK", "0") != "0":  # under a launcher, one process speaks for all
         return
-    if as_json:
-        typer.echo(json.dumps(result))
-    else:
-        typer.echo(yaml.safe_dump(_in_words(result), sort_keys=False).rstrip())
+    text = json.dumps(result) if as_json else yaml.safe_dump(_in_words(result), sort_keys=False)
+    typer.echo(text.rstrip(), err=out is not None and out.resolve() == _OUTPUT.resolve())
 
 
 def _in_words(found: Any) -> Any:

@@ -32,7 +32,7 @@ def select_command(
     """Show what a rule keeps of every class, of many with --json; before anything is trained."""
     rule = keep.selection(seed)
     result = commands.showing.kept_per_class(store, rule, out, batch_size, save)
-    show(result if as_json else commands.showing.extremes(result), as_json)
+    show(result if as_json else commands.showing.extremes(result), as_json, out=out)
 
 
 @app.command(
@@ -54,7 +54,8 @@ def export_command(
     as_json: Json = False,
 ) -> None:
     """Write a keep set for other loaders."""
-    show(commands.exporting.export_keep_set(store, out, layout, keep.selection(seed)), as_json)
+    result = commands.exporting.export_keep_set(store, out, layout, keep.selection(seed))
+    show(result, as_json, out=out)
 
 
 @app.command(epilog=example("report --store train.zarr --score dyn_unc --out report.html"))
@@ -70,7 +71,7 @@ def report(
 ) -> None:
     """Write one HTML page: histogram, kept share per class, lowest and highest images."""
     how: dict[str, Any] = {"score": score, "keep_fraction": keep_fraction, "reference": reference}
-    show(commands.reporting.report_score(store, out, **how), as_json)
+    show(commands.reporting.report_score(store, out, **how), as_json, out=out)
 
 
 @app.command(epilog=example("plan --seeds 0.2 --keep 0.5 --epochs 90"))
