@@ -1,12 +1,15 @@
 """Real Lightning over a pruned loader: moving keep sets, validation, stops, and Fabric."""
 
+import json
 from contextlib import nullcontext
 
+import forks
 import lightning
 import pytest
 import torch
 import webdataset as wds
 from lightning.fabric import Fabric
+from tars import write_shards
 from test_docs import BLOCKS
 from test_webdataset import batched_behind, batched_inside
 from torch.utils.data import DataLoader
@@ -160,6 +163,20 @@ def test_a_pruned_loader_is_stopped_and_goes_on_by_itself(documented, tmp_path, 
     whole = run()
     assert run(stop=50) + run(path=tmp_path / "a.ckpt") == whole
     assert len(whole) == EPOCHS * 36
+
+
+@pytest.mark.slow
+def test_two_ranks_prune_by_the_losses_of_both_and_go_on(tmp_path):
+    store = ss.index(write_shards(tmp_path / "d", [25, 40, 14, 6]), tmp_path / "s.zarr")
+    forks.run("tests/two_ranks_lightning.py", store.path, tmp_path, ranks=2)
+    a, b = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert a["kept"] == b["kept"]
+    assert len(a["kept"]["1"]) < len(store) == len(a["kept"]["2"])
+    for epoch in range(EPOCHS):
+        one, other = ([ids for e, ids in rank["whole"] if e == epoch] for rank in (a, b))
+        assert len(one) == len(other)
+        assert sorted(id_ for ids in one + other for id_ in ids) == a["kept"][str(epoch)]
+    assert (a["parts"], b["parts"]) == (a["whole"], b["whole"])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
