@@ -209,6 +209,10 @@ REFUSED = {
         lambda: Recorder([1], 2).record(torch.ones(1), torch.zeros(1, 2), torch.tensor([0])),
         r"^ids must be integers, got torch\.float32; a float loses large ids",
     ),
+    "a column of ids": (
+        lambda: Recorder([1], 2).record(torch.tensor([[1]]), torch.zeros(1, 2), torch.tensor([0])),
+        r"^ids must have shape \(n,\), got \(1, 1\); flatten them",
+    ),
     "logits of other classes": (
         lambda: Recorder([1], 2).record(torch.tensor([1]), torch.zeros(1, 3), torch.tensor([0])),
         r"^logits must have shape \(1, 2\) and labels \(1,\), got \(1, 3\) and \(1,\)",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from PIL import Image
-from tars import write_shards
+from tars import write_shards, write_tar
 
 import shardsieve as ss
 from shardsieve.commands.classes import class_names, names_beside
@@ -69,6 +69,15 @@ def test_what_others_call_classes_json_is_no_list_of_names(tmp_path, text):
     store = ss.index(write_shards(tmp_path, [3]), tmp_path / "s.zarr")
     (tmp_path / "classes.json").write_text(text, encoding="latin1")
     assert class_names(store) is None
+
+
+def test_names_are_of_the_usual_labels(tmp_path):
+    (tmp_path / "classes.json").write_text('["ant", "bee", "cat"]')
+    write_tar(tmp_path / "s.tar", [("a.cls", b"0"), ("a.fine", b"2")])
+    usual, fine = (
+        ss.index([tmp_path / "s.tar"], tmp_path / m, label_member=m) for m in ("cls", "fine")
+    )
+    assert (class_names(usual), class_names(fine)) == (["ant", "bee", "cat"], None)
 
 
 def test_samples_without_a_label_are_called_so(tmp_path):

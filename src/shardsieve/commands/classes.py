@@ -8,6 +8,7 @@ from typing import Any
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.io.objects import fetch_whole, is_remote
+from shardsieve.store.create import LABEL_MEMBER
 from shardsieve.store.store import Store
 
 NAMES = "classes.json"
@@ -27,9 +28,11 @@ def names_beside(url: str) -> bytes | None:
 def class_names(store: Store) -> list[str] | None:
     """Return the names that `shardsieve pack` wrote beside the shards, by label; None without them.
 
-    Somebody else's file of that name is left alone unless it is a list of names too.
+    Somebody else's file of that name is left alone unless it is a list of names too. They are not
+    those of labels that were indexed from another member.
     """
-    names = names_beside(store.urls[0])
+    usual = store.group.attrs.get("label_member", LABEL_MEMBER) == LABEL_MEMBER
+    names = names_beside(store.urls[0]) if usual else None
     if names is None:
         return None
     with suppress(ValueError):

@@ -97,6 +97,8 @@ class Recorder:
         ids, logits, labels = map(torch.as_tensor, (ids, logits, labels))
         if ids.is_floating_point() or ids.dtype == torch.bool:
             raise ValueError(f"ids must be integers, got {ids.dtype}; a float loses large ids")
+        if ids.ndim != 1:
+            raise ValueError(f"ids must have shape (n,), got {tuple(ids.shape)}; flatten them")
         shape = (len(ids), self.num_classes)
         if logits.shape != shape or labels.shape != shape[:1]:
             raise ValueError(
