@@ -21,11 +21,11 @@ from shardsieve import Store, open_store, select
 from shardsieve._errors import ShardsieveError
 from shardsieve.cli import run
 from shardsieve.commands.building import build_store
+from shardsieve.commands.classes import class_names
 from shardsieve.commands.extrapolating import extrapolate_score
 from shardsieve.commands.making import make_index
 from shardsieve.commands.packing import pack_source
 from shardsieve.commands.progress import bar
-from shardsieve.commands.reporting import class_names
 from shardsieve.commands.training import embed_store, score_store
 from shardsieve.extrapolate.quality import measure
 from shardsieve.report import write_report
@@ -78,7 +78,7 @@ def main() -> None:
     }
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     rows = [row(name, run) for name, run in runs.items()]
-    classes = class_names(stores[0].urls[0])
+    classes = class_names(stores[0])
     how: dict[str, Any] = {"score": SCORE, "reference": f"full_{SCORE}", "classes": classes}
     write_report(stores[0], out / "report.html", **how, table=rows)
     show(rows, result, out)
