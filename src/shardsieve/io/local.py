@@ -10,7 +10,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import IO
 
-from shardsieve._errors import CorruptShardError
+from shardsieve._errors import ANOTHER_STORE, CorruptShardError
 from shardsieve.io.counts import Counts
 
 _MAX_OPEN = 256
@@ -167,7 +167,7 @@ def too_short(url: str, needed: int) -> EndsEarly:
     """Return the error of a shard that ends before a byte that is needed."""
     return EndsEarly(
         f"shard {url} ends before byte {needed}; it was truncated or replaced after indexing: "
-        "index again into another store"
+        f"{ANOTHER_STORE}"
     )
 
 

@@ -12,7 +12,7 @@ import obstore
 from obstore import exceptions
 from obstore.store import HTTPStore, from_url
 
-from shardsieve._errors import CorruptShardError, ShardsieveError
+from shardsieve._errors import ANOTHER_STORE, CorruptShardError, ShardsieveError
 from shardsieve.io.helper import helper_here
 from shardsieve.io.local import too_short
 from shardsieve.io.stopping import interruptible, pause, stopped
@@ -261,7 +261,7 @@ def fetch(url: str, offset: int, length: int, mark: str | None = None) -> Fetche
         if mark and not _is_of(mark, found.meta):
             raise CorruptShardError(
                 f"shard {url} was replaced after it was indexed ({mark} then, "
-                f"{_mark(found.meta)} now); index again into another store"
+                f"{_mark(found.meta)} now); {ANOTHER_STORE}"
             )
         if found.meta["size"] < offset + length:
             raise too_short(url, offset + length)

@@ -13,7 +13,7 @@ from shardsieve._errors import StoreMismatchError
 from shardsieve.order import is_whole, uniform
 from shardsieve.policy.inbox import Floats, Inbox, Rows, together, world_size
 from shardsieve.policy.latest import LatestState
-from shardsieve.scores.inputs import refuse_no_state, whole_number
+from shardsieve.scores.inputs import plain_number, refuse_no_state, whole_number
 from shardsieve.store.store import Store
 
 _STATE = ("policy", "store", "arrays", "waiting", "not_finite")
@@ -67,7 +67,7 @@ class Policy(ABC):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set it; a number of numpy's as a plain one, for no JSON and no state holds such."""
-        super().__setattr__(name, value.item() if isinstance(value, np.generic) else value)
+        super().__setattr__(name, plain_number(value))
 
     # For everybody --------------------------------------------------------------------------
 

@@ -166,6 +166,11 @@ def batch_values(
     return array
 
 
+def plain_number(value: Any) -> Any:
+    """Return a number of numpy's as Python's, which JSON and states hold, and all else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def whole_number(name: str, value: Any, least: int) -> None:
     """Refuse anything but an integer of at least `least`; a truth value is none."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:

@@ -9,7 +9,7 @@ from zlib import adler32
 import numpy as np
 from numpy.typing import NDArray
 
-from shardsieve._errors import CorruptShardError
+from shardsieve._errors import ANOTHER_STORE, CorruptShardError
 from shardsieve.shards.names import split_key
 
 BLOCK = 512
@@ -240,7 +240,7 @@ def parse_sample(raw: bytes, key: str, url: str) -> dict[str, object]:
         if parts[0] != key:
             raise CorruptShardError(
                 f"shard {url} holds {parts[0]} where the index says {key}; "
-                "the shard was rewritten: index again into another store"
+                f"the shard was rewritten: {ANOTHER_STORE}"
             )
         sample[parts[1]] = raw[member.data : member.data + member.size]
     return sample

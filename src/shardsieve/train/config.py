@@ -5,10 +5,8 @@ from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import Any
 
-import numpy as np
-
 from shardsieve.order import is_whole
-from shardsieve.scores.inputs import one_of
+from shardsieve.scores.inputs import one_of, plain_number
 
 SCHEDULES = ("onecycle", "cosine")
 ON_BATCHES = ("none", "crop", "flip")
@@ -30,7 +28,7 @@ def make_plain(settings: Any) -> None:
 def _plain(value: Any) -> Any:
     if type(value) in (tuple, list):
         return type(value)(map(_plain, value))
-    return value.item() if isinstance(value, np.generic) else value
+    return plain_number(value)
 
 
 def check_count(name: str, value: int, least: int) -> None:
