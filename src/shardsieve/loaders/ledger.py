@@ -26,7 +26,7 @@ class Ledger:
         """Add what this process read."""
         info = get_worker_info()
         row = 0 if info is None else 1 + info.id % _WORKERS
-        self._rows[row].numpy()[:] += (counts.kept, counts.read, counts.requests, counts.retries)
+        self._rows.numpy()[row] += (counts.kept, counts.read, counts.requests, counts.retries)
 
     @property
     def total(self) -> Counts:

@@ -33,7 +33,9 @@ def plain(values: Any) -> Any:
         here = values.detach().cpu()
         small = here.is_floating_point() and here.element_size() < 4
         return (here.float() if small else here).numpy()
-    if isinstance(values, (list, tuple)) and any(isinstance(v, torch.Tensor) for v in values):
+    # Of a batch there are many values, and few types.
+    kinds = set(map(type, values)) if isinstance(values, (list, tuple)) else ()
+    if any(issubclass(kind, torch.Tensor) for kind in kinds):
         return [plain(value) for value in values]
     return values
 
