@@ -7,14 +7,12 @@ from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
-import torch
 import webdataset as wds
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.utils import pytorch_worker_info
 
 from shardsieve._errors import CorruptShardError, ShardsieveError
-from shardsieve.epoch import EpochOrder
 from shardsieve.keepset import KeepSet
 from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.loaders.ledger import Ledger
@@ -25,6 +23,7 @@ from shardsieve.loaders.planned import (
     weighted_ids,
 )
 from shardsieve.loaders.stages import Source
+from shardsieve.loaders.starting import Start, Starts
 from shardsieve.plan import Steps, World
 
 _LOG = logging.getLogger("shardsieve")
@@ -72,11 +71,8 @@ class PrunedSource(IterableDataset[Sample]):
         self._handler, self._select = source.handler, source.select_files
         data.with_raw = self._select is not None
         self._names = [(url, _local_path(url) if source.local_paths else None) for url in urls]
-        # Epoch, place in it, its block, how often they were set, and at which of these times
-        # workers began a pass; shared with running workers.
-        self._told = torch.tensor([0, 0, 0, 0, -1])
-        self._told.share_memory_()  # type: ignore[no-untyped-call]
-        self._heard, self._passes, self._taken, self._skip, self._begun = -1, 0, 0, 0, -1
+        self._starts = Starts()
+        self._taken = self._skip = 0
         self._spare: Sample | None = None
         self._ended = False
 
@@ -87,16 +83,13 @@ class PrunedSource(IterableDataset[Sample]):
 
     def set_epoch(self, epoch: int) -> None:
         """Begin at an epoch's start, or where a state that was just loaded stands in it."""
-        told = int(self._told[3])
-        begun = self.begun or (self._heard == told and self._passes > 0)
-        begun = begun or self._read_by_workers()
-        if begun or epoch != int(self._told[0]):
-            self._tell(epoch, 0, 0)
+        if self._starts.begun or epoch != self._starts.told.epoch:
+            self._tell(Start(epoch))
 
     @property
     def begun(self) -> bool:
         """Whether a loader has begun a pass since epoch and place were set."""
-        return self._begun == int(self._told[3])
+        return self._starts.begun_by_loader
 
     def begin_pass(self, *, batches: bool) -> tuple[int, int]:
         """Begin a pass that workers may make: passes in a row are epochs in a row.
@@ -108,8 +101,8 @@ class PrunedSource(IterableDataset[Sample]):
             The items of this rank in it, and the remainder of its end.
         """
         if self.begun:
-            self._tell(int(self._told[0]) + 1, 0, 0)
-        self._begun = int(self._told[3])
+            self._tell(Start(self._starts.told.epoch + 1))
+        self._starts.begin_by_loader()
         return self.pass_size(batches=batches)
 
     def state_dict(self, samples_done: int | None = None) -> dict[str, Any]:
@@ -124,12 +117,12 @@ class PrunedSource(IterableDataset[Sample]):
         Raises:
             ShardsieveError: If that is left out and the workers of a loader read the pass.
         """
-        epoch, place, block = self._under_way()
+        epoch, place, block = self._starts.under_way
         state = {"plan": self._plan_name(), "epoch": epoch, "block": block or self._block()}
         if samples_done is None and get_worker_info() is not None:
             return {**state, "samples_done": place, "taken": self._given()}
         if samples_done is None:
-            if self._read_by_workers():
+            if self._starts.begun_by_workers:
                 raise ShardsieveError(
                     "a pipeline does not see what its loader's workers gave to the loop; prune the "
                     "loader, ss.prune(DataLoader(pipeline, ...), store, ...), and take its state, "
@@ -144,7 +137,8 @@ class PrunedSource(IterableDataset[Sample]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Begin at a state's place."""
         refuse_another_plan(state, self._plan_name(), "pipeline")
-        self._tell(int(state["epoch"]), int(state["samples_done"]), int(state.get("block") or 0))
+        epoch, place, block = state["epoch"], state["samples_done"], state.get("block") or 0
+        self._tell(Start(int(epoch), int(place), int(block)))
         self._taken = self._skip = int(state.get("taken", 0))
 
     def own_world(self) -> World:
@@ -168,7 +162,7 @@ class PrunedSource(IterableDataset[Sample]):
         Args:
             batches: Whether the items are batches, or samples.
         """
-        start = self._under_way()[1]
+        start = self._starts.under_way.place
         if self.batch_size is None:
             return self.rank_samples(start), 0
         steps = self._steps(start)
@@ -177,7 +171,7 @@ class PrunedSource(IterableDataset[Sample]):
 
     def places_done(self, steps_done: int) -> int:
         """Return the samples over all ranks in so many steps of this pass."""
-        start = self._under_way()[1]
+        start = self._starts.under_way.place
         if self.batch_size is None:  # a sample is a step
             return min(steps_done * self.own_world().size, len(self.keep) - start)
         return self._steps(start).places_done(steps_done)
@@ -186,7 +180,7 @@ class PrunedSource(IterableDataset[Sample]):
         """Return the samples over all ranks once this rank has taken so many in this pass."""
         if self.batch_size is None:
             return self.places_done(taken)
-        steps = self._steps(self._under_way()[1])
+        steps = self._steps(self._starts.under_way.place)
         step = min(taken // self.batch_size, max(len(steps) - 2, 0))  # whole ones, but for the last
         taken -= step * self.batch_size
         while step < len(steps) and taken >= self._size(steps, step):
@@ -194,9 +188,8 @@ class PrunedSource(IterableDataset[Sample]):
         return steps.places_done(step)
 
     def __iter__(self) -> Iterator[Sample]:
-        epoch, place, block = self._now()
         _, _, worker, workers = pytorch_worker_info()
-        parts = _without_first(self._parts(epoch, place, block, worker, workers), self._skip)
+        parts = _without_first(self._parts(self._starts.begin(), worker, workers), self._skip)
         self._taken, self._skip, self._ended = self._skip, 0, False
         for ids, following in _with_next(_grouped(parts)):
             for sample in self._in_step(self._read(ids, following)):
@@ -207,25 +200,9 @@ class PrunedSource(IterableDataset[Sample]):
 
     # Inside ---------------------------------------------------------------------------------
 
-    def _tell(self, epoch: int, place: int, block: int) -> None:
-        self._told[0], self._told[1], self._told[2] = epoch, place, block
-        self._told[3] += 1
+    def _tell(self, start: Start) -> None:
+        self._starts.tell(start)
         self._taken = self._skip = 0
-
-    def _now(self) -> tuple[int, int, int]:
-        """Return epoch, place and block of the pass that begins."""
-        told = int(self._told[3])
-        if get_worker_info() is not None:
-            self._told[4] = told
-        if told != self._heard:
-            self._heard, self._passes = told, 0
-        self._passes += 1
-        epoch, place, block = self._under_way()
-        return epoch, place, block or self._block()
-
-    def _read_by_workers(self) -> bool:
-        """Return whether workers have begun a pass since epoch and place were set."""
-        return bool(self._told[4] == self._told[3])
 
     def _warn_of_inexact(self) -> None:
         if self.inexact:
@@ -237,31 +214,21 @@ class PrunedSource(IterableDataset[Sample]):
             )
         self.inexact = ()
 
-    def _under_way(self) -> tuple[int, int, int]:
-        """Return epoch, place and block of this process' pass; passes in a row are epochs in a row.
-
-        The block is 0 where nobody has told it.
-        """
-        epoch, place, block, told, _ = self._told.tolist()
-        if told == self._heard and self._passes > 1:
-            return epoch + self._passes - 1, 0, 0
-        return epoch, place, block
-
     def _block(self) -> int:
         return (self.batch_size or 1) * self.own_world().size
 
-    def _parts(
-        self, epoch: int, start: int, block: int, worker: int, workers: int
-    ) -> Iterator[Ids]:
+    def _parts(self, start: Start, worker: int, workers: int) -> Iterator[Ids]:
         """Yield the ids of this worker, in order; ~id where a sample only fills up a step."""
-        made = _Places(ordered_ids(self.keep, self._order(epoch, block), start))
-        world, total = self.own_world(), len(self.keep) - start
+        block = start.block or self._block()
+        order = self.order.epoch(self.keep, len(self.data), start.epoch, block)
+        made = _Places(ordered_ids(self.keep, order, start.place))
+        world, total = self.own_world(), len(self.keep) - start.place
         if self.batch_size is None:
             stride = world.size * workers
             for begin in range(world.rank + worker * world.size, total, stride * _AT_ONCE):
                 yield made.between(begin, min(begin + stride * _AT_ONCE, total))[::stride]
             return
-        steps, given = self._steps(start), 0
+        steps, given = self._steps(start.place), 0
         opening = made.first(min(steps.global_batch, total))
         for step in range(len(steps)):
             begin, end = steps.share(step, world.rank)
@@ -293,9 +260,6 @@ class PrunedSource(IterableDataset[Sample]):
         # Later stages cut batches by count: one that lent a sample would shift those behind it.
         last = step + 1 == len(steps)
         return steps.size(step, self.own_world().rank) if last else steps.batch_size
-
-    def _order(self, epoch: int, block: int) -> EpochOrder:
-        return self.order.epoch(self.keep, len(self.data), epoch, block)
 
     def _in_step(self, samples: list[Sample | None]) -> Iterable[Sample | None]:
         """Put another sample, with weight 0, where one is left out and other ranks count on it."""

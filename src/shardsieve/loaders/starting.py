@@ -1,0 +1,87 @@
+"""Where the passes of a pruned pipeline start, told by one process and heard by its workers."""
+
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import get_worker_info
+
+
+class Start(NamedTuple):
+    """Where a pass starts.
+
+    Attributes:
+        epoch: Of the pass.
+        place: Samples of its order that were done before, over all ranks.
+        block: The global batch that the epoch began with; 0 where nobody has told it.
+    """
+
+    epoch: int
+    place: int = 0
+    block: int = 0
+
+
+class Starts:
+    """The start that was told last, also to running workers; passes in a row are epochs in a row.
+
+    Workers make the passes of a loader, or whoever iterates the pipeline itself.
+    """
+
+    def __init__(self) -> None:
+        self._start, self._times = _shared([*Start(0)]), _shared([0])
+        # At how many tellings workers, this process and a loader of it began their last pass, and
+        # how many this process has begun since.
+        self._by_workers, self._heard, self._by_loader, self._passes = _shared([-1]), -1, -1, 0
+
+    def tell(self, start: Start) -> None:
+        """Let the next pass start here."""
+        self._start[:] = torch.tensor(start)
+        self._times += 1
+
+    @property
+    def told(self) -> Start:
+        """What was told last."""
+        return Start(*self._start.tolist())
+
+    @property
+    def under_way(self) -> Start:
+        """Where this process' pass started, or where its first one will."""
+        ahead = self._passes - 1 if self._heard == self._now else 0
+        return Start(self.told.epoch + ahead) if ahead > 0 else self.told
+
+    def begin(self) -> Start:
+        """Begin a pass of this process."""
+        if get_worker_info() is not None:
+            self._by_workers[:] = self._times
+        if self._heard != self._now:
+            self._heard, self._passes = self._now, 0
+        self._passes += 1
+        return self.under_way
+
+    def begin_by_loader(self) -> None:
+        """Begin a pass of a loader, which its workers may make."""
+        self._by_loader = self._now
+
+    @property
+    def begun_by_loader(self) -> bool:
+        """Whether a loader has begun a pass since the last telling."""
+        return self._by_loader == self._now
+
+    @property
+    def begun_by_workers(self) -> bool:
+        """Whether workers have begun one."""
+        return bool(self._by_workers == self._times)
+
+    @property
+    def begun(self) -> bool:
+        """Whether anybody has begun one: a loader, its workers or this process."""
+        return self._now in (self._by_loader, self._heard) or self.begun_by_workers
+
+    @property
+    def _now(self) -> int:
+        return int(self._times)
+
+
+def _shared(values: list[int]) -> torch.Tensor:
+    made = torch.tensor(values)
+    made.share_memory_()  # type: ignore[no-untyped-call]
+    return made
