@@ -51,8 +51,10 @@ def test_new_shards_are_labelled_by_the_member_that_the_store_was_made_with(tmp_
         for n in range(2)
     ]
     store = ss.index(shards[0], tmp_path / "s.zarr", label_member="fine")
-    with pytest.raises(ss.StoreMismatchError, match="labels from fine, got label_member png"):
-        ss.append_shards(shards, store.path, label_member="png")
+    for made_by in (ss.append_shards, ss.index):
+        for said in ("png", "cls"):  # the usual one too, where it is said
+            with pytest.raises(ss.StoreMismatchError, match=f"from fine, got label_member {said}"):
+                made_by(shards[0], store.path, label_member=said)
     grown = ss.append_shards(shards, store.path)
     assert grown.labels().tolist() == [7, 8]
     check(grown)

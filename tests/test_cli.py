@@ -120,6 +120,10 @@ def test_a_misspelt_command_line_is_one_line_with_status_2(cli, arguments, messa
             "--score, --k must come without --append",
         ),
         (
+            ["extrapolate", "--name", "x", "--append", "--folds", "5"],  # the usual value
+            "--folds must come without --append",
+        ),
+        (
             ["extrapolate", "--name", "x", "--score", "y", "--method", "gnn", "--search", "ivf"],
             "--search must come with --method knn",
         ),

@@ -48,16 +48,23 @@ def _in_words(found: Any) -> Any:
     return " ".join(found) if found and all(len(one.split()) == 1 for one in found) else found
 
 
-def refuse_unused(cure: str, **given: Any) -> None:
-    """Refuse options that a command would not look at.
+def is_given(context: typer.Context, name: str) -> bool:
+    """Return whether an option stands on the command line, be it with its usual value."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def refuse_unused(context: typer.Context, cure: str, *names: str) -> None:
+    """Refuse options that are given and that a command would not look at.
 
     Args:
+        context: Of the command.
         cure: With or without what they must come.
-        **given: By option, anything true where it was given.
+        *names: Of the options, as Python has them.
 
     Raises:
-        ValueError: Naming those that were given.
+        ValueError: Naming those that are given.
     """
-    names = [f"--{name.replace('_', '-')}" for name, one in given.items() if one]
-    if names:
-        raise ValueError(f"{', '.join(names)} must come {cure}, or would be left unused")
+    given = [f"--{name.replace('_', '-')}" for name in names if is_given(context, name)]
+    if given:
+        raise ValueError(f"{', '.join(given)} must come {cure}, or would be left unused")

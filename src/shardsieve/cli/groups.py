@@ -56,7 +56,7 @@ class KeepOptions:
     drop_missing: DropMissing = False
     keep_set: StoredKeepSet = None
 
-    def selection(self, seed: int) -> dict[str, Any]:
+    def selection(self, context: typer.Context, seed: int) -> dict[str, Any]:
         """Return the arguments of `keep_set_of`.
 
         Raises:
@@ -65,10 +65,10 @@ class KeepOptions:
         """
         if self.keep_set is None:
             if self.rule == "threshold":
-                fraction = self.keep_fraction != KeepOptions.keep_fraction
-                refuse_unused("without --rule threshold", keep_fraction=fraction)
+                refuse_unused(context, "without --rule threshold", "keep_fraction")
             return {**asdict(self), "seed": seed}
-        refuse_unused("without --keep-set", **{**changed(self), "keep_set": False})
+        others = [name for name in options_of(self) if name != "keep_set"]
+        refuse_unused(context, "without --keep-set", *others)
         return {"keep_set": self.keep_set}
 
 
@@ -126,9 +126,9 @@ class AttackOptions:
         return None
 
 
-def changed(options: Any) -> dict[str, bool]:
-    """Return by option of a group whether it is another than by default."""
-    return {one.name: getattr(options, one.name) != one.default for one in fields(options)}
+def options_of(group: Any) -> list[str]:
+    """Return the names of a group's options."""
+    return [one.name for one in fields(group)]
 
 
 def grouped(command: Command) -> Command:
@@ -143,7 +143,7 @@ def grouped(command: Command) -> Command:
     @functools.wraps(command)
     def run(**given: Any) -> None:
         for name, group in groups.items():
-            given[name] = group(**{one.name: given.pop(one.name) for one in fields(group)})
+            given[name] = group(**{one: given.pop(one) for one in options_of(group)})
         command(**given)
 
     shown: Any = run

@@ -17,6 +17,7 @@ app = typer.Typer()
 @app.command("select", epilog=example("select --store train.zarr --score dyn_unc"))
 @grouped
 def select_command(
+    context: typer.Context,
     store: StorePath,
     keep: KeepOptions,
     seed: Seed = 0,
@@ -30,7 +31,7 @@ def select_command(
     as_json: Json = False,
 ) -> None:
     """Show what a rule keeps of every class, of many with --json; before anything is trained."""
-    rule = keep.selection(seed)
+    rule = keep.selection(context, seed)
     result = commands.showing.kept_per_class(store, rule, out, batch_size, save)
     show(result if as_json else commands.showing.extremes(result), as_json, out=out)
 
@@ -40,6 +41,7 @@ def select_command(
 )
 @grouped
 def export_command(
+    context: typer.Context,
     store: StorePath,
     keep: KeepOptions,
     out: Annotated[Path, typer.Argument(help="The file to write.", callback=local_path)],
@@ -54,7 +56,8 @@ def export_command(
     as_json: Json = False,
 ) -> None:
     """Write a keep set for other loaders."""
-    result = commands.exporting.export_keep_set(store, out, layout, keep.selection(seed))
+    kept = keep.selection(context, seed)
+    result = commands.exporting.export_keep_set(store, out, layout, kept)
     show(result, as_json, out=out)
 
 

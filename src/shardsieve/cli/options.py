@@ -35,7 +35,9 @@ MatchSteps = Annotated[
     int | None,
     typer.Option(help="As many steps, and windows as long, as in a full run of so many epochs."),
 ]
-LabelMember = Annotated[str, typer.Option(help="Suffix of the members that hold labels.")]
+LabelMember = Annotated[
+    str | None, typer.Option(help="Suffix of the members that hold labels: cls, or the store's.")
+]
 KeepFraction = Annotated[float, typer.Option(help="Share of all samples to keep, in (0, 1].")]
 ScoreName = Annotated[str | None, typer.Option(help="Stored score to keep by.")]
 Method = Annotated[str, typer.Option(help="knn, gnn, direct or fused")]

@@ -8,7 +8,7 @@ import typer
 
 from shardsieve import commands
 from shardsieve.cli.base import example, refuse_unused, show
-from shardsieve.cli.groups import AttackOptions, NetworkOptions, changed, grouped
+from shardsieve.cli.groups import AttackOptions, NetworkOptions, grouped, options_of
 from shardsieve.cli.options import (
     BatchSize,
     Channels,
@@ -35,6 +35,7 @@ app = typer.Typer()
 @app.command(epilog=example("score --store train.zarr --seeds 0.2 --epochs 30"))
 @grouped
 def score(
+    context: typer.Context,
     store: StorePath,
     network: NetworkOptions,
     attacked: AttackOptions,
@@ -87,20 +88,18 @@ def score(
     networks: dict[str, Any] = {"clean_pass": clean_pass, "held_out": held_out}
     networks |= {"snapshots": snapshots, "match_steps_of": match_steps_of, "ceiling": ceiling}
     networks |= {"checkpoint_steps": checkpoint_steps}
-    of_networks = {**networks, "snapshots": snapshots != 1, "run_folder": run_folder}
-    of_networks |= {**changed(network), **changed(attacked)}
-    of_runs = {**of_networks, "seeds": seeds != 0.2, "per_class": per_class, "classes": classes}
-    of_runs |= {"paradigm": paradigm != "supervised", "epochs": epochs is not None}
+    of_networks = [*networks, "run_folder", *options_of(network), *options_of(attacked)]
+    of_runs = [*of_networks, "seeds", "per_class", "classes", "paradigm", "epochs"]
     if from_dynamics is not None:
-        others = {"from_embedding": from_embedding, "embedding": embedding, "name": name}
-        refuse_unused("without --from-dynamics", **of_runs, **others)
+        of_runs += ["from_embedding", "embedding", "name"]
+        refuse_unused(context, "without --from-dynamics", *of_runs)
         show(
             commands.scoring.score_from_dynamics(store, from_dynamics, specs, window=window),
             as_json,
         )
         return
     if from_embedding:
-        refuse_unused("without --from-embedding", **of_runs, window=window is not None)
+        refuse_unused(context, "without --from-embedding", *of_runs, "window")
         show(commands.scoring.score_from_embedding(store, embedding, specs, prefix=name), as_json)
         return
     draw: dict[str, Any] = {"seed_fraction": seeds, "per_class": per_class}
@@ -110,14 +109,15 @@ def score(
     draw |= {"name": name or usual, "scores": specs}
     adversary = attacked.adversary(paradigm)
     if paradigm == "unsupervised":
-        refuse_unused("without --paradigm unsupervised", **{**of_networks, "seed": False})
+        others = [name for name in of_networks if name != "seed"]
+        refuse_unused(context, "without --paradigm unsupervised", *others)
         turtle: dict[str, Any] = {"embedding": embedding, "classes": classes}
         turtle |= {"seed": network.seed, "epochs": 400 if epochs is None else epochs}
         show(commands.scoring.score_unsupervised_store(store, **turtle, **draw), as_json)
         return
-    refuse_unused("with --paradigm unsupervised", embedding=embedding, classes=classes)
+    refuse_unused(context, "with --paradigm unsupervised", "embedding", "classes")
     if match_steps_of is not None:
-        refuse_unused("without --match-steps-of", epochs=epochs is not None)
+        refuse_unused(context, "without --match-steps-of", "epochs")
     draw |= {**networks, "adversary": adversary, "folder": run_folder}
     config = TrainConfig(**asdict(network), epochs=20 if epochs is None else epochs)
     show(commands.training.score_store(store, config, **draw), as_json)
@@ -125,6 +125,7 @@ def score(
 
 @app.command(epilog=example("embed --store train.zarr"))
 def embed(
+    context: typer.Context,
     store: StorePath,
     model: Annotated[
         str | None,
@@ -146,7 +147,7 @@ def embed(
 ) -> None:
     """Write the embedding of every sample; goes on where it was stopped."""
     if model is None:
-        refuse_unused("with --model", weights=weights)
+        refuse_unused(context, "with --model", "weights")
     how: dict[str, Any] = {"size": size, "channels": channels, "batch_size": batch_size}
     show(
         commands.training.embed_store(
@@ -165,6 +166,7 @@ def embed(
 
 @app.command(epilog=example("extrapolate --store train.zarr --score seed_dyn_unc --name dyn_unc"))
 def extrapolate(
+    context: typer.Context,
     store: StorePath,
     name: Annotated[str, typer.Option(help="Name of the score to make.")],
     score: Annotated[str | None, typer.Option(help="Stored seed score.")] = None,
@@ -198,24 +200,18 @@ def extrapolate(
     as_json: Json = False,
 ) -> None:
     """Predict the score of every sample that has none, and say how well that works."""
-    of_gnn = {"layer": layer != "gcn", "graph": graph != "all", "labels": labels}
     if append:
-        unused: dict[str, Any] = {**of_gnn, "score": score, "embedding": embedding}
-        unused |= {"method": method != "knn", "k": k, "weights": weights != "exp"}
-        unused |= {"search": search != "auto", "min_recall": min_recall != 0.99}
-        unused |= {"folds": folds != 5, "match_quantiles": match_quantiles is not None}
-        unused |= {"keep_fraction": keep_fraction != 0.5, "seed": seed != 0}
-        unused |= {"seed_scores": seed_scores != "measured"}
-        refuse_unused("without --append, which goes on as NAME was made", **unused)
+        used = ("store", "name", "append", "as_json")
+        others = [str(one.name) for one in context.command.params if one.name not in used]
+        refuse_unused(context, "without --append, which goes on as NAME was made", *others)
         show(commands.appending.append_score(store, name), as_json)
         return
     if score is None:
         raise ValueError("--score must name a stored seed score, got none; see `shardsieve info`")
     if method != "gnn":
-        refuse_unused("with --method gnn", **of_gnn)
+        refuse_unused(context, "with --method gnn", "layer", "graph", "labels")
     if method != "knn":
-        of_knn = {"weights": weights != "exp", "search": search != "auto"}
-        refuse_unused("with --method knn", **of_knn, min_recall=min_recall != 0.99)
+        refuse_unused(context, "with --method knn", "weights", "search", "min_recall")
     how: dict[str, Any] = {"method": method, "k": k, "weights": weights, "folds": folds}
     how |= {"search": search, "min_recall": min_recall, "seed": seed}
     how |= {"layer": layer, "graph": graph, "labels": labels}
@@ -235,7 +231,7 @@ def build(
     epochs: Annotated[int, typer.Option(help="Epochs of the seed run.")] = 20,
     window: Annotated[int, typer.Option(help="Epochs per window of the scores.")] = 10,
     clean_pass: Annotated[bool, typer.Option(help="Record a second, clean pass.")] = False,
-    label_member: LabelMember = "cls",
+    label_member: LabelMember = None,
     method: Method = "knn",
     held_out: Annotated[
         float | None, typer.Option(help="As of score; direct and fused: 0.1.")

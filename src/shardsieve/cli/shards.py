@@ -14,6 +14,7 @@ app = typer.Typer()
 
 @app.command(epilog=example("pack images/ shards/ --test-fraction 0.1"))
 def pack(
+    context: typer.Context,
     source: Annotated[
         str,
         typer.Argument(
@@ -41,23 +42,22 @@ def pack(
     store: Annotated[
         Path | None, typer.Option(help="Of the tars or the .beton.", callback=local_path)
     ] = None,
-    label_member: LabelMember = "cls",
+    label_member: LabelMember = None,
     seed: Seed = 0,
     overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write tar shards or an FFCV file: images shuffled once, tars and .beton in their order."""
     if commands.packing.kind_of(source) == "images":
-        unread: dict[str, Any] = {"store": store, "label_member": label_member != "cls"}
-        refuse_unused("with tars or a .beton", **unread)
+        refuse_unused(context, "with tars or a .beton", "store", "label_member")
     else:
-        drawn = {"test_fraction": test_fraction != 0, "seed": seed != 0}
-        refuse_unused("with images", **drawn, bytes_per_shard=bytes_per_shard)
+        refuse_unused(context, "with images", "test_fraction", "seed", "bytes_per_shard")
     if keep is None:
-        refuse_unused("with --keep", keep_fraction=keep_fraction != 1)
-    sizes = {"samples_per_shard": samples_per_shard != 1000, "bytes_per_shard": bytes_per_shard}
-    refuse_unused("with --to tar", **(sizes if to == "beton" else {}))
-    refuse_unused("with --to beton", page_size=to == "tar" and page_size != 8 << 20)
+        refuse_unused(context, "with --keep", "keep_fraction")
+    if to == "beton":
+        refuse_unused(context, "with --to tar", "samples_per_shard", "bytes_per_shard")
+    if to == "tar":
+        refuse_unused(context, "with --to beton", "page_size")
     how: dict[str, Any] = {"to": to, "samples_per_shard": samples_per_shard, "seed": seed}
     how |= {"bytes_per_shard": bytes_per_shard, "page_size": page_size, "overwrite": overwrite}
     wanted = commands.packing.Wanted(store, keep, keep_fraction, label_member)
@@ -87,7 +87,7 @@ def realign(
 def index_command(
     urls: Annotated[list[str], typer.Argument(help="Brace pattern, glob, or .txt list.")],
     store: StorePath,
-    label_member: LabelMember = "cls",
+    label_member: LabelMember = None,
     append: Annotated[bool, typer.Option(help="Add new shards to the store.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -97,6 +97,7 @@ def index_command(
 
 @app.command(epilog=example("info --store train.zarr --keep 0.3 --score dyn_unc"))
 def info(
+    context: typer.Context,
     store: StorePath,
     keep: Annotated[
         float | None, typer.Option(help="Estimate what an epoch at this keep fraction reads.")
@@ -106,7 +107,7 @@ def info(
 ) -> None:
     """Say what a store holds, and what pruning it would read."""
     if keep is None:
-        refuse_unused("with --keep", score=score is not None)
+        refuse_unused(context, "with --keep", "score")
     found = commands.showing.describe(store)
     if keep is not None:
         found["reads"] = commands.showing.estimated_reads(store, keep, score)

@@ -21,6 +21,7 @@ app = typer.Typer()
 @app.command(epilog=example("train --store train.zarr --score dyn_unc --out runs/half"))
 @grouped
 def train(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder of the run.", callback=local_path)],
     keep: KeepOptions,
     network: NetworkOptions,
@@ -72,11 +73,11 @@ def train(
     how |= {"momentum": momentum, "normalise": normalise, "accumulate": accumulate, "ema": ema}
     how |= {"channels_last": channels_last, "compile": compiled}
     config = TrainConfig(**how, resolutions=pairs("resolutions", resolutions))
-    kept = keep.selection(network.seed)
+    kept = keep.selection(context, network.seed)
     given = constants("policy-arg", policy_arg or [])
     _refuse_unused(policy, given, kept)
     if test is None:
-        refuse_unused("with --test", evaluate_every=evaluate_every != 0)
+        refuse_unused(context, "with --test", "evaluate_every")
     moving = {"name": policy, **given} if policy else None
     result = commands.training.train_store(
         commands.sources.store_of(data, store, precision=network.precision),

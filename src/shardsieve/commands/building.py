@@ -34,7 +34,7 @@ def build_store(
     per_class: bool = False,
     window: int = 10,
     clean_pass: bool = False,
-    label_member: str = "cls",
+    label_member: str | None = None,
     method: str = "knn",
     k: int | None = None,
     **how: Any,
@@ -49,7 +49,7 @@ def build_store(
         per_class: See there.
         window: See there.
         clean_pass: See there.
-        label_member: Suffix of the members that hold labels.
+        label_member: As in `index`.
         method: One of `METHODS`.
         k: Neighbours; None takes `usual_k`.
         **how: `held_out`, `snapshots`, `match_steps_of` and `ceiling` of `score_store`; a method on

@@ -8,7 +8,7 @@ from typing import Any
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.io.objects import fetch_whole, is_remote
-from shardsieve.store.create import LABEL_MEMBER
+from shardsieve.store.create import LABEL_MEMBER, member_of
 from shardsieve.store.store import Store
 
 NAMES = "classes.json"
@@ -31,8 +31,7 @@ def class_names(store: Store) -> list[str] | None:
     Somebody else's file of that name is left alone unless it is a list of names too. They are not
     those of labels that were indexed from another member.
     """
-    usual = store.group.attrs.get("label_member", LABEL_MEMBER) == LABEL_MEMBER
-    names = names_beside(store.urls[0]) if usual else None
+    names = names_beside(store.urls[0]) if member_of(store) == LABEL_MEMBER else None
     if names is None:
         return None
     with suppress(ValueError):

@@ -10,7 +10,7 @@ from shardsieve.store.store import open_store
 
 
 def make_index(
-    urls: list[str], target: Path, label_member: str, *, append: bool = False
+    urls: list[str], target: Path, label_member: str | None, *, append: bool = False
 ) -> dict[str, Any]:
     """Index shards into a store, or behind those that it holds."""
     make = append_shards if append else index

@@ -37,7 +37,7 @@ class Wanted:
     store: Path | None = None
     keep: str | None = None
     keep_fraction: float = 1.0
-    label_member: str = "cls"
+    label_member: str | None = None
 
 
 def pack_source(

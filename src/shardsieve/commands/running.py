@@ -29,7 +29,6 @@ from shardsieve.commands.training import embed_store, score_store, train_store
 from shardsieve.keepset import select
 from shardsieve.rules import is_blind
 from shardsieve.scores.inputs import one_of
-from shardsieve.store.create import check_labels
 from shardsieve.store.layout import holds_store
 from shardsieve.store.store import open_store
 from shardsieve.train.launch import make_accelerator
@@ -306,6 +305,4 @@ def _indexed(shards: Shards) -> Result:
             raise ShardsieveError(f"no store at {shards.store}; give its urls to make it")
         return {"store": str(shards.store)}
     urls = [shards.urls] if isinstance(shards.urls, str) else shards.urls
-    made = make_index(urls, shards.store, shards.label_member)
-    check_labels(open_store(shards.store, mode="r"), shards.label_member)
-    return made
+    return make_index(urls, shards.store, shards.label_member)

@@ -32,7 +32,7 @@ def beton_to_tars(
     rows: Sequence[int] | NDArray[np.int64] | None = None,
     samples_per_shard: int = 1000,
     name: str = "train",
-    label_field: str = "cls",
+    label_field: str | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> PackedSplit:

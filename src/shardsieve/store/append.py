@@ -13,7 +13,7 @@ from shardsieve.shards.fingerprint import index_fingerprint
 from shardsieve.shards.names import expand_urls
 from shardsieve.store.alone import alone_in, in_turn, remove_left_folder
 from shardsieve.store.contents import has_contents, write_contents
-from shardsieve.store.create import LABEL_MEMBER, Progress, beside, known_member, walked
+from shardsieve.store.create import Progress, beside, member_of, walked
 from shardsieve.store.indexed import IndexedShard
 from shardsieve.store.layout import (
     PER_SHARD,
@@ -30,7 +30,7 @@ def append_shards(
     urls: str | Path | Iterable[str | Path],
     store: str | Path,
     *,
-    label_member: str = LABEL_MEMBER,
+    label_member: str | None = None,
     progress: Progress | None = None,
 ) -> Store:
     """Index further shards behind those of a store, and return it.
@@ -58,7 +58,7 @@ def append_shards(
     partial = beside(place)
     partial = partial.with_name(partial.name.replace(".indexing", ".appending"))
     old = _growing(open_store(store))
-    label_member = known_member(old, label_member)
+    label_member = member_of(old, label_member)
     if not _new(urls, old):
         _finish(old, partial)
         return old

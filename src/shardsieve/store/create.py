@@ -54,7 +54,7 @@ def index(
     urls: str | Path | Iterable[str | Path],
     store: str | Path,
     *,
-    label_member: str = LABEL_MEMBER,
+    label_member: str | None = None,
     progress: Progress | None = None,
 ) -> Store:
     """Index shards into a new store, or return the store that already holds just these shards.
@@ -67,8 +67,9 @@ def index(
         urls: Brace pattern, glob, `.txt` list, or several of them; order defines the sample ids.
             Or one FFCV `.beton`, whose sample ids are its rows.
         store: Folder to make, or the URL of a place in an object store.
-        label_member: Suffix of the member that holds the label as a decimal number; of a `.beton`
-            an integer field (left out: `label`, or the only integer field).
+        label_member: Suffix of the member that holds the label as a decimal number (left out:
+            `cls`); of a `.beton` an integer field (left out: `label`, or the only integer field).
+            A store that is there must have its labels from it.
         progress: Called with (shards done, shards in all).
 
     Raises:
@@ -81,7 +82,7 @@ def index(
         need_writable(target)
         with alone_in(partial):
             if not _is_there(target):
-                _make(shards, target, partial, label_member, progress)
+                _make(shards, target, partial, label_member or LABEL_MEMBER, progress)
                 return open_store(target)
     remove_left_folder(partial)  # by a run that was killed after the store had its name
     return _existing(target, shards, label_member)
@@ -257,13 +258,13 @@ def _write_strings(group: zarr.Group, name: str, values: NDArray[np.object_]) ->
     array[:] = values
 
 
-def _existing(target: Path | str, shards: list[str], label_member: str) -> Store:
+def _existing(target: Path | str, shards: list[str], label_member: str | None) -> Store:
     if not holds_store(target):
         raise StoreFormatError(
             f"{target} is there and holds no store; choose another place, or delete it"
         )
     store = open_store(target)
-    known_member(store, label_member)
+    member_of(store, label_member)
     wanted = [absolute(url) for url in shards]
     if store.kind == "ffcv":
         wanted *= store.num_shards
@@ -283,29 +284,19 @@ def _existing(target: Path | str, shards: list[str], label_member: str) -> Store
     return store
 
 
-def known_member(store: Store, label_member: str) -> str:
-    """Return the member that a store has its labels from; the usual one stands for "not said".
+def member_of(store: Store, asked: str | None = None) -> str:
+    """Return the member that a store has its labels from.
 
     Raises:
-        StoreMismatchError: If another one was said.
+        StoreMismatchError: If another one is asked for.
     """
-    if label_member != LABEL_MEMBER:
-        check_labels(store, label_member)
-    return str(store.group.attrs.get("label_member", label_member))
-
-
-def check_labels(store: Store, label_member: str) -> None:
-    """Check that a store has its labels from these members.
-
-    Raises:
-        StoreMismatchError: If it has them from others.
-    """
-    held = store.group.attrs.get("label_member", label_member)
-    if held != label_member:
+    held = store.group.attrs.get("label_member", asked or LABEL_MEMBER)
+    if asked not in (None, held):
         raise StoreMismatchError(
-            f"{store.path} has its labels from {held}, got label_member {label_member}; "
+            f"{store.path} has its labels from {held}, got label_member {asked}; "
             "give it that one, or index into another store"
         )
+    return str(held)
 
 
 def check(store: Store, *, progress: Progress | None = None) -> int:
@@ -332,7 +323,7 @@ def check(store: Store, *, progress: Progress | None = None) -> int:
 def _check_tars(store: Store, progress: Progress | None) -> list[str]:
     """Compare every tar; return their cheap fingerprints, each from before it was walked."""
     remote = any(map(is_remote, store.urls))
-    member = str(store.group.attrs.get("label_member", LABEL_MEMBER))
+    member = member_of(store)
     shards = at_once(lambda url: index_shard(url, label_member=member), store.urls, remote=remote)
     each = zip(store.urls, store.tables(), store.labels_by_shard(), shards, strict=True)
     found = list[str]()
