@@ -175,6 +175,10 @@ def a_fraction_beside_a_policy_without(tmp_path, data):
     return training(tmp_path, data, "--policy", "infobatch", "--keep-fraction", "0.3")
 
 
+def a_score_beside_a_policy_without(tmp_path, data):
+    return training(tmp_path, data, "--policy", "random-dynamic", "--score", "mine")
+
+
 def tracked_by_nothing(tmp_path, data):
     return training(tmp_path, data, "--rule", "random", "--track", "nothing")
 
@@ -381,11 +385,12 @@ CASES = [
     (too_few_seeds, "seeds must draw a sample, got 0.01 of 9"),
     (nothing_kept, "the keep set must hold a sample, got none of 9"),
     (nothing_kept_by_a_policy, "the keep set must hold a sample, got none of 9"),
-    (a_fraction_twice, "--keep-fraction must come without --policy-arg keep_fraction, got both"),
+    (a_fraction_twice, "--keep-fraction must come without --policy-arg keep_fraction, or"),
     (constants_of_no_policy, "--policy-arg must come with --policy, got 'epsilon' alone"),
     (no_policy, "policy must be one of annealed, epsilon-greedy"),
-    (a_fraction_beside_a_policy_without, "keep_fraction must come without --policy infobatch"),
-    (a_rule_beside_a_policy, "rule, bins must come without --policy"),
+    (a_fraction_beside_a_policy_without, "--keep-fraction must come without --policy infobatch"),
+    (a_score_beside_a_policy_without, "--score must come without --policy random-dynamic"),
+    (a_rule_beside_a_policy, "--rule, --bins must come without --policy"),
     (tracked_by_nothing, "leave it empty for none"),
     (checkpoints_backwards, "checkpoint_steps must be at least 0, got -1"),
     (a_fraction_beside_a_threshold, "--keep-fraction must come without --rule threshold"),

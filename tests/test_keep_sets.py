@@ -243,4 +243,4 @@ def test_select_saves_and_the_others_take_what_it_saved(store, told, tmp_path):
     assert "keep set 'best'" in said
     assert said.count("\n") == 1
     said = told("train", "--out", tmp_path / "run", "--policy", "ucb", "--keep-set", "best")
-    assert said.startswith("shardsieve: keep_set must come without --policy, got both")
+    assert said.startswith("shardsieve: --keep-set must come without --policy")

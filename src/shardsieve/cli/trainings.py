@@ -8,11 +8,11 @@ import typer
 
 from shardsieve import commands
 from shardsieve.cli.base import example, refuse_unused, show
-from shardsieve.cli.groups import AttackOptions, KeepOptions, NetworkOptions, grouped
+from shardsieve.cli.groups import AttackOptions, KeepOptions, NetworkOptions, grouped, options_of
 from shardsieve.cli.options import Json, local_path
 from shardsieve.commands.steps import STEPS
 from shardsieve.commands.texts import constants, pairs
-from shardsieve.policy.named import POLICIES, checked_policy, keeps_a_fraction
+from shardsieve.policy.named import POLICIES, checked_policy, takes
 from shardsieve.train.config import TrainConfig
 
 app = typer.Typer()
@@ -75,7 +75,7 @@ def train(
     config = TrainConfig(**how, resolutions=pairs("resolutions", resolutions))
     kept = keep.selection(context, network.seed)
     given = constants("policy-arg", policy_arg or [])
-    _refuse_unused(policy, given, kept)
+    _refuse_unused(context, policy, given)
     if test is None:
         refuse_unused(context, "with --test", "evaluate_every")
     moving = {"name": policy, **given} if policy else None
@@ -108,25 +108,20 @@ def run_command(
     show(commands.running.run_recipe(config, until=until), as_json)
 
 
-def _refuse_unused(policy: str | None, given: dict[str, Any], rule: dict[str, Any]) -> None:
+def _refuse_unused(context: typer.Context, policy: str | None, given: dict[str, Any]) -> None:
     """Refuse what would not be looked at: constants of no policy, a rule beside a policy."""
-    if policy is None and given:
-        raise ValueError(f"--policy-arg must come with --policy, got {next(iter(given))!r} alone")
-    shared = ("keep_fraction", "score", "seed")
-    unused = [k for k, v in rule.items() if k not in shared and v not in (None, 0, False, "top")]
     if policy is None:
+        if given:
+            raise ValueError(
+                f"--policy-arg must come with --policy, got {next(iter(given))!r} alone"
+            )
         return
     checked_policy(policy)
-    if unused:
-        raise ValueError(
-            f"{', '.join(unused)} must come without --policy, got both; a policy chooses by itself"
-        )
-    for name in ("keep_fraction", "score"):
-        if name in given and rule.get(name) != getattr(KeepOptions, name):
-            option = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{option} must come without --policy-arg {name}, got both")
-    if rule["keep_fraction"] != KeepOptions.keep_fraction and not keeps_a_fraction(policy):
-        raise ValueError(
-            f"keep_fraction must come without --policy {policy}, got both; its own constants "
-            "decide how much it keeps (--policy-arg)"
-        )
+    shared = ("keep_fraction", "score")
+    rule = [name for name in options_of(KeepOptions) if name not in shared]
+    refuse_unused(context, "without --policy, which chooses by itself", *rule)
+    for name in shared:
+        if name in given:
+            refuse_unused(context, f"without --policy-arg {name}", name)
+        if not takes(policy, name):
+            refuse_unused(context, f"without --policy {policy} (its own: --policy-arg)", name)

@@ -40,9 +40,9 @@ def checked_policy(name: str) -> str:
     return name
 
 
-def keeps_a_fraction(name: str) -> bool:
-    """Return whether a policy is told what fraction to keep; the others' constants decide it."""
-    return name == "annealed" or "keep_fraction" in inspect.signature(_class(name)).parameters
+def takes(name: str, shared: str) -> bool:
+    """Return whether a policy looks at a run's `keep_fraction` or `score`."""
+    return _own_name(name, shared) in inspect.signature(_class(name)).parameters
 
 
 def named_policy(
@@ -96,11 +96,9 @@ def make_policy(
         ValueError: If name or a constant is unknown, listing those there are, or out of range.
     """
     checked_policy(name)
-    given: dict[str, Any] = {"num_epochs": epochs, "seed": seed}
-    if name == "annealed":
-        given |= {"score": score, "first": 1.0, "last": keep_fraction}
-    else:
-        given |= {"prior": score, "keep_fraction": keep_fraction}
+    given: dict[str, Any] = {"num_epochs": epochs, "seed": seed, "first": 1.0}
+    given[_own_name(name, "score")] = score
+    given[_own_name(name, "keep_fraction")] = keep_fraction
     asked = inspect.signature(_class(name)).parameters
     for key in constants:
         if key not in _constants_of(name):
@@ -114,6 +112,13 @@ def make_policy(
     if missing:
         raise ValueError(f"{name} must be given {missing[0]}, got none")
     return _class(name)(**given)
+
+
+def _own_name(name: str, shared: str) -> str:
+    """Return what a policy calls a run's `keep_fraction` or `score`, if it takes it."""
+    if name == "annealed":
+        return {"score": "score", "keep_fraction": "last"}[shared]
+    return {"score": "prior", "keep_fraction": "keep_fraction"}[shared]
 
 
 def _class(name: str) -> "type[Policy]":
