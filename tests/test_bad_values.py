@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import webdataset as wds
 from tars import write_shards
 
 import shardsieve as ss
@@ -184,6 +185,10 @@ def test_a_sampler_takes_whole_numbers(store, how, message):
 def test_a_sampler_is_told_its_world_and_its_epoch_as_such(store):
     with pytest.raises(TypeError, match=r"world must be a World\(rank, size\), got 2"):
         sampler(store, world=2)
+    with pytest.raises(TypeError, match=r"world must be a World\(rank, size\), got 3"):
+        ss.prune(wds.WebDataset(store.urls, shardshuffle=False), store, world=3)
+    with pytest.raises(TypeError, match=r"storage must be a Storage\(latency, .* got 3; leave it"):
+        ss.prune(wds.WebDataset(store.urls, shardshuffle=False), store, storage=3)
     with pytest.raises(ValueError, match="rank and size must be whole numbers"):
         ss.World(0.5, 1)
     with pytest.raises(ValueError, match="epoch must be a whole number"):

@@ -79,6 +79,7 @@ def test_graph_networks_on_two_ranks_predict_what_one_does(tmp_path):
         store = ss.index(
             write_shards(tmp_path / str(ranks), [50, 64, 46]), tmp_path / f"{ranks}.zarr"
         )
+        (tmp_path / str(ranks) / "classes.json").write_text('["one"]')
         array = store.embedding_array("e", 4)
         for shard, part in enumerate(np.split(points, [50, 114])):
             array[shard, : len(part)] = part

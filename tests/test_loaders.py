@@ -149,6 +149,24 @@ class Endless(BatchSampler):
             yield from super().__iter__()
 
 
+def test_a_sampler_of_batches_may_stand_for_the_sampler(store):
+    sampler = ss.PrunedShardSampler(store, keep_fraction=0.7, score="up")
+    want = ids_of(loader_of(store, sampler))
+    batches = BatchSampler(sampler, 4, drop_last=False)
+    loader = DataLoader(ss.ShardDataset(store), sampler=batches, batch_size=None, collate_fn=list)
+    iterator = iter(loader)
+    found = [[sample["__id__"] for sample in next(iterator)]]
+    assert sampler.state_dict()["samples_done"] == 4
+    assert found + ids_of(iterator) == want
+
+
+def test_the_batch_size_is_that_of_one_rank_also_where_accelerate_splits_batches(store):
+    sampler = ss.PrunedShardSampler(store, batch_size=8)
+    split = BatchSamplerShard(BatchSampler(sampler, 8, False), 2, 0, split_batches=True)
+    with pytest.raises(ValueError, match=r"gives one rank, 4, got 8; leave it out$"):
+        list(DataLoader(ss.ShardDataset(store), batch_sampler=split, collate_fn=list))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_that_begins_an_epoch_before_the_end_of_another_is_refused(store, workers):
     batches = Endless(ss.PrunedShardSampler(store), 4, False)

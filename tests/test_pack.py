@@ -1,5 +1,6 @@
 import fcntl
 import gzip
+import shutil
 import struct
 from itertools import product
 from pathlib import Path
@@ -139,6 +140,21 @@ def test_bad_sources_are_refused(images, tmp_path):
     with pytest.raises(ss.ShardsieveError, match=r"0\.png is empty"):
         pack(images, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("make", [pack, pack_beton])
+def test_names_of_another_packings_classes_stay_unless_told_otherwise(images, tmp_path, make):
+    out, others = tmp_path / "out", tmp_path / "others"
+    make(images, out)
+    names = (out / "classes.json").read_bytes()
+    (others / "val" / "ant").mkdir(parents=True)
+    shutil.copy(images / "cat" / "0.png", others / "val" / "ant" / "0.png")
+    with pytest.raises(ss.ShardsieveError, match=r"holds classes\.json of another packing; use"):
+        make(others, out)
+    assert (out / "classes.json").read_bytes() == names
+    assert not any(out.glob("val*"))
+    make(others, out, overwrite=True)
+    assert (out / "classes.json").read_text() == '["ant"]'
 
 
 @pytest.mark.parametrize("suffix", sorted(SUFFIXES))

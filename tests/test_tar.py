@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tars import by_webdataset, content, write_tar
 
+import shardsieve as ss
 from shardsieve import CorruptShardError
 from shardsieve.io.local import mapped
 from shardsieve.shards import names, tar
@@ -81,6 +82,21 @@ def test_a_bad_shard_is_named_with_what_is_wrong(tmp_path, damage, message):
     with pytest.raises(CorruptShardError, match=message) as caught:
         table_of(path)
     assert str(path) in str(caught.value)
+
+
+def test_hidden_files_that_webdataset_takes_for_samples_are_warned_of(tmp_path, caplog):
+    def indexed(name, members):
+        url = write_tar(tmp_path / f"{name}.tar", [(member, b"1") for member in members])
+        return ss.index(url, tmp_path / f"{name}.zarr")
+
+    indexed("none", ["a/1.jpg", "._2.jpg", "2.jpg"])  # at the top it passes them over
+    assert caplog.messages == []
+    assert len(indexed("some", ["a/._1.jpg", "a/1.jpg", "a/._2.jpg", "a/2.jpg"])) == 4
+    (said,) = caplog.messages
+    assert said.startswith(
+        "2 samples are hidden files such as a Mac's ._1.jpg, the first of them in"
+    )
+    assert "some.tar" in said
 
 
 def test_a_repeated_member_is_refused(tmp_path):

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import webdataset as wds
+from accelerate import Accelerator
 from tars import write_shards
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -159,3 +160,11 @@ def test_torchdatas_loader_goes_on_over_a_pipeline(urls, store, workers):
         again = loader()
         again.load_state_dict(first.state_dict())
         assert seen + [[s["__id__"] for s in batch] for batch in again] == whole
+
+
+def test_batches_made_behind_the_workers_cannot_be_skipped_and_the_cure_is_said(urls, store):
+    loader = wds.WebLoader(pipeline_of(urls), batch_size=None).batched(4, collation_fn=None)
+    pruned = ss.prune(loader, store)
+    assert not hasattr(pruned, "dataset")
+    with pytest.raises(AttributeError, match=r"skip_first_batches .* loader.load_state_dict"):
+        Accelerator().skip_first_batches(pruned, 2)

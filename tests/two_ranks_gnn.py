@@ -44,6 +44,10 @@ def predictions(ranks):
 
 
 def main(store, out):
+    fetched = []  # the names of classes
+    sys.addaudithook(
+        lambda event, what: event == "open" and "classes.json" in str(what[0]) and fetched.append(1)
+    )
     accelerator = make_accelerator()
     rank = accelerator.process_index
     found = predictions(ranks_of(accelerator))
@@ -58,6 +62,7 @@ def main(store, out):
     accelerator.wait_for_everyone()
     assert append_score(pathlib.Path(store), "seeds")["predicted"] == 2
     found["seeds, appended"] = open_store(store, mode="r").score("seeds")
+    assert bool(fetched) == accelerator.is_main_process
     np.savez(f"{out}/{accelerator.num_processes}_{rank}.npz", **found)
     end_processes()
 

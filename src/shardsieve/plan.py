@@ -1,6 +1,7 @@
 """Who reads which places of an epoch's order when: pure functions of counts and world."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from shardsieve.order import is_whole
 
@@ -27,6 +28,17 @@ class World:
             )
         if not 0 <= self.rank < self.size:
             raise ValueError(f"rank must lie in [0, {self.size}), got {self.rank}")
+
+
+def checked_world(world: Any) -> World | None:
+    """Return what may be given as a world; None means that it is to be found.
+
+    Raises:
+        TypeError: If it is anything else, such as a number of ranks.
+    """
+    if world is not None and not isinstance(world, World):
+        raise TypeError(f"world must be a World(rank, size), got {world!r}")
+    return world
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,9 @@ Augment = Annotated[
         callback=usable_augment,
     ),
 ]
-Size = Annotated[int | None, typer.Option(help="Pixels per side; the first image's if none.")]
+Size = Annotated[
+    int | None, typer.Option(help="Pixels per side; if none the first image's, at most 224.")
+]
 Channels = Annotated[int | None, typer.Option(help="3 or 1; the first image's if none.")]
 Precision = Annotated[str, typer.Option(help="no, bf16 or fp16")]
 Workers = Annotated[int, typer.Option(help="Loader processes per process.")]

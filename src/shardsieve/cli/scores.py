@@ -11,7 +11,6 @@ from shardsieve.cli.base import example, refuse_unused, show
 from shardsieve.cli.groups import AttackOptions, NetworkOptions, grouped, options_of
 from shardsieve.cli.options import (
     BatchSize,
-    Channels,
     EmbeddingName,
     HeldOut,
     Json,
@@ -20,7 +19,6 @@ from shardsieve.cli.options import (
     Method,
     Precision,
     Seed,
-    Size,
     Snapshots,
     StorePath,
     Unreadable,
@@ -137,8 +135,12 @@ def embed(
         Path | None, typer.Option(help="Checkpoint for the model.", callback=local_path)
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the embedding.")] = "seed",
-    size: Size = None,
-    channels: Channels = None,
+    size: Annotated[
+        int | None, typer.Option(help="Pixels per side; if none the run's, else the first image's.")
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option(help="3 or 1; if none the run's, else the first image's.")
+    ] = None,
     batch_size: BatchSize = 256,
     max_unreadable: Unreadable = 0,
     workers: Workers = 0,

@@ -148,7 +148,8 @@ def extrapolate_score(
         store.finish_score(name, **searched, cost=cost.to_dict())
     accelerator.wait_for_everyone()
     counts["without_embedding"] = int((~readable).sum())
-    result = {"score": name, "method": method, **tried, **counts, **told(store, trust), **searched}
+    shown = on_main(accelerator, lambda: told(store, trust))  # the names of classes are fetched
+    result = {"score": name, "method": method, **tried, **counts, **shown, **searched}
     missing = unembedded(counts["without_embedding"], embedding)
     return result | warned(result.get("warning"), missing)
 

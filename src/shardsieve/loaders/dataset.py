@@ -80,6 +80,11 @@ class ShardDataset(Dataset[Any]):
         whole_number("max_unreadable", max_unreadable, 0)
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+        if storage is not None and not isinstance(storage, Storage):
+            raise TypeError(
+                f"storage must be a Storage(latency, bandwidth, in_flight), got {storage!r}; leave "
+                "it out for what the shards lie on"
+            )
         labels = None if labels is None else integers("labels", labels)
         if labels is not None and labels.shape != (len(store),):
             raise ValueError(f"labels must have shape ({len(store)},), got {labels.shape}")
@@ -116,7 +121,10 @@ class ShardDataset(Dataset[Any]):
         """Yield every sample, by ascending id: ids have gaps, at which Python would stop."""
         return map(self.__getitem__, self.store.ids().tolist())
 
-    def __getitem__(self, sample_id: int) -> Any:
+    def __getitem__(self, sample_id: int | list[int]) -> Any:
+        """Return a sample; the samples of a list, as a loader asks whose sampler gives batches."""
+        if isinstance(sample_id, list):
+            return self.__getitems__(sample_id)
         if sample_id == PADDING:
             raise IndexError(f"{PADDING} fills up batches and stands for no sample")
         return self.__getitems__([sample_id])[0]

@@ -15,7 +15,7 @@ from shardsieve.keepset import KeepSet, keep_set_of
 from shardsieve.loaders.ffcv_order import LoaderOrder
 from shardsieve.loaders.pages import ordered_rows
 from shardsieve.loaders.planned import checked_epoch, refuse_another_plan
-from shardsieve.plan import TAILS, Steps, World
+from shardsieve.plan import TAILS, Steps, World, checked_world
 from shardsieve.scores.inputs import one_of
 from shardsieve.store.store import Store
 
@@ -113,7 +113,7 @@ def prune_loader(
         order=order,
         window=window,
         tail=tail or ("drop" if loader.drop_last else "uneven"),
-        world=world or _world(loader),
+        world=checked_world(world) or _world(loader),
     )
 
 

@@ -26,7 +26,7 @@ from shardsieve.loaders.planned import (
     ids_of_epoch,
     refuse_another_plan,
 )
-from shardsieve.plan import TAILS, Steps, World
+from shardsieve.plan import TAILS, Steps, World, checked_world
 from shardsieve.policy.base import Policy
 from shardsieve.policy.inbox import together
 from shardsieve.scores.inputs import one_of, whole_number
@@ -106,8 +106,6 @@ class PrunedShardSampler(Sampler[int]):
         one_of("tail", tail, TAILS)
         if batch_size is not None:
             whole_number("batch_size", batch_size, 1)
-        if world is not None and not isinstance(world, World):
-            raise TypeError(f"world must be a World(rank, size), got {world!r}")
         if policy is not None and not isinstance(policy, Policy):
             raise TypeError(f"policy must be one, such as InfoBatch(), got {policy!r}")
         self.policy = policy
@@ -123,7 +121,7 @@ class PrunedShardSampler(Sampler[int]):
         self._score = score
         self.order = OrderSettings(seed, shuffle, window, groups)
         self.store, self.tail = store, tail
-        self.batch_size, self.world = batch_size, world
+        self.batch_size, self.world = batch_size, checked_world(world)
         self._seen = Asking()
         self.epoch = 0
         # How far it is ahead of a loader's own count of passes, and whether that is to be seen.
@@ -340,8 +338,8 @@ class PrunedShardSampler(Sampler[int]):
     def _asking(self, asking: Asking) -> Asking:
         if self.batch_size and asking.batch_size not in (None, self.batch_size):
             raise ValueError(
-                f"batch_size of PrunedShardSampler must be that of its loader, "
-                f"{asking.batch_size}, got {self.batch_size}; leave it out, or give both the same"
+                f"batch_size of PrunedShardSampler must be what its loader gives one rank, "
+                f"{asking.batch_size}, got {self.batch_size}; leave it out"
             )
         return replace(asking, batch_size=self.batch_size or asking.batch_size)
 

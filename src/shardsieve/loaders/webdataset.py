@@ -29,7 +29,7 @@ from shardsieve.loaders.stages import (
     refuse_second_split,
     source_of,
 )
-from shardsieve.plan import TAILS, World
+from shardsieve.plan import TAILS, World, checked_world
 from shardsieve.scores.inputs import one_of, whole_number
 from shardsieve.store.store import Store
 
@@ -110,8 +110,8 @@ def prune_pipeline(
     size, partial = batch_size_of(source.rest)
     if batch_size is None and not partial and tail == "uneven":
         tail = "drop"
-    how: dict[str, Any] = {"tail": tail, "batch_size": batch_size or size, "world": world}
-    reader = PrunedSource(data, keep, order, source, urls, **how)
+    how: dict[str, Any] = {"tail": tail, "batch_size": batch_size or size}
+    reader = PrunedSource(data, keep, order, source, urls, **how, world=checked_world(world))
     reader.inexact = tuple(inexact_stages(source.rest))
     pruned = PrunedPipeline.__new__(PrunedPipeline)
     pruned.__dict__.update(pipeline.__dict__)
@@ -236,6 +236,14 @@ class PrunedWebLoader(wds.WebLoader):  # type: ignore[misc]
         if batch_size_of(self.pipeline[1:])[0] is None:
             return len(inner)
         return _items(inner.dataset.source.rank_samples(), self.pipeline[1:])
+
+    @property
+    def dataset(self) -> Any:
+        """Refuse to be taken for a torch loader, as by Accelerate's `skip_first_batches`."""
+        raise AttributeError(
+            "a pruned WebLoader has no `dataset` of its batches, which skip_first_batches asks "
+            "for; go on by its state instead: loader.load_state_dict(state)"
+        )
 
     def iterator1(self) -> Iterator[Any]:
         """Iterate the items of one pass; batches that are made behind the workers are counted."""

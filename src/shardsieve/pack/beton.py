@@ -6,8 +6,8 @@ users see no extra field.
 """
 
 import io
-import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -18,11 +18,10 @@ from PIL import Image, UnidentifiedImageError
 
 from shardsieve._errors import CorruptShardError, ShardsieveError, UnreadableSampleError
 from shardsieve.io.local import LocalReader, too_short
-from shardsieve.io.replacing import write_whole
 from shardsieve.io.source import Reader, reader_of
 from shardsieve.pack.beton_writer import PAGE_SIZE, Row, descriptors_of, write_beton
 from shardsieve.pack.sources import SUFFIXES, Split, find_splits
-from shardsieve.pack.writer import PackedSplit, packing_order, told_about_folder
+from shardsieve.pack.writer import PackedSplit, naming_classes, packing_order, told_about_folder
 from shardsieve.scores.inputs import integers
 from shardsieve.shards.beton import IMAGE, INT, POINTERS, Beton, read_beton, row_type
 from shardsieve.shards.beton_fields import JPEG, RAW, BetonFields
@@ -87,7 +86,9 @@ def pack_beton(
     for job in jobs:
         refuse_existing(job.path, overwrite)
     total, before, packed = sum(job.num_samples for job in jobs), 0, []
-    with told_about_folder(target):
+    classes = jobs[0].classes
+    named = naming_classes(target, classes, overwrite) if classes else nullcontext()
+    with told_about_folder(target), named:
         for job in jobs:
             job.path.parent.mkdir(parents=True, exist_ok=True)
             shown = counted(job.rows, before, total, progress)
@@ -97,8 +98,6 @@ def pack_beton(
             path, size = str(job.path), job.path.stat().st_size
             packed.append(PackedSplit(job.split, (path,), job.num_samples, size, job.classes, path))
             before += job.num_samples
-        if jobs[0].classes:
-            write_whole(target / "classes.json", json.dumps(list(jobs[0].classes)).encode())
     return packed
 
 

@@ -69,10 +69,11 @@ def beton_to_tars(
         raise ValueError(f"samples_per_shard must be at least 1, got {samples_per_shard}")
     wanted = np.arange(len(beton)) if rows is None else checked_rows(rows, len(beton))
     folder, keys, reader = Path(out), beton.keys(), LocalReader()
-    old, paths = sorted(folder.glob(f"{name}-*.tar")), list[Path]()
+    pattern, paths = f"{glob.escape(name)}-*.tar", list[Path]()
+    old = sorted(folder.glob(pattern))
     with told_about_folder(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        remove_left(folder, f"{glob.escape(name)}-*.tar")
+        remove_left(folder, pattern)
         for first in range(0, len(wanted), samples_per_shard):
             path = folder / f"{name}-{len(paths):06d}.tar"
             with temporary(path) as (file, made):

@@ -65,7 +65,8 @@ def pack(
 
     Raises:
         ShardsieveError: If there is nothing to pack, an image is empty, the disk is full, or OUT
-            holds a shard of a split that is not of this packing, which stays as it is.
+            holds a shard of a split, or names of classes, that are not of this packing and stay as
+            they are.
     """
     for name, limit in (("samples", samples_per_shard), ("bytes", bytes_per_shard)):
         if limit is not None and limit < 1:
@@ -74,14 +75,13 @@ def pack(
     folder = Path(out)
     total = sum(len(split.labels) for split in splits)
     before, packed = 0, []
-    with told_about_folder(folder):
+    with told_about_folder(folder), naming_classes(folder, splits[0].classes, overwrite):
         folder.mkdir(parents=True, exist_ok=True)
         for split in splits:
             shown = _after(before, total, progress)
             limits = (samples_per_shard or len(split.labels), bytes_per_shard or 1 << 62)
             packed.append(_pack_split(split, folder, limits, seed, shown, overwrite))
             before += len(split.labels)
-        write_whole(folder / "classes.json", json.dumps(list(splits[0].classes)).encode())
     return packed
 
 
@@ -128,6 +128,21 @@ def put_shard(made: Path, path: Path, overwrite: bool) -> None:
     if there and not overwrite:
         raise _of_another(path)
     made.replace(path)
+
+
+@contextmanager
+def naming_classes(folder: Path, classes: tuple[str, ...], overwrite: bool) -> Iterator[None]:
+    """Write the classes' names once the shards beside them are written.
+
+    Raises:
+        ShardsieveError: First, if others are there, whose shards may be there, and may not be
+            replaced.
+    """
+    path, names = folder / "classes.json", json.dumps(list(classes)).encode()
+    if path.exists() and path.read_bytes() != names and not overwrite:
+        raise _of_another(path)
+    yield
+    write_whole(path, names)
 
 
 def remove_others(old: list[Path], paths: list[Path], overwrite: bool) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 from collections import deque
@@ -47,6 +48,7 @@ from shardsieve.store.store import Store, open_store
 
 Progress = Callable[[int, int], None]
 LABEL_MEMBER = "cls"
+_LOG = logging.getLogger("shardsieve")
 _MOST_LABEL = np.iinfo(np.int32).max
 
 
@@ -133,11 +135,26 @@ def walked(
             done.append(entry)
             if progress:
                 progress(len(done), len(shards))
+        _warn_of_hidden(shards, done)
     except CorruptShardError:
         if not remote:  # of objects it may as well be the network, after hours
             shutil.rmtree(partial, ignore_errors=True)
         raise
     return done
+
+
+def _warn_of_hidden(shards: list[str], entries: list[IndexedShard]) -> None:
+    """Warn of members whose names begin with a dot in a folder: their keys end at that folder."""
+    counts = [sum(key.endswith("/") for key in entry.keys) for entry in entries]
+    if any(counts):
+        first = shards[next(i for i, count in enumerate(counts) if count)]
+        _LOG.warning(
+            "%d samples are hidden files such as a Mac's ._1.jpg, the first of them in %s, which "
+            "webdataset reads too and which are no images; pack the shards without them "
+            "(tar --exclude '._*')",
+            sum(counts),
+            first,
+        )
 
 
 def _entry(partial: Path, number: int, url: str, label_member: str) -> IndexedShard:
