@@ -366,6 +366,58 @@ def test_skipped_batches_are_of_the_epoch_that_accelerate_counts(store, workers,
     assert list(again) == whole[3]
 
 
+def as_transformers(store, policy, *, begin=(0, 0), state=None, stop=None):
+    """The batches that `transformers.Trainer` (5.24) trains on, from (epoch, steps done) on.
+
+    It counts an epoch's steps once and never asks for more. It goes on by skipping batches, or with
+    a state by `ignore_data_skip`. After `stop` steps it returns them and the state.
+    """
+    sampler = ss.PrunedShardSampler(store, policy=policy and policy())
+    if state is not None:
+        sampler.load_state_dict(state)
+    loader = Accelerator().prepare(loader_of(store, sampler))
+    (first, done), steps, seen = begin, len(loader), []
+    for epoch in range(first, 3):
+        skips = done if epoch == first and state is None else 0
+        asked = skip_first_batches(loader, skips) if skips else loader
+        asked.set_epoch(epoch)
+        batches = iter(asked)
+        for batch in (next(batches, None) for _ in range(skips, steps)):
+            if batch is None:
+                break
+            seen.append(batch)
+            sampler.update(batch, [one % 7 for one in batch])
+            if len(seen) == stop:
+                return seen, sampler.state_dict()
+    return seen, None
+
+
+SIZED = {
+    "static": None,
+    "drawn": lambda: ss.RandomDynamic(0.7),
+    "by losses": lambda: ss.UCB(0.5, period=1),
+}
+
+
+@pytest.mark.parametrize(("kind", "policy"), SIZED.items(), ids=SIZED)
+def test_a_loop_as_of_transformers_goes_on_as_the_docs_say(store, kind, policy):
+    whole, _ = as_transformers(store, policy)
+    steps = len(whole) // 3
+    for epoch, done in ((0, 2), (1, 0), (2, 1)):
+        at = epoch * steps + done
+        seen, state = as_transformers(store, policy, stop=at)
+        assert seen == whole[:at]
+        assert as_transformers(store, policy, begin=(epoch, done), state=state)[0] == whole[at:]
+        skipped, _ = as_transformers(store, policy, begin=(epoch, done))
+        assert (skipped == whole[at:]) == (kind != "by losses")
+
+
+def test_a_loop_as_of_transformers_cuts_keep_sets_that_grow_with_a_warning(store, caplog):
+    seen, _ = as_transformers(store, lambda: ss.AnnealedScore("up", 0.3, 1.0, 3))
+    assert len(seen) == 3 * 3
+    assert caplog.messages[0].startswith("epoch 1 was left after ")
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", [1, 7, KEPT])
 def test_a_loader_that_does_not_batch_takes_one_sample_per_step(store, workers, stop):
