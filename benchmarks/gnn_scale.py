@@ -28,7 +28,7 @@ import torch
 from gnn_whole import WHOLE, peak, shared, timed
 from torch.nn import functional
 
-from shardsieve.extrapolate.graph import coefficients
+from shardsieve.extrapolate.graph import Graph
 from shardsieve.extrapolate.inference import forward
 from shardsieve.extrapolate.layers import KINDS
 from shardsieve.extrapolate.sampling import Sampler
@@ -87,7 +87,7 @@ def make_layers(kind: str) -> torch.nn.ModuleList:
 def step() -> dict[str, Any]:
     """Share of a training step that draws and gathers neighbours: 50,000 nodes, 128 roots."""
     x, (ids, weights) = made(50_000)
-    graph = (ids, *coefficients(ids, weights))
+    graph = Graph.of(ids, weights)
     return {kind: steps_of(kind, x, graph) for kind in ("gcn", "sage")}
 
 
@@ -121,7 +121,7 @@ def inference() -> dict[str, Any]:
     nodes = 10_000
     x, (ids, weights) = made(nodes)
     layers = make_layers("gcn")
-    graph = coefficients(ids, weights)
+    graph = Graph.of(ids, weights)
     edges = torch.stack([ids.flatten(), torch.arange(nodes).repeat_interleave(K)])
 
     def full_batch() -> torch.Tensor:
@@ -132,7 +132,7 @@ def inference() -> dict[str, Any]:
         return hidden[:, 0]
 
     def layer_wise() -> torch.Tensor:
-        return forward(layers, x, ids, *graph)
+        return forward(layers, x, graph)
 
     torch.testing.assert_close(layer_wise(), full_batch(), rtol=1e-3, atol=1e-4)
     seconds: dict[str, list[float]] = {"layer-wise": [], "GCNConv, full batch": []}
@@ -159,9 +159,9 @@ def both_on(nodes: int) -> dict[str, Any]:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     x, (ids, weights) = made(nodes)
     layers, row = make_layers("gcn"), {}
-    graph = coefficients(ids, weights)
+    graph = Graph.of(ids, weights)
     with timed(row, "layer-wise"):
-        ours = forward(layers, x, ids, *graph)
+        ours = forward(layers, x, graph)
     row["layer-wise, peak MB"] = peak()
     edges = torch.stack([ids.flatten(), torch.arange(nodes).repeat_interleave(K)])
     try:

@@ -16,7 +16,7 @@ from torch import distributed, multiprocessing
 from torch.nn import functional
 
 from shardsieve.extrapolate.approximate import kind_for
-from shardsieve.extrapolate.graph import coefficients, edges_from, knn_graph, node_scale
+from shardsieve.extrapolate.graph import Graph, edges_from, knn_graph, node_scale
 from shardsieve.extrapolate.inference import apart, forward, forward_and_tables
 from shardsieve.extrapolate.knn import chosen_of, finder_for
 from shardsieve.extrapolate.layers import KINDS
@@ -103,7 +103,7 @@ def train(work: Path, old: dict[str, Any], limit: float) -> dict[str, Any]:
         with timed(row, f"{STEPS} steps"):
             steps(sampler, target, STEPS)
         with timed(row, "validation"):
-            forward(layers, x, *graph, first=sampler.first)
+            forward(layers, x, graph, first=sampler.first)
         rows[kind] = row | epoch_of(row) | {"peak so far, MB": peak()}
         print(kind, rows[kind], round(time.perf_counter() - begin), flush=True)
     return rows
@@ -129,8 +129,8 @@ def predict(work: Path, old: dict[str, Any], limit: float) -> dict[str, Any]:
         x, graph, _ = graph_of(work)
         layers, row = make_layers(kind), {}
         with timed(row, "seeds, and their tables"):
-            tables, _ = forward_and_tables(layers, x, *graph)
-        scale, done = graph[2].sqrt(), 0
+            tables, _ = forward_and_tables(layers, x, graph)
+        scale, done = graph.own.sqrt(), 0
         for start in range(0, REST, BLOCK):
             file = work / f"rest-{start}.npz"
             if not file.exists():
@@ -143,7 +143,7 @@ def predict(work: Path, old: dict[str, Any], limit: float) -> dict[str, Any]:
                     here = torch.from_numpy(rest[start + at : start + part.stop]).float()
                     own = node_scale(weights[part])
                     edges = own[:, None] * weights[part] * scale[ids[part]]
-                    outputs = apart(layers, tables, here, ids[part], edges, own.square())
+                    outputs = apart(layers, tables, here, Graph(ids[part], edges, own.square()))
                     assert bool(outputs.isfinite().all())
             done += len(ids)
         rows[kind] = row | {"nodes": SEEDS + done, "peak so far, MB": peak()}
@@ -160,7 +160,7 @@ def graph_of(work: Path) -> tuple[torch.Tensor, Any, torch.Tensor]:
     x = torch.from_numpy(seeds_of(work))
     with np.load(work / "graph.npz") as read:
         ids, weights = (torch.from_numpy(read[name]) for name in ("ids", "weights"))
-    return x, (ids, *coefficients(ids, weights)), x[:, :8].sum(dim=1)
+    return x, Graph.of(ids, weights), x[:, :8].sum(dim=1)
 
 
 def make_layers(kind: str) -> torch.nn.ModuleList:
@@ -175,21 +175,21 @@ def one_graph(work: Path, old: dict[str, Any], limit: float) -> dict[str, Any]:
     # A node is never its own neighbour.
     ids = torch.randint(1, total, (total, K), generator=draw)
     ids = ids.add_(torch.arange(total)[:, None]).remainder_(total)
-    graph = coefficients(ids, torch.rand((total, K), generator=draw))
+    graph = Graph.of(ids, torch.rand((total, K), generator=draw))
     held = {"nodes": total, "features and graph, MB": peak()}
     layers = make_layers("gcn")
     with torch.no_grad(), timed(row, "inference"):
-        outputs = forward(layers, x, ids, *graph)
+        outputs = forward(layers, x, graph)
     assert bool(outputs.isfinite().all())
     row["peak of inference, MB"] = peak()
     with timed(row, "first sums, once"):
-        sampler = Sampler(layers, x, (ids, *graph), fan_out=(10, 10), draw=draw)
+        sampler = Sampler(layers, x, graph, fan_out=(10, 10), draw=draw)
     target = x[:SEEDS, :8].float().sum(dim=1)
     steps(sampler, target, 2)
     with timed(row, f"{STEPS} steps"):
         steps(sampler, target, STEPS)
     with torch.no_grad(), timed(row, "validation"):
-        forward(layers, x, ids, *graph, first=sampler.first)
+        forward(layers, x, graph, first=sampler.first)
     return held | row | epoch_of(row) | {"peak, MB": peak()}
 
 
@@ -251,14 +251,14 @@ def one_of(rank: int, size: int, work: Path) -> None:
     few = seeds_of(work)[:32_768]
     with timed(row, "neighbours, processor s"):
         ids, weights = (torch.from_numpy(a) for a in knn_graph(few, K, ranks=ranks))
-    x, graph = torch.from_numpy(few), (ids, *coefficients(ids, weights))
+    x, graph = torch.from_numpy(few), Graph.of(ids, weights)
     draw = torch.Generator().manual_seed(0)
     with timed(row, "first sums, processor s"):
         sampler = Sampler(layers, x, graph, fan_out=(10, 10), draw=draw, ranks=ranks)
     with timed(row, "20 steps, processor s"):
         steps(sampler, x[:, :8].sum(dim=1), 20)
     with timed(row, "inference, processor s"):
-        forward(layers, x, *graph, ranks=ranks)
+        forward(layers, x, graph, ranks=ranks)
     (work / f"rank-{rank}.json").write_text(json.dumps(row))
     distributed.destroy_process_group()
 

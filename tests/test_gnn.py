@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardsieve.extrapolate import GNN, measure
-from shardsieve.extrapolate.graph import coefficients, drawn, knn_graph
+from shardsieve.extrapolate.graph import Graph, drawn, knn_graph
 from shardsieve.extrapolate.inference import apart, forward, forward_and_tables
 from shardsieve.extrapolate.layers import KINDS
 from shardsieve.extrapolate.ranks import Ranks
@@ -63,7 +63,7 @@ def test_layer_wise_inference_equals_torch_geometrics_full_batch(kind):
     points, ids, weights, layers = setup(kind)
     with torch.no_grad():
         want = by_torch_geometric(kind, layers, points, ids, weights)
-    ours = forward(layers, points, ids, *coefficients(ids, weights))
+    ours = forward(layers, points, Graph.of(ids, weights))
     torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-5)
 
 
@@ -71,7 +71,7 @@ def test_layer_wise_inference_equals_torch_geometrics_full_batch(kind):
 def test_mini_batches_of_all_neighbours_equal_torch_geometrics_outputs_and_gradients(kind):
     points, ids, weights, layers = setup(kind)
     roots = torch.tensor([3, 41, 7])
-    graph = (ids, *coefficients(ids, weights))
+    graph = Graph.of(ids, weights)
     sampler = Sampler(layers, points, graph, fan_out=(6, 6), draw=torch.Generator())
     ours = sampler.outputs(sampler.around(roots))
     want = by_torch_geometric(kind, layers, points, ids, weights)[roots]
@@ -81,8 +81,8 @@ def test_mini_batches_of_all_neighbours_equal_torch_geometrics_outputs_and_gradi
     for got, right in gradients:
         torch.testing.assert_close(got, right, rtol=1e-3, atol=1e-4)
     if sampler.first is not None:
-        whole = forward(layers, points, *graph, first=sampler.first)
-        torch.testing.assert_close(whole, forward(layers, points, *graph), rtol=1e-4, atol=1e-5)
+        whole = forward(layers, points, graph, first=sampler.first)
+        torch.testing.assert_close(whole, forward(layers, points, graph), rtol=1e-4, atol=1e-5)
 
 
 @given(count=st.integers(0, 50), size=st.integers(1, 60))
@@ -97,7 +97,7 @@ def test_ranks_share_all_rows_evenly_and_each_once(count, size):
 @pytest.mark.parametrize("size", [2, 3, 7])
 def test_shares_of_a_batch_make_its_outputs_and_gradients_together(kind, size):
     points, ids, weights, layers = setup(kind)
-    graph, roots = (ids, *coefficients(ids, weights)), torch.tensor([3, 41, 7, 22, 8])
+    graph, roots = Graph.of(ids, weights), torch.tensor([3, 41, 7, 22, 8])
     sampler = Sampler(layers, points, graph, fan_out=(3, 2), draw=torch.Generator())
 
     def made(ranks):
@@ -124,24 +124,22 @@ def test_nodes_that_no_edge_leaves_are_predicted_from_tables(kind):
     points, ids, weights, layers = setup(kind)
     inner = 40
     ids, weights = ids % inner, weights.contiguous()
-    edges, own = coefficients(ids, weights)
-    want = forward(layers, points, ids, edges, own)
-    tables, first = forward_and_tables(
-        layers, points[:inner], ids[:inner], edges[:inner], own[:inner]
-    )
+    graph = Graph.of(ids, weights)
+    want = forward(layers, points, graph)
+    tables, first = forward_and_tables(layers, points[:inner], graph.part(slice(inner)))
     torch.testing.assert_close(first, want[:inner], rtol=1e-4, atol=1e-5)
-    rest = apart(layers, tables, points[inner:], ids[inner:], edges[inner:], own[inner:])
+    rest = apart(layers, tables, points[inner:], graph.part(slice(inner, None)))
     torch.testing.assert_close(rest, want[inner:], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_tables_lose_little(kind, monkeypatch):
     points, ids, weights, layers = setup(kind)
-    graph = (ids, *coefficients(ids, weights))
-    exact = forward(layers, points, *graph)
+    graph = Graph.of(ids, weights)
+    exact = forward(layers, points, graph)
     monkeypatch.setattr("shardsieve.extrapolate.inference._LARGE", 1)
     monkeypatch.setattr("shardsieve.extrapolate.inference._ROWS", 7)
-    half = forward(layers, points.half(), *graph)
+    half = forward(layers, points.half(), graph)
     assert not torch.equal(half, exact)
     torch.testing.assert_close(half, exact, rtol=2e-2, atol=2e-2)
 
@@ -162,7 +160,7 @@ def test_dropout_drops_its_share_everywhere_and_keeps_the_mean(dropout):
 def test_drawn_neighbours_sum_right_on_average():
     points, _ = clouds(30)
     ids, weights = (torch.from_numpy(a) for a in knn_graph(points, 8))
-    edges, _ = coefficients(ids, weights)
+    edges = Graph.of(ids, weights).edges
     draw, total = torch.Generator().manual_seed(0), torch.zeros(30)
     for _ in range(3000):
         total += drawn(ids, edges, 3, draw)[1].sum(dim=1)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from shardsieve.extrapolate.approximate import Chosen, kind_for
 from shardsieve.extrapolate.correlations import pearson
-from shardsieve.extrapolate.graph import coefficients, edges_from, knn_graph, node_scale
+from shardsieve.extrapolate.graph import Graph, edges_from, knn_graph, node_scale
 from shardsieve.extrapolate.inference import apart, forward, forward_and_tables
 from shardsieve.extrapolate.knn import Finder, chosen_of, finder_for
 from shardsieve.extrapolate.layers import KINDS
@@ -144,18 +144,17 @@ class GNN:
         classes = np.zeros(0, np.int64) if self._labels is None else self._labels
         self._seen = np.bincount(classes[classes >= 0]) > 0
         x, ids, weights = self._nodes(rest, rest_labels)
-        edges, own = coefficients(ids, weights)
+        graph = Graph.of(ids, weights)
         # Unlike a bare manual_seed, this hands the caller's generator back as it was.
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.seed)
-            self._train(x, (ids, edges, own), torch.from_numpy(values).to(self.device), progress)
+            self._train(x, graph, torch.from_numpy(values).to(self.device), progress)
         if self.graph == "seeds":
-            found = forward_and_tables(self._layers, x, ids, edges, own, ranks=self.ranks)
-            self._tables = found[0]
+            self._tables, _ = forward_and_tables(self._layers, x, graph, ranks=self.ranks)
             self._scale = node_scale(weights)
         self._of_rest = None
         if rest is not None:
-            outputs = forward(self._layers, x, ids, edges, own, ranks=self.ranks)
+            outputs = forward(self._layers, x, graph, ranks=self.ranks)
             self._of_rest = outputs[len(values) :].cpu().numpy()
         return self
 
@@ -187,7 +186,7 @@ class GNN:
         if self.graph == "seeds":
             return self._predict_apart(embeddings, labels)
         x, ids, weights = self._nodes(embeddings, labels)
-        found = forward(self._layers, x, ids, *coefficients(ids, weights), ranks=self.ranks)
+        found = forward(self._layers, x, Graph.of(ids, weights), ranks=self.ranks)
         return found[len(self._seeds) :].cpu().numpy()
 
     def choose(self, queries: Rows | ArrayLike, num_queries: int | None = None) -> Chosen:
@@ -223,7 +222,8 @@ class GNN:
             ids, weights = (torch.from_numpy(a[part]).to(self.device) for a in found)
             scale = node_scale(weights)
             edges = scale[:, None] * weights * self._scale[ids]
-            outputs = apart(self._layers, self._tables, x, ids, edges, scale.square())
+            graph = Graph(ids, edges, scale.square())
+            outputs = apart(self._layers, self._tables, x, graph)
             predicted[part] = outputs.cpu().numpy()
         return predicted
 
@@ -272,7 +272,7 @@ class GNN:
     def _train(
         self,
         x: Tensor,
-        graph: tuple[Tensor, Tensor, Tensor],
+        graph: Graph,
         scores: Tensor,
         progress: Callable[[int, int], None] | None,
     ) -> None:
@@ -296,7 +296,7 @@ class GNN:
                 loss.backward()  # type: ignore[no-untyped-call]
                 self.ranks.add_gradients(layers.parameters())
                 optimizer.step()
-            found = forward(layers, x, *graph, first=sampler.first, ranks=self.ranks)[held_out]
+            found = forward(layers, x, graph, first=sampler.first, ranks=self.ranks)[held_out]
             quality = pearson(scores[held_out].cpu().numpy(), found.cpu().numpy())
             quality = self.ranks.agree(quality)
             waited += 1

@@ -1,6 +1,6 @@
 """The neighbour table that stands for a graph, and GCN's factors on it."""
 
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -10,6 +10,33 @@ from torch import Tensor
 from shardsieve.extrapolate.knn import Finder, looked_up, neighbours, others
 from shardsieve.extrapolate.protocol import Floats, Rows
 from shardsieve.extrapolate.ranks import ALONE, Ranks
+
+
+class Graph(NamedTuple):
+    """Nodes with their neighbours, and GCN's factors.
+
+    Attributes:
+        ids: int64 (n, k), neighbours.
+        edges: (n, k), factors of the edges.
+        own: (n,), of the self loops.
+    """
+
+    ids: Tensor
+    edges: Tensor
+    own: Tensor
+
+    @classmethod
+    def of(cls, ids: Tensor, weights: Tensor) -> Self:
+        """Return the graph of edges (n, k) with these weights.
+
+        A node's degree is 1, for its self loop, plus the weights of the edges into it.
+        """
+        scale = node_scale(weights)
+        return cls(ids, scale[:, None] * weights * scale[ids], scale.square())
+
+    def part(self, nodes: slice) -> Self:
+        """Return what some of the nodes hear from."""
+        return type(self)(*(one[nodes] for one in self))
 
 
 def knn_graph(
@@ -47,15 +74,6 @@ def edges_from(finder: Finder, points: Rows, k: int) -> tuple[NDArray[np.int64],
 def edge_weights(distances: NDArray[np.float64]) -> Floats:
     """Return sqrt(exp(-d)) of Euclidean distances."""
     return np.exp(-distances / 2).astype(np.float32)
-
-
-def coefficients(ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return GCN's factors of the edges (n, k) and of the self loops (n,).
-
-    A node's degree is 1, for its self loop, plus the weights of the edges into it.
-    """
-    scale = node_scale(weights)
-    return scale[:, None] * weights * scale[ids], scale.square()
 
 
 def node_scale(weights: Tensor) -> Tensor:

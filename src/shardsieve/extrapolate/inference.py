@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from shardsieve.extrapolate.graph import Graph
 from shardsieve.extrapolate.layers import beside, finish, kind_of, mix, summed, table, voices
 from shardsieve.extrapolate.ranks import ALONE, Ranks
 
@@ -31,9 +32,7 @@ class Heard(NamedTuple):
 def forward(
     layers: Any,
     x: Tensor,
-    ids: Tensor,
-    edges: Tensor,
-    own: Tensor,
+    graph: Graph,
     *,
     first: Features | None = None,
     ranks: Ranks = ALONE,
@@ -46,32 +45,28 @@ def forward(
     Args:
         layers: Of one kind; ReLU between them.
         x: (n, f).
-        ids: (n, k).
-        edges: (n, k), GCN's factors of the edges.
-        own: (n,), of the self loops.
+        graph: Of n nodes.
         first: Outputs of the first layer by (start, stop), where they are known already.
         ranks: Each makes its share of every layer; all have the outputs of all nodes.
     """
-    return _by_layer(layers, x, ids, edges, own, first=first, keep=False, ranks=ranks)[1]
+    return _by_layer(layers, x, graph, first=first, keep=False, ranks=ranks)[1]
 
 
 def forward_and_tables(
-    layers: Any, x: Tensor, ids: Tensor, edges: Tensor, own: Tensor, *, ranks: Ranks = ALONE
+    layers: Any, x: Tensor, graph: Graph, *, ranks: Ranks = ALONE
 ) -> tuple[list[Heard], Tensor]:
     """Return what each layer gathers from, for `apart`, and what `forward` returns."""
-    return _by_layer(layers, x, ids, edges, own, first=None, keep=True, ranks=ranks)
+    return _by_layer(layers, x, graph, first=None, keep=True, ranks=ranks)
 
 
 @torch.no_grad()
-def apart(
-    layers: Any, tables: list[Heard], x: Tensor, ids: Tensor, edges: Tensor, own: Tensor
-) -> Tensor:
+def apart(layers: Any, tables: list[Heard], x: Tensor, graph: Graph) -> Tensor:
     """Return the outputs (b,) of nodes that no edge leaves, from the tables of their neighbours."""
     for layer, (near, loud) in zip(layers, tables, strict=True):
         x = x if layer is layers[0] else functional.relu(x)
         here = table(layer, x)
-        factors = mix(layer, loud, here, ids, edges, own)
-        x = finish(layer, summed(near, here, ids, factors), beside(layer, x))
+        factors = mix(layer, loud, here, graph)
+        x = finish(layer, summed(near, here, graph.ids, factors), beside(layer, x))
     return x[:, 0]
 
 
@@ -97,15 +92,13 @@ def buffered(make: Features, total: int, ranks: Ranks = ALONE) -> Tensor:
 def _by_layer(
     layers: Any,
     x: Tensor,
-    ids: Tensor,
-    edges: Tensor,
-    own: Tensor,
+    graph: Graph,
     *,
     first: Features | None,
     keep: bool,
     ranks: Ranks,
 ) -> tuple[list[Heard], Tensor]:
-    total, tables = len(ids), []
+    total, tables = len(graph.ids), []
     given = x
     near = None
     if first is None:
@@ -114,7 +107,7 @@ def _by_layer(
         outputs = first
         if near is not None:
             heard = Heard(near, _loud(layer, near, ranks))
-            outputs = _Outputs(layer, heard, given, ids, edges, own)
+            outputs = _Outputs(layer, heard, given, graph)
             tables += [heard] if keep else []
         assert outputs is not None
         if after is None:
@@ -144,19 +137,16 @@ def _loud(layer: Any, near: Tensor, ranks: Ranks) -> Tensor | None:
 class _Outputs:
     """A layer's outputs by (start, stop)."""
 
-    def __init__(
-        self, layer: Any, heard: Heard, given: Tensor, ids: Tensor, edges: Tensor, own: Tensor
-    ) -> None:
-        self.layer, self.given = layer, given
+    def __init__(self, layer: Any, heard: Heard, given: Tensor, graph: Graph) -> None:
+        self.layer, self.given, self.graph = layer, given, graph
         self.near, self.loud = heard
-        self.ids, self.edges, self.own = ids, edges, own
 
     def __call__(self, start: int, stop: int) -> Tensor:
         here = slice(start, stop)
-        rows, ids = self.near[here].float(), self.ids[here]
-        factors = mix(self.layer, self.loud, rows, ids, self.edges[here], self.own[here])
+        rows, graph = self.near[here].float(), self.graph.part(here)
+        factors = mix(self.layer, self.loud, rows, graph)
         more = beside(self.layer, self.given[here].float()) if self.needs_input else None
-        return finish(self.layer, summed(self.near, rows, ids, factors), more)
+        return finish(self.layer, summed(self.near, rows, graph.ids, factors), more)
 
     @property
     def needs_input(self) -> bool:

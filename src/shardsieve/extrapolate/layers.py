@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from shardsieve._errors import MissingDependencyError
+from shardsieve.extrapolate.graph import Graph
 
 try:
     from torch_geometric.nn import GATConv, GCNConv, SAGEConv
@@ -49,20 +50,16 @@ def voices(layer: Any, near: Tensor) -> Tensor | None:
     return near.float() @ layer.att_src[0, 0][:, None] if kind_of(layer) == "gat" else None
 
 
-def mix(
-    layer: Any, loud: Tensor | None, here: Tensor, ids: Tensor, edges: Tensor, own: Tensor
-) -> tuple[Tensor, Tensor]:
+def mix(layer: Any, loud: Tensor | None, here: Tensor, graph: Graph) -> tuple[Tensor, Tensor]:
     """Return the factors of the nodes' own rows (b,) and of their neighbours' (b, k).
 
     Args:
         layer: Of `KINDS`.
         loud: (n, 1), from `voices`.
         here: (b, c), the nodes' own rows in the table.
-        ids: (b, k), neighbours' rows in the table.
-        edges: (b, k), GCN's factors of the edges.
-        own: (b,), GCN's factors of the self loops.
+        graph: Of b nodes; its ids are neighbours' rows in the table.
     """
-    kind = kind_of(layer)
+    kind, (ids, edges, own) = kind_of(layer), graph
     if kind == "gcn":
         return own, edges
     if kind == "sage":

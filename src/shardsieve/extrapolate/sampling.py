@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shardsieve.extrapolate.graph import drawn
+from shardsieve.extrapolate.graph import Graph, drawn
 from shardsieve.extrapolate.inference import Features, buffered
 from shardsieve.extrapolate.layers import beside, finish, kind_of, mix, summed, table, voices
 from shardsieve.extrapolate.ranks import ALONE, Ranks
@@ -60,7 +60,7 @@ class Sampler:
         self,
         layers: Any,
         x: Tensor,
-        graph: tuple[Tensor, Tensor, Tensor],
+        graph: Graph,
         *,
         fan_out: tuple[int, int],
         draw: torch.Generator,
@@ -122,9 +122,8 @@ class Sampler:
         return layer.lin_l(sums) + layer.lin_r(x)  # type: ignore[no-any-return]
 
     def _summed(self, start: int, stop: int) -> Tensor:
-        ids, edges, own = (part[start:stop] for part in self.graph)
-        here = self.x[start:stop].float()
-        return summed(self.x, here, ids, mix(self.layers[0], None, here, ids, edges, own))
+        graph, here = self.graph.part(slice(start, stop)), self.x[start:stop].float()
+        return summed(self.x, here, graph.ids, mix(self.layers[0], None, here, graph))
 
     def _hop(self, nodes: Tensor, count: int) -> Hop:
         ids, edges, own = self.graph
@@ -165,7 +164,7 @@ def heard(layer: Any, hidden: Tensor, hop: Hop) -> Tensor:
     """Return a layer's outputs (b, out) for the hearing nodes of a hop, from rows (u, in)."""
     near = table(layer, hidden)
     here = functional.embedding(hop.here, near)
-    factors = mix(layer, voices(layer, near), here, hop.ids, hop.edges, hop.own)
+    factors = mix(layer, voices(layer, near), here, Graph(hop.ids, hop.edges, hop.own))
     own = functional.embedding(hop.here, hidden) if kind_of(layer) == "sage" else None
     more = None if own is None else beside(layer, own)
     return finish(layer, summed(near, here, hop.ids, factors), more)
