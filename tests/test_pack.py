@@ -14,7 +14,7 @@ from tars import by_webdataset
 import shardsieve as ss
 from shardsieve.pack import pack, writer
 from shardsieve.pack.beton import pack_beton
-from shardsieve.pack.sources import SUFFIXES
+from shardsieve.shards.pixels import IMAGE_SUFFIXES
 from shardsieve.train.images import ImageDecoder
 
 
@@ -157,9 +157,9 @@ def test_names_of_another_packings_classes_stay_unless_told_otherwise(images, tm
     assert (out / "classes.json").read_text() == '["ant"]'
 
 
-@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
 def test_what_is_packed_can_be_decoded(tmp_path, suffix):
-    path = tmp_path / "in" / "cat" / f"0{suffix}"
+    path = tmp_path / "in" / "cat" / f"0.{suffix}"
     path.parent.mkdir(parents=True)
     Image.new("RGB", (6, 6), (200, 90, 10)).save(path)
     store = ss.index(pack(tmp_path / "in", tmp_path / "out")[0].pattern, tmp_path / "s.zarr")

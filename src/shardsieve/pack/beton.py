@@ -20,12 +20,12 @@ from shardsieve._errors import CorruptShardError, ShardsieveError, UnreadableSam
 from shardsieve.io.local import LocalReader, too_short
 from shardsieve.io.source import Reader, reader_of
 from shardsieve.pack.beton_writer import PAGE_SIZE, Row, descriptors_of, write_beton
-from shardsieve.pack.sources import SUFFIXES, Split, find_splits
+from shardsieve.pack.sources import Split, find_splits
 from shardsieve.pack.writer import PackedSplit, naming_classes, packing_order, told_about_folder
 from shardsieve.scores.inputs import integers
 from shardsieve.shards.beton import IMAGE, INT, POINTERS, Beton, read_beton, row_type
 from shardsieve.shards.beton_fields import JPEG, RAW, BetonFields
-from shardsieve.shards.pixels import in_8_bits
+from shardsieve.shards.pixels import IMAGE_SUFFIXES, in_8_bits, is_image
 from shardsieve.shards.tar import parse_sample
 from shardsieve.store.store import Store
 
@@ -201,11 +201,11 @@ def _rows_of_tars(store: Store, ids: NDArray[np.int64], rows: NDArray[np.int64])
         shard, position = divmod(sample_id, store.rows_per_shard)
         key, url = keys[shard][position], store.urls[shard]
         sample = parse_sample(raw, key, url)
-        images = [v for k, v in sample.items() if f".{k.rpartition('.')[2]}" in SUFFIXES]
+        images = [member for name, member in sample.items() if is_image(name)]
         if len(images) != 1 or not isinstance(images[0], bytes):
             raise ShardsieveError(
                 f"sample {key} of {url} must have one image, got {len(images)}; "
-                f"image members end in {', '.join(sorted(SUFFIXES))}"
+                f"image members end in {', '.join(IMAGE_SUFFIXES)}"
             )
         yield _image_row(key, images[0], label)
 

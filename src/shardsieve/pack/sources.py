@@ -15,8 +15,8 @@ from shardsieve._errors import MissingDependencyError, ShardsieveError
 from shardsieve.order import permutation
 from shardsieve.pack.places import is_places, places_splits
 from shardsieve.selection import class_quotas, num_kept
+from shardsieve.shards.pixels import is_image
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _IDX = {"train": "train", "test": "t10k"}
 _SPLITS = ("train", "test", "val")
@@ -157,7 +157,7 @@ def _by_class(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], list[
 
 def _images_of(folder: Path) -> list[Path]:
     above = len(str(folder))
-    images = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    images = (p for p in folder.rglob("*") if is_image(p.name.lower()))
     return sorted(p for p in images if "/." not in str(p)[above:] and p.is_file())
 
 

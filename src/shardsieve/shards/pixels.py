@@ -1,7 +1,18 @@
-"""Pixels of images with 16 bits per channel."""
+"""Images in shards: what their members are called, and pixels of 16 bits per channel."""
 
 import numpy as np
 from PIL import Image
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
+
+
+def is_image(name: str) -> bool:
+    """Return whether a member or file of this name, in lower case, is an image.
+
+    >>> is_image("jpg"), is_image("mask.png"), is_image("png.txt")
+    (True, True, False)
+    """
+    return name.rpartition(".")[2] in IMAGE_SUFFIXES
 
 
 def in_8_bits(image: Image.Image) -> Image.Image:

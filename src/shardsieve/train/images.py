@@ -13,12 +13,11 @@ from torch.nn.functional import pad
 
 from shardsieve._errors import ShardsieveError, UnreadableSampleError
 from shardsieve.loaders.dataset import ShardDataset
-from shardsieve.shards.pixels import in_8_bits
+from shardsieve.shards.pixels import IMAGE_SUFFIXES, in_8_bits, is_image
 from shardsieve.store.store import Store
 from shardsieve.train.crops import RandomCrops, cropped
 from shardsieve.train.transforms import RandomTransform
 
-IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
 LARGEST_GUESS = 224
 
 Sample = dict[str, Any]
@@ -181,13 +180,12 @@ def image_of(sample: Sample) -> Image.Image:
 
     Of several with names of their own, as in a `.beton`, it is `image`, else the first one.
     """
-    named = [name for name in sample if name.rpartition(".")[2] in IMAGE_MEMBERS]
-    named.sort(key=lambda name: not name.startswith("image."))
-    for member in (*IMAGE_MEMBERS, *named):
+    named = sorted(filter(is_image, sample), key=lambda name: not name.startswith("image."))
+    for member in (*IMAGE_SUFFIXES, *named):
         if member in sample:
             return _opened(sample[member])
     members = ", ".join(name for name in sample if not name.startswith("__"))
-    raise ValueError(f"a sample must have one of {', '.join(IMAGE_MEMBERS)}, got {members}")
+    raise ValueError(f"a sample must have one of {', '.join(IMAGE_SUFFIXES)}, got {members}")
 
 
 def _opened(data: bytes) -> Image.Image:
