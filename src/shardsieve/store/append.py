@@ -14,10 +14,9 @@ from shardsieve.shards.names import expand_urls
 from shardsieve.store.alone import alone_in, in_turn, remove_left_folder
 from shardsieve.store.contents import has_contents, write_contents
 from shardsieve.store.create import Progress, beside, member_of, walked
-from shardsieve.store.indexed import IndexedShard
+from shardsieve.store.indexed import IndexedShard, shard_columns
 from shardsieve.store.layout import (
     PER_SHARD,
-    SHARD_ARRAYS,
     need_writable,
     place_of,
     stored_key,
@@ -118,15 +117,9 @@ def _grow(store: Store, urls: list[str], entries: list[IndexedShard]) -> None:
             array.resize((before, *array.shape[1:]))
             array.resize((total, *array.shape[1:]))
     new = slice(before, total)
-    columns = {
-        "url": np.array([absolute(url) for url in urls], object),
-        "samples": np.array([len(entry.keys) for entry in entries], np.int64),
-        "nbytes": np.array([entry.nbytes for entry in entries], np.int64),
-        "fingerprint": np.array([entry.fingerprint for entry in entries], object),
-        "table": np.array([entry.table for entry in entries], object),
-    }
-    for name in SHARD_ARRAYS:
-        _array(store, f"shard/{name}")[new] = columns[name]
+    columns = shard_columns(urls, entries)
+    for name, column in columns.items():
+        _array(store, f"shard/{name}")[new] = column
     for number, entry in enumerate(entries, start=before):
         rows = len(entry.keys)
         _array(store, "sample/key")[number, :rows] = np.array(
@@ -134,7 +127,7 @@ def _grow(store: Store, urls: list[str], entries: list[IndexedShard]) -> None:
         )
         for name in ("offset", "length", "label"):
             _array(store, f"sample/{name}")[number, :rows] = getattr(entry, name)
-    tables = [*store.tables(), *(entry.table for entry in entries)]
+    tables = [*store.tables(), *columns["table"].tolist()]
     names = set(store.members).union(*(entry.suffixes for entry in entries))
     # One file, replaced in one step: before it the store is the old one, after it the new one.
     # (`attrs.update` would write it once per key.)

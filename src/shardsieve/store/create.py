@@ -31,7 +31,7 @@ from shardsieve.store.alone import alone_in, remove_left_folder
 from shardsieve.store.contents import write_contents
 from shardsieve.store.create_beton import beton_blocks, check_beton, is_beton
 from shardsieve.store.damage import CHECKED
-from shardsieve.store.indexed import IndexedShard
+from shardsieve.store.indexed import IndexedShard, shard_columns
 from shardsieve.store.layout import (
     FORMAT_VERSION,
     holds_store,
@@ -233,15 +233,14 @@ def _write(
     attributes: dict[str, Any] | None = None,
 ) -> None:
     group = zarr.open_group(where, mode="w", zarr_format=3)
-    samples = np.array([len(s.keys) for s in shards], dtype=np.int64)
+    columns = shard_columns(urls, shards)
+    for name, column in columns.items():
+        if column.dtype == object:
+            _write_strings(group, f"shard/{name}", column)
+        else:
+            group.create_array(f"shard/{name}", data=column, compressors=CHECKED)
+    samples = columns["samples"]
     shape = (len(shards), rows_per_shard(int(samples.max())))
-    _write_strings(group, "shard/url", np.array([absolute(u) for u in urls], object))
-    _write_strings(group, "shard/fingerprint", np.array([s.fingerprint for s in shards], object))
-    tables = [s.table for s in shards]
-    _write_strings(group, "shard/table", np.array(tables, object))
-    nbytes = np.array([s.nbytes for s in shards], np.int64)
-    group.create_array("shard/samples", data=samples, compressors=CHECKED)
-    group.create_array("shard/nbytes", data=nbytes, compressors=CHECKED)
     fills: list[tuple[str, str, int]] = [("offset", "int64", -1), ("length", "int64", 0)]
     for name, dtype, fill in [*fills, ("label", "int32", -1)]:
         rows = np.full(shape, fill, dtype=dtype)
@@ -259,7 +258,7 @@ def _write(
             "num_shards": len(shards),
             "rows_per_shard": shape[1],
             "members": sorted({name for shard in shards for name in shard.suffixes}),
-            "fingerprint": index_fingerprint(tables),
+            "fingerprint": index_fingerprint(columns["table"].tolist()),
             "label_member": label_member,
             **(attributes or {}),
             "format_version": FORMAT_VERSION,

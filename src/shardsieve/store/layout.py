@@ -23,7 +23,6 @@ from shardsieve.store.folder import Folder
 from shardsieve.store.objects import Objects
 
 FORMAT_VERSION = 1
-SHARD_ARRAYS = ("url", "samples", "nbytes", "fingerprint", "table")
 PER_SHARD = ("shard", "sample", "embedding", "signal", "pseudo_label", "score")
 """Groups whose arrays have one row per shard."""
 ROWS_MULTIPLE = 64
