@@ -428,5 +428,5 @@ def test_a_sampler_and_its_loader_have_one_batch_size(store):
     sampler = ss.PrunedShardSampler(store, batch_size=2)
     loader = torch.utils.data.DataLoader(ss.ShardDataset(store), 3, sampler=sampler)
     for ask in (list, len):
-        with pytest.raises(ValueError, match="must be that of its loader, 3, got 2"):
+        with pytest.raises(ValueError, match="must be what its loader gives one rank, 3, got 2"):
             ask(loader)

@@ -59,8 +59,8 @@ def chosen_rows(
 ) -> Rows:
     """Return the kept rows, ascending; see `select`."""
     means = checked_rule(rule, asked)
-    unlabelled = rule == "stratified" and not asked.class_floor and not _any_label(store)
-    rule = "ccs" if unlabelled else means
+    by_class = rule != "stratified" or asked.class_floor or (store.labels() >= 0).any()
+    rule = means if by_class else "ccs"
     if rule == "threshold":
         return _above(store, asked)
     if asked.keep_fraction is None:
@@ -234,10 +234,6 @@ def _embedded(
     if len(present) < len(points):  # a copy of all of them would be of some size
         points = points[present]
     return points, present
-
-
-def _any_label(store: Store) -> bool:
-    return bool((store.labels() >= 0).any())
 
 
 def _labels(store: Store, rows: Rows) -> Rows:

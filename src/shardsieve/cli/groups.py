@@ -137,7 +137,7 @@ def grouped(command: Command) -> Command:
     groups = {name: hints[name] for name in hints if hasattr(hints[name], "__dataclass_fields__")}
     parameters: dict[str, inspect.Parameter] = {}
     for name, parameter in inspect.signature(command).parameters.items():
-        own = _options(groups[name]) if name in groups else [parameter]
+        own = inspect.signature(groups[name]).parameters.values() if name in groups else [parameter]
         parameters |= {one.name: one.replace(kind=one.KEYWORD_ONLY) for one in own}
 
     @functools.wraps(command)
@@ -152,7 +152,3 @@ def grouped(command: Command) -> Command:
         name: hints.get(name, one.annotation) for name, one in parameters.items()
     }
     return run
-
-
-def _options(group: Any) -> list[inspect.Parameter]:
-    return list(inspect.signature(group).parameters.values())

@@ -123,14 +123,12 @@ class _Chain(Chain):
 
         def make(digest: str) -> Result:
             how = section.model_dump(exclude={"model"})
-            return embed_store(self.path, model=model, name=_embedding(digest), **how)
+            return embed_store(self.path, model=model, name=EMBEDDING + digest, **how)
 
         def output(result: Result) -> marks.Mark:
             return marks.mark_of_embedding(self._store, result["embedding"])
 
-        self._step(
-            "embed", inputs, make, output, lambda digest: [f"embedding/{_embedding(digest)}"]
-        )
+        self._step("embed", inputs, make, output, lambda digest: [f"embedding/{EMBEDDING}{digest}"])
 
     def extrapolate(self) -> None:
         """Predict the rest's scores."""
@@ -293,10 +291,6 @@ def _forget_without_network(run: Path) -> None:
     """Remove a finished run whose network is gone."""
     if not (run / MODEL).is_file() and (run / RESULT).is_file():
         shutil.rmtree(run)
-
-
-def _embedding(digest: str) -> str:
-    return EMBEDDING + digest
 
 
 def _indexed(shards: Shards) -> Result:

@@ -53,6 +53,13 @@ class ImageNet(nn.Module):
         return logits
 
 
+def _shortcut(before: int, after: int, stride: int) -> nn.Module:
+    """Return what brings the input of a block to the shape of its output."""
+    if stride == 1 and before == after:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+
+
 class Block(nn.Module):
     """Two 3x3 convolutions and a shortcut."""
 
@@ -62,11 +69,7 @@ class Block(nn.Module):
         self.second = nn.Sequential(
             nn.Conv2d(after, after, 3, padding=1, bias=False), nn.BatchNorm2d(after)
         )
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or before != after:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)
-            )
+        self.shortcut = _shortcut(before, after, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the maps (n, after, h / stride, w / stride)."""
@@ -85,11 +88,7 @@ class Bottleneck(nn.Module):
             nn.Conv2d(width, after, 1, bias=False),
             nn.BatchNorm2d(after),
         )
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or before != after:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)
-            )
+        self.shortcut = _shortcut(before, after, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the maps (n, 4 * width, h / stride, w / stride)."""

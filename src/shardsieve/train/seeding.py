@@ -155,7 +155,7 @@ def score_seeds(
     if held_out is not None:
         watched[f"{name}_held_out"] = held_out
     finished = enter_run(accelerator, run, identity)
-    if finished is not None and watched.keys() <= on_main(accelerator, lambda: _runs_of(store)):
+    if finished is not None and watched.keys() <= set(on_main(accelerator, lambda: store.dynamics)):
         how: dict[str, Any] = {"window": window}
         on_main(accelerator, lambda: [add_scores(store, one, scores, **how) for one in watched])
         return finished
@@ -196,10 +196,6 @@ def _several_classes(store: Store, config: TrainConfig) -> tuple[int, TrainConfi
             "name the member that holds them with `shardsieve index --label-member`"
         )
     return classes, known
-
-
-def _runs_of(store: Store) -> set[str]:
-    return set(Recorder.runs(store))
 
 
 def _check_scores(
