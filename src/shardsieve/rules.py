@@ -224,15 +224,12 @@ def _embedded(
 ) -> tuple[NDArray[np.float16], Rows]:
     """Return the embeddings of the samples that have one, and their rows."""
     name = store.embedding_name(name)
-    points = store.embedding(name)
-    present = finite_rows(points)
-    if len(present) < (count if drop_missing else len(points)):
+    points, present = finite_rows(store.embedding(name))
+    if len(present) < (count if drop_missing else len(store)):
         raise MissingScoreError(
-            f"embedding {name!r} must be there for every sample, got {len(points) - len(present)} "
-            f"of {len(points)} without; embed again, or keep less with drop_missing"
+            f"embedding {name!r} must be there for every sample, got {len(store) - len(present)} "
+            f"of {len(store)} without; embed again, or keep less with drop_missing"
         )
-    if len(present) < len(points):  # a copy of all of them would be of some size
-        points = points[present]
     return points, present
 
 

@@ -137,10 +137,7 @@ def score_from_embedding(
     """
     store = open_store(path)
     embedding = store.embedding_name(embedding)
-    points = store.embedding(embedding)
-    rows = finite_rows(points)
-    if len(rows) < len(points):  # a copy of all of them would be of some size
-        points = points[rows]
+    points, rows = finite_rows(store.embedding(embedding))
     unlabelled = int((store.labels()[rows] < 0).sum())
     possible = [kind for kind in list(EMBEDDED)[:3] if not (unlabelled and kind == "moderate")]
     wanted = [(spec, *parsed(spec, EMBEDDED)) for spec in specs or possible]

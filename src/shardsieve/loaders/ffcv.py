@@ -92,7 +92,8 @@ def prune_loader(
         TypeError: If `loader` is no FFCV loader, or a rule is given beside a keep set.
         ValueError: If an argument is out of range.
     """
-    _need_ffcv_loader(loader)
+    if not isinstance(loader, need_ffcv()):
+        raise TypeError(f"loader must be an ffcv.loader.Loader, got {type(loader).__name__}")
     one_of("order", order, ORDERS)
     if tail is not None:
         one_of("tail", tail, TAILS)
@@ -321,11 +322,6 @@ def need_ffcv() -> Any:
     except ImportError as error:
         raise MissingDependencyError(_NO_FFCV) from error
     return Loader
-
-
-def _need_ffcv_loader(loader: Any) -> None:
-    if not isinstance(loader, need_ffcv()):
-        raise TypeError(f"loader must be an ffcv.loader.Loader, got {type(loader).__name__}")
 
 
 def _check_same_file(loader: Any, store: Store) -> None:

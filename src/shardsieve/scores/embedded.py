@@ -155,12 +155,15 @@ def _vectors(name: str, values: ArrayLike, shape: str, cure: str) -> Vectors:
     return array
 
 
-def finite_rows(points: Vectors) -> NDArray[np.int64]:
-    """Return the places of the rows (n, D) without NaN or infinity, ascending."""
+def finite_rows(points: Vectors) -> tuple[Vectors, NDArray[np.int64]]:
+    """Return the rows (n, D) without NaN or infinity, and their places, ascending.
+
+    Where all are such the points themselves come back: a copy of them would be of some size.
+    """
     whole = np.empty(len(points), dtype=np.bool_)
     for part in _blocks(*points.shape):
         whole[part] = np.isfinite(points[part]).all(axis=1)
-    return np.flatnonzero(whole)
+    return points if whole.all() else points[whole], np.flatnonzero(whole)
 
 
 def _all_finite(rows: Vectors) -> bool:

@@ -127,7 +127,7 @@ def walked(
         cheap_fingerprints(shards)  # one that is missing is named now, not after hours
     try:
         entries = at_once(
-            lambda item: _entry(partial, item[0], item[1], label_member),
+            lambda one: _resumed(partial, *one, label_member) or _save(partial, *one, label_member),
             enumerate(shards),
             remote=remote,
         )
@@ -155,10 +155,6 @@ def _warn_of_hidden(shards: list[str], entries: list[IndexedShard]) -> None:
             sum(counts),
             first,
         )
-
-
-def _entry(partial: Path, number: int, url: str, label_member: str) -> IndexedShard:
-    return _resumed(partial, number, url, label_member) or _save(partial, number, url, label_member)
 
 
 def beside(target: Path | str) -> Path:
