@@ -153,7 +153,8 @@ def test_a_shard_whose_disk_fails_is_named(store, shards):
         ss.ShardDataset(store)[193]
 
 
-PARTS = ["sample/offset", "sample/length", "sample/key", "shard/samples", "shard/url"]
+PARTS = ["offset", "length", "key", "label"]
+PARTS = [*(f"sample/{name}" for name in PARTS), "shard/samples", "shard/url"]
 
 
 @pytest.mark.parametrize("array", PARTS)
@@ -161,15 +162,28 @@ def test_a_missing_store_chunk_is_named(store, array):
     chunks = [p for p in (store.path / array / "c").rglob("*") if p.is_file()]
     sorted(chunks)[-1].unlink()
     lost = rf"lost what {array} held of .*index into another store"
+
+    def read():
+        opened = ss.open_store(store.path)
+        return ss.ShardDataset(opened, labels=opened.labels())[195]
+
     with pytest.raises(ss.StoreFormatError, match=lost):
-        ss.ShardDataset(ss.open_store(store.path))[195]
+        read()
     with pytest.raises(ss.StoreFormatError, match=lost):
         check(ss.open_store(store.path))
 
 
-def test_scores_outlive_places_that_a_store_has_lost(store, shards, tmp_path):
+def test_labels_that_are_not_there_are_not_lost(tmp_path):
+    (path,) = write_shards(tmp_path / "d", [7])
+    appended = write_tar(tmp_path / "d/t.tar", [(f"{i}.jpg", b"x") for i in range(3)])
+    store = ss.index(path, tmp_path / "s.zarr", label_member="none")
+    assert ss.append_shards(appended, store.path).labels().tolist() == [-1] * 10
+
+
+@pytest.mark.parametrize("lost", ["offset", "label"])
+def test_scores_outlive_what_a_store_has_lost(store, shards, tmp_path, lost):
     store.put_score("up", np.arange(30.0))
-    (store.path / "sample/offset/c/2/0").unlink()
+    (store.path / f"sample/{lost}/c/2/0").unlink()
     whole = ss.index(shards, tmp_path / "whole.zarr")  # as the error says
     assert ss.realign(ss.open_store(store.path), whole) == ["up"]
     np.testing.assert_array_equal(whole.score("up"), np.arange(30))
@@ -323,6 +337,36 @@ def test_no_file_of_a_store_is_damaged_unnoticed(indexed, left):
         ):
             assert full(store) == known
         path.write_bytes(whole)
+    assert full(store) == known
+
+
+@pytest.mark.parametrize(
+    ("where", "word", "wrong"),
+    [
+        (".", b'"members"', b'"memberr"'),
+        ("score/up", b'"zstd"', b'"zsud"'),
+        ("sample/key", b'"chunk_shape"', b'"chunk_shbpe"'),
+        ("embedding/e", b'"attributes"', b'"attribuves"'),
+        ("keep/half/bits", b'"uint8"', b'"uinu8"'),
+        ("dynamics/a", b'"group"', b'"grouq"'),
+        ("keep/half", b'"fingerprint"', b'"fingerprinu"'),
+        ("dynamics/a", b'"num_classes"', b'"num_clasres"'),
+        ("dynamics/a/loss", rb'"shape": \[\s*1', b'"shape": [9'),
+        ("dynamics/a/ids", rb'"shape": \[\s*7', b'"shape": [6'),
+        ("score/up", rb'"shape": \[\s*1,\s*64', b'"shape": [1,65'),
+        ("embedding/e", rb'"shape": \[\s*1', b'"shape": [0'),
+        ("sample/label", rb'"shape": \[\s*1', b'"shape": [0'),
+    ],
+)
+def test_a_changed_word_in_what_describes_an_array_is_no_traceback(indexed, where, word, wrong):
+    store, _ = indexed
+    known, path = full(store), store.path / where / "zarr.json"
+    whole = path.read_bytes()
+    path.write_bytes(re.sub(word, wrong, whole, count=1))
+    assert path.read_bytes() != whole
+    with pytest.raises(ss.StoreFormatError, match=r"zarr\.json is damaged|has lost part of"):
+        full(store)
+    path.write_bytes(whole)
     assert full(store) == known
 
 

@@ -165,14 +165,14 @@ class KeepSet:
             StoreMismatchError: If shards were appended since it was saved.
             StoreFormatError: If part of it is lost.
         """
-        _refuse_another_store(store, str(store.keep_provenance(name)["fingerprint"]))
-        tables = store.keep_tables(name)
+        about, tables = store.keep_provenance(name), store.keep_tables(name)
         lost = StoreFormatError(
             f"{store.path} has lost part of keep set {name!r}; "
             f"`shardsieve forget --store {store.path} --keep-set {name}`, and save it again"
         )
-        if not tables.keys() >= {"bits", "kept"}:
+        if "fingerprint" not in about or not tables.keys() >= {"bits", "kept"}:
             raise lost
+        _refuse_another_store(store, str(about["fingerprint"]))
         weights = None
         if "weight" in tables:
             weights = tables["weight"][np.isfinite(tables["weight"])]

@@ -34,6 +34,7 @@ from shardsieve.store.damage import CHECKED
 from shardsieve.store.indexed import IndexedShard, shard_columns
 from shardsieve.store.layout import (
     FORMAT_VERSION,
+    LOST_LABEL,
     holds_store,
     make_array,
     need_writable,
@@ -238,7 +239,7 @@ def _write(
     samples = columns["samples"]
     shape = (len(shards), rows_per_shard(int(samples.max())))
     fills: list[tuple[str, str, int]] = [("offset", "int64", -1), ("length", "int64", 0)]
-    for name, dtype, fill in [*fills, ("label", "int32", -1)]:
+    for name, dtype, fill in [*fills, ("label", "int32", LOST_LABEL)]:
         rows = np.full(shape, fill, dtype=dtype)
         for number, shard in enumerate(shards):
             rows[number, : samples[number]] = getattr(shard, name)

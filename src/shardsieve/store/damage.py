@@ -7,12 +7,16 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 from zarr.core.buffer import Buffer
+from zarr.core.group import GroupMetadata
+from zarr.core.metadata.v3 import ArrayV3Metadata
 
 from shardsieve._errors import ANOTHER_STORE, StoreFormatError
 
 CHECKED = ZstdCodec(level=0, checksum=True)
 """How chunks are written: one in which a byte has changed is no other numbers, but an error."""
 _DAMAGE = (RuntimeError, ValueError)  # of zstd, of what it has unpacked
+_KINDS: dict[str, Any] = {"array": ArrayV3Metadata, "group": GroupMetadata}
+_NO_METADATA = (AttributeError, KeyError, TypeError, ValueError)
 _FILLED_AGAIN = ("embedding", "signal")
 _INDEX = ("shard", "sample")
 
@@ -27,21 +31,26 @@ def read_part(array: zarr.Array[Any], where: Any = ...) -> Any:
         return np.asarray(array[where])
     except _DAMAGE as error:
         key = f"{array.path}/c/{_first_damaged(array)}"
-        raise _damaged(array.store, key, str(error)) from error
+        raise damaged(array.store, key, str(error)) from error
 
 
-def need_json(store: Any, key: str, found: Buffer | None) -> None:
-    """Refuse a `zarr.json` that was cut short.
+def need_metadata(store: Any, key: str, found: Buffer | None) -> None:
+    """Refuse a `zarr.json` that was cut short, or in whose words something has changed.
 
     Raises:
-        StoreFormatError: If it holds no JSON.
+        StoreFormatError: If it holds no JSON, or what Zarr does not know.
     """
     if found is None or not key.endswith("zarr.json"):
         return
     try:
-        json.loads(found.to_bytes())
+        held = json.loads(found.to_bytes())
     except ValueError as error:
-        raise _damaged(store, key, "it is no JSON") from error
+        raise damaged(store, key, "it is no JSON") from error
+    try:
+        held.pop("consolidated_metadata", None)  # of all that lies below: it takes the longest
+        _KINDS[held["node_type"]].from_dict(held)
+    except _NO_METADATA as error:
+        raise damaged(store, key, " ".join(str(error).split())) from error
 
 
 def _first_damaged(array: zarr.Array[Any]) -> int:
@@ -58,7 +67,14 @@ def _first_damaged(array: zarr.Array[Any]) -> int:
     return first
 
 
-def _damaged(store: Any, key: str, cause: str) -> StoreFormatError:
+def damaged(store: Any, key: str, cause: str) -> StoreFormatError:
+    """Return the error of a damaged file, with the cure.
+
+    Args:
+        store: Of Zarr.
+        key: Of the file.
+        cause: By which it is known.
+    """
     place = getattr(store, "url", None) or store.root
     kind, *rest = key.split("/")
     if kind in _INDEX or len(rest) < 2:

@@ -7,7 +7,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
 from shardsieve._errors import StoreFormatError
-from shardsieve.store.damage import need_json
+from shardsieve.store.damage import need_metadata
 
 
 class Folder(LocalStore):
@@ -26,7 +26,7 @@ class Folder(LocalStore):
         """Return a file's bytes, None if there is none of that name.
 
         Raises:
-            StoreFormatError: If it cannot be read, or is a `zarr.json` that was cut short.
+            StoreFormatError: If it cannot be read, or is a damaged `zarr.json`.
         """
         try:
             found = await super().get(key, prototype, byte_range)
@@ -35,7 +35,7 @@ class Folder(LocalStore):
                 f"cannot read {self.root / key}: {error.strerror or error}; see that you may read "
                 "it, and that its disk works"
             ) from error
-        need_json(self, key, found)
+        need_metadata(self, key, found)
         return found
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:

@@ -26,6 +26,8 @@ FORMAT_VERSION = 1
 PER_SHARD = ("shard", "sample", "embedding", "signal", "pseudo_label", "score")
 """Groups whose arrays have one row per shard."""
 ROWS_MULTIPLE = 64
+LOST_LABEL = -2
+"""What a lost chunk of labels reads as; -1 says that a sample has none."""
 _SHARDS_AT_ONCE = 32
 _LONGEST_NAME = 200  # a file system takes 255, and runs put words before and behind
 _SCHEMES = {f"{scheme}:" for scheme in SCHEMES}

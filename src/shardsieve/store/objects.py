@@ -20,7 +20,7 @@ from shardsieve.io.objects import (
     version_of,
 )
 from shardsieve.io.source import AT_ONCE
-from shardsieve.store.damage import need_json
+from shardsieve.store.damage import need_metadata
 
 ROOT = "zarr.json"
 
@@ -56,7 +56,7 @@ class Objects(ObjectStore[Any]):
             assert byte_range is None  # chunks are read whole
             data = await asyncio.to_thread(fetch_whole, f"{self.url}/{key}")
             found = None if data is None else prototype.buffer.from_bytes(data)
-        need_json(self, key, found)
+        need_metadata(self, key, found)
         return found
 
     async def exists(self, key: str) -> bool:

@@ -61,7 +61,7 @@ def _rows_by_key(store_from: Store, store_to: Store) -> NDArray[np.int64]:
 
 def _refuse_other_samples(store_from: Store, store_to: Store, rows: NDArray[np.int64]) -> None:
     """Refuse keys that name other samples: some labels may have been mended, not most of them."""
-    old, new = store_from.labels()[rows], store_to.labels()
+    old, new = store_from.labels(need_all=False)[rows], store_to.labels()
     known = (old >= 0) & (new >= 0)
     other, count = int((old != new)[known].sum()), int(known.sum())
     if other > _MOST_RELABELLED * count:

@@ -20,9 +20,10 @@ from shardsieve.io.source import cheap_fingerprint, cheap_fingerprints, same_fin
 from shardsieve.scores.inputs import integers, real
 from shardsieve.store.alone import in_turn
 from shardsieve.store.contents import unlist, write_contents
-from shardsieve.store.damage import read_part
+from shardsieve.store.damage import damaged, read_part
 from shardsieve.store.layout import (
     FORMAT_VERSION,
+    LOST_LABEL,
     checked_name,
     holds_store,
     key_of,
@@ -40,6 +41,7 @@ from shardsieve.store.tables import SampleTables
 
 # What holds of every stored score, of which nothing else is said.
 _UNSAID = {"definition": "user", "orientation": "higher is kept first"}
+_ATTRIBUTES = ("kind", "rows_per_shard", "fingerprint", "members")
 _KEYS_AT_ONCE = 128  # shards
 
 
@@ -141,9 +143,19 @@ class Store(SampleTables):
         self._need_chunks("sample/key", np.array([all(names) for names in found]), first=first)
         return found
 
-    def labels(self) -> NDArray[np.int64]:
-        """Return the label of every sample in id order, int64 (n,); -1 where it is missing."""
-        return unpad(self._read("sample/label"), self.samples).astype(np.int64)
+    def labels(self, *, need_all: bool = True) -> NDArray[np.int64]:
+        """Return the label of every sample in id order, int64 (n,); -1 where it is missing.
+
+        Args:
+            need_all: Refuse a store that has lost labels; else -2 stands in their places.
+
+        Raises:
+            StoreFormatError: If it has.
+        """
+        table = self._read("sample/label")
+        if need_all:
+            self._need_chunks("sample/label", (table != LOST_LABEL).any(axis=1))
+        return unpad(table, self.samples).astype(np.int64)
 
     def labels_by_shard(self) -> list[NDArray[np.int64]]:
         """Return `labels()` shard by shard."""
@@ -371,6 +383,9 @@ def open_store(path: str | Path, *, mode: str = "r+", check_shards: bool = True)
             f"{path} has format version {version}, this release reads up to {FORMAT_VERSION}; "
             "upgrade shardsieve"
         )
+    lost = [name for name in _ATTRIBUTES if name not in group.attrs]
+    if lost:
+        raise damaged(group.store, "zarr.json", f"it does not say {lost[0]}")
     store = Store(path, group)
     if check_shards:
         store.check_shards()

@@ -14,7 +14,7 @@ from shardsieve._errors import MissingScoreError, StoreFormatError, StoreMismatc
 from shardsieve.scores.inputs import plain
 from shardsieve.store.alone import in_turn
 from shardsieve.store.contents import WRITTEN_LAST, unlist, write_contents
-from shardsieve.store.damage import CHECKED, read_part
+from shardsieve.store.damage import CHECKED, damaged, read_part
 from shardsieve.store.layout import (
     checked_name,
     is_name,
@@ -294,6 +294,10 @@ class SampleTables:
         found = self._found(name)
         if not isinstance(found, zarr.Array):
             raise StoreFormatError(f"{self.path} has no array {name}; make it first")
+        shards, *rows = found.shape[:2]
+        if shards < (self._num_shards or 0) or rows not in ([], [self.rows_per_shard]):
+            cause = f"shape {found.shape} does not fit the store's"
+            raise damaged(found.store, f"{name}/zarr.json", cause)
         return found
 
     def _read(self, name: str) -> Any:

@@ -185,8 +185,7 @@ class Recorder:
         attrs: dict[str, Any] = dict(group.attrs)
         names = tuple(str(name) for name in attrs["signals"])
         arrays = {name: read_part(array) for name, array in group.arrays()}
-        whole = arrays.keys() >= {"ids", *names} and (np.diff(arrays["ids"]) > 0).all()
-        if not whole:
+        if not _are_whole(attrs, names, arrays):
             raise StoreFormatError(
                 f"{store.path} has lost part of the dynamics of run {run!r}; `shardsieve forget "
                 f"--store {store.path} --run {run}`, and score it again"
@@ -344,6 +343,15 @@ class Watcher:
 
     def _see(self, module: nn.Module, inputs: Any) -> None:
         self._features = inputs[0].detach()
+
+
+def _are_whole(attrs: dict[str, Any], names: tuple[str, ...], arrays: dict[str, Any]) -> bool:
+    """Return whether saved dynamics have all their parts, and these fit together."""
+    if not (attrs.keys() >= {"num_classes", "epochs"} and arrays.keys() >= {"ids", *names}):
+        return False
+    shape = attrs["epochs"], len(arrays["ids"])
+    fit = all(arrays[name].shape == shape for name in names)
+    return bool(fit and (np.diff(arrays["ids"]) > 0).all())
 
 
 def _head(network: nn.Module, num_classes: int) -> nn.Linear:
