@@ -88,6 +88,21 @@ def test_joined_reads_of_a_shard_cut_short_cost_no_whole_sample(indexed):
     assert kept.ledger.total.requests == 1, "the reads were not joined"
 
 
+@pytest.mark.parametrize("part", [slice(0, 512), slice(512, None), slice(0, None)])
+def test_what_was_never_written_reads_as_zeros_and_is_no_sample(indexed, part, tmp_path):
+    """It was a sample without members, or the end of the shard: what lay behind was lost."""
+    store, whole = indexed
+    offset, length = store.ranges[0, 3].tolist()
+    holed, within = bytearray(whole), range(offset, offset + length)[part]
+    holed[within.start : within.stop] = bytes(len(within))
+    (path,) = map(Path, store.urls)
+    path.write_bytes(holed)
+    with pytest.raises(ss.CorruptShardError, match=r"s-000\.tar is damaged: .*sample 00-0003"):
+        ss.ShardDataset(store)[3]
+    with pytest.raises(ss.CorruptShardError, match=r"s-000\.tar is damaged: .*; write or download"):
+        ss.index(path, tmp_path / "again.zarr")
+
+
 @pytest.mark.parametrize("at", [0, 124, 156, 345])
 def test_header_damage_is_named_and_costs_one_sample(store, at):
     damage(store, 131, at)

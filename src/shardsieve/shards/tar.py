@@ -18,6 +18,7 @@ _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x
 _REGULAR = frozenset(b"0\x007")
 _OTHERS = frozenset(b"123456")
 _LONGEST_LABEL = 20
+_PIECE = 1 << 20
 # GNU tar's three ways to say in pax records that a member is a map of holes and what lies between.
 _SPARSE = {"GNU.sparse.major", "GNU.sparse.size", "GNU.sparse.map"}
 # Of a header: the digits of the size, the kind, and the first byte of the name's prefix.
@@ -51,7 +52,8 @@ def walk(read: ReadAt, total: int, url: str) -> Iterator[Member]:
     """Yield the regular members of a tar in file order, reading headers only.
 
     Pax (`path`, `size`), GNU long names and ustar prefixes are applied; directories, links and
-    devices are passed over. Every header's checksum is verified.
+    devices are passed over. Every header's checksum is verified, and behind the block of zeros that
+    ends a tar nothing else may come: where a part of a file was never written it reads as zeros.
 
     Args:
         read: `read(offset, length)` returns those bytes, or fewer at the end of the file.
@@ -72,6 +74,7 @@ def walk(read: ReadAt, total: int, url: str) -> Iterator[Member]:
         if plain is not None:
             (name, size), is_file = plain, True
         elif head == _ZERO:
+            _need_nothing_more(read, data, total, url)
             return
         else:
             kind, size = _kind_and_size(head, offset, url)
@@ -231,7 +234,7 @@ def parse_sample(raw: bytes, key: str, url: str) -> dict[str, object]:
         CorruptShardError: If the bytes are not the members of `key`.
     """
     sample: dict[str, object] = {"__key__": key, "__url__": url}
-    end = len(raw)
+    end, seen = len(raw), 0
     padded = raw + _ZERO
     for member in walk(lambda at, n: padded[at : at + n], end + BLOCK, url):
         parts = split_key(member.name)
@@ -243,7 +246,19 @@ def parse_sample(raw: bytes, key: str, url: str) -> dict[str, object]:
                 f"the shard was rewritten: {ANOTHER_STORE}"
             )
         sample[parts[1]] = raw[member.data : member.data + member.size]
+        seen = member.end
+    if seen != end:  # zeros, as of a part that was never written
+        raise CorruptShardError(_damaged(seen, url))
     return sample
+
+
+def _need_nothing_more(read: ReadAt, at: int, total: int, url: str) -> None:
+    for begin in range(at, total, _PIECE):
+        if read(begin, min(_PIECE, total - begin)).strip(b"\0"):
+            raise CorruptShardError(
+                f"shard {url} is damaged: zeros end it at byte {at - BLOCK}, and more lies behind; "
+                "write or download it again, or if it is several tars in one, part them"
+            )
 
 
 def _content(read: ReadAt, at: int, size: int, total: int, url: str) -> bytes:
