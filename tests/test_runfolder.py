@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.tracking import GeneralTracker
 from PIL import Image
 from tars import write_tar
 
@@ -54,6 +55,19 @@ def test_a_folder_with_other_files_is_not_taken(tmp_path):
         RunFolder(tmp_path).claim({"kind": "train"})
     with pytest.raises(ss.ShardsieveError, match=r"cannot make run folder .*; choose another one"):
         RunFolder(tmp_path / "thesis.tex" / "run").claim({"kind": "train"})
+
+
+def test_a_folder_that_cannot_be_written_or_is_gone_is_one_line(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock").symlink_to(tmp_path / "nowhere/.lock")
+    message = r"run folder .*run: No such file or directory; see that it is there and writable"
+    with pytest.raises(ss.ShardsieveError, match=message):
+        RunFolder(tmp_path / "run").claim({"kind": "train"})
+    run = RunFolder(tmp_path / "other/run")
+    run.claim({"kind": "train"})
+    run.path.rename(tmp_path / "moved")
+    with pytest.raises(ss.ShardsieveError, match=message):
+        run.save_checkpoint({"steps": 10}, 10)
 
 
 @pytest.fixture
@@ -195,13 +209,53 @@ def test_files_are_written_into_new_folders_and_where_nothing_can_be_locked(tmp_
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_run_on_other_labels_of_the_same_shards_is_another_one(tmp_path):
+def images(folder):
+    """A tar of 8 images, with labels in `a` and others in `b`."""
     pixels = io.BytesIO()
     Image.new("L", (8, 8)).save(pixels, "PNG")
     members = [(f"{i}.png", pixels.getvalue()) for i in range(8)]
     members += [(f"{i}.a", b"%d" % (i % 2)) for i in range(8)]
     members += [(f"{i}.b", b"%d" % (i // 4)) for i in range(8)]
-    tar = write_tar(tmp_path / "s.tar", sorted(members))
+    return write_tar(folder / "s.tar", sorted(members))
+
+
+class OnAFullDisk(GeneralTracker):
+    """Ends as TensorBoard's does: no event fits there any more."""
+
+    name, requires_logging_directory, tracker = "full", False, None
+
+    def __init__(self, full_at):
+        super().__init__()
+        self.full_at = full_at
+
+    def _write(self, at):
+        if at == self.full_at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def store_init_configuration(self, values):
+        self._write("start")
+
+    def log(self, values, step=None, **more):
+        self._write("log")
+
+    def finish(self):
+        self._write("end")
+
+
+@pytest.mark.parametrize("full_at", ["start", "log", "end"])
+def test_a_tracker_on_a_full_disk_is_one_line_and_the_run_goes_on(tmp_path, full_at):
+    store = ss.index(images(tmp_path), tmp_path / "s.zarr", label_member="a")
+    keep, config = ss.select(store, keep_fraction=1.0), TrainConfig(epochs=1, batch_size=8)
+    how = {"folder": tmp_path / "run", "accelerator": make_accelerator()}
+    how["accelerator"].log_with = [OnAFullDisk(full_at)]
+    with pytest.raises(ss.ShardsieveError, match=r"run folder .*No space left .*; free some space"):
+        train_subset(store, keep, config, **how)
+    how["accelerator"] = make_accelerator()
+    assert train_subset(store, keep, config, **how)["epochs"] == 1
+
+
+def test_a_run_on_other_labels_of_the_same_shards_is_another_one(tmp_path):
+    tar = images(tmp_path)
     one, other = (ss.index(tar, tmp_path / f"{end}.zarr", label_member=end) for end in "ab")
     assert one.fingerprint == other.fingerprint
     how = {"folder": tmp_path / "run", "accelerator": make_accelerator()}

@@ -1,5 +1,6 @@
 """Files that appear as a whole or not at all, and what killed processes left of them."""
 
+import errno
 import fcntl
 import glob
 import io
@@ -39,6 +40,11 @@ def write_whole(path: Path, data: bytes) -> None:
             f"cannot write {path}: {error.strerror or error}; free some space or choose another "
             "place"
         ) from error
+
+
+def is_full(error: OSError) -> bool:
+    """Return whether a write failed because no more fits there."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _handle_of(path: Path) -> int | None:

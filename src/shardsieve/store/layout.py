@@ -1,6 +1,5 @@
 """Names, versions and sizes of the store's arrays: the one place that knows them."""
 
-import errno
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.io.objects import SCHEMES, is_remote, object_exists, put
+from shardsieve.io.replacing import is_full
 from shardsieve.io.source import at_once
 from shardsieve.shards.names import local_name
 from shardsieve.store import ending  # noqa: F401
@@ -203,8 +203,7 @@ def told_about_disk(target: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        cure = "free some space" if full else "choose a path that can be written"
+        cure = "free some space" if is_full(error) else "choose a path that can be written"
         raise ShardsieveError(
             f"cannot write the store {target}: {error.strerror or error}; {cure} and start again: "
             "finished shards are kept"

@@ -16,7 +16,14 @@ from typing import IO, Any
 import torch
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.io.replacing import remove_left, replaced, temporary, temporary_prefix, to_disk
+from shardsieve.io.replacing import (
+    is_full,
+    remove_left,
+    replaced,
+    temporary,
+    temporary_prefix,
+    to_disk,
+)
 
 IDENTITY, MODEL = "run.json", "model.pt"
 HISTORY, RESULT = "history.jsonl", "result.json"
@@ -109,7 +116,7 @@ class RunFolder:
 
     def save_checkpoint(self, state: Mapping[str, Any], steps: int) -> None:
         """Write a checkpoint after so many steps, and delete all but the one before it."""
-        with self._told_about_disk(), temporary(self.path / "checkpoint") as (file, beside):
+        with self.told_about_disk(), temporary(self.path / "checkpoint") as (file, beside):
             torch.save(dict(state), file)
             to_disk(file)
             name = f"checkpoint-{steps:09d}-{_digest(beside)}.pt"
@@ -162,6 +169,22 @@ class RunFolder:
         """Delete the checkpoints of a finished run."""
         self._remove(self._checkpoints())
 
+    @contextmanager
+    def told_about_disk(self) -> Iterator[None]:
+        """Turn an `OSError` of a write into one line with the cure."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            # torch makes a RuntimeError of the file's own, which says nothing of the disk.
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError) or cause.errno is None:  # or it is of a network
+                raise
+            cure = "free some space" if is_full(cause) else "see that it is there and writable"
+            raise ShardsieveError(
+                f"cannot write to run folder {self.path}: {cause.strerror or cause}; {cure} and "
+                "start again: the run goes on from its newest checkpoint"
+            ) from error
+
     # Inside ---------------------------------------------------------------------------------
 
     def _holds_anything(self) -> bool:
@@ -172,7 +195,8 @@ class RunFolder:
     def _lock(self) -> None:
         # A record lock belongs to the process alone: workers forked from it do not keep it when
         # it is killed. Where the file system knows no locks, nothing is refused.
-        handle = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        with self.told_about_disk():
+            handle = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         weakref.finalize(self, os.close, handle)
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -189,7 +213,7 @@ class RunFolder:
         return sorted(found, key=_steps, reverse=True)
 
     def _remove(self, paths: Iterable[Path]) -> None:
-        with self._told_about_disk():
+        with self.told_about_disk():
             for path in paths:
                 path.unlink(missing_ok=True)
 
@@ -209,23 +233,9 @@ class RunFolder:
         self._write(name, lambda file: file.write(text.encode()))
 
     def _write(self, name: str, write: Callable[[IO[bytes]], Any]) -> None:
-        with self._told_about_disk(), replaced(self.path / name) as file:
+        with self.told_about_disk(), replaced(self.path / name) as file:
             write(file)
             to_disk(file)
-
-    @contextmanager
-    def _told_about_disk(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, RuntimeError) as error:
-            # torch makes a RuntimeError of the file's own, which says nothing of the disk.
-            cause = error if isinstance(error, OSError) else error.__context__
-            if not isinstance(cause, OSError):
-                raise
-            raise ShardsieveError(
-                f"cannot write to run folder {self.path}: {cause.strerror or cause}; free some "
-                "space and start again: the run goes on from its newest checkpoint"
-            ) from error
 
 
 def _steps(path: Path) -> int:

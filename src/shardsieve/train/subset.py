@@ -102,15 +102,17 @@ def train_subset(
     check_same(accelerator, {"keep set": trainer.keep.digest})
     on_main(accelerator, lambda: run.claim(identity))
     if accelerator.log_with and accelerator.is_main_process:  # the others' trackers do nothing
-        how = tracked_as(run, identity)
-        accelerator.init_trackers("shardsieve", config=_plain(config), init_kwargs=how)
+        with run.told_about_disk():
+            how = tracked_as(run, identity)
+            accelerator.init_trackers("shardsieve", config=_plain(config), init_kwargs=how)
     everything = select(test, keep_fraction=1.0) if test else None
     for epoch in trainer.epochs(progress=progress):
         row, last = trainer.done.history[-1], epoch + 1 == config.epochs
         due = last or (evaluate_every and (epoch + 1) % evaluate_every == 0)
         if due and test is not None and everything is not None:
             row["accuracy"] = round(trainer.evaluate(test, everything), 6)
-        accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=trainer.done.steps)
+        with run.told_about_disk():
+            accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=trainer.done.steps)
     if policy_score is not None and isinstance(keep, Policy):
         learned = torch.from_numpy(keep.learned())  # every rank takes part
         if accelerator.is_main_process:
@@ -123,8 +125,9 @@ def train_subset(
         run.write_json(RESULT, result)
         run.forget_checkpoints()
     accelerator.wait_for_everyone()
-    for tracker in accelerator.trackers:  # the process group stays: steps may follow
-        tracker.finish()
+    with run.told_about_disk():
+        for tracker in accelerator.trackers:  # the process group stays: steps may follow
+            tracker.finish()
     return result
 
 
