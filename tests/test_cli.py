@@ -1,13 +1,16 @@
 import json
+import re
 import shlex
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from tars import write_shards
+from torch.utils.data import DataLoader
 from typer.main import get_command
 
 import shardsieve as ss
@@ -51,6 +54,14 @@ def test_index_info_and_select_speak_json(cli, tmp_path):
     assert sum(row["kept"] for row in kept["classes"]) == kept["kept"] == 3
     assert len((tmp_path / "ids").read_text().split()) == 3
     assert told("check")["same"] is True
+
+
+def test_an_error_of_a_loaders_worker_is_one_line(store, capfd):
+    Path(store.urls[0]).unlink()
+    loader = DataLoader(ss.ShardDataset(store), collate_fn=list, num_workers=1)
+    assert run(lambda: list(loader)) == 2
+    wanted = r"shardsieve: cannot read shard .*No such file or directory \(sample 00-0000, .*\)\n"
+    assert re.fullmatch(wanted, capfd.readouterr().err)
 
 
 def test_a_ctrl_c_is_one_line(cli, capfd, monkeypatch, tmp_path):

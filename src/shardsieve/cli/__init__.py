@@ -3,6 +3,7 @@
 Groups of commands are `shards`, `scores`, `kept` and `trainings`; `options` has what they share.
 """
 
+import re
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -22,6 +23,10 @@ app = typer.Typer(
 )
 # What stands on the command line wrongly; typer gives its name no one of its own.
 _UsageError: Any = typer.BadParameter.__base__
+# What torch puts before the message of an error of a loader's worker: where it was raised.
+_FROM_WORKER = re.compile(
+    r"\ACaught \w+ in .+\nOriginal Traceback .*^[\w.]+: ", re.DOTALL | re.MULTILINE
+)
 _INTERRUPTED = 130  # as typer has it for a Ctrl-C
 
 
@@ -64,7 +69,7 @@ def run(call: Callable[[], Any]) -> int:
             _say(f"shardsieve: {text[0].lower()}{text[1:]}; see `{_program(error)} --help`\n")
         return 2
     except (ShardsieveError, ValueError) as error:
-        _say(f"shardsieve: {str(error).strip()}\n")
+        _say(f"shardsieve: {_FROM_WORKER.sub('', str(error)).strip()}\n")
         end_processes()
         return 2
     except RuntimeError as error:
