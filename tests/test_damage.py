@@ -385,10 +385,36 @@ def test_a_changed_word_in_what_describes_an_array_is_no_traceback(indexed, wher
     assert full(store) == known
 
 
-def test_a_chunk_that_was_deleted_as_told_is_embedded_again(store):
+def test_the_cure_of_a_damaged_file_costs_as_little_as_can_be(indexed):
+    """Who deletes more than has to go trains or scores again for nothing."""
+    store, _ = indexed
+    full(store)
+    again, index = "or delete {} and make it again$", "or index into another store: "
+    cures = {
+        "sample/label/c/0/0": index,
+        "sample/key/zarr.json": index,
+        "shard/nbytes/c/0": index,
+        "score/zarr.json": index,
+        "score/up/c/0/0": again.format(store.path / "score/up"),
+        "keep/half/zarr.json": again.format(store.path / "keep/half"),
+        "embedding/e/zarr.json": again.format(store.path / "embedding/e"),
+        "embedding/e/c/0/0/0": "or delete it and embed again$",
+        "dynamics/a/ids/c/0": again.format(store.path / "dynamics/a"),
+    }
+    for name, cure in cures.items():
+        whole = (store.path / name).read_bytes()
+        (store.path / name).write_bytes(b"")
+        with pytest.raises(ss.StoreFormatError, match=cure):
+            full(store)
+        (store.path / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize("shard", range(4))
+def test_a_chunk_that_was_deleted_as_told_is_embedded_again(store, shard):
+    """A whole chunk that was named in its stead would be deleted for nothing."""
     array = store.embedding_array("e", 3)
     array[:] = 1.5
-    chunk = store.path / "embedding/e/c/2/0/0"
+    chunk = store.path / f"embedding/e/c/{shard}/0/0"
     chunk.write_bytes(b"")
     with pytest.raises(
         ss.StoreFormatError, match=rf"{chunk.parents[1]} is.*, or delete it and embed"
@@ -396,7 +422,7 @@ def test_a_chunk_that_was_deleted_as_told_is_embedded_again(store):
         store.embedding("e")
     shutil.rmtree(chunk.parents[1])
     lost = np.isnan(store.embedding("e")).all(axis=1)
-    assert lost.tolist() == [False] * 10 + [True] * 14 + [False] * 6
+    assert lost.tolist() == np.repeat(np.arange(4) == shard, store.samples).tolist()
 
 
 def test_metadata_that_cannot_be_read_is_named_as_such(store):

@@ -1,6 +1,7 @@
 """`shardsieve forget`."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +70,13 @@ def test_what_is_named_goes_and_nothing_else(store, names, gone, warned):
     }
     assert held(store) == after
     assert ("predicted were predicted from what is gone" in found.get("warning", "")) is warned
+
+
+def test_what_is_named_goes_also_where_the_shards_are_others_now(store):
+    """Room is made in a store of before too; scores of gone shards are the first to go."""
+    for url in store.urls:
+        Path(url).write_bytes(b"another")
+    assert forget(store.path, {"scores": ["mine"]})["scores"] == ["mine"]
 
 
 def test_a_name_that_is_not_there_deletes_nothing(store):
