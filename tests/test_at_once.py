@@ -3,14 +3,15 @@
 import os
 import resource
 import shutil
+import threading
 from multiprocessing import get_context
 
 import pytest
 from tars import write_shards
 
 import shardsieve as ss
-from shardsieve.store import create
-from shardsieve.store.alone import alone_in
+from shardsieve.store import append, create
+from shardsieve.store.alone import alone_in, in_turn
 
 SIZES = [5, 9, 4, 7, 5, 3, 6, 8, 2, 5]
 
@@ -67,6 +68,26 @@ def test_processes_that_append_at_once_take_turns(tmp_path):
     create.check(store)
     assert len(store) == 9 + sum(SIZES)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "s.zarr"]
+
+
+def test_a_store_does_not_grow_while_another_process_changes_its_arrays(tmp_path, monkeypatch):
+    """Both write the file that says how many shards there are: the new ones would be forgotten."""
+    paths = write_shards(tmp_path / "d", SIZES[:3])
+    store = ss.index(paths[:2], tmp_path / "s.zarr")
+    told = {name: threading.Event() for name in ("_check_size", "_grow")}
+
+    def telling(name, real):
+        return lambda *how: (told[name].set(), real(*how))
+
+    for name in told:
+        monkeypatch.setattr(append, name, telling(name, getattr(append, name)))
+    other = threading.Thread(target=ss.append_shards, args=(paths, store.path))
+    with in_turn(store.path):
+        other.start()
+        assert told["_check_size"].wait(60)
+        assert not told["_grow"].wait(0.2)
+    other.join()
+    assert ss.open_store(store.path).samples.tolist() == SIZES[:3]
 
 
 def test_another_store_that_came_first_is_refused(tmp_path):
