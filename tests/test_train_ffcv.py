@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from betons import write_beton
 from PIL import Image
 from test_train import Killed, digest, kill_after
 
@@ -146,6 +147,18 @@ def test_ffcv_decodes_with_no_more_threads_than_numba_has(monkeypatch):
         assert decoding_threads(0) == decoding_threads(1) == 1
     finally:
         numba.set_num_threads(before)
+
+
+def test_a_file_that_was_written_anew_is_not_read_by_its_compiled_loader_of_before(tmp_path):
+    def loader(n, name):
+        store = ss.index(write_beton(tmp_path / "train.beton", n, side=8), tmp_path / name)
+        sampler = ss.PrunedShardSampler(store, batch_size=4)
+        how = {"slowly": slowly(store), "batch_size": 4, "size": 8}
+        first, again = (FfcvImages(store, sampler, **how).loader for _ in range(2))
+        assert first is again
+        return first
+
+    assert [loader(n, f"{n}.zarr").reader.num_samples for n in (5, 6)] == [5, 6]
 
 
 def test_a_loop_that_is_left_reads_no_further(store):
