@@ -152,6 +152,15 @@ def test_one_score_is_realigned_by_its_name(store, tmp_path):
     assert ss.realign(store, other, scores="mine") == ["mine"]
 
 
+def test_a_prediction_is_realigned_once_with_its_measured_score_and_also_without(store, tmp_path):
+    predicted = {"definition": "knn(mine)", "source": "mine"}
+    store.put_score("full", range(N), provenance=predicted)
+    for name, wanted in (("with", ["full", "mine"]), ("without", ["full"])):
+        other = ss.index(tmp_path / "d/s-001.tar", tmp_path / f"{name}.zarr")
+        assert ss.realign(store, other) == wanted == other.scores
+        store.forget_score("mine")
+
+
 def test_a_truth_value_is_no_fraction_and_no_count():
     with pytest.raises(ValueError, match=r"keep_fraction must lie in \(0, 1\], got True"):
         ss.num_kept(10, True)

@@ -173,6 +173,22 @@ def test_realign_goes_by_the_labels_that_both_stores_have(tmp_path):
         ss.realign(*stores)
 
 
+@pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 0)])
+def test_realign_takes_a_tenth_of_other_labels_for_mended_and_more_for_other_samples(
+    tmp_path, before, after
+):
+    def labelled(name, mended):
+        labels = [after] * mended + [before] * (20 - mended)
+        files = [(f"{n:02d}.cls", str(label).encode()) for n, label in enumerate(labels)]
+        return ss.index(write_tar(tmp_path / f"{name}.tar", files), tmp_path / f"{name}.zarr")
+
+    old = labelled("old", 0)
+    old.put_score("up", range(20))
+    assert ss.realign(old, labelled("mended", 2)) == ["up"]
+    with pytest.raises(ss.StoreMismatchError, match="3 of 20 labels"):
+        ss.realign(old, labelled("other", 3))
+
+
 def test_realign_refuses_ambiguous_and_missing_keys(call, tars, tmp_path):
     twice = [write_tar(tmp_path / f"{n}.tar", [("k.jpg", b"x"), ("k.cls", b"1")]) for n in "ab"]
     other = write_tar(tmp_path / "other.tar", [("new.jpg", b"x"), ("new.cls", b"1")])
