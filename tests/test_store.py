@@ -382,3 +382,26 @@ def test_keys_of_many_shards_are_read_together(shards, tmp_path, monkeypatch):
     (store.path / "sample/key/c/2/0").unlink()
     with pytest.raises(ss.StoreFormatError, match=r"held of shard .*s-002\.tar"):
         list(store.keys_by_shard())
+
+
+def test_a_ctrl_c_while_the_store_is_written_is_no_error_of_the_disk(tmp_path, monkeypatch):
+    """Threads of Zarr still write when the folder of an interrupted store is removed."""
+    shards, remove, written = write_shards(tmp_path / "d", [4]), os.rmdir, []
+
+    def interrupted(group):
+        written.append(group.store.root)
+        raise KeyboardInterrupt
+
+    def written_meanwhile(*folder, **how):
+        for root in written:
+            (root / "score").mkdir(parents=True, exist_ok=True)
+        remove(*folder, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shardsieve.store.create.write_contents", interrupted)
+        patch.setattr(os, "rmdir", written_meanwhile)
+        with pytest.raises(KeyboardInterrupt):
+            ss.index(shards, tmp_path / "s.zarr")
+    assert written[0].exists()
+    assert len(ss.index(shards, tmp_path / "s.zarr")) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "s.zarr"]

@@ -193,7 +193,9 @@ def uploaded_folder(target: str, beside: Path) -> Iterator[Path]:
 
 @contextmanager
 def _folder_in(folder: Path) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="store-", dir=folder) as name:
+    # After a Ctrl-C Zarr's threads write into it while it is removed; the next start does it again.
+    how: dict[str, Any] = {"prefix": "store-", "ignore_cleanup_errors": True}
+    with tempfile.TemporaryDirectory(dir=folder, **how) as name:
         yield Path(name)
 
 
