@@ -2,6 +2,7 @@ import json
 import os
 import resource
 import weakref
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -245,6 +246,26 @@ def test_samples_carry_the_score_that_the_sampler_selects_by(store, workers):
     store.put_score("down", -store.score("up"))
     told = ss.ShardDataset(store, score="down")[128 + 3]
     assert told["__score__"] == -13.0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_of_two_samplers_carry_the_score_of_their_own(store, workers):
+    """Also in batches whose size no sampler is told."""
+    store.put_score("down", -store.score("up"))
+    up, down = (ss.PrunedShardSampler(store, score=name) for name in ("up", "down"))
+    ids, scores = store.ids().tolist(), store.score("up").tolist()
+
+    class Fours:
+        def __iter__(self):
+            taken = iter(up)
+            return iter(lambda: list(islice(taken, 4)), [])
+
+    how = {"collate_fn": list, "num_workers": workers}
+    loaders = [DataLoader(ss.ShardDataset(store), batch_sampler=Fours(), **how)]
+    loaders += [DataLoader(ss.ShardDataset(store), 4, sampler=one, **how) for one in (up, down)]
+    for loader, sign in zip(loaders, (1, 1, -1), strict=True):
+        for sample in flat(loader):
+            assert sample["__score__"] == sign * scores[ids.index(sample["__id__"])]
 
 
 def test_a_sample_that_cannot_be_decoded_is_named(store):
