@@ -317,6 +317,11 @@ def seeds_for_no_folds(tmp_path, data):
     return ["build", f"{tmp_path}/d/s-*.tar", "--store", str(data.path), *how]
 
 
+def held_out_for_no_folds(tmp_path, data):
+    """All are seeds, and of a tenth of them fused learns."""
+    return [*seeds_for_no_folds(tmp_path, data), "--seeds", "1", "--method", "fused"]
+
+
 def a_prediction_of_a_recipe(tmp_path, data):
     made = {"definition": "knn(seed_dyn_unc)", "source": "seed_dyn_unc", "embedding": "embedding-1"}
     data.put_score("dyn_unc", np.arange(len(data)), provenance=made)
@@ -405,7 +410,8 @@ CASES = [
     (a_resolution_of_three_pixels, "size must be at least 4 pixels for model light, got 3"),
     (no_image_to_guess_by, "it is no image that Pillow knows; give size and channels"),
     (a_prediction_of_a_recipe, "was predicted with embedding embedding-1, got seed; give"),
-    (seeds_for_no_folds, "seeds must draw 5 samples to try predictions on, got 0.4 of 9; give"),
+    (seeds_for_no_folds, "must be tried on a seed per fold, 5, got 4 of 4 seeds; give more seeds"),
+    (held_out_for_no_folds, "tried on a held-out seed per fold, 5, got 1 of 9 seeds; give more"),
     (a_folder_of_shards, "shards must be files, got the folder"),
     (folders_among_shards, "/d/more; name"),
     (half_a_brace, "shards must be named as in train-{000..099}.tar, got"),

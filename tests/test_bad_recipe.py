@@ -189,7 +189,7 @@ def chain(tmp_path, monkeypatch):
             {"select__rule": "moderate", "select__embedding": "typo"},
             "select: embedding must be one of those stored",
         ),
-        ({"extrapolate__folds": 9}, "folds must be at most the number of seeds, 5, got 9"),
+        ({"extrapolate__folds": 9}, "must be tried on a seed per fold, 9, got 5 of 5 seeds"),
         ({"report__out": "."}, "is a folder; report.out must be the page to write"),
     ],
 )

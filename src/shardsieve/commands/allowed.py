@@ -13,6 +13,7 @@ from shardsieve.commands.meaning import (
     settings,
     specs_of,
 )
+from shardsieve.commands.methods import check_tried
 from shardsieve.commands.sections import EMBEDDING, SEED_RUN, Recipe
 from shardsieve.keepset import KeepSet
 from shardsieve.selection import num_kept
@@ -48,7 +49,7 @@ def check_trainings(
         with blamed("extrapolate"):
             _check_predicted(recipe.extrapolate, store)
             _check_foreign(recipe, store)
-            _check_folds(recipe, store)
+            _check_tried(recipe, store)
     policy = policy_of(recipe)
     if policy is not None and recipe.train is not None and recipe.train.policy_score is not None:
         learned = recipe.train.policy_score
@@ -137,15 +138,11 @@ def _held_out(recipe: Recipe) -> float:
     return float(usual if score.held_out is None else score.held_out)
 
 
-def _check_folds(recipe: Recipe, store: Store) -> None:
-    score: Any = recipe.score
+def _check_tried(recipe: Recipe, store: Store) -> None:
     section: Any = recipe.extrapolate
-    seeds = num_kept(len(store), score.seeds)
-    if seeds < section.folds:
-        raise ValueError(
-            f"folds must be at most the number of seeds, {seeds}, got {section.folds}; "
-            "give score more seeds, or fewer folds"
-        )
+    score: Any = recipe.score
+    drawn = num_kept(len(store), score.seeds)
+    check_tried(section.method, section.folds, drawn=drawn, held_out=_held_out(recipe))
 
 
 def _check_chosen_by(recipe: Recipe, store: Store) -> None:

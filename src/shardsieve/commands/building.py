@@ -9,7 +9,7 @@ from shardsieve.commands.extrapolating import (
     refuse_other_prediction,
 )
 from shardsieve.commands.making import make_index
-from shardsieve.commands.methods import ON_SIGNALS, usual_k
+from shardsieve.commands.methods import ON_SIGNALS, check_tried, usual_k
 from shardsieve.commands.training import embed_store, score_store
 from shardsieve.selection import num_kept
 from shardsieve.store.store import open_store
@@ -71,11 +71,8 @@ def build_store(
     check_shared(accelerator, {"store": path})
     result["index"] = on_main(accelerator, lambda: make_index(urls, path, label_member))
     store = open_store(path, mode="r")
-    if num_kept(len(store), seed_fraction) < FOLDS:
-        raise ValueError(
-            f"seeds must draw {FOLDS} samples to try predictions on, got {seed_fraction} of "
-            f"{len(store)}; give more --seeds"
-        )
+    drawn = num_kept(len(store), seed_fraction)
+    check_tried(method, FOLDS, drawn=drawn, held_out=how.get("held_out", 0.0))
     for name in SCORES:
         made = {"source": f"seed_{name}", "embedding": "seed", "method": method, "k": k}
         refuse_other_prediction(store, name, made)

@@ -16,6 +16,7 @@ from shardsieve.extrapolate.protocol import Extrapolator
 from shardsieve.extrapolate.quality import cut, out_of_fold
 from shardsieve.extrapolate.ranks import ALONE, Ranks
 from shardsieve.scores.inputs import one_of
+from shardsieve.selection import num_kept
 from shardsieve.store.rows import StoredRows, TakenRows
 from shardsieve.store.store import Store
 from shardsieve.train.labels import labels_behind
@@ -51,6 +52,24 @@ def taken(method: str, how: dict[str, Any]) -> dict[str, Any]:
 def usual_k(method: str) -> int:
     """Return how many neighbours a method takes unless told otherwise, as its class does."""
     return 20 if method == "gnn" else 50
+
+
+def check_tried(method: str, folds: int, *, drawn: int, held_out: float) -> None:
+    """Refuse a seed run that will score fewer seeds to try predictions on than there are folds.
+
+    Args:
+        method: Of `METHODS`; those on signals are tried on held-out seeds, others on trained ones.
+        folds: Of the cross-validation.
+        drawn: Seeds in all.
+        held_out: Share of them that the seed run holds out, in `[0, 1)`.
+    """
+    out = num_kept(drawn, held_out) if held_out else 0
+    tried, kind = (out, "held-out ") if method in ON_SIGNALS else (drawn - out, "")
+    if tried < folds:
+        raise ValueError(
+            f"predictions must be tried on a {kind}seed per fold, {folds}, got {tried} of {drawn} "
+            f"seeds; give more seeds{', or hold out more of them' if kind else ''}"
+        )
 
 
 @dataclass(frozen=True)
