@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from tars import write_shards
 
 import shardsieve as ss
+from shardsieve.loaders.stages import batch_size_of
 
 # webdataset leaves its files to the garbage collector.
 pytestmark = [
@@ -249,6 +250,34 @@ def test_a_second_split_of_a_pipeline_is_refused(urls, store, stage):
     pruned = ss.prune(pipeline_of(urls), store, world=ss.World(0, 2)).compose(stage)
     with pytest.raises(ss.ShardsieveError, match="splits the samples again"):
         list(pruned)
+
+
+@pytest.mark.parametrize("ends", [(3,), (0, 3), (0, 3, 1)])
+def test_the_first_samples_of_a_rank_are_no_second_split(urls, store, ends):
+    pruned = ss.prune(pipeline_of(urls), store, world=ss.World(0, 2)).slice(*ends)
+    assert [sample["__id__"] for sample in pruned] == store.ids()[:6:2].tolist()
+
+
+@pytest.mark.parametrize(
+    ("given", "how"),
+    [
+        ((), {}),
+        ((7,), {}),
+        ((), {"batchsize": 7}),
+        ((7,), {"partial": False}),
+        ((7, None, False), {}),
+        ((7, None, True), {}),
+        ((7, None), {"partial": False}),
+    ],
+)
+def test_batches_are_known_to_be_as_large_as_webdataset_makes_them(given, how):
+    """Ranks and workers take as many samples: another size would put them out of step."""
+    how = how if len(given) > 1 else {"collation_fn": None, **how}
+    stage = wds.filters.batched(*given, **how)
+    size, partial = batch_size_of([stage])
+    whole, rest = divmod(50, size)
+    wanted = [size] * whole + [rest] * (partial and rest > 0)
+    assert [len(batch) for batch in stage(iter(range(50)))] == wanted
 
 
 def test_a_split_over_workers_that_have_shares_already_is_refused(urls, store):
