@@ -125,6 +125,7 @@ def test_killed_before_its_table_of_contents_is_written_the_next_writes_it(tmp_p
         with pytest.raises(KeyboardInterrupt):
             ss.append_shards(shards, tmp_path / "s.zarr")
     ss.append_shards(shards, tmp_path / "s.zarr")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "s.zarr"]
     with range_server(tmp_path) as server:
         assert ss.open_store(f"{server.url}/s.zarr", mode="r").scores == ["mine"]
 
