@@ -121,6 +121,21 @@ def test_one_name_may_be_stored_by_several_at_once(shards, tmp_path):
     assert len(set(ss.open_store(path).score("mine").tolist())) == 1
 
 
+def test_one_keep_set_may_be_stored_by_several_at_once(shards, tmp_path):
+    """The last one's stays: one of two halves would keep what nobody chose."""
+    path = ss.index(shards, tmp_path / "s.zarr").path
+
+    def save(number):
+        store = ss.open_store(path)
+        ss.KeepSet.from_ids(store, store.ids()[number::10]).save(store, "mine")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(save, range(10)))
+    store = ss.open_store(path)
+    ids = ss.KeepSet.load(store, "mine").ids().tolist()
+    assert ids in [store.ids()[number::10].tolist() for number in range(10)]
+
+
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_a_killed_index_resumes_to_the_same_store(shards, tmp_path, stop):
     whole = ss.index(shards, tmp_path / "whole.zarr")
