@@ -203,7 +203,7 @@ def test_a_plan_that_cannot_be_is_one_line(capsys, monkeypatch, arguments, messa
         (["--policy", "ucb", "--policy-arg", "prior=made"], {"scoring"}),
         (["--policy", "ucb", "--score", "made"], {"scoring"}),
         (["--policy", "annealed", "--score", "made"], {"scoring"}),
-        (["--policy", "random-dynamic", "--score", "made"], set()),
+        (["--policy", "random-dynamic"], set()),
         (["--rule", "top", "--score", "made"], {"scoring"}),
         (["--rule", "random", "--score", "made"], set()),
         (["--rule", "moderate"], {"embedding"}),
