@@ -64,6 +64,8 @@ def made(data, tmp_path_factory):
 # has a meaning beside others, these come first.
 POLICY = {"train__policy": {"name": "infobatch"}}
 CCS = {"select__rule": "ccs", "select__hard_cutoff": 0.1}
+# Of 24 samples two are held out, on which predictions are tried.
+HELD_OUT = {"score__seeds": 1.0, "extrapolate__folds": 2}
 MODERATE = {"select__rule": "moderate", "select__embedding": "other"}
 OF_TRAINING = {
     "model": "resnet18",
@@ -112,7 +114,7 @@ TABLE = [
     ("score__window", 4, {}, AFTER_SCORE),
     ("score__scores", ["dyn_unc"], {}, {"score"}),
     ("score__clean_pass", True, {}, AFTER_SCORE),
-    ("score__held_out", 0.1, {}, ALL),
+    ("score__held_out", 0.1, HELD_OUT, ALL),
     ("score__snapshots", 3, {}, ALL),
     ("score__match_steps_of", 9, {}, ALL),
     ("score__adversary", {"method": "pgd"}, {}, ALL),
@@ -128,7 +130,8 @@ TABLE = [
     ("embed__workers", 1, {}, NOTHING),
     ("extrapolate__score", "el2n", {}, AFTER_EXTRAPOLATE),
     ("extrapolate__method", "gnn", {}, AFTER_EXTRAPOLATE),
-    ("extrapolate__method", "fused", {}, ALL),  # such a seed run holds seeds out
+    ("extrapolate__method", "fused", HELD_OUT, ALL),  # such a seed run holds seeds out
+    ("extrapolate__method", "direct", {}, "tried on a held-out seed per fold, 5, got 1 of 5 seeds"),
     ("extrapolate__k", 6, {}, AFTER_EXTRAPOLATE),
     ("extrapolate__weights", "mean", {}, AFTER_EXTRAPOLATE),
     ("extrapolate__search", "exact", {}, AFTER_EXTRAPOLATE),
@@ -141,7 +144,7 @@ TABLE = [
     (
         "extrapolate__seed_scores",
         "neighbours",
-        {"extrapolate__method": "direct"},
+        {**HELD_OUT, "extrapolate__method": "direct"},
         AFTER_EXTRAPOLATE,
     ),
     ("extrapolate__seed", 1, {}, AFTER_EXTRAPOLATE),
@@ -193,7 +196,7 @@ def test_a_setting_makes_just_the_steps_again_that_depend_on_it(
         makers.ran.clear()
     path = write(made.folder, changed(base, **{name: filled(value, **where)}))
     if isinstance(steps, str):
-        with pytest.raises(ss.ShardsieveError, match=steps):
+        with pytest.raises((ss.ShardsieveError, ValueError), match=steps):
             run_recipe(path)
         assert makers.ran == []
         return
@@ -365,7 +368,7 @@ VARIANTS = [
     {"score__seed": 5},
     {"score__window": 4},
     {"extrapolate__method": "gnn"},
-    {"extrapolate__method": "fused"},
+    {**HELD_OUT, "extrapolate__method": "fused"},
     {"extrapolate__score": "el2n"},
     {"select__keep_fraction": 0.3},
     {"embed__batch_size": 3},

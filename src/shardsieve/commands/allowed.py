@@ -45,11 +45,12 @@ def check_trainings(
             with blamed(name):
                 check_augmenting(store, settings(section))
                 _check_labels(recipe, section, store)
-    if recipe.extrapolate is not None and f"score/{recipe.extrapolate.score}" not in made:
+    if recipe.extrapolate is not None:
         with blamed("extrapolate"):
-            _check_predicted(recipe.extrapolate, store)
-            _check_foreign(recipe, store)
             _check_tried(recipe, store)
+            if f"score/{recipe.extrapolate.score}" not in made:
+                _check_predicted(recipe.extrapolate, store)
+                _check_foreign(recipe, store)
     policy = policy_of(recipe)
     if policy is not None and recipe.train is not None and recipe.train.policy_score is not None:
         learned = recipe.train.policy_score
