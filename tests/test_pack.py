@@ -168,9 +168,9 @@ def test_what_is_packed_can_be_decoded(tmp_path, suffix):
     assert abs(pixels[:, 3, 3].float() - torch.tensor([200.0, 90.0, 10.0])).max() < 9
 
 
-def test_what_is_hidden_is_neither_class_nor_image(images, tmp_path):
+def test_what_is_hidden_or_has_no_suffix_is_neither_class_nor_image(images, tmp_path):
     (before,) = pack(images, tmp_path / "before")
-    for hidden in (".ipynb_checkpoints/0.png", "cat/._0.png", "cat/.cache/0.png"):
+    for hidden in (".ipynb_checkpoints/0.png", "cat/._0.png", "cat/.cache/0.png", "cat/png"):
         path = images / hidden
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"no image")

@@ -157,7 +157,7 @@ def _by_class(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], list[
 
 def _images_of(folder: Path) -> list[Path]:
     above = len(str(folder))
-    images = (p for p in folder.rglob("*") if is_image(p.name.lower()))
+    images = (p for p in folder.rglob("*") if is_image(p.suffix.lower()))
     return sorted(p for p in images if "/." not in str(p)[above:] and p.is_file())
 
 

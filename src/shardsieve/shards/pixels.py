@@ -7,7 +7,7 @@ IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "pp
 
 
 def is_image(name: str) -> bool:
-    """Return whether a member or file of this name, in lower case, is an image.
+    """Return whether a member of this name, in lower case, is an image.
 
     >>> is_image("jpg"), is_image("mask.png"), is_image("png.txt")
     (True, True, False)
