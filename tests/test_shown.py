@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 QUOTED = re.compile(r"`([^`]+)`")
+LINK = re.compile(r"\]\(([^)#\s]*)#?([^)\s]*)\)")
 BENCHMARKS = ROOT / "benchmarks"
 PROGRAM = {"tools/train_subset.py": "train", "tools/build_store.py": "build"}
 TABLES = sorted(BENCHMARKS.glob("records/extrapolation_quality_*.json"))
@@ -52,6 +53,18 @@ def commands():
                     break
 
 
+def anchors(page):
+    """What GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", FENCED.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+LINKS = dict.fromkeys(
+    (page, *match.groups())
+    for page in PAGES
+    for match in LINK.finditer(FENCED.sub("", page.read_text()))
+    if "://" not in match[0]
+)
 COMMANDS = list(dict.fromkeys((what, tuple(rest)) for what, rest in commands()))
 
 
@@ -70,6 +83,15 @@ def test_a_command_that_is_shown_is_understood(what, rest):
         script = (ROOT / what.replace(".sh", ".py")).read_text()
         for option in rest:
             assert not option.startswith("--") or f'"{option}"' in script, option
+
+
+@pytest.mark.parametrize(
+    ("page", "path", "anchor"), LINKS, ids=[f"{page.name} {path}#{at}" for page, path, at in LINKS]
+)
+def test_a_link_leads_somewhere(page, path, anchor):
+    target = page.parent / path if path else page
+    assert target.is_file()
+    assert not anchor or anchor in anchors(target)
 
 
 @pytest.mark.parametrize("record", TABLES, ids=lambda path: path.stem)
