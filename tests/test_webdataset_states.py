@@ -116,6 +116,8 @@ def test_a_state_that_a_shuffle_buffer_makes_inexact_says_so(urls, store, place,
     said = [one.getMessage() for one in caplog.records]
     assert len(said) == (place != "nowhere")
     assert all("not exact: .shuffle() holds samples back" in line for line in said)
+    # A pipeline that shuffles samples alone is read in the store's order unless asked otherwise.
+    assert all("shuffles with shuffle='window'" in line for line in said)
 
 
 def test_a_pipelines_state_knows_the_pass_under_way(urls, store):

@@ -209,7 +209,8 @@ class PrunedSource(IterableDataset[Sample]):
             _LOG.warning(
                 "the state of this epoch is not exact: .%s() holds samples back or leaves some "
                 "out, and after it is loaded some of the epoch are missing or come twice; leave "
-                "it out (prune shuffles and selects by itself), or save states between epochs",
+                "it out (prune selects by itself, and shuffles with shuffle='window'), or save "
+                "states between epochs",
                 "(), .".join(self.inexact),
             )
         self.inexact = ()
