@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import two_ranks_train
-from launching import ROOT
+from launching import ROOT, on_two_ranks
 from tars import write_shards
 from two_ranks_gnn import clouds
 
@@ -57,6 +57,12 @@ def test_two_ranks_train_on_the_keep_set_exactly_once_in_equal_steps(packed, tmp
 def test_a_rank_ends_though_a_thread_of_its_group_waits_for_python(tmp_path):
     (tmp_path / "gathered").write_bytes(b"\0")
     forks.run("tests/two_ranks_end.py", tmp_path / "gathered", ranks=2)
+
+
+@pytest.mark.slow
+def test_no_thread_of_the_group_is_left_at_the_end_of_a_rank():
+    # As users do: a fork has imported before what may hold the group.
+    on_two_ranks(ROOT / "tests/two_ranks_ended.py")
 
 
 @pytest.mark.slow

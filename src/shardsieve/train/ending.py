@@ -1,25 +1,49 @@
 """How a program ends that may have been one process of several; torch is not loaded for it."""
 
+import gc
 import hashlib
 import os
 import sys
 from datetime import timedelta
+from typing import Any
 
 _BRIEFLY = timedelta(seconds=5)
+# The processes' group. A distributed network that outlives it elsewhere would end it while holding
+# Python's lock, which a thread of the group may be waiting for.
+_group: Any = None
 
 
 class Stopped(Exception):
     """A run was asked to stop and has saved its state; the same command goes on with it."""
 
 
-def end_processes() -> None:
-    """Leave the process group, if there is one: the last thing that a program does.
+def hold_group(group: Any) -> None:
+    """Keep the processes' group until `end_processes`."""
+    global _group
+    _group = group
 
-    A program that ends inside of it is aborted now and then, as its threads still run.
+
+def end_processes() -> None:
+    """Leave the process group, if there is one, and end it: the last thing that a program does.
+
+    A program that ends before it is aborted now and then, as threads of the group still run. While
+    a distributed network is left, the group stays.
     """
     dist = sys.modules.get("torch.distributed")
-    if dist is not None and dist.is_available() and dist.is_initialized():
+    if dist is None or not dist.is_available():
+        return
+    if dist.is_initialized():
         dist.destroy_process_group()
+    if _group is not None:
+        gc.collect()  # networks in cycles
+        if not any(_distributed(one) for one in gc.get_objects()):
+            hold_group(None)
+
+
+def _distributed(one: Any) -> bool:
+    from torch.nn.parallel import DistributedDataParallel
+
+    return issubclass(type(one), DistributedDataParallel)
 
 
 def lost_process(error: BaseException) -> bool:

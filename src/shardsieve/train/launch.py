@@ -11,11 +11,16 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Some defaults in it are the group that there is when it is imported: better none, or that group
+# lives on when the processes have left it.
+import torch.distributed.nn
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, broadcast_object_list
 
 from shardsieve._errors import MissingDependencyError, ShardsieveError
+from shardsieve.train.ending import hold_group
 
 T = TypeVar("T")
 
@@ -23,9 +28,6 @@ T = TypeVar("T")
 _PATIENCE = timedelta(hours=12)
 TRACKERS = ("tensorboard", "wandb")
 DEFAULT_TRACKERS = ("tensorboard",)
-# The processes' group, to the end of the program. A distributed network that outlives it elsewhere
-# would end it while holding Python's lock, which a thread of the group may be waiting for.
-_group: Any = None
 
 
 def make_accelerator(
@@ -69,8 +71,7 @@ def make_accelerator(
             "launch them with `accelerate launch --config_file configs/two_cpu.yaml` or torchrun"
         )
     if accelerator.num_processes > 1:
-        global _group
-        _group = dist.group.WORLD
+        hold_group(dist.group.WORLD)
     return accelerator
 
 
