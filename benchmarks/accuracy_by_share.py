@@ -5,9 +5,10 @@
 Every row trains the light network for the same number of epochs. Measured scores come from a full
 run of another seed, extrapolated ones from a run on a fifth of the samples, another fifth for each
 seed, with a tenth of it held out for the fused method; it has as many epochs as the full run, as
-many steps, or half of these. Finished runs are not done again, so it may be stopped and started at
-any time; the record holds what has run so far, and is written after every run. Writes
-`records/accuracy_by_share_NAME.json`.
+many steps, or half of these. A short run makes as many steps as a seed run, but on all samples: it
+measures every score, and needs no embedding and no prediction. Finished runs are not done again, so
+it may be stopped and started at any time; the record holds what has run so far, and is written
+after every run. Writes `records/accuracy_by_share_NAME.json`.
 """
 
 import argparse
@@ -57,8 +58,13 @@ STATIC = {
     "measured el2n, CCS": "full{seed}_el2n",
     "kNN el2n, CCS": "knn{seed}_el2n",
     "fused el2n, CCS": "fused{seed}_el2n",
+    "short run's el2n": "short{seed}_el2n",
+    "short run's el2n, CCS": "short{seed}_el2n",
+    "short run's dyn_unc, half the steps": "short-half{seed}_dyn_unc",
+    "short run's el2n, half the steps, CCS": "short-half{seed}_el2n",
 }
-PREDICTED = re.compile(r"(?:knn|gnn|fused)(-\w+)?\{")
+PREDICTED = re.compile(r"(knn|gnn|fused)(-\w+)?\{seed\}_(\w+)")
+SHORT = re.compile(r"short(-\w+)?\{")
 KINDS = {"": 0.0, "-half": 0.5, "-long": 1.0}  # of seed runs: share of the full run's steps
 HARD_CUTOFF = {0.7: 0.1}  # CCS on CIFAR-10 (arXiv 2210.15809); none where less is removed
 
@@ -131,33 +137,45 @@ def stores(options: argparse.Namespace) -> tuple[ss.Store, ss.Store]:
 
 
 def scored(store: ss.Store, config: TrainConfig, out: Path, seed: int, targets: list[str]) -> None:
-    """Measure every sample by a full run of another seed; predict from a fifth what is kept by."""
+    """Measure every sample by a full run of another seed, and by short ones; predict the rest."""
     how: dict[str, Any] = {"window": WINDOW, "accelerator": make_accelerator()}
     everything = replace(config, seed=1000 + seed)
     folder = out / "scoring"
     score_seeds(
         store, store.ids(), everything, folder=folder / f"full{seed}", name=f"full{seed}", **how
     )
+    for kind in {match[1] or "" for name in targets if (match := SHORT.match(name))}:
+        # After two epochs there are no windows yet.
+        epochs = round((KINDS[kind] or SEEDS * (1 - HELD_OUT)) * config.epochs)
+        name, run = f"short{kind}{seed}", replace(config, seed=3000 + seed, epochs=epochs)
+        window = matched_window(WINDOW, epochs=epochs, full_epochs=config.epochs)
+        made = {"window": window, "scores": None if window < epochs else ["el2n"]}
+        score_seeds(store, store.ids(), run, folder=folder / name, name=name, **how | made)
+    predicted_from(store, config, out, seed, [one for one in targets if PREDICTED.match(one)])
+
+
+def predicted_from(
+    store: ss.Store, config: TrainConfig, out: Path, seed: int, targets: list[str]
+) -> None:
+    """Train on a fifth of the samples, once per kind of seed run, and predict the others."""
     trained, held = hold_out(draw_seeds(store, SEEDS, seed=seed), HELD_OUT)
-    how |= {"held_out": held, "snapshots": SNAPSHOTS}
+    how = {"accelerator": make_accelerator(), "held_out": held, "snapshots": SNAPSHOTS}
     sizes = {"full": len(store), "seeds": len(trained), "batch": config.batch_size}
-    kinds = {match[1] or "" for name in targets if (match := PREDICTED.match(name))}
+    asked = [match.groups(default="") for name in targets if (match := PREDICTED.match(name))]
     for kind, share in KINDS.items():
-        if kind not in kinds:
+        mine = {(method, score) for method, other, score in asked if other == kind}
+        if not mine:
             continue
         name, path, epochs = f"seeds{kind}{seed}", out / "train.zarr", config.epochs
         if share:
             epochs = matched_epochs(round(share * epochs), **sizes)
         run = replace(config, seed=2000 + seed, epochs=epochs)
         how["window"] = matched_window(WINDOW, epochs=epochs, full_epochs=config.epochs)
-        score_seeds(store, trained, run, folder=folder / name, name=name, **how)
-        embed_store(path, model=str(folder / name), name=name)
-        for target in targets:
-            method, score = target.split("{seed}_")
-            target = target.format(seed=seed)
-            method, _, end = method.partition("-")
-            mine = end == kind.removeprefix("-") and method != "full"
-            if mine and target not in ss.open_store(path, mode="r").scores:
+        score_seeds(store, trained, run, folder=out / "scoring" / name, name=name, **how)
+        embed_store(path, model=str(out / "scoring" / name), name=name)
+        for method, score in sorted(mine):
+            target = f"{method}{kind}{seed}_{score}"
+            if target not in ss.open_store(path, mode="r").scores:
                 extrapolate_score(path, f"{name}_{score}", target, name, method=method)
 
 

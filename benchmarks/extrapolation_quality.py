@@ -5,7 +5,9 @@
 IMAGES is a folder with train/CLASS/*.jpg, or fashion-mnist. Every trial has a full run, whose
 scores are the target, and one seed run per seed fraction and matching: as many epochs as the full
 run (`epochs`), as many steps (`steps`), or half of these (`half`). The full run of the next trial
-is the ceiling. All figures are over the rest: samples that were no seeds, held out or not.
+is the ceiling. Beside them stands a short run on all samples, in about as many steps as the seed
+run makes: it measures every score and predicts none. All figures are over the rest: samples that
+were no seeds, held out or not.
 `--shards` takes the first shards alone, which scales everything down. `dyn_unc_scaled` is Dynamic
 Uncertainty of the seeds with a window as long in steps as the full run's.
 
@@ -63,6 +65,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }
 BESIDE = ("ceiling: a second full run", "seeds' own measured score", "random")
+SHORT = "measured in a short run on everything"
 
 
 def light(num_classes: int) -> nn.Module:
@@ -137,9 +140,12 @@ def indexed(options: argparse.Namespace) -> ss.Store:
 def wanted(key: dict[str, Any], without: list[str]) -> set[tuple[Any, ...]]:
     """Return the names of all rows of a seed run; the GNN, the slowest, has two scores."""
     scores = (*SCORES, "dyn_unc_scaled") if MATCHED[key["matched"]] else SCORES
-    names = [name for name in (*METHODS, *BESIDE) if not name.startswith(tuple(without))]
+    names = [name for name in (*METHODS, *BESIDE, SHORT) if not name.startswith(tuple(without))]
     rows = {(score, name) for score in scores for name in names}
     rows = {row for row in rows if row[0] in SCORES[:2] or not row[1].startswith("GNN")}
+    # With all the steps it is a second full run; windows need more than two epochs.
+    shortly = {"epochs": ("el2n", "confidence"), "half": SCORES}.get(key["matched"], ())
+    rows = {row for row in rows if row[1] != SHORT or row[0] in shortly}
     return {(*key.values(), *row) for row in rows}
 
 
@@ -157,20 +163,26 @@ def one(
     """Return the missing rows of one seed run, against the full run's scores."""
     trial = key["trial"]
     full, second = (full_run(store, config, options, number) for number in (trial, trial + 1))
-    run, cost = seed_run(store, config, key, options)
-    put_scaled(store, run, round(config.epochs * (MATCHED[key["matched"]] or 1.0)))
-    for name in (full, second, run, f"{run}_held_out"):
+    names = {name for *_, name in missing}
+    short, short_cost = short_run(store, config, key, options) if SHORT in names else ("", {})
+    run, cost = seed_run(store, config, key, options) if names - {SHORT} else ("", {})
+    if run:
+        put_scaled(store, run, round(config.epochs * (MATCHED[key["matched"]] or 1.0)))
+    for name in filter(None, (full, second, short, run, run and f"{run}_held_out")):
         put_confidence(store, name)
     seeds = draw_seeds(store, key["seeds"], seed=trial)
     rest = np.setdiff1d(np.arange(len(store)), store.rows(seeds))
     rows = []
     for *_, score, name in sorted(missing):
-        measured, target = store.score(f"{run}_{score}"), score.removesuffix("_scaled")
+        target = score.removesuffix("_scaled")
         truth, where, seconds = store.score(f"{full}_{target}"), rest, 0.0
         if name == BESIDE[0]:
             values = store.score(f"{second}_{target}")
+        elif name == SHORT:
+            values = store.score(f"{short}_{score}")
         elif name == BESIDE[1]:
-            values, where = measured, np.flatnonzero(np.isfinite(measured))
+            values = store.score(f"{run}_{score}")
+            where = np.flatnonzero(np.isfinite(values))
         elif name == BESIDE[2]:
             values = random_bits(len(store), trial, 7).astype(np.float64)
         else:
@@ -178,7 +190,13 @@ def one(
             values, seconds = extrapolated(store, run, score, how, rest, trial, truth)
         figures = measure(truth[where], values[where]).to_dict()
         kept = {n: figures[n] for n in ("pearson", "spearman", "agreement", "intervals")}
-        row = {**key, "score": score, "row": name, **kept, **cost}
+        row = {
+            **key,
+            "score": score,
+            "row": name,
+            **kept,
+            **(short_cost if name == SHORT else cost),
+        }
         rows.append(row | {"seconds_extrapolating": round(seconds, 2)})
         print(json.dumps({n: row[n] for n in (*key, "score", "row", "spearman")}), flush=True)
     return rows
@@ -229,6 +247,32 @@ def seed_run(
         "seed_epochs": epochs,
         "seconds_training": made["seconds"],
         "seconds_embedding": round(time.perf_counter() - begin, 1),
+    }
+
+
+def short_run(
+    store: ss.Store, config: TrainConfig, key: dict[str, Any], options: argparse.Namespace
+) -> tuple[str, dict[str, Any]]:
+    """Train on everything for about as many steps as the seed run; return its name and cost."""
+    share = MATCHED[key["matched"]] or key["seeds"] * (1 - HELD_OUT)
+    epochs = round(share * config.epochs)
+    name = f"short{epochs}-{key['trial']}"
+    window = matched_window(WINDOW, epochs=epochs, full_epochs=config.epochs)
+    made = score_seeds(
+        store,
+        store.ids(),
+        replace(config, epochs=epochs, seed=200 + key["trial"]),
+        folder=options.work / "runs" / name,
+        name=name,
+        window=window,
+        scores=None if window < epochs else ["el2n"],
+        accelerator=Accelerator(),
+        progress=said(name),
+    )
+    return name, {
+        "samples_trained": made["samples"],
+        "steps": made["steps"],
+        "seconds_training": made["seconds"],
     }
 
 

@@ -24,6 +24,7 @@ HEADS = {"epochs": "same epochs", "half": "half the steps", "steps": "same steps
 MINUS = "\N{MINUS SIGN}"
 ESTIMATES = (
     "ceiling: a second full run",
+    "measured in a short run on everything",
     "seeds' own measured score",
     "mean kNN",
     "exp kNN",
