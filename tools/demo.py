@@ -1,6 +1,6 @@
-"""Full data against halves: random, by measured scores, by extrapolated scores.
+"""Train on all data and on halves: random, by measured scores, by extrapolated scores.
 
-Every training has its own seed; where it keeps by extrapolated scores, its own seed run too.
+Every training has its own seed; one that keeps by extrapolated scores has its own seed run, too.
 Writes OUTDIR/result.json and OUTDIR/report.html. Killed and started again, it goes on.
 """
 
@@ -92,10 +92,12 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
         "--data", default="digits", help="digits, fashion-mnist, a folder, or DIR/train.beton"
     )
     parser.add_argument("--to", default="tar", help="tar, or beton to train through FFCV")
-    parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--seed-epochs", type=int, help="of the seed run; as --epochs if none")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--seeds", type=int, default=3, help="trainings per row")
+    parser.add_argument("--epochs", type=int, default=15, help="epochs of every training")
+    parser.add_argument(
+        "--seed-epochs", type=int, help="epochs of the seed run; by default --epochs"
+    )
+    parser.add_argument("--batch-size", type=int, default=32, help="samples per step")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind")
     parser.add_argument("--size", type=int, default=None, help="pixels per side")
     return parser.parse_args(arguments)
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from shardsieve.train.adversary import Adversary
 
 Command = Callable[..., None]
+_attack = functools.partial(typer.Option, rich_help_panel="Attack of --paradigm adversarial")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,16 +94,14 @@ class NetworkOptions:
 class AttackOptions:
     """How images are attacked in adversarial training: settings of `Adversary`."""
 
-    attack: Annotated[str, typer.Option(help="adversarial: trades or pgd")] = "trades"
-    epsilon: Annotated[float, typer.Option(help="adversarial: largest change of a pixel.")] = (
-        8 / 255
+    attack: Annotated[str, _attack(help="trades or pgd")] = "trades"
+    epsilon: Annotated[float, _attack(help="Largest change of a pixel.")] = 8 / 255
+    attack_step: Annotated[float, _attack(help="Change of a pixel per step.")] = 2 / 255
+    attack_steps: Annotated[int, _attack(help="Steps per image.")] = 10
+    beta: Annotated[float, _attack(help="Weight beta of TRADES.")] = 5.0
+    predictions: Annotated[str, _attack(help="Predictions to record: adversarial or clean")] = (
+        "adversarial"
     )
-    attack_step: Annotated[float, typer.Option(help="adversarial: change per step.")] = 2 / 255
-    attack_steps: Annotated[int, typer.Option(help="adversarial: steps per image.")] = 10
-    beta: Annotated[float, typer.Option(help="adversarial: TRADES' weight.")] = 5.0
-    predictions: Annotated[
-        str, typer.Option(help="adversarial: record adversarial or clean ones")
-    ] = "adversarial"
 
     def adversary(self, paradigm: str) -> "Adversary | None":
         """Return the attack of an adversarial run; None of another.

@@ -22,15 +22,16 @@ def select_command(
     keep: KeepOptions,
     seed: Seed = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Write the kept ids, one a line.", callback=local_path)
+        Path | None,
+        typer.Option(help="File to write the kept ids to, one a line.", callback=local_path),
     ] = None,
-    save: Annotated[str | None, typer.Option(help="Store the keep set under this name.")] = None,
+    save: Annotated[str | None, typer.Option(help="Name to store the keep set under.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Say how many classes meet in such a batch.")
+        int | None, typer.Option(help="Also say how many classes meet in a batch of this size.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a rule keeps of every class, of many with --json; before anything is trained."""
+    """Show how much of every class a rule keeps; of many classes only --json shows all."""
     rule = keep.selection(context, seed)
     result = commands.showing.kept_per_class(store, rule, out, batch_size, save)
     show(result if as_json else commands.showing.extremes(result), as_json, out=out)
@@ -65,14 +66,16 @@ def export_command(
 def report(
     store: StorePath,
     score: Annotated[str, typer.Option(help="Stored score of every sample.")],
-    out: Annotated[Path, typer.Option(help="The HTML page.", callback=local_path)] = Path(
+    out: Annotated[Path, typer.Option(help="HTML file to write.", callback=local_path)] = Path(
         "report.html"
     ),
     keep_fraction: KeepFraction = 0.5,
-    reference: Annotated[str | None, typer.Option(help="Score measured on everything.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Score measured on everything, to compare with.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write one HTML page: histogram, kept share per class, lowest and highest images."""
+    """Write a page about a score: histogram, kept share per class, lowest and highest images."""
     how: dict[str, Any] = {"score": score, "keep_fraction": keep_fraction, "reference": reference}
     show(commands.reporting.report_score(store, out, **how), as_json, out=out)
 
@@ -83,14 +86,18 @@ def plan(
     keep: Annotated[float, typer.Option(help="Keep fraction, in (0, 1].")] = 0.5,
     epochs: Annotated[int, typer.Option(help="Epochs of the final training.")] = 90,
     score_epochs: Annotated[
-        int | None, typer.Option(help="Of the seed run; as many if none")
+        int | None, typer.Option(help="Epochs of the seed run; by default as many.")
     ] = None,
-    extrapolation: Annotated[float, typer.Option(help="Neighbour search, in epochs.")] = 0.0,
+    extrapolation: Annotated[
+        float, typer.Option(help="What the neighbour search takes, in epochs.")
+    ] = 0.0,
     runs: Annotated[int, typer.Option(help="Trainings that share the scores.")] = 1,
     store: Annotated[
-        Path | None, typer.Option(help="Adds its sample counts.", callback=local_path)
+        Path | None, typer.Option(help="Store; adds its sample counts.", callback=local_path)
     ] = None,
-    seconds_per_epoch: Annotated[float | None, typer.Option(help="Adds hours.")] = None,
+    seconds_per_epoch: Annotated[
+        float | None, typer.Option(help="Seconds of a full epoch; adds hours.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what a pruned training would cost and save, before anything is started."""

@@ -1,5 +1,6 @@
 """The options that several commands share: their types and help texts."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -26,20 +27,22 @@ def usable_augment(augment: str) -> str:
     return check_augment(augment)
 
 
+keep_option = partial(typer.Option, rich_help_panel="What to keep")
 StorePath = Annotated[
     Path, typer.Option("--store", help="Folder of the Zarr store.", callback=local_path)
 ]
-HeldOut = Annotated[float, typer.Option(help="Share of the seeds to try the network on.")]
-Snapshots = Annotated[int, typer.Option(help="Networks of the seed run to keep.")]
+HeldOut = Annotated[float, typer.Option(help="Share of the seed subset to hold out of training.")]
+Snapshots = Annotated[int, typer.Option(help="How many networks of the seed run to keep.")]
 MatchSteps = Annotated[
     int | None,
-    typer.Option(help="As many steps, and windows as long, as in a full run of so many epochs."),
+    typer.Option(help="Take as many steps, and windows as long, as a full run of so many epochs."),
 ]
 LabelMember = Annotated[
-    str | None, typer.Option(help="Suffix of the members that hold labels: cls, or the store's.")
+    str | None,
+    typer.Option(help="Suffix of the member with the label; by default cls, or the store's."),
 ]
-KeepFraction = Annotated[float, typer.Option(help="Share of all samples to keep, in (0, 1].")]
-ScoreName = Annotated[str | None, typer.Option(help="Stored score to keep by.")]
+KeepFraction = Annotated[float, keep_option(help="Share of all samples to keep, in (0, 1].")]
+ScoreName = Annotated[str | None, keep_option(help="Stored score to keep by.")]
 Method = Annotated[str, typer.Option(help="knn, gnn, direct or fused")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Model = Annotated[str, typer.Option(help="light, resnet18, resnet50 or package.module:factory")]
@@ -53,32 +56,36 @@ Augment = Annotated[
     ),
 ]
 Size = Annotated[
-    int | None, typer.Option(help="Pixels per side; if none the first image's, at most 224.")
+    int | None, typer.Option(help="Pixels per side; by default the first image's, at most 224.")
 ]
-Channels = Annotated[int | None, typer.Option(help="3 or 1; the first image's if none.")]
+Channels = Annotated[int | None, typer.Option(help="3 or 1; by default the first image's.")]
 Precision = Annotated[str, typer.Option(help="no, bf16 or fp16")]
-Workers = Annotated[int, typer.Option(help="Loader processes per process.")]
-Seed = Annotated[int, typer.Option(help="Seed of every draw.")]
+Workers = Annotated[int, typer.Option(help="Loader workers of each process.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 EmbeddingName = Annotated[
-    str | None, typer.Option(help="Name of a stored embedding; the only one if none.")
+    str | None, typer.Option(help="Stored embedding to use; by default the only one.")
 ]
 PseudoLabels = Annotated[
-    str | None, typer.Option(help="Stored pseudo-labels to train on, not the labels.")
+    str | None, typer.Option(help="Stored pseudo-labels to train on instead of the labels.")
 ]
-Unreadable = Annotated[int, typer.Option(help="Samples to skip if they cannot be read.")]
+Unreadable = Annotated[int, typer.Option(help="Most unreadable samples to skip.")]
 Rule = Annotated[
     str,
-    typer.Option(help="top, random, stratified, class_balanced, ccs, beta, moderate, threshold"),
+    keep_option(help="top, random, stratified, class_balanced, ccs, beta, moderate, threshold"),
 ]
-Threshold = Annotated[float | None, typer.Option(help="threshold: the lowest score kept.")]
+Threshold = Annotated[float | None, keep_option(help="threshold: lowest score to keep.")]
 ClassFloor = Annotated[
-    int, typer.Option(help="class_balanced, stratified: the fewest of every class.")
+    int, keep_option(help="class_balanced, stratified: fewest samples to keep of a class.")
 ]
-HardCutoff = Annotated[float | None, typer.Option(help="ccs: share to drop as too hard.")]
-Difficulty = Annotated[str | None, typer.Option(help="ccs, beta: the score that says how hard.")]
+HardCutoff = Annotated[
+    float | None, keep_option(help="ccs: share of the samples to drop first as too hard.")
+]
+Difficulty = Annotated[str | None, keep_option(help="ccs, beta: stored score that says how hard.")]
 Bins = Annotated[
-    int | None, typer.Option(help="ccs, stratified: ranges of the score, 50 by default.")
+    int | None, keep_option(help="ccs, stratified: number of score ranges; by default 50.")
 ]
-RuleEmbedding = Annotated[str | None, typer.Option(help="moderate: which, if there are several.")]
-StoredKeepSet = Annotated[str | None, typer.Option(help="Stored keep set, in place of a rule.")]
-DropMissing = Annotated[bool, typer.Option(help="Never keep samples without a score.")]
+RuleEmbedding = Annotated[
+    str | None, keep_option(help="moderate: stored embedding; by default the only one.")
+]
+StoredKeepSet = Annotated[str | None, keep_option(help="Stored keep set to use instead of a rule.")]
+DropMissing = Annotated[bool, keep_option(help="Never keep samples without a score.")]

@@ -38,44 +38,59 @@ def score(
     network: NetworkOptions,
     attacked: AttackOptions,
     seeds: Annotated[float, typer.Option(help="Seed fraction, in (0, 1].")] = 0.2,
-    per_class: Annotated[bool, typer.Option(help="The same share of every class.")] = False,
+    per_class: Annotated[bool, typer.Option(help="Draw the same share of every class.")] = False,
     paradigm: Annotated[
         str, typer.Option(help="supervised, adversarial (PGD, TRADES) or unsupervised (TURTLE)")
     ] = "supervised",
     epochs: Annotated[
-        int | None, typer.Option(help="Epochs of the seed run: 20, unsupervised 400.")
+        int | None, typer.Option(help="Epochs of the seed run; by default 20, unsupervised 400.")
     ] = None,
     window: Annotated[
-        int | None, typer.Option(help="Epochs per window of the scores: 10, or as the run's.")
+        int | None,
+        typer.Option(help="Epochs per window of the scores; by default 10, or the run's."),
     ] = None,
     scores: Annotated[
         str | None,
-        typer.Option(help="Which, as in 'aum,dyn_unc:variant=official'; all that can be if none."),
+        typer.Option(help="Scores to make, as 'aum,dyn_unc:variant=official'; by default all."),
     ] = None,
     from_dynamics: Annotated[
-        str | None, typer.Option(help="Train nothing: more scores of this recorded run.")
+        str | None, typer.Option(help="Train nothing: make more scores of this recorded run.")
     ] = None,
     from_embedding: Annotated[
-        bool, typer.Option(help="Train nothing: prototypicality, moderate, semdedup, d2:score=NAME")
+        bool,
+        typer.Option(
+            help="Train nothing: make prototypicality, moderate, semdedup, d2:score=NAME."
+        ),
     ] = False,
     name: Annotated[
-        str | None, typer.Option(help="Of the run, before its scores' names: seed by default.")
+        str | None,
+        typer.Option(help="Name of the run, which its scores begin with; by default seed."),
     ] = None,
-    clean_pass: Annotated[bool, typer.Option(help="Record a second, clean pass.")] = False,
+    clean_pass: Annotated[
+        bool, typer.Option(help="Record a second, undisturbed pass instead.")
+    ] = False,
     held_out: HeldOut = 0.0,
     snapshots: Snapshots = 1,
     match_steps_of: MatchSteps = None,
-    ceiling: Annotated[bool, typer.Option(help="Train again and compare both runs.")] = False,
+    ceiling: Annotated[
+        bool, typer.Option(help="Train again with another seed and compare both runs.")
+    ] = False,
     embedding: Annotated[
         str | None,
-        typer.Option(help="unsupervised, from-embedding: a stored one; the only one if none."),
+        typer.Option(
+            help="unsupervised, from-embedding: stored embedding; by default the only one."
+        ),
     ] = None,
     classes: Annotated[
-        int | None, typer.Option(help="unsupervised: pseudo-classes; as many as labels if none.")
+        int | None,
+        typer.Option(help="unsupervised: number of pseudo-classes; by default as many as labels."),
     ] = None,
-    checkpoint_steps: Annotated[int, typer.Option(help="0: after epochs only")] = 0,
+    checkpoint_steps: Annotated[
+        int, typer.Option(help="Steps between checkpoints; 0: after epochs only")
+    ] = 0,
     run_folder: Annotated[
-        Path | None, typer.Option(help="STORE.runs/NAME by default", callback=local_path)
+        Path | None,
+        typer.Option(help="Folder of the run; by default STORE.runs/NAME.", callback=local_path),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -128,18 +143,19 @@ def embed(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Run folder, package.module:factory; else the seed run of this name, or `seed`."
+            help="Run folder or package.module:factory; by default the seed run NAME, or `seed`."
         ),
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="Checkpoint for the model.", callback=local_path)
+        Path | None, typer.Option(help="Checkpoint to load into the model.", callback=local_path)
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the embedding.")] = "seed",
     size: Annotated[
-        int | None, typer.Option(help="Pixels per side; if none the run's, else the first image's.")
+        int | None,
+        typer.Option(help="Pixels per side; by default the run's, else the first image's."),
     ] = None,
     channels: Annotated[
-        int | None, typer.Option(help="3 or 1; if none the run's, else the first image's.")
+        int | None, typer.Option(help="3 or 1; by default the run's, else the first image's.")
     ] = None,
     batch_size: BatchSize = 256,
     max_unreadable: Unreadable = 0,
@@ -171,32 +187,46 @@ def extrapolate(
     context: typer.Context,
     store: StorePath,
     name: Annotated[str, typer.Option(help="Name of the score to make.")],
-    score: Annotated[str | None, typer.Option(help="Stored seed score.")] = None,
+    score: Annotated[str | None, typer.Option(help="Stored score of the seed subset.")] = None,
     embedding: EmbeddingName = None,
     method: Method = "knn",
     k: Annotated[
         str | None,
-        typer.Option(help="Neighbours: 50, of the GNN 20; or `auto`: by cross-validation."),
+        typer.Option(
+            help="Number of neighbours; by default 50, gnn 20; knn: `auto` cross-validates."
+        ),
     ] = None,
-    weights: Annotated[str, typer.Option(help="Of neighbours: exp, mean or inverse")] = "exp",
-    search: Annotated[str, typer.Option(help="auto, exact, scan, ivf or hnsw")] = "auto",
-    min_recall: Annotated[float, typer.Option(help="Of a search that is not exact.")] = 0.99,
-    layer: Annotated[str, typer.Option(help="Of the GNN: gcn, sage or gat")] = "gcn",
-    graph: Annotated[str, typer.Option(help="Of the GNN: edges from seeds, or all")] = "all",
+    weights: Annotated[
+        str, typer.Option(help="knn: weights of neighbours: exp, mean or inverse")
+    ] = "exp",
+    search: Annotated[
+        str, typer.Option(help="knn: search for them: auto, exact, scan, ivf or hnsw")
+    ] = "auto",
+    min_recall: Annotated[
+        float, typer.Option(help="knn: recall to reach where the search is not exact.")
+    ] = 0.99,
+    layer: Annotated[str, typer.Option(help="gnn: gcn, sage or gat")] = "gcn",
+    graph: Annotated[str, typer.Option(help="gnn: edges from seeds only, or among all")] = "all",
     labels: Annotated[
-        bool, typer.Option("--labels/--no-labels", help="Of the GNN: labels are features too.")
+        bool, typer.Option("--labels/--no-labels", help="gnn: take labels as features too.")
     ] = False,
-    append: Annotated[bool, typer.Option(help="Only what score NAME lacks, as it was made.")] = (
-        False
-    ),
-    folds: Annotated[int, typer.Option(help="Of the seeds, to measure the quality.")] = 5,
+    append: Annotated[
+        bool, typer.Option(help="Predict only what score NAME lacks, as it was made.")
+    ] = (False),
+    folds: Annotated[
+        int, typer.Option(help="Folds of the seed subset, to measure the quality.")
+    ] = 5,
     match_quantiles: Annotated[
         bool | None,
-        typer.Option(help="Distribute predictions as measured scores are; direct and fused do."),
+        typer.Option(
+            help="Distribute predictions as measured scores are; by default for direct and fused."
+        ),
     ] = None,
-    keep_fraction: Annotated[float, typer.Option(help="Warn if no better than chance.")] = 0.5,
+    keep_fraction: Annotated[
+        float, typer.Option(help="Warn if such a keep set is not shown to beat chance.")
+    ] = 0.5,
     seed_scores: Annotated[
-        str, typer.Option(help="measured; or neighbours, where the seed run has memorised seeds")
+        str, typer.Option(help="Of the seed subset: measured, or neighbours where it is memorised")
     ] = "measured",
     seed: Seed = 0,
     as_json: Json = False,
@@ -225,22 +255,30 @@ def extrapolate(
 @app.command(epilog=example("build 'shards/train-*.tar' --store train.zarr --seeds 0.2"))
 @grouped
 def build(
-    urls: Annotated[list[str], typer.Argument(help="Brace pattern, glob, or .txt list.")],
+    urls: Annotated[
+        list[str], typer.Argument(help="Brace patterns, globs, .txt lists, or a .beton.")
+    ],
     store: StorePath,
     network: NetworkOptions,
     seeds: Annotated[float, typer.Option(help="Seed fraction, in (0, 1].")] = 0.2,
-    per_class: Annotated[bool, typer.Option(help="The same share of every class.")] = False,
+    per_class: Annotated[bool, typer.Option(help="Draw the same share of every class.")] = False,
     epochs: Annotated[int, typer.Option(help="Epochs of the seed run.")] = 20,
     window: Annotated[int, typer.Option(help="Epochs per window of the scores.")] = 10,
-    clean_pass: Annotated[bool, typer.Option(help="Record a second, clean pass.")] = False,
+    clean_pass: Annotated[
+        bool, typer.Option(help="Record a second, undisturbed pass instead.")
+    ] = False,
     label_member: LabelMember = None,
     method: Method = "knn",
     held_out: Annotated[
-        float | None, typer.Option(help="As of score; direct and fused: 0.1.")
+        float | None, typer.Option(help="As in score; by default 0.1 for direct and fused.")
     ] = None,
-    snapshots: Annotated[int | None, typer.Option(help="As of score; direct, fused: 4.")] = None,
+    snapshots: Annotated[
+        int | None, typer.Option(help="As in score; by default 4 for direct and fused.")
+    ] = None,
     match_steps_of: MatchSteps = None,
-    k: Annotated[int | None, typer.Option(help="Neighbours: 50, of the GNN 20.")] = None,
+    k: Annotated[
+        int | None, typer.Option(help="Number of neighbours; by default 50, gnn 20.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Index, score, embed and extrapolate in one go; goes on where it was stopped."""

@@ -23,31 +23,34 @@ def pack(
     ],
     out: Annotated[
         Path,
-        typer.Argument(help="Folder to fill; from tars the .beton to make.", callback=local_path),
+        typer.Argument(
+            help="Folder to fill, or .beton to make of tars or a .beton.", callback=local_path
+        ),
     ],
-    to: Annotated[str, typer.Option(help="tar or beton")] = "tar",
-    samples_per_shard: Annotated[int, typer.Option(help="Most samples of a tar.")] = 1000,
+    to: Annotated[str, typer.Option(help="What to write: tar or beton")] = "tar",
+    samples_per_shard: Annotated[int, typer.Option(help="Most samples in a tar.")] = 1000,
     bytes_per_shard: Annotated[
-        int | None, typer.Option(help="Most bytes of a tar; any number if none.")
+        int | None, typer.Option(help="Most bytes in a tar; by default any number.")
     ] = None,
-    page_size: Annotated[int, typer.Option(help="Of a .beton: a power of two.")] = 8 << 20,
+    page_size: Annotated[int, typer.Option(help="Page size of a .beton: a power of two.")] = 8
+    << 20,
     test_fraction: Annotated[
         float, typer.Option(help="Share held out for a test split, where the source has none.")
     ] = 0.0,
     keep: Annotated[
         str | None,
-        typer.Option(help="Write these only: a score of --store, highest first; a file of ids."),
+        typer.Option(help="Write only these: a score of --store, highest first, or a file of ids."),
     ] = None,
-    keep_fraction: Annotated[float, typer.Option(help="Of --keep SCORE.")] = 1.0,
+    keep_fraction: Annotated[float, typer.Option(help="Share to write with --keep SCORE.")] = 1.0,
     store: Annotated[
-        Path | None, typer.Option(help="Of the tars or the .beton.", callback=local_path)
+        Path | None, typer.Option(help="Store of the tars or the .beton.", callback=local_path)
     ] = None,
     label_member: LabelMember = None,
     seed: Seed = 0,
     overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write tar shards or an FFCV file: images shuffled once, tars and .beton in their order."""
+    """Write tar shards or an FFCV file; images are shuffled once, tars and .beton keep order."""
     if commands.packing.kind_of(source) == "images":
         refuse_unused(context, "with tars or a .beton", "store", "label_member")
     else:
@@ -75,17 +78,19 @@ def realign(
     ],
     score: Annotated[
         list[str] | None,
-        typer.Option(help="Names, and what they were predicted from; all if none."),
+        typer.Option(help="Score to carry, with what it was predicted from; by default all."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Carry scores to another layout of the same samples, by key."""
+    """Carry scores to the store of other shards with the same samples, by key."""
     show(commands.packing.realign_scores(source, target, score or []), as_json)
 
 
 @app.command("index", epilog=example("index 'shards/train-*.tar' --store train.zarr"))
 def index_command(
-    urls: Annotated[list[str], typer.Argument(help="Brace pattern, glob, or .txt list.")],
+    urls: Annotated[
+        list[str], typer.Argument(help="Brace patterns, globs, .txt lists, or a .beton.")
+    ],
     store: StorePath,
     label_member: LabelMember = None,
     append: Annotated[bool, typer.Option(help="Add new shards to the store.")] = False,
@@ -102,7 +107,9 @@ def info(
     keep: Annotated[
         float | None, typer.Option(help="Estimate what an epoch at this keep fraction reads.")
     ] = None,
-    score: Annotated[str | None, typer.Option(help="Keep by it; at random if none.")] = None,
+    score: Annotated[
+        str | None, typer.Option(help="Score to keep by; by default at random.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what a store holds, and what pruning it would read."""
@@ -116,7 +123,7 @@ def info(
 
 @app.command(epilog=example("check --store train.zarr"))
 def check(store: StorePath, as_json: Json = False) -> None:
-    """Compare keys, places and labels in the shards with the index; copies are known again."""
+    """Compare the shards' keys, places and labels with the index; then accept equal copies."""
     show(commands.making.check_store(store), as_json)
 
 
@@ -135,7 +142,7 @@ def forget(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Delete what a store should no longer hold; options may come again."""
+    """Delete what a store should no longer hold; options may be repeated."""
     names = {"scores": score, "embeddings": embedding, "keep_sets": keep_set}
     names |= {"pseudo_labels": pseudo_labels, "runs": run}
     wanted = {kind: found or [] for kind, found in names.items()}

@@ -9,7 +9,7 @@ import typer
 from shardsieve import commands
 from shardsieve.cli.base import example, refuse_unused, show
 from shardsieve.cli.groups import AttackOptions, KeepOptions, NetworkOptions, grouped, options_of
-from shardsieve.cli.options import Json, local_path
+from shardsieve.cli.options import Json, keep_option, local_path
 from shardsieve.commands.steps import STEPS
 from shardsieve.commands.texts import constants, pairs
 from shardsieve.policy.named import POLICIES, checked_policy, takes
@@ -22,49 +22,70 @@ app = typer.Typer()
 @grouped
 def train(
     context: typer.Context,
+    *,
     out: Annotated[Path, typer.Option(help="Folder of the run.", callback=local_path)],
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the Zarr store; by default beside FILE.beton.", callback=local_path
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Tars or a .beton, indexed into --store unless that is done.")
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="Store, or a .beton, to evaluate on.", callback=local_path)
+    ] = None,
     keep: KeepOptions,
     network: NetworkOptions,
     attacked: AttackOptions,
     paradigm: Annotated[
         str, typer.Option(help="supervised, adversarial, or unsupervised: on pseudo-labels")
     ] = "supervised",
-    store: Annotated[
-        Path | None, typer.Option(help="Folder of the Zarr store.", callback=local_path)
+    policy: Annotated[
+        str | None, keep_option(help=f"{', '.join(POLICIES)}; by default none: static")
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Tars or a .beton; indexed into --store unless that is done.")
+    policy_arg: Annotated[
+        list[str] | None, keep_option(help="Constant of the policy: NAME=VALUE")
     ] = None,
-    policy: Annotated[str | None, typer.Option(help=f"{', '.join(POLICIES)}; none: static")] = None,
-    policy_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, of the policy")] = None,
-    policy_score: Annotated[str | None, typer.Option(help="Store what it learned.")] = None,
+    policy_score: Annotated[
+        str | None, keep_option(help="Store what the policy learned as a score of this name.")
+    ] = None,
     full_run: Annotated[
-        Path | None, typer.Option(help="Run on everything, to compare.", callback=local_path)
-    ] = None,
-    test: Annotated[
-        Path | None, typer.Option(help="Store, or a .beton, to evaluate on.", callback=local_path)
+        Path | None,
+        typer.Option(help="Folder of a run on everything, to compare with.", callback=local_path),
     ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over what is kept.")] = 20,
     schedule: Annotated[str, typer.Option(help="onecycle or cosine")] = "onecycle",
-    weight_decay: Annotated[float, typer.Option(help="Of SGD, on every weight.")] = 5e-4,
-    label_smoothing: Annotated[float, typer.Option(help="Of the loss, in [0, 1).")] = 0.0,
-    momentum: Annotated[float, typer.Option(help="Of SGD, with Nesterov's step.")] = 0.9,
+    weight_decay: Annotated[
+        float, typer.Option(help="Weight decay of SGD, on every weight.")
+    ] = 5e-4,
+    label_smoothing: Annotated[
+        float, typer.Option(help="Label smoothing of the loss, in [0, 1).")
+    ] = 0.0,
+    momentum: Annotated[float, typer.Option(help="Momentum of SGD, with Nesterov's step.")] = 0.9,
     normalise: Annotated[
-        str, typer.Option(help="half (mean 0.5, deviation 0.25) or imagenet")
+        str, typer.Option(help="Of images: half (mean 0.5, deviation 0.25) or imagenet")
     ] = "half",
     accumulate: Annotated[int, typer.Option(help="Batches per optimiser step.")] = 1,
     ema: Annotated[float, typer.Option(help="Decay of averaged weights; 0: none")] = 0.0,
-    resolutions: Annotated[str, typer.Option(help="EPOCH:PIXELS,... to train on")] = "",
+    resolutions: Annotated[
+        str, typer.Option(help="Image sizes from epochs on: EPOCH:PIXELS,...")
+    ] = "",
     channels_last: Annotated[bool, typer.Option(help="Memory layout of images.")] = False,
-    compiled: Annotated[bool, typer.Option("--compile", help="torch.compile")] = False,
-    evaluate_every: Annotated[int, typer.Option(help="0: at the end only")] = 0,
-    checkpoint_steps: Annotated[int, typer.Option(help="0: after epochs only")] = 0,
+    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
+    evaluate_every: Annotated[
+        int, typer.Option(help="Epochs between evaluations; 0: at the end only")
+    ] = 0,
+    checkpoint_steps: Annotated[
+        int, typer.Option(help="Steps between checkpoints; 0: after epochs only")
+    ] = 0,
     track: Annotated[
-        list[str], typer.Option(help="tensorboard,wandb, or one each time; '' tracks nothing")
+        list[str], typer.Option(help="Trackers: tensorboard,wandb, or repeated; '' tracks nothing")
     ] = ["tensorboard"],  # noqa: B006
     as_json: Json = False,
 ) -> None:
-    """Train on what a rule keeps; goes on where it was stopped."""
+    """Train on what a rule or policy keeps; goes on where it was stopped."""
     usual = commands.scoring.default_name(paradigm)  # refuses an unknown one
     if paradigm == "unsupervised" and network.pseudo_labels is None:
         network = replace(network, pseudo_labels=usual)
