@@ -23,8 +23,8 @@ def keep_beta(
 
     Cho et al., ICML 2025, arXiv 2502.06905, for the DUAL score, after the code: a row is drawn with
     weight score times the density of Beta(a, b) at its confidence, b = 15 (1 - m)(1 - p^exponent),
-    a = 16 - b, p the share removed and m the mean confidence of the ten highest scores. When little
-    is removed that is near m, when much is, the weight lies on easy samples. The total is exact.
+    a = 16 - b, p the share removed and m the mean confidence of the ten highest scores. The density
+    lies near m when little is removed, and on easy samples when much is. The total is exact.
 
     Args:
         scores: Shape (n,), finite, at least 0, such as `scores.dual`. Rows of score 0 are drawn

@@ -17,9 +17,9 @@ from shardsieve.store.store import Store, refuse_path
 
 @dataclass(frozen=True, eq=False)
 class KeepSet:
-    """Kept samples of a data set: its `len` counts them, and it yields their ids, ascending.
+    """Kept samples of a data set: `len` counts them, and iterating yields their ids, ascending.
 
-    Two are equal that keep the same samples of one shard index with the same weights.
+    Two keep sets are equal if they keep the same samples of one shard index with the same weights.
 
     Attributes:
         bits: uint8 (S, ceil(L / 8)), bit p of row s says whether that sample is kept.

@@ -136,7 +136,7 @@ class PrunedShardSampler(Sampler[int]):
 
         With a policy every rank must call it: losses are joined here, once per epoch. The loaders
         of Accelerate and Fabric call it for every pass, and count on from the epoch that was chosen
-        or loaded. A torch loader that was asked for its iterator before raises when it goes on.
+        or loaded. A torch loader's iterator that was made before raises when it goes on.
 
         Raises:
             ValueError: If it is below 0, or no whole number.
@@ -224,13 +224,13 @@ class PrunedShardSampler(Sampler[int]):
     def state_dict(self, *, steps_done: int | None = None) -> dict[str, Any]:
         """Return where the epoch stands, as JSON-ready numbers; with a policy, its arrays too.
 
-        It is the same on every rank; with a policy, once all of them called `policy.sync()`, see
-        its `state_dict`. What a torch loader (also under Accelerate) has handed to the
-        loop counts as trained on, not what its workers asked for ahead.
+        The state is the same on every rank; with a policy only after all of them called
+        `policy.sync()`, see its `state_dict`. What a torch loader (also under Accelerate) has
+        handed to the loop counts as trained on, not what its workers asked for ahead.
 
         Args:
-            steps_done: Steps that training finished in this pass, where something else than a torch
-                loader stands between.
+            steps_done: Steps that training finished in this pass; needed where something other than
+                a torch loader stands between sampler and loop.
 
         Raises:
             ShardsieveError: If Accelerate's `save_state` asks on several ranks, and the policy did
@@ -257,7 +257,7 @@ class PrunedShardSampler(Sampler[int]):
         return {**state, "policy": learned}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` stands, on any world size or batch size; one refused changes nothing.
+        """Go on where `state` stands, on any world or batch size; a refused state changes nothing.
 
         With a policy every rank must call it, and all of them raise what one refuses.
 

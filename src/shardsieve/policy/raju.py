@@ -84,13 +84,17 @@ class _Periodic(LossPolicy):
 
 
 class EpsilonGreedy(_Periodic):
-    """The highest average losses, and a share `epsilon` of the keep set drawn from the others.
+    """Keeps the highest average losses, and a share `epsilon` of the keep set drawn from others.
 
     Averages are exponential, s = (1 - alpha)s + alpha·loss, from 1 or from the stored score
     `prior`. Of K kept samples, int(epsilon·K) are drawn.
 
     Attributes:
+        keep_fraction: Of every epoch, in `(0, 1]`.
         epsilon: In `[0, 1]`.
+        period: Epochs between choices, at least 1.
+        alpha: Weight of the newest loss in the averages, in `(0, 1]`.
+        prior: Name of a stored score that averages start from; None starts from 1.
     """
 
     name = "epsilon_greedy"
@@ -127,12 +131,16 @@ class EpsilonGreedy(_Periodic):
 
 
 class UCB(_Periodic):
-    """The highest upper bounds mean + c·variance of the loss, both exponential averages.
+    """Keeps the samples with the highest mean + c·variance of the loss, both exponential averages.
 
     The variance takes in (loss - mean)² with the mean from before this loss, and begins at 0.
 
     Attributes:
+        keep_fraction: Of every epoch, in `(0, 1]`.
         c: Finite, at least 0.
+        period: Epochs between choices, at least 1.
+        alpha: Weight of the newest loss in the averages, in `(0, 1]`.
+        prior: Name of a stored score that averages start from; None starts from 1.
     """
 
     name = "ucb"

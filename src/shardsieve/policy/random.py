@@ -16,8 +16,8 @@ class RandomDynamic(Policy):
     """A fresh random part of the data in every epoch: RS2, Okanovic et al., ICLR 2024.
 
     Without replacement it walks a permutation of the samples, carries what is left into the next
-    epoch and fills that up from a new permutation: every sample once per pass, none twice in an
-    epoch. With replacement every epoch draws anew from all samples.
+    epoch and fills that up from a new permutation. So every sample comes once per permutation, and
+    none twice in an epoch. With replacement every epoch draws anew from all samples.
 
     Attributes:
         keep_fraction: Of every epoch, in `(0, 1]`.

@@ -11,15 +11,15 @@ from shardsieve.store.store import Store
 
 
 class AnnealedScore(Policy):
-    """The top of a stored score; the keep fraction moves in even steps from `first` to `last`.
+    """Keeps the top of a stored score; the keep fraction moves evenly from `first` to `last`.
 
-    The score is read once and saved with the state: one that is stored anew changes no run.
+    The score is read once and saved with the state: storing it anew changes no run.
 
     Attributes:
         score: Name of a stored score of every sample.
         first: Keep fraction of the first epoch, in `(0, 1]`.
-        last: Of the last one, in `(0, 1]`.
-        num_epochs: Of the run, at least 1.
+        last: Keep fraction of the last epoch, in `(0, 1]`.
+        num_epochs: Epochs of the run, at least 1.
     """
 
     def __init__(

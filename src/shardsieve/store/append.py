@@ -35,16 +35,16 @@ def append_shards(
     """Index further shards behind those of a store, and return it.
 
     Shards that the store holds already are passed over. New rows have no embedding and no score:
-    run `embed` and `extrapolate --append`. Sample ids do not change; the store's fingerprint does,
-    and a keep set or a run of before belongs to the store of before.
+    run `embed` and `extrapolate --append`. Sample ids do not change. The store's fingerprint does,
+    so that keep sets and runs from before are refused.
 
-    Until the last step the store is the one of before, at whatever point the run is killed;
-    started again, it finishes. Processes that append at once do it one after the other.
+    Killed at any point before its last step, it leaves the store as it was; started again, it
+    finishes. Processes that append at the same time do so one after the other.
 
     Args:
         urls: As in `index`.
         store: A store of tars.
-        label_member: Left out, that of the store; another one is refused.
+        label_member: By default that of the store; another one is refused.
         progress: Called with (shards done, new shards in all).
 
     Raises:

@@ -19,8 +19,8 @@ def realign(
     Args:
         store_from: Holds the scores; may hold samples that the other lacks.
         store_to: Gets them.
-        scores: A name or several; all of them if left out. What a predicted one was predicted from,
-            and so says which of its rows were measured, goes along where `store_to` lacks it.
+        scores: A name or several; by default all. The score that a predicted one was predicted from
+            goes along where `store_to` lacks it, as it says which rows were measured.
 
     Raises:
         StoreMismatchError: If a key is ambiguous in either store, one of `store_to` is missing in
