@@ -21,12 +21,12 @@ from shardsieve.scores.inputs import one_of
 class Direct:
     """Regression from a sample's signals (entropy, loss, error norm, margin, ...) to its score.
 
-    What a network says of samples that it was trained on is memorised, and what is learned there
-    may be wrong for the rest. So fit on seeds held out of the seed run (`shardsieve score
-    --held-out`), with the scores their watching gave, or on signals of a network trained on other
-    seeds. Rows whose signals are all NaN are left out of the fit. Where the `trained` seeds are
-    given as well there are two regressions, whose predictions are averaged by the share that the
-    held-out seeds choose (`learn`).
+    What a network says of samples that it was trained on is memorised, and a regression learned
+    there may be wrong for the rest. So fit on seeds held out of the seed run (`shardsieve score
+    --held-out`), with the scores that watching them gave, or on signals of a network trained on
+    other seeds. Rows whose signals are all NaN are left out of the fit. If `trained` seeds are
+    given as well, there are two regressions; the held-out seeds choose by what share their
+    predictions are averaged (`learn`).
 
     Signals of several epochs' networks, (n, K, s), carry the sample's own dynamics and are worth
     much more than those of the last.

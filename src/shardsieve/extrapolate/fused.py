@@ -36,10 +36,10 @@ _NEAR = 5  # nearest seeds whose distance tells how lonely a sample is
 class Fused:
     """Regression from neighbours' scores, agreement with their labels, and the sample's signals.
 
-    As in `Direct`, one regression learns from held-out seeds and, where the `trained` ones are
-    given, another from those. Trained seeds, also those whose signals are all NaN, are the
-    neighbours of all, none its own; without any, held-out seeds are neighbours of each other. They
-    are searched as `KNN` does with `search="auto"`.
+    As in `Direct`, one regression learns from held-out seeds and, if `trained` seeds are given,
+    another from those. Trained seeds, also those whose signals are all NaN, serve as neighbours of
+    every sample, but never of themselves. Without any, held-out seeds are neighbours of each other.
+    They are searched as `KNN` does with `search="auto"`.
 
     Attributes:
         k: Neighbours, at least 1.

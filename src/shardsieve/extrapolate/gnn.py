@@ -123,8 +123,8 @@ class GNN:
         Args:
             embeddings: (m, d), finite, m at least 3.
             scores: (m,), finite.
-            labels: (m,), integers; a negative one is unknown and has no one-hot feature, and so,
-                among other nodes, has a class that no seed is of.
+            labels: (m,), integers; a negative one is unknown and has no one-hot feature. A
+                class of other nodes that no seed belongs to has none either.
             rest: (r, d), finite: further nodes without scores, for `graph="all"`. As in the paper
                 they are then in the graph while it trains; `predict_rest` tells their scores.
             rest_labels: (r,), needed when both `labels` and `rest` are given.

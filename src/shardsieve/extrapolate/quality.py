@@ -29,7 +29,7 @@ class Quality:
 
     A random prediction has correlations near 0 and an agreement near the keep fraction itself. A
     second measurement is the ceiling: two runs of one score correlate below 1 as well. The figures
-    speak of the scores compared with: over the seeds, those of the seed run, not of a full run.
+    are about the scores compared with: over the seeds, those of the seed run, not of a full run.
 
     Attributes:
         pearson: Correlation of the values, in `[-1, 1]`; 0 when either side is constant.

@@ -88,9 +88,9 @@ def said_of(name: str) -> dict[str, str]:
 def oriented(name: str, values: ArrayLike) -> NDArray[np.float64]:
     """Return a score turned so that higher is kept first, float64, in an array of its own.
 
-    Negates what is kept from the low end: `margin` (little means uncertain), `confidence` and
+    Negates scores whose low end is kept: `margin` (low means uncertain), `confidence` and
     `aum` (low means hard), `semdedup` (high means duplicate). A rule that drops mislabelled samples
-    wants the aum as it is. `moderate_distance` becomes minus the number of ranks to the middle,
+    needs the aum as it is. `moderate_distance` becomes minus the number of ranks to the middle,
     a quarter less on the upper side, so that no two are equal. NaN, a missing score, stays NaN.
 
     Args:

@@ -59,8 +59,8 @@ class Store(SampleTables):
         samples: int64 (S,), samples per shard.
         fingerprint: Digest of the shard index.
         members: Suffixes that samples have, such as `jpg` and `cls`.
-        sample_scores: What samples carry as `__score__` where the data set was told of no score:
-            float32 (n,) by row, of every score that a sampler selects by.
+        sample_scores: Values float32 (n,) by row, of every score that a sampler selects by: what
+            samples carry as `__score__` where the data set itself was told of no score.
     """
 
     def __init__(self, path: str | Path, group: zarr.Group) -> None:
