@@ -5,10 +5,10 @@
 Every row trains the light network for the same number of epochs. Measured scores come from a full
 run of another seed, extrapolated ones from a run on a fifth of the samples, another fifth for each
 seed, with a tenth of it held out for the fused method; it has as many epochs as the full run, as
-many steps, or half of these. A short run makes as many steps as a seed run, but on all samples: it
-measures every score, and needs no embedding and no prediction. Finished runs are not done again, so
-it may be stopped and started at any time; the record holds what has run so far, and is written
-after every run. Writes `records/accuracy_by_share_NAME.json`.
+many steps, or half of these. A short run makes as many steps as the first of these, a half run as
+many as the last, but on all samples: they measure every score, and need no prediction. Finished
+runs are not done again, so it may be stopped and started at any time; the record holds what has run
+so far, and is written after every run. Writes `records/accuracy_by_share_NAME.json`.
 """
 
 import argparse
@@ -60,8 +60,8 @@ STATIC = {
     "fused el2n, CCS": "fused{seed}_el2n",
     "short run's el2n": "short{seed}_el2n",
     "short run's el2n, CCS": "short{seed}_el2n",
-    "short run's dyn_unc, half the steps": "short-half{seed}_dyn_unc",
-    "short run's el2n, half the steps, CCS": "short-half{seed}_el2n",
+    "half run's dyn_unc": "short-half{seed}_dyn_unc",
+    "half run's el2n, CCS": "short-half{seed}_el2n",
 }
 PREDICTED = re.compile(r"(knn|gnn|fused)(-\w+)?\{seed\}_(\w+)")
 SHORT = re.compile(r"short(-\w+)?\{")
@@ -140,10 +140,9 @@ def scored(store: ss.Store, config: TrainConfig, out: Path, seed: int, targets: 
     """Measure every sample by a full run of another seed, and by short ones; predict the rest."""
     how: dict[str, Any] = {"window": WINDOW, "accelerator": make_accelerator()}
     everything = replace(config, seed=1000 + seed)
-    folder = out / "scoring"
-    score_seeds(
-        store, store.ids(), everything, folder=folder / f"full{seed}", name=f"full{seed}", **how
-    )
+    folder, name = out / "scoring", f"full{seed}"
+    if any(one.startswith("full") for one in targets):
+        score_seeds(store, store.ids(), everything, folder=folder / name, name=name, **how)
     for kind in {match[1] or "" for name in targets if (match := SHORT.match(name))}:
         # After two epochs there are no windows yet.
         epochs = round((KINDS[kind] or SEEDS * (1 - HELD_OUT)) * config.epochs)
@@ -268,14 +267,20 @@ def predicted(store: Any) -> list[str]:
     stored = ss.open_store(store.path, mode="r").scores
     names = [n.split("_", 1) for n in stored]
     used = [(a, b) for a, b in names if b in ("dyn_unc", "el2n")]
-    return ["_".join(pair) for pair in used if pair[0].rstrip("0123456789") in starts]
+    known = [pair for pair in used if pair[0].rstrip("0123456789") in starts]
+    return ["_".join(pair) for pair in known if full_of(pair[0], pair[1]) in stored]
+
+
+def full_of(start: str, score: str) -> str:
+    """Return the full run's score of the same number: of `knn-half2` it is `full2`."""
+    return f"full{start[len(start.rstrip('0123456789')) :]}_{score}"
 
 
 def about_score(store: Any, name: str) -> dict[str, Any]:
     """Return Spearman against the full run of the same number, and what half keeps per class."""
     store = ss.open_store(store.path, mode="r")
     start, score = name.split("_", 1)
-    truth = store.score(f"full{start[len(start.rstrip('0123456789')) :]}_{score}")
+    truth = store.score(full_of(start, score))
     kept = store.rows(ss.select(store, score=name, keep_fraction=0.5).ids())
     agreed = measure(truth, store.score(name)).spearman
     return {"spearman": round(agreed, 3), "half": np.bincount(store.labels()[kept]).tolist()}
