@@ -162,8 +162,9 @@ def one(
 ) -> list[dict[str, Any]]:
     """Return the missing rows of one seed run, against the full run's scores."""
     trial = key["trial"]
-    full, second = (full_run(store, config, options, number) for number in (trial, trial + 1))
     names = {name for *_, name in missing}
+    full = full_run(store, config, options, trial)
+    second = full_run(store, config, options, trial + 1) if BESIDE[0] in names else ""
     short, short_cost = short_run(store, config, key, options) if SHORT in names else ("", {})
     run, cost = seed_run(store, config, key, options) if names - {SHORT} else ("", {})
     if run:
