@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import typer
-import yaml
+
+from shardsieve.cli.shown import lines_of
 
 _OUTPUT = Path("/dev/stdout")
 
@@ -21,7 +22,7 @@ def example(command: str) -> str:
 
 
 def show(result: dict[str, Any], as_json: bool, *, out: Path | None = None) -> None:
-    """Print what a command returned, as YAML with lists of names on one line, or as JSON.
+    """Print what a command returned, for people or as JSON.
 
     Args:
         result: JSON-ready.
@@ -31,21 +32,8 @@ def show(result: dict[str, Any], as_json: bool, *, out: Path | None = None) -> N
     """
     if os.environ.get("RANK", "0") != "0":  # under a launcher, one process speaks for all
         return
-    text = json.dumps(result) if as_json else yaml.safe_dump(_in_words(result), sort_keys=False)
-    typer.echo(text.rstrip(), err=out is not None and out.resolve() == _OUTPUT.resolve())
-
-
-def _in_words(found: Any) -> Any:
-    """Return a result with one string for a list of words; a list of none stays one.
-
-    >>> _in_words({"index": {"members": ["cls", "jpg"]}, "scores": []})
-    {'index': {'members': 'cls jpg'}, 'scores': []}
-    """
-    if isinstance(found, dict):
-        return {name: _in_words(one) for name, one in found.items()}
-    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-        return found
-    return " ".join(found) if found and all(len(one.split()) == 1 for one in found) else found
+    text = json.dumps(result) if as_json else "\n".join(lines_of(result))
+    typer.echo(text, err=out is not None and out.resolve() == _OUTPUT.resolve())
 
 
 def is_given(context: typer.Context, name: str) -> bool:
