@@ -122,7 +122,8 @@ class Plan:
     subset, send everything forward once, extrapolate, train on what is kept.
 
     Attributes:
-        seeds: Seed fraction, in `[0, 1]`; 0 scores nothing, embeds nothing.
+        seeds: Seed fraction, in `[0, 1]`; 0 scores nothing, 1 everything, so that nothing is
+            predicted: neither embeds.
         keep: Keep fraction, in `(0, 1]`.
         epochs: Of the final training.
         score_epochs: Of the seed run; None means as many.
@@ -154,9 +155,18 @@ class Plan:
         return self.seeds * (self.score_epochs or self.epochs) / self.runs
 
     @property
+    def embeds(self) -> bool:
+        """Whether there is anything to predict."""
+        return 0 < self.seeds < 1
+
+    @property
     def embedding(self) -> float:
-        """Epochs spent on the pass over everything, per final training."""
-        return FORWARD_SHARE / self.runs if self.seeds else 0.0
+        """Epochs spent on the pass over everything, per final training.
+
+        >>> Plan(seeds=1, keep=0.5, epochs=90, score_epochs=15).embedding
+        0.0
+        """
+        return FORWARD_SHARE / self.runs if self.embeds else 0.0
 
     @property
     def total(self) -> float:

@@ -82,7 +82,9 @@ def report(
 
 @app.command(epilog=example("plan --seeds 0.2 --keep 0.5 --epochs 90"))
 def plan(
-    seeds: Annotated[float, typer.Option(help="Seed fraction; 0 scores nothing.")] = 0.2,
+    seeds: Annotated[
+        float, typer.Option(help="Seed fraction; 0 scores nothing, 1 measures every score.")
+    ] = 0.2,
     keep: Annotated[float, typer.Option(help="Keep fraction, in (0, 1].")] = 0.5,
     epochs: Annotated[int, typer.Option(help="Epochs of the final training.")] = 90,
     score_epochs: Annotated[

@@ -61,7 +61,7 @@ def _counts(plan: Plan, samples: int) -> dict[str, int]:
         "seeds": seeds,
         "kept": kept,
         "trained_on_for_scores": scoring,
-        "embedded": samples if plan.seeds else 0,
+        "embedded": samples if plan.embeds else 0,
         "trained_on": kept * plan.epochs,
         "full_run": samples * plan.epochs,
     }
