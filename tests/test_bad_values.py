@@ -99,6 +99,16 @@ def test_a_store_opened_in_another_mode_is_not_made_afresh(store, mode):
     assert ss.open_store(store.path).scores == ["mine"]
 
 
+@pytest.mark.parametrize("name", ["dyn_unk", None])
+def test_of_many_scores_an_error_names_the_nearest(store, name):
+    for number in range(12):
+        store.put_score(f"run{number}_el2n", np.arange(N))
+    store.put_score("dyn_unc", np.arange(N))
+    with pytest.raises(ss.MissingScoreError, match=r"\(14, such as \w+, \w+, \w+; `sh") as raised:
+        store.score(name)
+    assert name is None or "such as dyn_unc, " in str(raised.value)
+
+
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "../score", "mine/..", None, 3, b"mine", "x" * 300]
 )

@@ -1,5 +1,6 @@
 """The open store: ids, byte ranges, labels, embeddings, scores and keep sets by shard."""
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -43,6 +44,7 @@ from shardsieve.store.tables import SampleTables
 _UNSAID = {"definition": "user", "orientation": "higher is kept first"}
 _ATTRIBUTES = ("kind", "rows_per_shard", "fingerprint", "members")
 _KEYS_AT_ONCE = 128  # shards
+_MOST_LISTED = 12  # scores in an error
 
 
 class Store(SampleTables):
@@ -268,7 +270,7 @@ class Store(SampleTables):
         """Return a stored score in id order: float32 (n,), NaN where not scored.
 
         Raises:
-            MissingScoreError: If there is none of that name, listing those there are.
+            MissingScoreError: If there is none of that name, naming those there are or the nearest.
         """
         if not self.has_score(name):
             raise self._unknown_score(name)
@@ -278,7 +280,7 @@ class Store(SampleTables):
         """Return how a score was made.
 
         Raises:
-            MissingScoreError: If there is none of that name, listing those there are.
+            MissingScoreError: If there is none of that name, naming those there are or the nearest.
         """
         if not self._has(f"score/{name}"):
             raise self._unknown_score(name)
@@ -286,6 +288,9 @@ class Store(SampleTables):
 
     def _unknown_score(self, name: str) -> MissingScoreError:
         known = ", ".join(self.scores) or "none"
+        if len(self.scores) > _MOST_LISTED:
+            nearest = difflib.get_close_matches(str(name), self.scores, n=3, cutoff=0.0)
+            known = f"{len(self.scores)}, such as {', '.join(nearest)}; `shardsieve info` has all"
         return MissingScoreError(
             f"score must be one of those in {self.path} ({known}), got {name!r}; "
             "run `shardsieve score` and `shardsieve extrapolate`, or put_score"
