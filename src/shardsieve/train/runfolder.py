@@ -72,8 +72,8 @@ class RunFolder:
             return
         for name, (there, now) in differences(held, identity).items():
             raise ShardsieveError(
-                f"run folder {self.path} holds another run: {name} is {there!r} "
-                f"there, {now!r} now; choose another folder or delete it"
+                f"run folder {self.path} holds another run: {name} is {there!r} there, {now!r} "
+                "now; choose another folder (for a seed run: another --name) or delete it"
             )
 
     def claim(self, identity: Mapping[str, Any]) -> None:
