@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch.utils.data import DataLoader
 from webdataset import cache, compat, filters, shardlists, tariterators
 
 from shardsieve._errors import ShardsieveError
@@ -142,8 +141,6 @@ def _urls(stage: Any) -> list[str]:
             "a resampled pipeline draws shards with replacement, so no epoch is defined; build it "
             "with resampled=False: a pruned pipeline shuffles by itself"
         )
-    elif isinstance(stage, DataLoader):
-        raise ShardsieveError("prune the pipeline inside the DataLoader, or the loader as a whole")
     else:
         raise ShardsieveError(
             f"the pipeline must begin with a list of shards, got {type(stage).__name__}; "
