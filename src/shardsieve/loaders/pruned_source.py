@@ -153,8 +153,7 @@ class PrunedSource(IterableDataset[Sample]):
         world = self.own_world()
         if self.batch_size is None:
             return len(range(world.rank, len(self.keep) - start, world.size))
-        steps = self._steps(start)
-        return sum(self._size(steps, step) for step in range(len(steps)))
+        return self._steps(start).rank_length(world.rank)
 
     def pass_size(self, *, batches: bool) -> tuple[int, int]:
         """Return the items of this rank in the pass that begins, and the remainder of its end.
@@ -181,11 +180,8 @@ class PrunedSource(IterableDataset[Sample]):
         if self.batch_size is None:
             return self.places_done(taken)
         steps = self._steps(self._starts.under_way.place)
-        step = min(taken // self.batch_size, max(len(steps) - 2, 0))  # whole ones, but for the last
-        taken -= step * self.batch_size
-        while step < len(steps) and taken >= self._size(steps, step):
-            taken, step = taken - self._size(steps, step), step + 1
-        return steps.places_done(step)
+        over = taken >= steps.rank_length(self.own_world().rank)  # the last batch may be smaller
+        return steps.places_done(len(steps) if over else taken // self.batch_size)
 
     def __iter__(self) -> Iterator[Sample]:
         _, _, worker, workers = pytorch_worker_info()
@@ -252,7 +248,7 @@ class PrunedSource(IterableDataset[Sample]):
 
         webdataset's `batched` takes the next batch's first sample before it gives a batch away.
         """
-        if self.batch_size is None or not self.batched_inside or self._ended:
+        if self.batch_size is None or self._ended:
             return self._taken
         return self._taken // self.batch_size * self.batch_size
 
