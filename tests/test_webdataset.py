@@ -14,6 +14,8 @@ from accelerate import Accelerator
 from tars import write_shards
 
 import shardsieve as ss
+from shardsieve.keepset import KeepSet
+from shardsieve.loaders.dataset import ShardDataset
 from shardsieve.loaders.stages import batch_size_of
 
 # webdataset leaves its files to the garbage collector.
@@ -120,14 +122,15 @@ def ids_of(batches):
 @pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_ranks_and_workers_share_the_kept_samples(urls, store, world, workers):
+    """Of 25 samples, batches of 4 leave one for the last step: the others repeat one."""
     kept, steps = [], set()
-    alone = ss.prune(pipeline_of(urls), store, keep_fraction=0.7, score="up", seed=3, window=2)
+    alone = ss.prune(pipeline_of(urls), store, keep_fraction=0.83, score="up", seed=3, window=2)
     for rank in range(world):
         pipeline = pipeline_of(urls).batched(4, collation_fn=None)
         pruned = ss.prune(
             pipeline,
             store,
-            keep_fraction=0.7,
+            keep_fraction=0.83,
             score="up",
             seed=3,
             window=2,
@@ -136,9 +139,9 @@ def test_ranks_and_workers_share_the_kept_samples(urls, store, world, workers):
         batches = list(wds.WebLoader(pruned, batch_size=None, num_workers=workers))
         assert len(batches) == len(pruned)
         steps.add(len(batches))
-        kept.append(ids_of(batches))
+        kept.append([s["__id__"] for batch in batches for s in batch if s["__weight__"]])
     assert len(steps) == 1
-    assert sorted(sum(kept, [])) == store.ids()[9:].tolist()  # noqa: RUF017
+    assert sorted(sum(kept, [])) == store.ids()[5:].tolist()  # noqa: RUF017
     if world == 1:
         assert kept[0] == [sample["__id__"] for sample in alone]
 
@@ -401,6 +404,22 @@ def test_other_loaders_are_refused(store):
         ss.prune(torch.utils.data.DataLoader(np.arange(3)), store)
 
 
+def test_what_comes_next_is_read_ahead_also_where_it_only_fills_a_batch_up(tmp_path, monkeypatch):
+    urls = [str(path) for path in write_shards(tmp_path / "d", [200])]
+    store, real, ahead = ss.index(urls, tmp_path / "s.zarr"), ShardDataset.look_ahead, []
+
+    def seen(data, ids):
+        ahead.append(ids.tolist())
+        real(data, ids)
+
+    monkeypatch.setattr(ShardDataset, "look_ahead", seen)
+    how = {"batch_size": 128, "tail": "pad", "shuffle": "global", "seed": 1}
+    ids = [sample["__id__"] for sample in ss.prune(pipeline_of(urls), store, **how)]
+    assert len(ids) == 256
+    assert 0 in ids[128:200]
+    assert ahead == [ids[128:]]
+
+
 def test_the_handler_decides_about_damage(urls, store):
     shard = 2
     offset = int(store.ranges[shard, 3, 0])
@@ -413,5 +432,7 @@ def test_the_handler_decides_about_damage(urls, store):
     handler = lambda error: caught.append(str(error)) or True  # noqa: E731
     left = list(ss.prune(pipeline_of(urls, handler=handler), store))
     assert len(left) == 29
-    assert len(caught) == 1
+    two = KeepSet.from_ids(store, store.ids()[12:14])  # the fourth of that shard, and the next
+    assert len(list(ss.prune(pipeline_of(urls, handler=handler), store, keep_set=two))) == 1
+    assert len(caught) == 2
     assert "s-002" in caught[0]

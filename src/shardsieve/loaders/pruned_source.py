@@ -264,8 +264,6 @@ class PrunedSource(IterableDataset[Sample]):
             return samples
         good = [s for s in samples if s is not None]
         self._spare = good[-1] if good else self._spare
-        if self._spare is None:
-            return samples
         return [_weightless(self._spare) if s is None else s for s in samples]
 
     def _read(self, ids: Ids, following: Ids | None) -> list[Sample | None]:
