@@ -256,6 +256,8 @@ def test_pipelines_stay_in_step_when_one_of_them_skips(store):
     assert items_of_ranks(store, 1, batch_size=2) == [26]
     assert items_of_ranks(store, 1) == [26]
     assert items_of_ranks(store, 3) == [8, 9, 9]
+    with pytest.raises(ss.UnreadableSampleError, match="more than 3 "):
+        items_of_ranks(store, 1, max_unreadable=3)
 
 
 def test_a_member_that_is_no_image_is_named_and_skipped(store):

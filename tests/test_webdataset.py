@@ -108,6 +108,12 @@ def test_only_kept_samples_come_and_later_stages_stay(urls, store):
     assert isinstance(pruned, wds.WebDataset)
 
 
+def test_a_score_beside_a_keep_set_is_what_samples_carry(urls, store):
+    keep = ss.select(store, rule="random", keep_fraction=0.3)
+    pruned = ss.prune(pipeline_of(urls), store, keep_set=keep, score="up")
+    assert [s["__score__"] for s in pruned] == store.rows(keep.ids()).tolist()
+
+
 def test_some_of_the_shards_are_enough(urls, store):
     pruned = ss.prune(pipeline_of(urls[1:3]), store, keep_fraction=0.9, score="up")
     assert [s["__url__"] for s in pruned] == urls[1:2] * 1 + urls[2:3] * 14
@@ -298,6 +304,8 @@ def test_what_is_no_epoch_and_no_batch_size_is_refused(urls, store):
     for size in (0, 1.5):
         with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1"):
             ss.prune(pipeline_of(urls), store, batch_size=size)
+    with pytest.raises(ValueError, match="tail must be one of uneven, pad, drop, got 'even'"):
+        ss.prune(pipeline_of(urls), store, tail="even")
 
 
 @pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
@@ -373,6 +381,18 @@ def test_accelerate_knows_where_a_pass_of_batches_ends(urls, store, make, kept, 
     assert sorted(seen) == sorted(keep * 2)
     assert ends == ([False] * (-(-len(keep) // 4) - 1) + [True]) * 2
     assert len(loader) == len(ends) / 2
+
+
+@pytest.mark.parametrize("made", ["inside", "loader", "behind"])
+def test_accelerate_knows_where_a_pass_of_whole_batches_ends(urls, store, made):
+    pipeline = pipeline_of(urls).to_tuple("__id__")
+    pipeline = pipeline.batched(8, partial=False) if made == "inside" else pipeline
+    how = {"batch_size": 8, "drop_last": True} if made == "loader" else {"batch_size": None}
+    loader = wds.WebLoader(pipeline, **how)
+    loader = loader.batched(8, partial=False) if made == "behind" else loader
+    passing, pruned = Accelerator(cpu=True).gradient_state, ss.prune(loader, store)
+    assert len(pruned) == 3
+    assert [passing.end_of_dataloader for _ in pruned] == [False, False, True]
 
 
 @pytest.mark.usefixtures("childless")

@@ -98,8 +98,8 @@ def test_accelerate_knows_where_a_pass_of_samples_ends_that_goes_on(urls, store)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("made", ["inside", "loader", "behind"])
-def test_a_loaders_state_counts_what_the_loop_was_given(urls, store, workers, made):
+@pytest.mark.parametrize("made", ["inside", "loader", "behind", "later"])
+def test_a_loaders_state_counts_what_the_loop_was_given(urls, store, workers, made, caplog):
     def loader():
         pipeline = pipeline_of(urls)
         pipeline = pipeline.batched(5, collation_fn=None) if made == "inside" else pipeline
@@ -107,7 +107,9 @@ def test_a_loaders_state_counts_what_the_loop_was_given(urls, store, workers, ma
         collate = list if made == "loader" else None
         loader = wds.WebLoader(pipeline, batch_size=size, num_workers=workers, collate_fn=collate)
         loader = loader.batched(5, collation_fn=None) if made == "behind" else loader
-        return ss.prune(loader, store, keep_fraction=0.7, score="up", seed=1, window=4)
+        how = {"batch_size": 5} if made == "later" else {}
+        loader = ss.prune(loader, store, keep_fraction=0.7, score="up", seed=1, window=4, **how)
+        return loader.batched(5, collation_fn=None) if made == "later" else loader
 
     whole = [[s["__id__"] for s in batch] for batch in loader()]
     for stop in (1, 3, 5):
@@ -124,6 +126,7 @@ def test_a_loaders_state_counts_what_the_loop_was_given(urls, store, workers, ma
         assert seen + [[s["__id__"] for s in batch] for batch in again] == whole
         again.set_epoch(1)
         assert again.state_dict()["samples_done"] == 0
+    assert "not exact" not in caplog.text
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])

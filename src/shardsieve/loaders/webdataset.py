@@ -132,7 +132,6 @@ def prune_loader(loader: Any, store: Store, **options: Any) -> Any:
             options = {"batch_size": size, "tail": "uneven" if partial else "drop", **options}
         inner = prune_loader(loader.pipeline[0], store, **options)
         inner_size = batch_size_of(inner.dataset.pipeline[1:])[0] or loader.pipeline[0].batch_size
-        inner.dataset.source.batched_inside = inner_size is not None or size is None
         inner.dataset.source.inexact += tuple(inexact_stages(loader.pipeline[1:]))
         if None not in (size, inner_size) and size != inner_size and inner.num_workers > 1:
             # Those that are made again mix the workers' ones.
@@ -155,6 +154,7 @@ def prune_loader(loader: Any, store: Store, **options: Any) -> Any:
         options.setdefault("tail", "drop" if loader.drop_last else "uneven")
     pruned = copy.copy(loader)
     own, source = pruned.__dict__, prune_pipeline(loader.dataset, store, **options)
+    source.source.batched_inside = _hands_out_batches(loader)
     # A DataLoader refuses a new dataset, and its sampler says no more than "go on".
     own["dataset"], own["_iterator"] = source, None
     own["_is_accelerate_prepared"] = True
