@@ -48,6 +48,9 @@ def test_what_machines_do_not_share_both_refuse_before_anything_is_made(tmp_path
         "own folder": "ShardsieveError: " + unseen.format("run folder runs/half"),
         "store to write": "ShardsieveError: " + unseen.format("store copy.zarr"),
         "store of one": r"StoreFormatError: process 1 \(.*\): no store at alone.zarr; make it",
+        "other store": "StoreMismatchError: store must be the same on every process, got '",
+        "nobody can write": None,  # nor share it
+        "one says more": "StoreMismatchError: b must be the same on every process, got None on ",
         "other rate": r"StoreMismatchError: rate must be the same on every process, got 0.1 on "
         r"process 0 and 1.1 on process 1 \(.*\); give every machine the same command",
         "bad on one": r"ValueError: process 1 \(.*\): no luck$",

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from accelerate.utils import gather_object
+from tars import write_shards
 
 import shardsieve as ss
 from shardsieve._errors import MissingDependencyError
@@ -60,6 +61,7 @@ def main(store, shared):
     shutil.copytree(store, own / "copy.zarr")
     if rank == 0:
         shutil.copytree(store, own / "alone.zarr")
+    ss.index(write_shards(own / "other", [3 + rank]), own / "other.zarr")
     os.chdir(own)
     machines._SECONDS = 0.2  # these folders are not slow to be seen
     for name, seed in (("same", 0), ("other", rank)):
@@ -74,8 +76,11 @@ def main(store, shared):
         "shards of a copy": partial(store_of, ss.open_store(store).urls[0], Path("copy.zarr")),
         "shards of none": partial(store_of, ss.open_store(store).urls[0], Path("new.zarr")),
         "store of one": partial(opened, Path("alone.zarr"), mode="r"),
+        "other store": partial(opened, Path("other.zarr"), mode="r"),
+        "nobody can write": partial(check_shared, accelerator, {"run": Path("/proc/nothing/here")}),
         "same": partial(check_same, accelerator, {"seed": 0, "rate": 0.1}),
         "other rate": partial(check_same, accelerator, {"seed": 0, "rate": 0.1 + rank}),
+        "one says more": partial(check_same, accelerator, {"a": 0, "b": 0} if rank else {"a": 0}),
         "bad on one": partial(on_all, accelerator, partial(bad_on, [1], rank)),
         "bad on all": partial(on_all, accelerator, partial(bad_on, [0, 1], rank)),
         "part of one": partial(without_scipy_on, 1, rank, accelerator, store),
