@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import pickle
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,11 +115,14 @@ def test_a_score_beside_a_keep_set_is_what_samples_carry(urls, store):
     assert [s["__score__"] for s in pruned] == store.rows(keep.ids()).tolist()
 
 
-def test_some_of_the_shards_are_enough(urls, store):
+def test_some_of_the_shards_are_enough(urls, store, monkeypatch):
     pruned = ss.prune(pipeline_of(urls[1:3]), store, keep_fraction=0.9, score="up")
     assert [s["__url__"] for s in pruned] == urls[1:2] * 1 + urls[2:3] * 14
-    with pytest.raises(ss.StoreMismatchError, match=r"shard /nowhere/x\.tar .* is not in"):
-        ss.prune(pipeline_of(["/nowhere/x.tar"]), store)
+    for strange in ("/nowhere/x.tar", f"s3://other{urls[1]}"):
+        with pytest.raises(ss.StoreMismatchError, match=f"shard {strange} .* is not in"):
+            ss.prune(pipeline_of([strange]), store)
+    monkeypatch.chdir(Path(urls[0]).parent)
+    assert len(list(ss.prune(pipeline_of(["s-002.tar"]), store))) == 14
 
 
 def ids_of(batches):
@@ -190,12 +194,15 @@ def test_with_epoch_goes_on_to_the_next_epochs_order(urls, store):
     other = ss.prune(pipeline_of(urls), store, seed=1, window=4)
     other.set_epoch(1)
     assert ids[30:60] == [sample["__id__"] for sample in other]
+    loader = wds.WebLoader(pipeline_of(urls), batch_size=None).with_epoch(7)
+    assert len(list(ss.prune(loader, store))) == len(ss.prune(loader, store)) == 7
 
 
 def test_loaders_over_pipelines_are_pruned_as_a_whole(urls, store):
     plain = torch.utils.data.DataLoader(pipeline_of(urls), batch_size=4, collate_fn=list)
     pruned = ss.prune(plain, store, keep_fraction=0.5, score="up")
     assert type(pruned) is torch.utils.data.DataLoader
+    assert Accelerator(cpu=True).prepare(pruned) is pruned
     assert ids_of(pruned) == store.ids()[15:].tolist()
     assert len(list(plain)) == 8
     web = wds.WebLoader(pipeline_of(urls), batch_size=None, num_workers=2)

@@ -120,6 +120,7 @@ def test_a_loaders_state_counts_what_the_loop_was_given(urls, store, workers, ma
                 break
         state = json.loads(json.dumps(first.state_dict()))
         assert state["samples_done"] == min(5 * stop, 21)
+        assert first.state_dict(samples_done=3)["samples_done"] == 3
         again = loader()
         again.load_state_dict(state)
         assert again.state_dict() == state
@@ -215,6 +216,20 @@ def test_torchdatas_loader_goes_on_over_a_pipeline(urls, store, workers, batched
         again = loader()
         again.load_state_dict(first.state_dict())
         assert seen + [ids(item) for item in again] == whole
+
+
+def test_a_worker_goes_on_in_the_middle_of_what_it_orders_at_once(tmp_path):
+    urls = write_shards(tmp_path / "d", [200])
+    store = ss.index(urls, tmp_path / "s.zarr")
+
+    def loader():
+        pruned = ss.prune(pipeline_of(list(map(str, urls))), store)
+        return StatefulDataLoader(pruned, batch_size=None, num_workers=1)
+
+    first, again = loader(), loader()
+    seen = [sample["__id__"] for _, sample in zip(range(100), first, strict=False)]
+    again.load_state_dict(first.state_dict())
+    assert [sample["__id__"] for sample in again] == list(range(len(seen), 200))
 
 
 def test_batches_made_behind_the_workers_cannot_be_skipped_and_the_cure_is_said(urls, store):
