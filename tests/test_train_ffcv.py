@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import threading
 
 import forks
 import numba
@@ -171,6 +172,28 @@ def test_a_loop_that_is_left_reads_no_further(store):
     assert not fields.is_alive()
     assert len(list(left)) > 300
     fields.close()
+
+
+def test_a_loop_over_images_that_is_left_ends_their_thread(store):
+    sampler = ss.PrunedShardSampler(store, keep_fraction=1.0, batch_size=8)
+    images = FfcvImages(store, sampler, slowly=slowly(store), batch_size=8, size=8)
+    batches, before = iter(images), set(threading.enumerate())
+    next(batches)
+    batches.close()
+    assert set(threading.enumerate()) == before
+
+
+def test_labels_may_be_others_than_the_stores(store):
+    sampler = ss.PrunedShardSampler(store, keep_fraction=0.1, rule="random", batch_size=64)
+    how = {"slowly": slowly(store), "batch_size": 64, "size": 8, "labels": np.arange(len(store))}
+    for batch in FfcvImages(store, sampler, **how):
+        assert torch.equal(batch[1], batch.ids)
+
+
+def test_of_nothing_kept_there_are_no_batches(store):
+    sampler = ss.PrunedShardSampler(store, keep_set=ss.KeepSet.from_ids(store, []), batch_size=8)
+    images = FfcvImages(store, sampler, slowly=slowly(store), batch_size=8, size=8)
+    assert len(images) == len(list(images)) == 0
 
 
 def test_a_policys_weights_come_with_the_batches(store):

@@ -66,7 +66,7 @@ class FfcvImages:
         self.store, self.sampler, self.batch_size = store, sampler, batch_size
         self.slowly, self.ledger = slowly, Ledger()
         self._labels = torch.from_numpy(store.labels() if labels is None else labels)
-        self._lengths = store.ranges[..., 1].reshape(-1)[: len(store)]
+        self._lengths = store.ranges[..., 1].reshape(-1)
         url = store.urls[0]
         with _threads_of_torch_kept():
             self.loader = _image_loader(url, cheap_fingerprint(url), batch_size, size, threads)
@@ -92,8 +92,6 @@ class FfcvImages:
             # The sampler fills up with padding where another rank has a sample more.
             batches.append(np.array([one for one in ids if one >= 0], dtype=np.uint64))
             weights.append([getattr(one, "weight", 1.0) for one in ids if one >= 0])
-        if not batches:
-            return
         with _threads_of_torch_kept():
             fields = open_batches(self.loader, batches)
         try:
