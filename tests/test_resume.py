@@ -202,6 +202,14 @@ def test_epochs_pass_through_accelerate(store):
     assert sampler.epoch == 1
 
 
+def test_epochs_that_accelerate_passes_through_to_their_ends_are_no_cuts(store, caplog):
+    sampler = ss.PrunedShardSampler(store, policy=ss.AnnealedScore("up", 0.3, 1.0, 3))
+    loader = Accelerator(cpu=True).prepare(loader_of(store, sampler))
+    for _ in range(2):
+        assert sum(map(len, loader)) == len(sampler.keep_set)
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize("chosen", ["by sampler", "by loader", "by nobody"])
 @pytest.mark.parametrize("stateful", [False, True])
 def test_a_later_epoch_goes_on_under_accelerate(store, stateful, chosen):
