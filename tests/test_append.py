@@ -130,6 +130,20 @@ def test_killed_before_its_table_of_contents_is_written_the_next_writes_it(tmp_p
         assert ss.open_store(f"{server.url}/s.zarr", mode="r").scores == ["mine"]
 
 
+def test_a_store_of_an_earlier_release_says_how_long_it_is_before_it_grows(tmp_path, monkeypatch):
+    shards = write_shards(tmp_path / "d", SIZES)
+    store = ss.index(shards[:2], tmp_path / "s.zarr")
+    del store.group.attrs["num_shards"]
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(append, "_array", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ss.append_shards(shards, store.path)
+    assert ss.open_store(store.path).num_shards == 2
+
+
 @settings(max_examples=8)
 @given(stop=st.integers(0, 13), other=st.booleans())
 def test_killed_anywhere_it_is_the_old_store_and_finishes_when_started_again(

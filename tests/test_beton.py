@@ -119,6 +119,8 @@ def test_ids_are_rows_also_over_several_blocks(tmp_path):
     assert ss.ShardDataset(store)[8999]["cls"] == b"8999"
     with pytest.raises(IndexError, match="got 9000"):
         ss.ShardDataset(store)[9000]
+    with pytest.raises(ss.StoreMismatchError, match=r"holds a \.beton, which does not grow"):
+        ss.append_shards(path, store.path)
 
 
 @pytest.mark.parametrize("array", ["sample/offset", "sample/length"])
