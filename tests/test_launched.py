@@ -66,6 +66,15 @@ def test_no_thread_of_the_group_is_left_at_the_end_of_a_rank():
 
 
 @pytest.mark.slow
+def test_two_ranks_compare_a_seed_run_with_its_second_one(packed, tmp_path):
+    store = ss.index(packed[0].pattern, tmp_path / "s.zarr")
+    forks.run("tests/two_ranks_ceiling.py", store.path, tmp_path, ranks=2)
+    a, b = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert a == b == {"seed_el2n": store.provenance("seed_el2n")["ceiling"]}
+    assert a["seed_el2n"]["of"] == "seed_again_el2n"
+
+
+@pytest.mark.slow
 def test_a_build_on_two_ranks_scores_and_embeds_everything(packed, built, tmp_path):
     store = tmp_path / "s.zarr"
     forks.run("tools/build_store.py", packed[0].pattern, "--store", store, *BUILD, ranks=2)

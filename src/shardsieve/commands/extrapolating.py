@@ -126,7 +126,7 @@ def extrapolate_score(
     made |= {"method": method, "seed_scores": seed_scores}
     made |= {"k": number, "weights": weights, "matched_quantiles": match, **how, **tried}
     made |= {"embedding": embedding, "seed": seed, "seeds": counts["seeds"]}
-    refuse_other_prediction(store, name, made)
+    on_main(accelerator, lambda: refuse_other_prediction(store, name, made))
     with bar("try on seeds", shown=accelerator.is_main_process) as progress:
         cross: dict[str, Any] = {"folds": folds, "seed": seed, "progress": progress}
         # Of what ranks do not make together the main process alone sees the folds.

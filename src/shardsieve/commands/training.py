@@ -95,18 +95,16 @@ def score_store(
         where = folder.with_name(f"{folder.name}-again")
         with bar("score again", shown=accelerator.is_main_process) as progress:
             run(config=second, folder=where, name=f"{name}_again", progress=progress)
-        result["ceiling"] = put_ceilings(store, name, write=accelerator.is_main_process)
-        accelerator.wait_for_everyone()
+        result["ceiling"] = on_main(accelerator, lambda: put_ceilings(store, name))
     return {**result, "scores": _scores_of(store, name)}
 
 
-def put_ceilings(store: Store, run: str, *, write: bool) -> dict[str, Any]:
+def put_ceilings(store: Store, run: str) -> dict[str, Any]:
     """Compare two seed runs' scores, and keep the figures with those of the first.
 
     Args:
         store: Open, with scores `RUN_...` and `RUN_again_...`.
         run: Name of the first.
-        write: Only one process may.
 
     Returns:
         By score: the second one's name (`of`) and how well they agree.
@@ -121,10 +119,8 @@ def put_ceilings(store: Store, run: str, *, write: bool) -> dict[str, Any]:
         quality = measure(first[both], second[both]).to_dict()
         figures = {k: v for k, v in quality.items() if k not in ("spread", "classes")}
         ceilings[name] = {"of": again, **figures}
-        if write:
-            store.put_score(
-                name, first, provenance={**store.provenance(name), "ceiling": ceilings[name]}
-            )
+        made = {**store.provenance(name), "ceiling": ceilings[name]}
+        store.put_score(name, first, provenance=made)
     return ceilings
 
 
