@@ -75,9 +75,10 @@ class _Periodic(LossPolicy):
 
     def _take_in(self, rows: Rows, losses: Floats) -> None:
         before = self._mean[rows]
+        with np.errstate(invalid="ignore"):  # alpha 1 multiplies an infinite average by 0
+            average = (1 - self.alpha) * before + self.alpha * losses
         # After a loss that was not finite, the average begins anew.
-        before = np.where(np.isfinite(before), before, losses)
-        self._mean[rows] = (1 - self.alpha) * before + self.alpha * losses
+        self._mean[rows] = np.where(np.isfinite(before), average, losses)
 
     def _learned(self) -> Floats:
         return self._mean

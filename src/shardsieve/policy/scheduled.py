@@ -53,4 +53,5 @@ class AnnealedScore(Policy):
     def _fraction(self, epoch: int) -> float:
         check_epoch(epoch, self.num_epochs)
         share = epoch / max(self.num_epochs - 1, 1)
-        return self.first + (self.last - self.first) * share
+        # 0.08 + (0.01 - 0.08) is a hair below 0.01, and would keep none of 50 samples.
+        return self.last if share == 1 else self.first + (self.last - self.first) * share
