@@ -107,6 +107,8 @@ def test_weights_change_the_digest_and_only_they(store):
     one, other = (ss.KeepSet.from_ids(store, ids, weights) for weights in ([1, 2, 3], [3, 2, 1]))
     assert len({plain.digest, one.digest, other.digest}) == 3
     assert ss.KeepSet.from_ids(store, ids[::-1], [3, 2, 1]).digest == one.digest
+    # Pinned: plans and run folders name keep sets by it.
+    assert (plain.digest, one.digest) == ("12c67e18143d5aeb", "6ace112e6bbd576c")
 
 
 def samples_of_sampler(store, name):

@@ -24,6 +24,7 @@ def test_uneven_gives_each_sample_once_and_no_rank_an_empty_step(total, batch, w
         shares = [steps.share(step, rank) for rank in range(world)]
         sizes = [steps.size(step, rank) for rank in range(world)]
         for start, stop in shares:
+            assert start < steps.bounds(step)[1]  # what a rank without a sample repeats
             seen += range(start, stop)
         assert steps.places_done(step + 1) == len(seen)
         repeats += sum(sizes) - sum(stop - start for start, stop in shares)

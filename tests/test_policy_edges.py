@@ -7,6 +7,7 @@ import pytest
 from tars import write_shards
 
 import shardsieve as ss
+from shardsieve.policy.seta import groups_of
 
 
 @pytest.fixture(scope="module")
@@ -34,3 +35,176 @@ def test_the_last_epoch_keeps_what_its_fraction_keeps(store, first, last):
     policy = ss.AnnealedScore("up", first, last, 4)
     policy.bind(store)
     assert policy.choose(3).rows.tolist() == ss.keep_top(np.arange(50), last).tolist()
+
+
+SETTINGS = [
+    (
+        lambda: ss.RandomDynamic(0.5),
+        {"policy": "random", "keep_fraction": 0.5, "replacement": False, "seed": 0},
+    ),
+    (
+        lambda: ss.EpsilonGreedy(0.5),
+        {"policy": "epsilon_greedy", "keep_fraction": 0.5, "period": 10, "alpha": 0.8}
+        | {"seed": 0, "prior": None, "epsilon": 0.1},
+    ),
+    (
+        lambda: ss.UCB(0.5),
+        {"policy": "ucb", "keep_fraction": 0.5, "period": 10, "alpha": 0.8}
+        | {"seed": 0, "prior": None, "c": 1.0},
+    ),
+    (
+        ss.InfoBatch,
+        {"policy": "infobatch", "prune_probability": 0.5, "num_epochs": None, "delta": 0.875}
+        | {"fixed": False, "quantile": None, "seed": 0, "prior": None},
+    ),
+    (
+        ss.SeTa,
+        {"policy": "seta", "ratio": 0.1, "groups": 5, "alpha": 0.9, "num_epochs": None}
+        | {"delta": 0.875, "rounding": "ceil", "seed": 0, "prior": None},
+    ),
+    (
+        lambda: ss.AnnealedScore("up", 1.0, 0.5, 3),
+        {"policy": "annealed_score", "score": "up", "first": 1.0, "last": 0.5, "num_epochs": 3},
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "settings"), SETTINGS, ids=[one["policy"] for _, one in SETTINGS])
+def test_settings_and_their_defaults_are_pinned(make, settings):
+    """Saved states are refused where they differ."""
+    assert make().settings() == settings
+
+
+DRAWS = {
+    "random": (
+        lambda: ss.RandomDynamic(0.3),
+        [0, 1, 4, 5, 7, 10, 13, 14, 15, 21, 36, 37, 40, 46, 49],
+    ),
+    "anew": (lambda: ss.RandomDynamic(0.2, True), [7, 12, 15, 16, 17, 19, 20, 40, 45, 46]),
+    "greedy": (
+        lambda: ss.EpsilonGreedy(0.2, 0.5, period=1),
+        [7, 11, 21, 27, 30, 40, 43, 44, 46, 47],
+    ),
+    "ucb": (lambda: ss.UCB(0.2, period=1), [3, 11, 20, 25, 27, 30, 37, 41, 43, 47]),
+    "seta": (lambda: ss.SeTa(0.8, alpha=1), [1, 3, 14, 32, 33, 36, 38, 41, 44, 45]),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_draws_are_pinned(store, name):
+    """Runs resume across releases, so another draw is a breaking change: announce it."""
+    make, rows = DRAWS[name]
+    policy = make()
+    policy.bind(store)
+    assert policy.choose(6).rows.tolist() == rows
+
+
+@pytest.mark.parametrize(("fixed", "dropped"), [(False, [4, 11, 12]), (True, [5, 9, 10, 19, 24])])
+def test_what_infobatch_drops_is_pinned(store, fixed, dropped):
+    policy = ss.InfoBatch(0.2, fixed=fixed)
+    policy.bind(store)
+    policy.update(store.ids(), np.arange(50.0))
+    rows, weights = policy.choose(6)
+    assert sorted(set(range(50)) - set(rows.tolist())) == dropped
+    assert weights.dtype == np.float32
+
+
+def test_infobatch_drops_strictly_below_the_mean_or_of_the_lowest_share(store):
+    losses = np.repeat([1.0, 2.0, 3.0], [20, 10, 20])
+    for how, candidates in (({}, 20), ({"quantile": 0.2}, 10), ({"quantile": 0.7}, 35)):
+        policy = ss.InfoBatch(0.9, **how)
+        policy.bind(store)
+        policy.update(store.ids(), losses if not how else np.arange(50.0))
+        kept = [set(policy.choose(epoch).rows.tolist()) for epoch in range(1, 60)]
+        assert set.intersection(*kept) == set(range(candidates, 50))
+
+
+def test_infobatch_keeps_at_least_one_of_a_fixed_number(store):
+    policy = ss.InfoBatch(0.9, fixed=True)
+    policy.bind(store)
+    policy.update(store.ids(), [0.0] + [1.0] * 49)
+    rows, weights = policy.choose(1)
+    assert (len(rows), weights.tolist()) == (50, [1.0] * 50)
+
+
+MADE = {
+    "infobatch": (lambda **how: ss.InfoBatch(0.2, **how), (45.0, 1, 50), 50),
+    "seta": (lambda **how: ss.SeTa(0.2, alpha=0.6, **how), (24.0, 1, 40), 40),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_the_last_part_is_expected_and_there_is_no_epoch_behind_it(store, name):
+    make, early, full = MADE[name]
+    policy = make(num_epochs=8)
+    policy.bind(store)
+    assert policy.expect(0) == (full, full, full)
+    assert policy.expect(1) == pytest.approx(early)
+    assert policy.expect(7) == (full, full, full)
+    for ask in (policy.expect, policy.choose):
+        with pytest.raises(ValueError, match="epoch must be below num_epochs=8, got 8"):
+            ask(8)
+
+
+def test_what_prunes_nothing_is_expected_to_keep_everything(store):
+    for policy in (ss.InfoBatch(0), ss.SeTa(0, alpha=1)):
+        policy.bind(store)
+        policy.update(store.ids(), np.arange(50.0))
+        assert policy.expect(3) == (50, 50, 50)
+        assert len(policy.choose(3).rows) == 50
+
+
+def test_a_window_of_seta_holds_a_group(store):
+    assert ss.SeTa(alpha=0.05, rounding="round").width == 1
+
+
+def test_of_many_values_each_lies_nearest_to_the_mean_of_its_own_group():
+    values = np.random.default_rng(0).gamma(2, 1, 30_000)
+    groups = groups_of(values, 5)
+    means = np.array([values[groups == group].mean() for group in range(5)])
+    nearest = np.abs(values[:, None] - means).argmin(axis=1)
+    np.testing.assert_array_equal(groups, nearest)
+
+
+def test_epsilon_greedy_draws_the_share_that_was_asked_for(tmp_path):
+    """0.58 * 50 is 28.999999999999996."""
+    store = ss.index(write_shards(tmp_path / "d", [100]), tmp_path / "s.zarr")
+    policy = ss.EpsilonGreedy(0.5, epsilon=0.58, period=1)
+    policy.bind(store)
+    policy.update(store.ids(), np.arange(100.0))
+    kept = [set(policy.choose(epoch).rows.tolist()) for epoch in range(1, 60)]
+    assert set.intersection(*kept) == set(range(100 - 50 + 29, 100))
+    assert {len(rows) for rows in kept} == {50}
+    assert set.union(*kept) == set(range(100))
+
+
+@pytest.mark.parametrize("epsilon", [-0.1, 1.1])
+def test_a_share_that_is_none_is_refused(epsilon):
+    with pytest.raises(ValueError, match=rf"epsilon must lie in \[0, 1\], got {epsilon}"):
+        ss.EpsilonGreedy(0.5, epsilon=epsilon)
+
+
+@pytest.mark.parametrize("alpha", [0, 1.1])
+def test_weights_of_losses_and_windows_that_are_none_are_refused(alpha):
+    for make in (lambda: ss.UCB(0.5, alpha=alpha), lambda: ss.SeTa(alpha=alpha)):
+        with pytest.raises(ValueError, match=rf"alpha must lie in \(0, 1\], got {alpha}"):
+            make()
+
+
+def test_a_state_stays_as_it_was_while_its_policy_goes_on(store):
+    policy = ss.UCB(0.2, period=1)
+    policy.bind(store)
+    policy.bind(ss.open_store(store.path))  # the same one again
+    policy.update(store.ids(), np.where(np.arange(50) == 7, math.nan, np.arange(50.0)))
+    policy.sync()
+    early, state = policy.again(0).rows, policy.state_dict()
+    assert policy.not_finite == 1
+    policy.update(store.ids(), np.arange(50.0)[::-1])
+    assert policy.choose(1).rows.tolist() != early.tolist()
+    again = ss.UCB(0.2, period=1)
+    again.bind(store)
+    again.load_state_dict(state)
+    assert again.not_finite == 1
+    assert again.again(0).rows.tolist() == early.tolist()
+    assert again.choose(1).rows.tolist() == [7, *range(41, 50)]
+    assert again.not_finite == 1

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tars import write_shards, write_tar
 
 import shardsieve as ss
+from shardsieve.order import uniform
 from shardsieve.rules import Asked, checked_rule
 from shardsieve.selection import class_quotas
 from shardsieve.strata import without_hardest
@@ -159,6 +160,26 @@ def test_beta_keeps_the_exact_number_whatever_the_values(pairs, fraction):
     assert kept.tolist() == sorted(kept.tolist())
 
 
+@pytest.mark.parametrize("exponent", [4, 11])
+def test_beta_goes_by_the_ten_highest_of_many(exponent):
+    rng = np.random.default_rng(6)
+    scores, lots = rng.random(200), uniform(200, 7, 0xBE7A)
+    sure = (scores + rng.random(200)) / 2
+    for fraction in (0.1, 0.5, 0.9):
+        weights = reference.beta_weights(scores, sure, fraction, exponent)
+        first = np.argsort(-np.log(lots) / weights)[: ss.num_kept(200, fraction)]
+        kept = ss.keep_beta(scores, sure, fraction, exponent=exponent, seed=7)
+        np.testing.assert_array_equal(kept, np.sort(first))
+
+
+def test_beta_takes_0_and_1_for_the_least_and_most_that_float32_tells():
+    sure = np.arange(60) % 3 / 2  # 0, 1/2 and 1
+    for fraction in (0.05, 0.5, 0.9):
+        kept = ss.keep_beta(np.ones(60), sure, fraction)
+        told = np.clip(sure, 2.0**-24, 1 - 2.0**-24)
+        np.testing.assert_array_equal(ss.keep_beta(np.ones(60), told, fraction), kept)
+
+
 def test_beta_refuses_what_is_no_dual_score_and_no_confidence():
     with pytest.raises(ValueError, match=r"scores must lie in \[0, inf\], got -1"):
         ss.keep_beta([-1.0, 1], [0.5, 0.5], 0.5)
@@ -274,6 +295,7 @@ def test_moderate_leaves_samples_without_an_embedding_out_when_asked(store):
     assert kept == present[own].tolist()
     with pytest.raises(ss.MissingScoreError, match="got 2 of 40 without"):
         ss.select(store, drop_missing=True, **how | {"keep_fraction": 1.0})
+    assert rows_of(store, **how | {"keep_fraction": 1.0}) == list(range(40))
 
 
 MISUSED = {
@@ -291,6 +313,10 @@ MISUSED = {
     "cut of everything": (
         {"rule": "ccs", "hard_cutoff": 1.0},
         r"^hard_cutoff must lie in \[0, 1\), got 1\.0; ",
+    ),
+    "cut that is a text": (
+        {"rule": "ccs", "hard_cutoff": "0.1"},
+        r"^hard_cutoff must lie in \[0, 1\), got '0\.1'; ",
     ),
     "cut of too much": (
         {"rule": "ccs", "hard_cutoff": 0.6},

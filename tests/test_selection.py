@@ -115,3 +115,28 @@ def test_the_permutation_is_pinned_and_is_one():
     assert permutation(8, 0, 0).tolist() == [0, 7, 2, 5, 4, 6, 3, 1]
     assert sorted(permutation(1000, 3, 1)) == list(range(1000))
     assert permutation(1000, 3, 1).tolist() != permutation(1000, 3, 2).tolist()
+
+
+def test_draws_are_pinned():
+    """Runs of a rule that draws resume across releases too."""
+    assert ss.keep_random(30, 0.2).tolist() == [4, 11, 13, 17, 21, 26]
+    assert ss.keep_ccs(np.zeros(30), 0.2).tolist() == [3, 4, 7, 11, 15, 21]
+    assert ss.keep_beta(np.ones(30), np.full(30, 0.5), 0.2).tolist() == [1, 17, 20, 21, 24, 27]
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda none: ss.keep_top(none, 0.5),
+        lambda none: ss.keep_random(0, 0.5),
+        lambda none: ss.keep_ccs(none, 0.5),
+        lambda none: ss.keep_class_balanced(none, none.astype(np.int64), 0.5, class_floor=2),
+        lambda none: ss.keep_beta(none, none, 0.5),
+        lambda none: ss.keep_threshold(none, 0.0),
+        lambda none: ss.keep_moderate(none.reshape(0, 2), none.astype(np.int64), 0.5),
+    ],
+    ids=["top", "random", "ccs", "class_balanced", "beta", "threshold", "moderate"],
+)
+def test_of_nothing_nothing_is_kept(keep):
+    kept = keep(np.zeros(0))
+    assert (kept.shape, kept.dtype) == ((0,), np.int64)

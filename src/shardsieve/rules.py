@@ -160,7 +160,7 @@ def _ccs(store: Store, asked: Asked, count: int) -> Rows:
 
 
 def _beta(store: Store, asked: Asked, count: int) -> Rows:
-    values, present = _scored(store, asked.score, asked.drop_missing, count)
+    values, present = _scored(store, asked.score, asked.drop_missing)
     assert asked.difficulty is not None
     # A stored score is oriented: the less confident, the higher.
     confidence = np.full(len(store), np.nan)
