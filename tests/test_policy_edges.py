@@ -7,6 +7,7 @@ import pytest
 from tars import write_shards
 
 import shardsieve as ss
+from shardsieve.policy.named import POLICIES, make_policy, named_policy, takes
 from shardsieve.policy.seta import groups_of
 
 
@@ -208,3 +209,48 @@ def test_a_state_stays_as_it_was_while_its_policy_goes_on(store):
     assert again.again(0).rows.tolist() == early.tolist()
     assert again.choose(1).rows.tolist() == [7, *range(41, 50)]
     assert again.not_finite == 1
+
+
+def test_policies_by_name_take_what_a_run_knows():
+    known = {"epochs": 7, "seed": 3, "keep_fraction": 0.4, "score": "up"}
+    wanted = {
+        "annealed": ss.AnnealedScore("up", 1.0, 0.4, 7),
+        "epsilon-greedy": ss.EpsilonGreedy(0.4, seed=3, prior="up"),
+        "infobatch": ss.InfoBatch(num_epochs=7, seed=3, prior="up"),
+        "random-dynamic": ss.RandomDynamic(0.4, seed=3),
+        "seta": ss.SeTa(num_epochs=7, seed=3, prior="up"),
+        "ucb": ss.UCB(0.4, seed=3, prior="up"),
+    }
+    assert wanted.keys() == POLICIES.keys()
+    for name, policy in wanted.items():
+        assert make_policy(name, **known).settings() == policy.settings()
+        assert named_policy({"name": name}, **known).settings() == policy.settings()
+    no_fraction = [name for name in POLICIES if not takes(name, "keep_fraction")]
+    assert no_fraction == ["infobatch", "seta"]
+    assert [name for name in POLICIES if not takes(name, "score")] == ["random-dynamic"]
+    own = named_policy({"name": "ucb", "keep_fraction": 0.2, "c": 2, "score": "mine"}, **known)
+    assert own.settings() == ss.UCB(0.2, 2, seed=3, prior="mine").settings()
+    own = make_policy("annealed", first=0.9, last=0.3, **known)
+    assert own.settings() == ss.AnnealedScore("up", 0.9, 0.3, 7).settings()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "policy must be one of annealed, .*, got ''"),
+        ({"name": ["ucb"]}, r"policy must be one of annealed, .*, got \['ucb'\]"),
+        ({"name": "seta", "seed": 1}, "seta must be given ratio, .*, got 'seed'"),
+        ({"name": "seta", "epochs": 1}, "seta must be given ratio, .*, got 'epochs'"),
+        ({"name": "seta", "num_epochs": 4}, "seta must be given ratio, .*, got 'num_epochs'"),
+        ({"name": "ucb", "keep_fraction": 0.5, "c": "1"}, "c of ucb must be a number, got '1'"),
+        ({"name": "ucb", "keep_fraction": True}, "keep_fraction of ucb must be a number, got True"),
+        ({"name": "seta", "groups": 2.5}, "groups of seta must be a whole number, got 2.5"),
+        ({"name": "seta", "groups": True}, "groups of seta must be a whole number, got True"),
+        ({"name": "seta", "prior": 3}, "prior of seta must be a name, got 3"),
+        ({"name": "infobatch", "fixed": 1}, "fixed of infobatch must be true or false, got 1"),
+        ({"name": "infobatch", "quantile": "low"}, "quantile of infobatch must be a number, got"),
+    ],
+)
+def test_constants_of_another_kind_or_policy_are_refused(given, message):
+    with pytest.raises(ValueError, match=rf"^{message}"):
+        named_policy(given, epochs=4)
