@@ -131,6 +131,7 @@ def test_infobatch_keeps_at_least_one_of_a_fixed_number(store):
 MADE = {
     "infobatch": (lambda **how: ss.InfoBatch(0.2, **how), (45.0, 1, 50), 50),
     "seta": (lambda **how: ss.SeTa(0.2, alpha=0.6, **how), (24.0, 1, 40), 40),
+    "annealed": (lambda **how: ss.AnnealedScore("up", 0.8, 0.8, **how), (40, 40, 40), 40),
 }
 
 
@@ -179,10 +180,34 @@ def test_epsilon_greedy_draws_the_share_that_was_asked_for(tmp_path):
     assert set.union(*kept) == set(range(100))
 
 
-@pytest.mark.parametrize("epsilon", [-0.1, 1.1])
-def test_a_share_that_is_none_is_refused(epsilon):
-    with pytest.raises(ValueError, match=rf"epsilon must lie in \[0, 1\], got {epsilon}"):
-        ss.EpsilonGreedy(0.5, epsilon=epsilon)
+REFUSED = [
+    (lambda: ss.EpsilonGreedy(0.5, epsilon=-0.1), r"epsilon must lie in \[0, 1\], got -0.1"),
+    (lambda: ss.EpsilonGreedy(0.5, epsilon=1.1), r"epsilon must lie in \[0, 1\], got 1.1"),
+    (lambda: ss.EpsilonGreedy(1.1), r"keep_fraction must lie in \(0, 1\], got 1.1"),
+    (lambda: ss.UCB(0), r"keep_fraction must lie in \(0, 1\], got 0"),
+    (lambda: ss.UCB(0.5, c=-1), "c must be at least 0, got -1"),
+    (lambda: ss.RandomDynamic(0), r"keep_fraction must lie in \(0, 1\], got 0"),
+    (lambda: ss.AnnealedScore("up", 0, 0.5, 3), r"keep_fraction must lie in \(0, 1\], got 0"),
+    (lambda: ss.AnnealedScore("up", 0.5, 0, 3), r"keep_fraction must lie in \(0, 1\], got 0"),
+]
+
+
+def test_constants_that_are_out_of_range_are_refused():
+    for make, message in REFUSED:
+        with pytest.raises(ValueError, match=message):
+            make()
+    assert ss.UCB(0.5, c=0).settings()["c"] == 0
+
+
+def test_a_loss_that_is_not_finite_says_nothing_of_the_variance(store):
+    policy = ss.UCB(1.0, c=2.0, period=1)
+    policy.bind(store)
+    for loss in (2.0, math.nan, 3.0, 4.0):
+        policy.update(store.ids(), np.full(50, loss))
+        policy.choose(0)
+    # 0.8 of (2 - 1) squared, a fifth of it twice, as a new mean begins at 3, and 0.8 of 1.
+    variance = 0.8 * 1 * 0.2 * 0.2 * 0.2 + 0.8 * 1
+    np.testing.assert_allclose(policy.learned(), 0.2 * 3 + 0.8 * 4 + 2 * variance)
 
 
 @pytest.mark.parametrize("alpha", [0, 1.1])

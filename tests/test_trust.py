@@ -98,6 +98,36 @@ def test_matched_predictions_are_distributed_as_the_measured_scores_to_the_value
     measured = np.float32(rng.exponential(size=50))
     got = match_quantiles(rng.normal(size=50), measured)
     np.testing.assert_allclose(np.sort(got), np.sort(measured), rtol=1e-6)
+    assert got.dtype == match_quantiles([], measured).dtype == np.float32
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-200, 1.0, 1e200, 1e307])
+def test_correlations_follow_no_unit(unit):
+    true = np.array([1.0, 2.0, 4.0, 4.0])
+    assert pearson(true * unit, true) == pytest.approx(1)
+    assert pearson(-true * unit, [0, 1, 0, 1]) == pytest.approx(pearson(true, [1, 0, 1, 0]))
+    assert spearman(true * unit, true) == pytest.approx(1)
+    many = np.linspace(0, 5, 50)
+    assert intervals(many * unit, many, ())["pearson"] == pytest.approx((1, 1))
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [([1, 2], [1]), ([[1, 2]], [[1, 2]]), ([], []), ([1], [[1]])], ids=str
+)
+def test_scores_of_other_shapes_are_not_compared(a, b):
+    for compare in (pearson, spearman, spread, lambda a, b: keep_agreement(a, b, 0.5)):
+        with pytest.raises(ValueError, match=r"scores must have one shape \(n,\) with n >= 1, got"):
+            compare(a, b)
+
+
+def test_scores_that_are_missing_and_keep_sets_of_none_are_not_compared():
+    for compare in (pearson, spearman, spread):
+        with pytest.raises(ValueError, match="scores must be finite, got nan for row 1; "):
+            compare([1, 2], [1, np.nan])
+        with pytest.raises(ValueError, match="scores must be finite, got inf for row 0; "):
+            compare([np.inf, 2], [1, 2])
+    with pytest.raises(ValueError, match=r"keep_fraction must keep at least 1 of 2 .*, got 0\.2; "):
+        keep_agreement([1, 2], [1, 2], 0.2)
 
 
 def test_matching_widens_what_neighbours_have_averaged_and_changes_no_rank():
@@ -115,6 +145,8 @@ def test_spread_is_that_of_numbers_worked_by_hand():
     got = spread([0, 0, 4, 4], [1, 1, 2, 2])
     assert (got.measured_std, got.predicted_std, got.ratio, got.slope) == (2, 0.5, 0.25, 4)
     assert spread(range(101), range(100, -1, -1)).measured == [5, 25, 50, 75, 95]
+    small = spread([0, 0, 0.4, 0.4], [0.1, 0.1, 0.2, 0.2])
+    assert (small.ratio, small.slope) == pytest.approx((0.25, 4))
     assert spread([1, 1], [0, 1]).ratio == spread([0, 1], [1, 1]).slope == 0
 
 

@@ -104,11 +104,9 @@ def mean_ranks(values: Doubles) -> Doubles:
 
 
 def _unit(values: Doubles) -> Doubles:
-    # Scaled before and after centring: squares of 1e200 or 1e-200 leave float64.
+    # Scaled before and after centring: squares of 1e200 or 1e-200 leave float64. Values that are
+    # not all equal stay so: only the largest become 1.
     centred = values / np.abs(values).max()
     centred = centred - centred.mean()
-    largest = np.abs(centred).max()
-    if largest == 0:  # values apart by the last digit alone
-        return np.asarray(centred)
-    centred = centred / largest
+    centred = centred / np.abs(centred).max()
     return np.asarray(centred / np.linalg.norm(centred))
