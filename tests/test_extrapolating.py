@@ -43,7 +43,7 @@ def store(shards, tmp_path):
             run = name.replace("seed", f"seed{again}", 1)
             values = np.where(rows, unit * (truth + noise * rng.normal(size=N)), np.nan)
             store.put_score(f"{run}_x", values, provenance={"definition": "x"})
-    put_ceilings(store, "seed", write=True)
+    put_ceilings(store, "seed")
     return store, truth, trained
 
 
