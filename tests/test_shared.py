@@ -5,7 +5,10 @@ import pickle
 from multiprocessing import get_context
 
 import pytest
+import torch
+from tars import write_shards
 
+import shardsieve as ss
 from shardsieve.loaders.shared import SharedIds
 
 
@@ -60,3 +63,31 @@ def test_its_file_goes_with_it_and_a_copy_reads_the_same():
     gc.collect()
     assert not file.exists()
     assert copy.ids() == []
+
+
+def read_one(path, told):
+    told.put(ss.ShardDataset(ss.open_store(path))[0]["__id__"])
+
+
+@pytest.fixture
+def threads():
+    """Let torch use several threads, as it does by default."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    torch.ones(1 << 20).add_(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_process_forked_after_torch_used_its_threads_makes_a_dataset(tmp_path):
+    ss.index(write_shards(tmp_path / "d", [3]), tmp_path / "s.zarr")
+    fork = get_context("fork")
+    told = fork.Queue()
+    child = fork.Process(target=read_one, args=(tmp_path / "s.zarr", told))
+    child.start()
+    child.join(200)
+    hung = child.is_alive()
+    child.kill()
+    assert not hung
+    assert told.get(timeout=200) == 0

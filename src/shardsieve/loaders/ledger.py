@@ -9,7 +9,9 @@ from torch.utils.data import get_worker_info
 from shardsieve.io.counts import Counts
 from shardsieve.policy.inbox import world_size
 
-_WORKERS = 1024  # more than any machine runs: two in one row would lose counts
+# More than any machine runs: two in one row would lose counts. Torch copies 32 KiB and more with
+# OpenMP, which hangs in a process that was forked after its parent had used it.
+_WORKERS = 1000
 
 
 class Ledger:
