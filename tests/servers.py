@@ -8,6 +8,7 @@ import uuid
 from collections import Counter
 from contextlib import contextmanager
 from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 PIECE = 256 << 10
@@ -16,13 +17,14 @@ MOST_FAULTS = 5
 
 
 class RangeServer:
-    """Serves a folder's files by range.
+    """Serves a folder's files by range, to whoever does not say who it is.
 
     Attributes:
         faults: Share of the range requests that are throttled, reset, cut short or answered with
             less than was asked; below 1, at most 5 times one after the other for one range.
         tags: Whether answers carry an ETag.
         weak: What makes it a weak one: `W/`.
+        heads: Whether HEAD is allowed; with a signed address it may not be.
         silent: Whether requests are left without an answer, for as long as that is so.
         asked: Requests that came.
         seen: Bytes of the bodies sent whole, in order.
@@ -32,7 +34,7 @@ class RangeServer:
     def __init__(self, folder, *, latency=0.0, bandwidth=None, faults=0.0, seed=0, piece=PIECE):
         self.folder, self.latency, self.bandwidth = Path(folder), latency, bandwidth
         self.piece, self.silent, self.asked, self.tags = piece, False, 0, True
-        self.weak = ""
+        self.weak, self.heads = "", True
         self.faults, self.draw = faults, random.Random(seed)
         self.seen, self.failed, self._in_a_row = [], [], Counter()
         self.url = ""
@@ -59,9 +61,9 @@ class RangeServer:
         while self.silent:
             await asyncio.sleep(0.05)
         headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
-        path = self.folder / target.lstrip("/")
-        if not path.is_file():
-            writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+        path = self.folder / target.lstrip("/").partition("?")[0]
+        if refusal := self._refusal(method, headers, path):
+            writer.write(f"HTTP/1.1 {refusal}\r\nContent-Length: 0\r\n\r\n".encode())
             return True
         size, wanted = path.stat().st_size, headers.get("range")
         if method == "HEAD":
@@ -98,6 +100,11 @@ class RangeServer:
         self.seen.append(len(body))
         await self._send(writer, body)
         return True
+
+    def _refusal(self, method, headers, path):
+        if "authorization" in headers or not (self.heads or method == "GET"):
+            return "403 Forbidden"
+        return None if path.is_file() else "404 Not Found"
 
     def _head(self, status, length, path, more=""):
         changed = path.stat().st_mtime_ns
@@ -159,6 +166,35 @@ def range_server(folder, **how):
     finally:
         stop[0]()
         thread.join(10)
+
+
+@contextmanager
+def hub_server(behind, token):
+    """Answer as the Hugging Face Hub does: who has the token is sent on to another server."""
+
+    class Front(BaseHTTPRequestHandler):
+        def do_GET(self):
+            _, _, path = self.path.partition("/datasets/owner/name/resolve/main/")
+            known = self.headers["Authorization"] == f"Bearer {token}"
+            self.send_response(302 if known and path else 401)
+            self.send_header("Location", f"{behind.url}/{path}?signed=for-GET")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Front)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join(10)
+        server.server_close()
 
 
 CREDENTIALS = {

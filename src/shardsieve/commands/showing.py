@@ -10,13 +10,13 @@ from shardsieve.commands.doubts import doubt_of, rule_behind
 from shardsieve.commands.progress import bar
 from shardsieve.epoch import SHUFFLES
 from shardsieve.io.local import readahead_of
+from shardsieve.io.objects import over_http
 from shardsieve.io.replacing import write_whole
 from shardsieve.keepset import KeepSet, keep_set_of, select
 from shardsieve.loaders.mixing import mixing
 from shardsieve.loaders.pages import ReadEstimate, estimate_reads
 from shardsieve.loaders.planned import OrderSettings
 from shardsieve.scores.inputs import whole_number
-from shardsieve.store.layout import over_http
 from shardsieve.store.store import Store, open_store
 
 # A page of classes, and how many of more are shown at either end.

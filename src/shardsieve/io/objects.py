@@ -1,4 +1,4 @@
-"""Objects by URL (s3, gs, az, http, https) through obstore: ranges, sizes, tags, with retries."""
+"""Objects by URL (s3, gs, az, hf, http, https) through obstore: ranges, sizes, tags, retries."""
 
 import os
 import random
@@ -13,6 +13,7 @@ from obstore import exceptions
 from obstore.store import HTTPStore, from_url
 
 from shardsieve._errors import ANOTHER_STORE, CorruptShardError, ShardsieveError
+from shardsieve.io import hub
 from shardsieve.io.helper import helper_here
 from shardsieve.io.local import too_short
 from shardsieve.io.stopping import interruptible, pause, stopped
@@ -20,7 +21,7 @@ from shardsieve.io.stopping import interruptible, pause, stopped
 ATTEMPTS = 7
 FIRST_WAIT = 0.1
 IN_FLIGHT = 64  # as of spans.OBJECTS, so that a process has one helper for all
-SCHEMES = ("s3", "gs", "az", "http", "https")
+SCHEMES = ("s3", "gs", "az", "hf", "http", "https")
 _PLAIN = ("http", "https")
 _CLOUDS = ("AWS", "GOOGLE", "AZURE")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
@@ -41,6 +42,7 @@ _HOPELESS = (
 )
 _MOST_LISTED = 20  # objects to be passed over for each that is looked for
 _BEYOND_THE_END, _NOT_IMPLEMENTED = "status code: 416", "status code: 501"
+_NO_HEAD = "status code: 403", "status code: 405"
 _first_user: list[int] = []
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -60,6 +62,11 @@ def is_remote(url: object) -> bool:
     (True, False)
     """
     return "://" in str(url) and not str(url).startswith("file://")
+
+
+def over_http(url: object) -> bool:
+    """Return whether this lies where it is only read, and nothing can be listed."""
+    return str(url).startswith(("http://", "https://", "hf://"))
 
 
 def client(url: str) -> tuple[Any, str]:
@@ -84,7 +91,7 @@ def group_client(url: str) -> Any:
 
 def _split(url: str) -> tuple[str, str]:
     """Return bucket or host, and the path in it."""
-    scheme, _, rest = url.partition("://")
+    scheme, _, rest = hub.address(url).partition("://")
     host, _, path = rest.partition("/")
     if scheme not in SCHEMES:
         raise ShardsieveError(f"url must begin with one of {', '.join(SCHEMES)}://, got {url}")
@@ -119,7 +126,7 @@ def object_exists(url: str) -> bool:
 
     def once() -> bool:
         try:
-            obstore.head(*client(url))
+            _head(url)
         except (FileNotFoundError, exceptions.NotFoundError):
             return False
         return True
@@ -223,7 +230,8 @@ def _options(url: str) -> Any:
         _check_endpoints(named)
     allowed = any(os.environ.get(f"{who}_ALLOW_HTTP") == "true" for who in _CLOUDS)
     plain = allowed or any(place.startswith("http://") for place in (url, *named.values()))
-    return {**_TIMEOUTS, **({"allow_http": True} if plain else {})}
+    said = {"default_headers": hub.headers(url)}
+    return {**_TIMEOUTS, **said, **({"allow_http": True} if plain else {})}
 
 
 def _check_endpoints(named: Mapping[str, str]) -> None:
@@ -347,12 +355,22 @@ def version_of(url: str) -> dict[str, str]:
     Raises:
         ShardsieveError: If there is none, or nobody says so.
     """
-    found = _retried(lambda: obstore.head(*client(url)), f"read {url}", ShardsieveError)[0]
+    found = _retried(lambda: _head(url), f"read {url}", ShardsieveError)[0]
     return {name: found[name] for name in ("e_tag", "version") if found[name]}
 
 
 def _described(url: str) -> Any:
-    return _retried(lambda: obstore.head(*client(url)), f"read shard {url}")[0]
+    return _retried(lambda: _head(url), f"read shard {url}")[0]
+
+
+def _head(url: str) -> Any:
+    try:
+        return obstore.head(*client(url))
+    except exceptions.BaseError as error:
+        # A host may send on to an address that was signed for GET.
+        if not over_http(url) or not any(status in str(error) for status in _NO_HEAD):
+            raise
+        return obstore.get(*client(url), options={"range": (0, 1)}).meta
 
 
 def _mark(found: Any) -> str:
@@ -398,4 +416,4 @@ def _cause(error: BaseException) -> str:
             "; the environment has no key: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
             "(AWS_SKIP_SIGNATURE=true for a public bucket), or GOOGLE_..., AZURE_..."
         )
-    return text
+    return text + hub.advice(text)

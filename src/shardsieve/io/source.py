@@ -11,7 +11,7 @@ from typing import TypeVar
 from shardsieve._errors import ShardsieveError
 from shardsieve.io.joined import JoinedReader
 from shardsieve.io.local import LocalReader, mapped
-from shardsieve.io.objects import fetch, is_remote, listed_marks, mark_of, size_of
+from shardsieve.io.objects import fetch, is_remote, listed_marks, mark_of, over_http, size_of
 from shardsieve.io.spans import OBJECTS, Storage
 from shardsieve.io.stopping import StoppingPool
 
@@ -77,7 +77,7 @@ def cheap_fingerprints(urls: Sequence[str]) -> list[str]:
 def _listed(urls: Sequence[str]) -> dict[str, str]:
     folders: dict[str, list[str]] = defaultdict(list)
     for url in urls:
-        if is_remote(url) and not url.startswith("http"):
+        if is_remote(url) and not over_http(url):
             folders[url.rpartition("/")[0]].append(url)
     many = [group for group in folders.values() if len(group) >= _WORTH_A_LISTING]
     return {

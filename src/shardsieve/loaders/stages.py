@@ -149,7 +149,7 @@ def _urls(stage: Any) -> list[str]:
     for url in urls:
         if url.startswith("pipe:"):
             raise ShardsieveError(
-                f"{url} has no byte ranges; name the file or object itself, such as s3://..."
+                f"{url} has no byte ranges; name the file or object itself, as in s3://... or hf://..."
             )
     return urls
 

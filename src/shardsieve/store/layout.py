@@ -13,7 +13,7 @@ import zarr
 from numpy.typing import NDArray
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.io.objects import SCHEMES, is_remote, object_exists, put
+from shardsieve.io.objects import SCHEMES, is_remote, object_exists, over_http, put
 from shardsieve.io.replacing import is_full
 from shardsieve.io.source import at_once
 from shardsieve.shards.names import local_name
@@ -122,11 +122,6 @@ def need_writable(place: Path | str) -> None:
             f"store must be a folder or lie in s3://, gs:// or az://, got {place}; "
             "over http stores are read, not written"
         )
-
-
-def over_http(place: Path | str) -> bool:
-    """Return whether a store lies where it is only read, and nothing can be listed."""
-    return str(place).startswith(("http://", "https://"))
 
 
 def holds_store(path: str | Path) -> bool:

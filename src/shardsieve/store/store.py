@@ -364,7 +364,7 @@ def open_store(path: str | Path, *, mode: str = "r+", check_shards: bool = True)
     """Open a store and check that its shards are still those it was made from.
 
     Args:
-        path: Folder of the store, or its `s3://`, `gs://`, `az://`, `http(s)://` URL.
+        path: Folder of the store, or its `s3://`, `gs://`, `az://`, `hf://`, `http(s)://` URL.
         mode: `r` forbids writing, `r+` allows it.
         check_shards: Compare their sizes and times; False is for who compares their samples.
 

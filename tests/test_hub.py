@@ -1,0 +1,93 @@
+"""Shards and stores of the Hugging Face Hub, as a server on loopback imitates it."""
+
+import numpy as np
+import pytest
+import webdataset as wds
+from servers import hub_server, range_server
+from tars import write_shards
+
+import shardsieve as ss
+from shardsieve.io import objects
+
+NAME = "hf://datasets/owner/name"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Yield the server that a private data set lies on; `main` holds its files."""
+    monkeypatch.setattr(objects, "FIRST_WAIT", 0.002)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))  # nobody has logged in there
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with range_server(tmp_path / "main") as behind, hub_server(behind, "secret") as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        yield behind
+
+
+@pytest.mark.parametrize("heads", [True, False])
+@pytest.mark.parametrize("by", ["hf", "https"])
+def test_a_private_data_set_is_read_by_who_has_its_token(hub, tmp_path, monkeypatch, heads, by):
+    paths = write_shards(tmp_path / "main", [4, 3])
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    hub.heads = heads
+    front = objects.hub.address(f"{NAME}/x").removesuffix("/x") if by == "https" else NAME
+    store = ss.index(f"{front}/s-{{000..001}}.tar", tmp_path / "hub.zarr")
+    near = ss.index(paths, tmp_path / "near.zarr")
+    assert store.urls == [f"{front}/s-{shard:03d}.tar" for shard in range(2)]
+    assert np.array_equal(store.ids(), near.ids())
+    there, here = ss.ShardDataset(store), ss.ShardDataset(near)
+    for one, other in zip(
+        there.__getitems__(store.ids()), here.__getitems__(near.ids()), strict=True
+    ):
+        assert {**one, "__url__": ""} == {**other, "__url__": ""}
+
+
+def test_a_pruned_pipeline_reads_from_the_hub(hub, tmp_path, monkeypatch):
+    write_shards(tmp_path / "main", [6, 6])
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    shards = f"{NAME}/s-{{000..001}}.tar"
+    store = ss.index(shards, tmp_path / "hub.zarr")
+    pipeline = wds.WebDataset(shards, shardshuffle=False)
+    pipeline = ss.prune(pipeline, store, keep_fraction=0.5, rule="random")
+    keys = {key for shard in store.keys_by_shard() for key in shard}
+    found = [sample["__key__"] for sample in pipeline]
+    assert len(found) == len(set(found)) == 6
+    assert set(found) < keys
+
+
+def test_a_store_on_the_hub_is_read(hub, tmp_path, monkeypatch):
+    made = ss.index(write_shards(tmp_path / "d", [4, 3]), tmp_path / "main" / "train.zarr")
+    made.put_score("loss", np.arange(7.0))
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    found = ss.open_store(f"{NAME}/train.zarr", mode="r")
+    assert found.score("loss").tolist() == list(range(7))
+    with pytest.raises(ss.ShardsieveError, match="over http stores are read, not written"):
+        ss.index(tmp_path / "d" / "s-000.tar", f"{NAME}/other.zarr")
+
+
+def test_who_is_not_let_in_is_told_how_to_get_there(hub, tmp_path):
+    write_shards(tmp_path / "main", [4])
+    with pytest.raises(ss.ShardsieveError, match=r"401 .*; accept the terms .* or set HF_TOKEN$"):
+        ss.index(f"{NAME}/s-000.tar", tmp_path / "hub.zarr")
+
+
+def test_nobody_else_hears_the_token(hub, tmp_path, monkeypatch):
+    write_shards(tmp_path / "main", [4])
+    monkeypatch.setenv("HF_TOKEN", "secret")  # which this server would refuse
+    assert len(ss.index(f"{hub.url}/s-000.tar", tmp_path / "other.zarr")) == 4
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["datasets/name", "datasets/owner/name", "spaces/a/b/c.tar", "datasets/a/b@refs/pr/1/c.tar"],
+)
+def test_a_name_of_another_form_is_refused(name):
+    with pytest.raises(ss.ShardsieveError, match="url must be as in hf://datasets/OWNER/NAME/PATH"):
+        objects.size_of(f"hf://{name}")
+
+
+def test_a_revision_and_names_that_need_quotes_are_kept():
+    for name, path in (
+        ("datasets/a/b@v1.0/c d#é%20.tar", "datasets/a/b/resolve/v1.0/c d#é%20.tar"),
+        ("a/b/c/d.tar", "a/b/resolve/main/c/d.tar"),
+    ):
+        assert objects.client(f"hf://{name}")[1] == path
