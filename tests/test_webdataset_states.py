@@ -7,6 +7,7 @@ import pytest
 import webdataset as wds
 from accelerate import Accelerator
 from tars import write_shards
+from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import shardsieve as ss
@@ -238,3 +239,23 @@ def test_batches_made_behind_the_workers_cannot_be_skipped_and_the_cure_is_said(
     assert not hasattr(pruned, "dataset")
     with pytest.raises(AttributeError, match=r"skip_first_batches .* loader.load_state_dict"):
         Accelerator().skip_first_batches(pruned, 2)
+
+
+@pytest.mark.parametrize("kind", ["pipeline", "sampler"])
+def test_a_loader_without_order_has_states_between_epochs_alone(urls, store, kind):
+    how = {"num_workers": 2, "in_order": False, "collate_fn": list}
+    if kind == "pipeline":
+        pipeline = pipeline_of(urls).batched(4, collation_fn=list)
+        plain = DataLoader(pipeline, batch_size=None, **{**how, "collate_fn": None})
+        loader = states = ss.prune(plain, store)
+    else:
+        states = ss.PrunedShardSampler(store)
+        loader = DataLoader(ss.ShardDataset(store), sampler=states, batch_size=4, **how)
+    batches = iter(loader)
+    assert states.state_dict()["samples_done"] == 0
+    seen = [next(batches)]
+    with pytest.raises(ss.ShardsieveError, match=r"in_order=False .* between epochs"):
+        states.state_dict()
+    seen += batches
+    assert sorted(ids_of(seen)) == store.ids().tolist()
+    assert states.state_dict()["samples_done"] == 30

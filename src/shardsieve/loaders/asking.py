@@ -53,6 +53,21 @@ class HandedOut:
         less = shard is not None and not shard.end_of_dataloader and not held_back
         return max(taken - less, 0) + self.skipped
 
+    def place(self) -> int:
+        """Return `count()`, where these are the first batches of the pass.
+
+        Raises:
+            ShardsieveError: If a loader with `in_order=False` may have given later ones before.
+        """
+        told = self._told()
+        unordered = not told.get("_in_order", True) and told["_num_yielded"]
+        if unordered and told["_tasks_outstanding"] and any(told["_workers_status"]):
+            raise ShardsieveError(
+                "a loader with in_order=False gives batches in any order, so that no place in the "
+                "epoch says which were given; leave it out, or take states between epochs"
+            )
+        return self.count()
+
     def refuse_to_follow(self, earlier: "HandedOut | None") -> None:
         """Refuse an iterator that begins another pass of the sampler before it has ended one.
 
@@ -69,15 +84,19 @@ class HandedOut:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy stays at this count: its sampler is not the one that the loop asks."""
-        count = {"_num_yielded": self.count()}
-        return {"_attributes": count, "workers": self.workers, "shard": None, "skipped": 0}
+        told = self._told() | {"_num_yielded": self.count()}
+        return {"_attributes": told, "workers": self.workers, "shard": None, "skipped": 0}
 
     def _keep_count_alone(self) -> None:
         """Outlive a loop that was left, but not with its queues, samples and open shards.
 
         Among them is the sampler's own iterator, which holds this: a cycle.
         """
-        self._attributes = {"_num_yielded": self._attributes.get("_num_yielded", 0)}
+        self._attributes = self._told()
+
+    def _told(self) -> dict[str, Any]:
+        names = ("_num_yielded", "_in_order", "_tasks_outstanding", "_workers_status")
+        return {name: self._attributes[name] for name in names if name in self._attributes}
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ class Pass:
             return self.steps.places_done(steps_done)
         if asked or self.handed_out is None:
             return self.asked
-        return self.steps.places_done(self.handed_out.count())
+        return self.steps.places_done(self.handed_out.place())
 
     def extent(self) -> tuple[int, int]:
         """Return how many places a loop was given, 0 if unknown, and how many there are."""
@@ -110,7 +110,7 @@ class Pass:
             return 0, total
         # Accelerate's loader begins its next pass before it says so: nothing was held back then.
         over = self.handed_out.count(held_back=True) >= len(self.steps)
-        return total if over else self.places_done(None, asked=False), total
+        return total if over else self.steps.places_done(self.handed_out.count()), total
 
     def _refuse_to_go_on(self) -> None:
         """Refuse a loader whose iterator is older than the epoch or place: it gives another's."""

@@ -205,7 +205,7 @@ def _loader_state(loader: Any, *, samples_done: int | None = None) -> dict[str, 
     """
     source, handed = loader.dataset.source, loader.__dict__["_handed_out"]
     if samples_done is None:
-        items = handed.count() if handed is not None and source.begun else 0
+        items = handed.place() if handed is not None and source.begun else 0
         batches = _hands_out_batches(loader)
         samples_done = source.places_done(items) if batches else source.places_of(items)
     state: dict[str, Any] = source.state_dict(samples_done)
