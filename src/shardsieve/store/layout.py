@@ -203,7 +203,7 @@ def told_about_disk(target: Path | str) -> Iterator[None]:
         cure = "free some space" if is_full(error) else "choose a path that can be written"
         raise ShardsieveError(
             f"cannot write the store {target}: {error.strerror or error}; {cure} and start again: "
-            "finished shards are kept"
+            "what is finished is kept"
         ) from error
 
 
