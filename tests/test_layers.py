@@ -49,6 +49,8 @@ HOMES = {
     "torch_geometric": "extrapolate",
     "torch": "loaders",
     "obstore": "io",
+    "boto3": "io",
+    "huggingface_hub": "io",
     "sklearn": "extrapolate",
     "webdataset": "loaders",
     "ffcv": "loaders",

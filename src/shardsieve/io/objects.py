@@ -13,7 +13,7 @@ from obstore import exceptions
 from obstore.store import HTTPStore, from_url
 
 from shardsieve._errors import ANOTHER_STORE, CorruptShardError, ShardsieveError
-from shardsieve.io import hub
+from shardsieve.io import aws, hub
 from shardsieve.io.helper import helper_here
 from shardsieve.io.local import too_short
 from shardsieve.io.stopping import interruptible, pause, stopped
@@ -221,7 +221,7 @@ def _client(root: str, pid: int) -> Any:
 def _opened(url: str, **how: Any) -> Any:
     # obstore would take a https:// URL of a cloud's host for one of its API, and want a key.
     make = HTTPStore.from_url if url.startswith(_PLAIN) else from_url
-    return make(url, client_options=_options(url), **how)
+    return make(url, client_options=_options(url), **aws.identity(url), **how)
 
 
 def _options(url: str) -> Any:
@@ -414,6 +414,7 @@ def _cause(error: BaseException) -> str:
     if any(host in text for host in _METADATA):
         text += (
             "; the environment has no key: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
-            "(AWS_SKIP_SIGNATURE=true for a public bucket), or GOOGLE_..., AZURE_..."
+            "(AWS_SKIP_SIGNATURE=true for a public bucket; those of ~/.aws are found where boto3 "
+            "is installed), or GOOGLE_..., AZURE_..."
         )
     return text + hub.advice(text)
