@@ -25,6 +25,7 @@ class RangeServer:
         tags: Whether answers carry an ETag.
         weak: What makes it a weak one: `W/`.
         heads: Whether HEAD is allowed; with a signed address it may not be.
+        ranges: Whether it knows ranges; whole files are sent without.
         silent: Whether requests are left without an answer, for as long as that is so.
         asked: Requests that came.
         seen: Bytes of the bodies sent whole, in order.
@@ -34,7 +35,7 @@ class RangeServer:
     def __init__(self, folder, *, latency=0.0, bandwidth=None, faults=0.0, seed=0, piece=PIECE):
         self.folder, self.latency, self.bandwidth = Path(folder), latency, bandwidth
         self.piece, self.silent, self.asked, self.tags = piece, False, 0, True
-        self.weak, self.heads = "", True
+        self.weak, self.heads, self.ranges = "", True, True
         self.faults, self.draw = faults, random.Random(seed)
         self.seen, self.failed, self._in_a_row = [], [], Counter()
         self.url = ""
@@ -65,7 +66,7 @@ class RangeServer:
         if refusal := self._refusal(method, headers, path):
             writer.write(f"HTTP/1.1 {refusal}\r\nContent-Length: 0\r\n\r\n".encode())
             return True
-        size, wanted = path.stat().st_size, headers.get("range")
+        size, wanted = path.stat().st_size, self.ranges and headers.get("range")
         if method == "HEAD":
             writer.write(self._head(200, size, path))
             return True

@@ -84,6 +84,17 @@ def test_what_cannot_be_read_from_afar_says_what_to_do(tmp_path, url, cure):
         ss.index(url, tmp_path / "s.zarr")
 
 
+def test_a_host_without_ranges_is_named_at_once(tmp_path):
+    write_shards(tmp_path / "d", [3])
+    with range_server(tmp_path / "d") as server:
+        server.ranges = False
+        with pytest.raises(
+            ss.ShardsieveError, match=r"copy it to a .* host that answers byte ranges"
+        ):
+            ss.index(f"{server.url}/s-000.tar", tmp_path / "s.zarr")
+        assert server.asked < objects.ATTEMPTS
+
+
 def test_indexing_reads_an_object_once(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "_BLOCK", 4096)
     (path,) = write_shards(tmp_path / "d", [40])

@@ -43,6 +43,7 @@ _HOPELESS = (
 _MOST_LISTED = 20  # objects to be passed over for each that is looked for
 _BEYOND_THE_END, _NOT_IMPLEMENTED = "status code: 416", "status code: 501"
 _NO_HEAD = "status code: 403", "status code: 405"
+_NO_RANGES = "Range request not supported"
 _first_user: list[int] = []
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -417,4 +418,6 @@ def _cause(error: BaseException) -> str:
             "(AWS_SKIP_SIGNATURE=true for a public bucket; those of ~/.aws are found where boto3 "
             "is installed), or GOOGLE_..., AZURE_..."
         )
+    if _NO_RANGES in text:
+        text += "; copy it to a disk, a bucket or a host that answers byte ranges"
     return text + hub.advice(text)
