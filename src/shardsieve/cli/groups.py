@@ -95,8 +95,12 @@ class AttackOptions:
     """How images are attacked in adversarial training: settings of `Adversary`."""
 
     attack: Annotated[str, _attack(help="trades or pgd")] = "trades"
-    epsilon: Annotated[float, _attack(help="Largest change of a pixel.")] = 8 / 255
-    attack_step: Annotated[float, _attack(help="Change of a pixel per step.")] = 2 / 255
+    epsilon: Annotated[float, _attack(help="Largest change of a pixel.", show_default="8/255")] = (
+        8 / 255
+    )
+    attack_step: Annotated[
+        float, _attack(help="Change of a pixel per step.", show_default="2/255")
+    ] = 2 / 255
     attack_steps: Annotated[int, _attack(help="Steps per image.")] = 10
     beta: Annotated[float, _attack(help="Weight beta of TRADES.")] = 5.0
     predictions: Annotated[str, _attack(help="Predictions to record: adversarial or clean")] = (

@@ -27,15 +27,19 @@ def usable_augment(augment: str) -> str:
     return check_augment(augment)
 
 
+# The boxes of `--help`.
 keep_option = partial(typer.Option, rich_help_panel="What to keep")
+network_option = partial(typer.Option, rich_help_panel="Network and images")
+training_option = partial(typer.Option, rich_help_panel="Training")
+seeds_option = partial(typer.Option, rich_help_panel="Seed run")
 StorePath = Annotated[
     Path, typer.Option("--store", help="Folder of the Zarr store.", callback=local_path)
 ]
-HeldOut = Annotated[float, typer.Option(help="Share of the seed subset to hold out of training.")]
-Snapshots = Annotated[int, typer.Option(help="How many networks of the seed run to keep.")]
+HeldOut = Annotated[float, seeds_option(help="Share of the seed subset to hold out of training.")]
+Snapshots = Annotated[int, seeds_option(help="How many networks of the seed run to keep.")]
 MatchSteps = Annotated[
     int | None,
-    typer.Option(help="Take as many steps, and windows as long, as a full run of so many epochs."),
+    seeds_option(help="Take as many steps, and windows as long, as a full run of so many epochs."),
 ]
 LabelMember = Annotated[
     str | None,
@@ -45,28 +49,28 @@ KeepFraction = Annotated[float, keep_option(help="Share of all samples to keep, 
 ScoreName = Annotated[str | None, keep_option(help="Stored score to keep by.")]
 Method = Annotated[str, typer.Option(help="knn, gnn, direct or fused")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Model = Annotated[str, typer.Option(help="light, resnet18, resnet50 or package.module:factory")]
-BatchSize = Annotated[int, typer.Option(help="Samples per process and step.")]
-Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
+Model = Annotated[str, network_option(help="light, resnet18, resnet50 or package.module:factory")]
+BatchSize = Annotated[int, network_option(help="Samples per process and step.")]
+Rate = Annotated[float, training_option(help="Peak learning rate.")]
 Augment = Annotated[
     str,
-    typer.Option(
+    network_option(
         help="none, crop, flip (crop and mirror), resized, trivial, rand or package.module:factory",
         callback=usable_augment,
     ),
 ]
 Size = Annotated[
-    int | None, typer.Option(help="Pixels per side; by default the first image's, at most 224.")
+    int | None, network_option(help="Pixels per side; by default the first image's, at most 224.")
 ]
-Channels = Annotated[int | None, typer.Option(help="3 or 1; by default the first image's.")]
-Precision = Annotated[str, typer.Option(help="no, bf16 or fp16")]
+Channels = Annotated[int | None, network_option(help="3 or 1; by default the first image's.")]
+Precision = Annotated[str, network_option(help="no, bf16 or fp16")]
 Workers = Annotated[int, typer.Option(help="Loader workers of each process.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 EmbeddingName = Annotated[
     str | None, typer.Option(help="Stored embedding to use; by default the only one.")
 ]
 PseudoLabels = Annotated[
-    str | None, typer.Option(help="Stored pseudo-labels to train on instead of the labels.")
+    str | None, training_option(help="Stored pseudo-labels to train on instead of the labels.")
 ]
 Unreadable = Annotated[int, typer.Option(help="Most unreadable samples to skip.")]
 Rule = Annotated[

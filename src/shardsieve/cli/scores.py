@@ -1,6 +1,7 @@
 """Scores of every sample: score, embed, extrapolate, build."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,10 +25,14 @@ from shardsieve.cli.options import (
     Unreadable,
     Workers,
     local_path,
+    network_option,
+    seeds_option,
 )
 from shardsieve.train.config import TrainConfig
 
 app = typer.Typer()
+_knn = partial(typer.Option, rich_help_panel="Of --method knn")
+_gnn = partial(typer.Option, rich_help_panel="Of --method gnn")
 
 
 @app.command(epilog=example("score --store train.zarr --seeds 0.2 --epochs 30"))
@@ -37,17 +42,17 @@ def score(
     store: StorePath,
     network: NetworkOptions,
     attacked: AttackOptions,
-    seeds: Annotated[float, typer.Option(help="Seed fraction, in (0, 1].")] = 0.2,
-    per_class: Annotated[bool, typer.Option(help="Draw the same share of every class.")] = False,
+    seeds: Annotated[float, seeds_option(help="Seed fraction, in (0, 1].")] = 0.2,
+    per_class: Annotated[bool, seeds_option(help="Draw the same share of every class.")] = False,
     paradigm: Annotated[
         str, typer.Option(help="supervised, adversarial (PGD, TRADES) or unsupervised (TURTLE)")
     ] = "supervised",
     epochs: Annotated[
-        int | None, typer.Option(help="Epochs of the seed run; by default 20, unsupervised 400.")
+        int | None, seeds_option(help="Epochs of the seed run; by default 20, unsupervised 400.")
     ] = None,
     window: Annotated[
         int | None,
-        typer.Option(help="Epochs per window of the scores; by default 10, or the run's."),
+        seeds_option(help="Epochs per window of the scores; by default 10, or the run's."),
     ] = None,
     scores: Annotated[
         str | None,
@@ -67,13 +72,13 @@ def score(
         typer.Option(help="Name of the run, which its scores begin with; by default seed."),
     ] = None,
     clean_pass: Annotated[
-        bool, typer.Option(help="Record a second, undisturbed pass instead.")
+        bool, seeds_option(help="Record a second, undisturbed pass instead.")
     ] = False,
     held_out: HeldOut = 0.0,
     snapshots: Snapshots = 1,
     match_steps_of: MatchSteps = None,
     ceiling: Annotated[
-        bool, typer.Option(help="Train again with another seed and compare both runs.")
+        bool, seeds_option(help="Train again with another seed and compare both runs.")
     ] = False,
     embedding: Annotated[
         str | None,
@@ -142,20 +147,20 @@ def embed(
     store: StorePath,
     model: Annotated[
         str | None,
-        typer.Option(
+        network_option(
             help="Run folder or package.module:factory; by default the seed run NAME, or `seed`."
         ),
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="Checkpoint to load into the model.", callback=local_path)
+        Path | None, network_option(help="Checkpoint to load into the model.", callback=local_path)
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the embedding.")] = "seed",
     size: Annotated[
         int | None,
-        typer.Option(help="Pixels per side; by default the run's, else the first image's."),
+        network_option(help="Pixels per side; by default the run's, else the first image's."),
     ] = None,
     channels: Annotated[
-        int | None, typer.Option(help="3 or 1; by default the run's, else the first image's.")
+        int | None, network_option(help="3 or 1; by default the run's, else the first image's.")
     ] = None,
     batch_size: BatchSize = 256,
     max_unreadable: Unreadable = 0,
@@ -196,19 +201,15 @@ def extrapolate(
             help="Number of neighbours; by default 50, gnn 20; knn: `auto` cross-validates."
         ),
     ] = None,
-    weights: Annotated[
-        str, typer.Option(help="knn: weights of neighbours: exp, mean or inverse")
-    ] = "exp",
-    search: Annotated[
-        str, typer.Option(help="knn: search for them: auto, exact, scan, ivf or hnsw")
-    ] = "auto",
+    weights: Annotated[str, _knn(help="Weights of neighbours: exp, mean or inverse")] = "exp",
+    search: Annotated[str, _knn(help="Search for them: auto, exact, scan, ivf or hnsw")] = "auto",
     min_recall: Annotated[
-        float, typer.Option(help="knn: recall to reach where the search is not exact.")
+        float, _knn(help="Recall to reach where the search is not exact.")
     ] = 0.99,
-    layer: Annotated[str, typer.Option(help="gnn: gcn, sage or gat")] = "gcn",
-    graph: Annotated[str, typer.Option(help="gnn: edges from seeds only, or among all")] = "all",
+    layer: Annotated[str, _gnn(help="gcn, sage or gat")] = "gcn",
+    graph: Annotated[str, _gnn(help="Edges: from seeds only, or among all")] = "all",
     labels: Annotated[
-        bool, typer.Option("--labels/--no-labels", help="gnn: take labels as features too.")
+        bool, _gnn("--labels/--no-labels", help="Take labels as features too.")
     ] = False,
     append: Annotated[
         bool, typer.Option(help="Predict only what score NAME lacks, as it was made.")
@@ -260,20 +261,20 @@ def build(
     ],
     store: StorePath,
     network: NetworkOptions,
-    seeds: Annotated[float, typer.Option(help="Seed fraction, in (0, 1].")] = 0.2,
-    per_class: Annotated[bool, typer.Option(help="Draw the same share of every class.")] = False,
-    epochs: Annotated[int, typer.Option(help="Epochs of the seed run.")] = 20,
-    window: Annotated[int, typer.Option(help="Epochs per window of the scores.")] = 10,
+    seeds: Annotated[float, seeds_option(help="Seed fraction, in (0, 1].")] = 0.2,
+    per_class: Annotated[bool, seeds_option(help="Draw the same share of every class.")] = False,
+    epochs: Annotated[int, seeds_option(help="Epochs of the seed run.")] = 20,
+    window: Annotated[int, seeds_option(help="Epochs per window of the scores.")] = 10,
     clean_pass: Annotated[
-        bool, typer.Option(help="Record a second, undisturbed pass instead.")
+        bool, seeds_option(help="Record a second, undisturbed pass instead.")
     ] = False,
     label_member: LabelMember = None,
     method: Method = "knn",
     held_out: Annotated[
-        float | None, typer.Option(help="As in score; by default 0.1 for direct and fused.")
+        float | None, seeds_option(help="As in score; by default 0.1 for direct and fused.")
     ] = None,
     snapshots: Annotated[
-        int | None, typer.Option(help="As in score; by default 4 for direct and fused.")
+        int | None, seeds_option(help="As in score; by default 4 for direct and fused.")
     ] = None,
     match_steps_of: MatchSteps = None,
     k: Annotated[

@@ -9,7 +9,13 @@ import typer
 from shardsieve import commands
 from shardsieve.cli.base import example, refuse_unused, show
 from shardsieve.cli.groups import AttackOptions, KeepOptions, NetworkOptions, grouped, options_of
-from shardsieve.cli.options import Json, keep_option, local_path
+from shardsieve.cli.options import (
+    Json,
+    keep_option,
+    local_path,
+    network_option,
+    training_option,
+)
 from shardsieve.commands.steps import STEPS
 from shardsieve.commands.texts import constants, pairs
 from shardsieve.policy.named import POLICIES, checked_policy, takes
@@ -55,25 +61,27 @@ def train(
         Path | None,
         typer.Option(help="Folder of a run on everything, to compare with.", callback=local_path),
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over what is kept.")] = 20,
-    schedule: Annotated[str, typer.Option(help="onecycle or cosine")] = "onecycle",
+    epochs: Annotated[int, training_option(help="Passes over what is kept.")] = 20,
+    schedule: Annotated[str, training_option(help="onecycle or cosine")] = "onecycle",
     weight_decay: Annotated[
-        float, typer.Option(help="Weight decay of SGD, on every weight.")
+        float, training_option(help="Weight decay of SGD, on every weight.")
     ] = 5e-4,
     label_smoothing: Annotated[
-        float, typer.Option(help="Label smoothing of the loss, in [0, 1).")
+        float, training_option(help="Label smoothing of the loss, in [0, 1).")
     ] = 0.0,
-    momentum: Annotated[float, typer.Option(help="Momentum of SGD, with Nesterov's step.")] = 0.9,
+    momentum: Annotated[
+        float, training_option(help="Momentum of SGD, with Nesterov's step.")
+    ] = 0.9,
     normalise: Annotated[
-        str, typer.Option(help="Of images: half (mean 0.5, deviation 0.25) or imagenet")
+        str, network_option(help="Of images: half (mean 0.5, deviation 0.25) or imagenet")
     ] = "half",
-    accumulate: Annotated[int, typer.Option(help="Batches per optimiser step.")] = 1,
-    ema: Annotated[float, typer.Option(help="Decay of averaged weights; 0: none")] = 0.0,
+    accumulate: Annotated[int, training_option(help="Batches per optimiser step.")] = 1,
+    ema: Annotated[float, training_option(help="Decay of averaged weights; 0: none")] = 0.0,
     resolutions: Annotated[
-        str, typer.Option(help="Image sizes from epochs on: EPOCH:PIXELS,...")
+        str, network_option(help="Image sizes from epochs on: EPOCH:PIXELS,...")
     ] = "",
-    channels_last: Annotated[bool, typer.Option(help="Memory layout of images.")] = False,
-    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
+    channels_last: Annotated[bool, network_option(help="Memory layout of images.")] = False,
+    compiled: Annotated[bool, network_option("--compile", help="Use torch.compile.")] = False,
     evaluate_every: Annotated[
         int, typer.Option(help="Epochs between evaluations; 0: at the end only")
     ] = 0,
