@@ -5,6 +5,8 @@ import pickle
 from pathlib import Path
 
 import pytest
+from tars import write_shards
+from torch.utils.data import DataLoader
 
 import shardsieve as ss
 from shardsieve.io import local
@@ -137,3 +139,14 @@ def test_the_last_byte_says_whether_a_range_is_in_memory(urls):
         assert local._in_memory(file.fileno(), 4, 5) == known
         assert not local._in_memory(file.fileno(), 4, 6)
     assert not local._in_memory(-1, 0, 1)
+
+
+def test_a_system_that_takes_no_advice_is_read_all_the_same(tmp_path, monkeypatch):
+    """As macOS, whose `os` lacks these."""
+    for name in ("posix_fadvise", "sched_getaffinity", "memfd_create", "fdatasync", "RWF_NOWAIT"):
+        monkeypatch.delattr(os, name)
+    store = ss.index(write_shards(tmp_path / "d", [4, 3]), tmp_path / "s.zarr")
+    store.put_score("up", range(7))
+    sampler = ss.PrunedShardSampler(store, keep_fraction=0.5, score="up")
+    loader = DataLoader(ss.ShardDataset(store), 2, sampler=sampler, collate_fn=list)
+    assert sorted(one["__id__"] for batch in loader for one in batch) == store.ids()[-4:].tolist()

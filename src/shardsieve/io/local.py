@@ -72,9 +72,9 @@ class LocalReader:
 
         Descriptors are opened for random access, so nothing else is read ahead. Where nearly all
         between the first range and the last is wanted, and much of it, the file is read in order
-        with the kernel's own readahead instead.
+        with the kernel's own readahead instead. Only Linux takes such advice.
         """
-        wanted = list(requests)
+        wanted = list(requests) if hasattr(os, "posix_fadvise") else []
         # Each file is opened where it is asked: of more than are kept open the first are closed.
         if all(_in_memory(self._opened(url), *each[len(each) // 2]) for url, each in wanted):
             return
@@ -122,7 +122,8 @@ class LocalReader:
             os.close(file)
         descriptor = os.open(url, os.O_RDONLY)
         # Kept samples are scattered: readahead would fetch what pruning is there to skip.
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         self._files[url] = descriptor
         return descriptor
 
