@@ -54,6 +54,12 @@ def test_two_ranks_train_on_the_keep_set_exactly_once_in_equal_steps(packed, tmp
 
 
 @pytest.mark.slow
+def test_two_ranks_attack_after_a_resume_as_they_would_have_without():
+    """Each by the statistics of its last batch, and only the main process' are saved."""
+    forks.run("tests/two_ranks_attacked.py", ranks=2)
+
+
+@pytest.mark.slow
 def test_a_rank_ends_though_a_thread_of_its_group_waits_for_python(tmp_path):
     (tmp_path / "gathered").write_bytes(b"\0")
     forks.run("tests/two_ranks_end.py", tmp_path / "gathered", ranks=2)

@@ -69,9 +69,7 @@ class Stepper:
         if self._ema is None:
             prepared: nn.Module = self.model
             return prepared
-        for buffer in self._ema.buffers():
-            # Ranks average their own batch statistics; only those of rank 0 are saved.
-            buffer.copy_(broadcast(buffer.clone()))
+        self._share_statistics(self._ema)
         return self._ema.module
 
     def batch(
@@ -131,11 +129,18 @@ class Stepper:
     def _forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         loss = partial(cross_entropy, reduction="none", label_smoothing=self.config.label_smoothing)
         if self.adversary is not None:
+            self._share_statistics(self.bare)  # the attack asks it alone
             return self.adversary(
                 self.model, self._attacked, images, labels, loss, normalise=self.config.normalise
             )
         logits: Tensor = self.model(images)
         return logits, loss(logits, labels)
+
+    def _share_statistics(self, network: nn.Module) -> None:
+        """Give every rank the batch statistics of rank 0: each has its own, and these are saved."""
+        if self.accelerator.num_processes > 1:
+            for buffer in network.buffers():
+                buffer.copy_(broadcast(buffer.clone()))
 
     def _prepared(self, pixels: Tensor, epoch: int, draw: int) -> Tensor:
         images = normalised(pixels, self.config.normalise)
