@@ -236,6 +236,20 @@ def test_a_state_stays_as_it_was_while_its_policy_goes_on(store):
     assert again.not_finite == 1
 
 
+def test_a_state_asked_for_early_takes_in_what_comes_until_the_policy_learns(store):
+    policy = ss.UCB(0.2, period=1)
+    policy.bind(store)
+    early = policy.latest_state()
+    assert policy.latest_state() is early
+    policy.update(store.ids(), np.arange(50.0))
+    assert (len(early), list(early)) == (5, list(policy.state_dict()))
+    assert early["waiting"][1].tolist() == list(range(50))
+    policy.choose(1)
+    assert early["waiting"][1].tolist() == list(range(50))
+    assert early["arrays"]["mean"].tolist() == [1.0] * 50
+    assert policy.latest_state()["waiting"][1].tolist() == []
+
+
 def test_policies_by_name_take_what_a_run_knows():
     known = {"epochs": 7, "seed": 3, "keep_fraction": 0.4, "score": "up"}
     wanted = {
