@@ -1,0 +1,82 @@
+"""What `prune` reads from the stages of a webdataset pipeline."""
+
+import pytest
+import webdataset as wds
+from webdataset import filters
+
+import shardsieve as ss
+from shardsieve.loaders.stages import inexact_stages, source_of
+
+TARS = ["a.tar", "b.tar"]
+
+
+def built(*before, behind=()):
+    return [wds.SimpleShardList(TARS), *before, wds.tarfile_to_samples(), *behind]
+
+
+def ready(**options):
+    return wds.WebDataset(TARS, **{"shardshuffle": False, **options}).pipeline
+
+
+@pytest.mark.parametrize(
+    ("stages", "shuffled"),
+    [
+        (built(), False),
+        (built(wds.shuffle()), True),
+        (built(wds.shuffle(100)), True),
+        (built(wds.shuffle(bufsize=100)), True),
+        (built(wds.shuffle(0)), False),
+        (built(wds.shuffle(bufsize=0)), False),
+        (built(wds.shuffle(100), wds.shuffle(0)), True),
+        (built(filters.detshuffle(100)), True),
+        (built(filters.detshuffle(0)), False),
+        (ready(), False),
+        (ready(shardshuffle=100), True),
+        (ready(shardshuffle=100, detshuffle=True), True),
+    ],
+)
+def test_shards_are_shuffled_where_the_pipeline_shuffles_them(stages, shuffled):
+    assert source_of(stages).shuffled == shuffled
+
+
+def test_samples_carry_a_local_path_where_the_pipelines_opener_gives_one(tmp_path):
+    assert not source_of(built()).local_paths
+    assert source_of(ready()).local_paths
+    assert source_of(ready(cache_dir=str(tmp_path), cache_size=10**6)).local_paths
+
+
+def test_every_stage_behind_the_reader_stays_but_the_check_of_emptiness():
+    first, second = wds.map(str), wds.batched(4)
+    assert source_of(built(behind=[first, second])).rest == [first, second]
+    assert source_of([built()[:1], [wds.tarfile_to_samples(), [first]], second]).rest == [
+        first,
+        second,
+    ]
+    for checked in (True, False):
+        whole = wds.WebDataset(TARS, shardshuffle=False, empty_check=checked).compose(first, second)
+        assert source_of(whole.pipeline).rest == [first, second]
+
+
+def test_handler_and_choice_of_files_are_the_readers_own():
+    def chosen(name):
+        return True
+
+    for given in ((wds.ignore_and_stop, chosen), (wds.ignore_and_stop,), ()):
+        how = dict(zip(("handler", "select_files"), given, strict=False))
+        for reader in (wds.tarfile_to_samples(*given), wds.tarfile_to_samples(**how)):
+            source = source_of([wds.SimpleShardList(TARS), reader])
+            assert source.handler is (given[0] if given else filters.reraise_exception)
+            assert source.select_files is (chosen if len(given) > 1 else None)
+    assert source_of(built()).urls == TARS
+
+
+def test_a_stage_that_is_refused_is_counted_from_the_list_of_shards():
+    with pytest.raises(ss.ShardsieveError, match=r"^stage 2 of the pipeline, .* stands before"):
+        source_of(built(wds.split_by_worker, wds.map(str)))
+
+
+def test_stages_that_hold_samples_back_or_leave_some_out_are_named():
+    stages = [wds.map(str), wds.rsample(0.5), [wds.select(bool), wds.shuffle(8)], wds.batched(2)]
+    stages.append(filters.detshuffle(8))
+    assert sorted(inexact_stages(stages)) == ["detshuffle", "rsample", "select", "shuffle"]
+    assert inexact_stages([wds.map(str), wds.batched(2)]) == []
