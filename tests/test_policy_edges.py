@@ -234,6 +234,9 @@ def test_a_state_stays_as_it_was_while_its_policy_goes_on(store):
     assert again.again(0).rows.tolist() == early.tolist()
     assert again.choose(1).rows.tolist() == [7, *range(41, 50)]
     assert again.not_finite == 1
+    learned = again.learned()
+    again.bind(store)  # as a second sampler does
+    np.testing.assert_array_equal(again.learned(), learned)
 
 
 def test_a_state_asked_for_early_takes_in_what_comes_until_the_policy_learns(store):
@@ -247,7 +250,10 @@ def test_a_state_asked_for_early_takes_in_what_comes_until_the_policy_learns(sto
     policy.choose(1)
     assert early["waiting"][1].tolist() == list(range(50))
     assert early["arrays"]["mean"].tolist() == [1.0] * 50
-    assert policy.latest_state()["waiting"][1].tolist() == []
+    later = policy.latest_state()
+    policy.update(store.ids()[:1], [3.0])
+    policy.load_state_dict(early)
+    assert later["waiting"][1].tolist() == [3.0]
 
 
 def test_policies_by_name_take_what_a_run_knows():
