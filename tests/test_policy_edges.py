@@ -189,6 +189,8 @@ REFUSED = [
     (lambda: ss.RandomDynamic(0), r"keep_fraction must lie in \(0, 1\], got 0"),
     (lambda: ss.AnnealedScore("up", 0, 0.5, 3), r"keep_fraction must lie in \(0, 1\], got 0"),
     (lambda: ss.AnnealedScore("up", 0.5, 0, 3), r"keep_fraction must lie in \(0, 1\], got 0"),
+    (lambda: ss.InfoBatch(delta=1.01), r"delta must lie in \[0, 1\], got 1.01"),
+    (lambda: ss.SeTa(delta=-0.01), r"delta must lie in \[0, 1\], got -0.01"),
 ]
 
 
@@ -197,6 +199,8 @@ def test_constants_that_are_out_of_range_are_refused():
         with pytest.raises(ValueError, match=message):
             make()
     assert ss.UCB(0.5, c=0).settings()["c"] == 0
+    for delta in (0, 1):
+        assert ss.InfoBatch(num_epochs=1, delta=delta).settings()["delta"] == delta
 
 
 def test_a_loss_that_is_not_finite_says_nothing_of_the_variance(store):

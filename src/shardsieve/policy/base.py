@@ -269,9 +269,7 @@ class Policy(ABC):
     def _learn(self) -> None:
         self.sync()
         self._settle()
-        rows, losses = self._inbox.take()
-        if len(rows):
-            self._take_in(rows, losses)
+        self._take_in(*self._inbox.take())
 
     def _settle(self) -> None:
         """Let a state that was asked for stay as it is: what comes is no longer of it."""
