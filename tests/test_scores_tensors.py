@@ -1,11 +1,14 @@
 """What is made of torch tensors, of any type and device, is made of the numbers that they hold."""
 
+import math
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
 import torch
+from tars import write_shards
 
 import shardsieve as ss
 from shardsieve import scores
@@ -79,6 +82,8 @@ def streamed(as_):
 class Elsewhere(torch.Tensor):
     """A tensor on a device that numpy cannot read."""
 
+    device = property(lambda self: torch.device("cuda", 0))
+
     def cpu(self):
         return self.as_subclass(torch.Tensor).detach()
 
@@ -136,8 +141,6 @@ def test_rules_about_types_stay():
 
 
 def test_half_precision_losses_reach_a_policy(tmp_path):
-    from tars import write_shards
-
     store = ss.index(write_shards(tmp_path / "d", [6]), tmp_path / "s.zarr")
     learned = []
     for kind in (torch.bfloat16, torch.float64):
@@ -149,9 +152,72 @@ def test_half_precision_losses_reach_a_policy(tmp_path):
     np.testing.assert_array_equal(*learned)
 
 
-def test_a_stored_score_may_come_as_a_tensor(tmp_path):
-    from tars import write_shards
+def far(values):
+    return torch.tensor(values).as_subclass(Elsewhere)
 
+
+@pytest.fixture
+def policy(tmp_path):
+    made = ss.InfoBatch(num_epochs=4)
+    made.bind(ss.index(write_shards(tmp_path / "d", [6]), tmp_path / "s.zarr"))
+    return made
+
+
+def waiting(policy):
+    return [values.tolist() for values in policy.state_dict()["waiting"]]
+
+
+def test_losses_on_a_device_wait_as_they_were(policy):
+    losses, ids = far([3.0, math.nan]), far([4, 5])
+    for given in ((ids, [1.0, 2.0]), ([0, 1], losses.requires_grad_()), (far([2]), far([5.0]))):
+        policy.update(*given)
+    with torch.no_grad():
+        losses.zero_()
+        ids.zero_()
+    assert waiting(policy) == [[4, 5, 0, 1, 2], [1.0, 2.0, 3.0, math.inf, 5.0]]
+    policy.choose(1)
+    assert policy.not_finite == 1
+    np.testing.assert_array_equal(policy.learned(), [3, math.nan, 5, math.nan, 1, 2])
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(_, values):
+        return 2 * values
+
+
+def test_losses_on_a_device_wait_without_the_graph_that_made_them(policy, monkeypatch):
+    losses = Doubled.apply(far([1.0, 2.0]).requires_grad_())
+    graph = weakref.ref(losses.grad_fn)
+    policy.update([0, 1], losses)
+    del losses
+    assert graph() is None
+    monkeypatch.setattr("shardsieve.policy.base.world_size", lambda: 2)
+    assert policy.holds_its_own
+    policy.sync()
+    assert not policy.holds_its_own
+
+
+def test_bad_losses_on_a_device_are_refused_when_they_are_joined(policy):
+    policy.update(far([1, 1]), far([1.0, 2.0]), repeats=True)
+    policy.update(far([2, 2]), [1.0, 2.0])
+    with pytest.raises(ValueError, match="ids must come once per batch, got 2 twice"):
+        policy.choose(1)
+    policy.choose(1)  # of what was refused nothing is left
+    np.testing.assert_array_equal(policy.learned(), [math.nan, 1, *[math.nan] * 4])
+
+
+def test_a_state_that_is_loaded_leaves_nothing_waiting_of_before(policy):
+    policy.update([0], [1.0])
+    policy.sync()
+    empty = {**policy.state_dict(), "waiting": [torch.zeros(0).long(), torch.zeros(0)]}
+    policy.update([1], [1.0])
+    policy.update(far([2]), far([1.0]))
+    policy.load_state_dict(empty)
+    assert waiting(policy) == [[], []]
+
+
+def test_a_stored_score_may_come_as_a_tensor(tmp_path):
     store = ss.index(write_shards(tmp_path / "d", [6]), tmp_path / "s.zarr")
     store.put_score("mine", torch.arange(6).bfloat16().requires_grad_())
     assert store.score("mine").tolist() == [0, 1, 2, 3, 4, 5]
