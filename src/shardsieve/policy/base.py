@@ -117,7 +117,7 @@ class Policy(ABC):
         Raises:
             ValueError: On every rank, if a rank was given bad losses; see `update`.
         """
-        self.not_finite += self._inbox.join(self._store)
+        self.not_finite += self._inbox.join(self.store)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that later choices depend on; on several ranks call `sync` first.

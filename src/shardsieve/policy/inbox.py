@@ -56,7 +56,7 @@ class Inbox:
                 raise
             self._trouble = self._trouble or _of_this_rank(error)
 
-    def join(self, store: Store | None) -> int:
+    def join(self, store: Store) -> int:
         """Join what all ranks took in; return how many of it is not finite. A collective call."""
         self._fetch(store)
         rows, losses = _concatenated(self._waiting)
@@ -65,8 +65,7 @@ class Inbox:
             parts = _gathered((self._trouble, rows, losses))
             raise_first([part[0] for part in parts])
             rows, losses = _concatenated([part[1:] for part in parts])
-        if len(rows):
-            self._joined.append((rows, losses))
+        self._joined.append((rows, losses))
         return int(np.isinf(losses).sum())
 
     def take(self) -> Losses:
@@ -87,14 +86,13 @@ class Inbox:
         rows, losses = (np.asarray(array) for array in state)
         if world_size() > 1:
             rows, losses = _of_all(_gathered((rows, losses)))
-        self._joined = [(rows, losses)] if len(rows) else []
+        self._joined = [(rows, losses)]
         self._waiting, self._on_device, self._trouble = [], [], None
 
-    def _fetch(self, store: Store | None) -> None:
+    def _fetch(self, store: Store) -> None:
         fetched, self._on_device = self._on_device, []
         for ids, losses, repeats in fetched:
-            if store is not None:
-                self.add(plain(ids), plain(losses), store, repeats=repeats)
+            self.add(plain(ids), plain(losses), store, repeats=repeats)
 
 
 def world_size() -> int:
