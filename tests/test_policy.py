@@ -333,6 +333,7 @@ def test_bad_updates_are_refused(store, tmp_path):
     policy.bind(store)
     for ids, losses, message in [
         ([0, 1], [1.0], "one value per id"),
+        ([[0, 1]], [[1.0, 2.0]], "one value per id"),
         ([0, 0], [1.0, 2.0], "got 0 twice"),
         ([0.0], [1.0], "must be integers"),
         ([10**9], [1.0], "must name samples"),

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from tars import write_shards
 
 import shardsieve as ss
@@ -258,6 +259,26 @@ def test_a_state_asked_for_early_takes_in_what_comes_until_the_policy_learns(sto
     policy.update(store.ids()[:1], [3.0])
     policy.load_state_dict(early)
     assert later["waiting"][1].tolist() == [3.0]
+
+
+@pytest.mark.parametrize(("bad", "named"), [(0, 0), (1, 1), (8, 8), (9, 8), (10, 8)])
+def test_what_is_not_finite_of_a_batch_is_told_once_and_what_is_finite_never(
+    store, caplog, bad, named
+):
+    policy = ss.InfoBatch(num_epochs=4)
+    policy.bind(store)
+    policy.update(store.ids(), np.where(np.arange(50) < bad, math.nan, 1).astype(np.float32))
+    assert len(caplog.messages) == (bad > 0)
+    assert caplog.text.count("sample id") == named
+    assert ("more of the batch" in caplog.text) == (bad > named)
+    assert policy.state_dict()["waiting"][1].dtype == torch.float64
+
+
+def test_a_policy_without_a_store_says_where_to_give_it():
+    policy = ss.UCB(0.5)
+    for call in (policy.sync, policy.state_dict, policy.learned, lambda: policy.choose(0)):
+        with pytest.raises(ValueError, match="bound to a store; give it to PrunedShardSampler"):
+            call()
 
 
 def test_policies_by_name_take_what_a_run_knows():
