@@ -23,13 +23,17 @@ POLICIES = {
 
 def loss_of(epoch, ids):
     """Losses as a network would give them: of the sample and the epoch, not of the batch."""
-    return np.random.default_rng(epoch).gamma(2, 1, 10**4)[ids]
+    losses = np.random.default_rng(epoch).gamma(2, 1, 10**4)
+    if epoch == STOP[0]:
+        losses[::3] = np.nan
+    return losses[ids]
 
 
 def trained(store, policy, state_path, *, stop, own=False):
     """Train; return what this process was given by epoch.
 
-    Losses are joined before the state is saved, unless every process keeps its `own` one.
+    Losses are joined before the state is saved. With `own`, where every process keeps one, only
+    those of the epoch's first step are.
     """
     sampler = ss.PrunedShardSampler(store, policy=policy, batch_size=BATCH)
     if state_path.exists():
@@ -47,11 +51,13 @@ def trained(store, policy, state_path, *, stop, own=False):
             ids = np.array([sample["__id__"] for sample in batch if sample["__weight__"]])
             sampler.update(ids, loss_of(epoch, ids))
             here["seen"] += ids.tolist()
+            if stop and epoch == STOP[0] and number == (1 if own else STOP[1]):
+                policy.sync()
             if stop and (epoch, number) == STOP:
-                if not own:
-                    policy.sync()
                 torch.save(sampler.state_dict(), state_path)
                 return epochs
+    policy.sync()
+    here["not_finite"] = policy.not_finite
     return epochs
 
 

@@ -51,6 +51,7 @@ def test_a_policy_goes_on_elsewhere_as_if_nothing_had_happened(
             for part in parts:
                 assert part["keep"] == want["keep"]
                 assert part.get("weights") == want.get("weights")
+                assert part.get("not_finite") == want.get("not_finite")
             assert sorted(i for part in parts for i in part["seen"]) == want["keep"]
             ranks = before * (int(epoch) <= STOP[0]) + after * (int(epoch) >= STOP[0])
             assert len(parts) == ranks

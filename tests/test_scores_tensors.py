@@ -201,6 +201,8 @@ def test_losses_on_a_device_wait_without_the_graph_that_made_them(policy, monkey
 def test_bad_losses_on_a_device_are_refused_when_they_are_joined(policy):
     policy.update(far([1, 1]), far([1.0, 2.0]), repeats=True)
     policy.update(far([2, 2]), [1.0, 2.0])
+    with pytest.raises(ValueError, match="got 3 twice"):  # at once, where they lie here
+        policy.update(torch.tensor([3, 3]), torch.tensor([1.0, 2.0]))
     with pytest.raises(ValueError, match="ids must come once per batch, got 2 twice"):
         policy.choose(1)
     policy.choose(1)  # of what was refused nothing is left

@@ -173,7 +173,7 @@ def _of_all(parts: Sequence[Losses]) -> Losses:
         return first
     rows, losses = _concatenated(parts)
     # What had been joined before stands in each of them.
-    once = np.sort(np.unique(rows, return_index=True)[1])
+    once = np.unique(rows, return_index=True)[1]
     return rows[once], losses[once]
 
 
