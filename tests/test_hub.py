@@ -78,7 +78,14 @@ def test_nobody_else_hears_the_token(hub, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    ["datasets/name", "datasets/owner/name", "spaces/a/b/c.tar", "datasets/a/b@refs/pr/1/c.tar"],
+    [
+        "datasets/name",
+        "datasets/owner/name",
+        "spaces/a/b/c.tar",
+        "buckets/a/b/c.tar",
+        "datasets/a/b@refs/pr/1/c.tar",
+        "datasets/a/b@refs%2Fpr%2F1/c.tar",
+    ],
 )
 def test_a_name_of_another_form_is_refused(name):
     with pytest.raises(ss.ShardsieveError, match="url must be as in hf://datasets/OWNER/NAME/PATH"):
@@ -91,3 +98,17 @@ def test_a_revision_and_names_that_need_quotes_are_kept():
         ("a/b/c/d.tar", "a/b/resolve/main/c/d.tar"),
     ):
         assert objects.client(f"hf://{name}")[1] == path
+
+
+def test_a_mirrors_address_may_end_in_a_slash(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example/")
+    found = objects.hub.address("hf://datasets/a/b/c.tar")
+    assert found == "https://mirror.example/datasets/a/b/resolve/main/c.tar"
+    assert objects.hub.advice(f"Error performing HEAD {found}: 401 Unauthorized")
+
+
+@pytest.mark.parametrize(("status", "told"), [(401, True), (403, True), (404, False), (500, False)])
+def test_who_may_not_read_is_told_how_to_and_nobody_else(monkeypatch, status, told):
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    error = f"Error performing HEAD https://huggingface.co/datasets/a/b.tar: {status} Said"
+    assert ("accept the terms" in objects.hub.advice(error)) == told
