@@ -136,6 +136,7 @@ def test_trained_seeds_teach_by_the_share_that_held_out_seeds_bear_out(make, spo
     assert model.lesson.share == pytest.approx(share, abs=1e-3)
     want = (1 - share) * alone.predict(rest, rest_signals) + share * told
     np.testing.assert_allclose(got, want, atol=5e-3)
+    assert got.dtype == np.float32
 
 
 @pytest.mark.parametrize("make", [Direct, Fused])
@@ -180,6 +181,33 @@ def test_what_trained_seeds_teach_depends_on_data_and_seed_alone(make, monkeypat
     want = got(0, hidden)
     hidden[-1] = signals[-1]
     np.testing.assert_array_equal(got(0, hidden), want)
+
+
+def test_seeds_are_split_into_held_out_and_trained_ones_with_signals(monkeypatch):
+    features = np.where(np.arange(12) == 5, np.nan, np.ones(12))[:, None]
+
+    def found(trained, seed=0):
+        return [rows.tolist() for rows in lesson.split(features, np.isin(range(12), trained), seed)]
+
+    assert found([3, 4, 5, 7]) == [[0, 1, 2, 6, 8, 9, 10, 11], [3, 4, 7]]
+    assert found([3, 5, 9])[1] == [3, 9]
+    assert found([3, 5])[1] == []
+    monkeypatch.setattr(lesson, "MOST", 4)
+    # Pinned: `extrapolate --append` draws them again, perhaps by a later release.
+    assert found(range(2, 12), 0) == [[0, 1], [7, 8, 9, 11]]
+    assert found(range(2, 12), 1) == [[0, 1], [2, 3, 9, 11]]
+
+
+@pytest.mark.parametrize("make", [Direct, Fused])
+@pytest.mark.parametrize("same", ["held out", "trained"])
+def test_a_lesson_that_no_held_out_seed_can_judge_has_no_share(make, same):
+    (points, scores, signals, trained), (rest, rest_signals, _) = short_run(90, 30, n=20)
+    scores[trained == (same == "trained")] = 1.0
+    model = make(regressor="ridge").fit(points, scores, signals, trained=trained)
+    assert model.lesson.to_dict() == {"networks": 1, "share": 0.0}
+    hidden = np.where(trained[:, None, None], np.nan, signals)
+    alone = make(regressor="ridge").fit(points, scores, hidden).predict(rest, rest_signals)
+    np.testing.assert_array_equal(model.predict(rest, rest_signals), alone)
 
 
 @pytest.mark.parametrize("make", [Direct, Fused])
