@@ -241,9 +241,11 @@ def test_batches_made_behind_the_workers_cannot_be_skipped_and_the_cure_is_said(
         Accelerator().skip_first_batches(pruned, 2)
 
 
+@pytest.mark.parametrize("persistent", [False, True])
 @pytest.mark.parametrize("kind", ["pipeline", "sampler"])
-def test_a_loader_without_order_has_states_between_epochs_alone(urls, store, kind):
+def test_a_loader_without_order_has_states_between_epochs_alone(urls, store, kind, persistent):
     how = {"num_workers": 2, "in_order": False, "collate_fn": list}
+    how["persistent_workers"] = persistent
     if kind == "pipeline":
         pipeline = pipeline_of(urls).batched(4, collation_fn=list)
         plain = DataLoader(pipeline, batch_size=None, **{**how, "collate_fn": None})
@@ -258,4 +260,16 @@ def test_a_loader_without_order_has_states_between_epochs_alone(urls, store, kin
         states.state_dict()
     seen += batches
     assert sorted(ids_of(seen)) == store.ids().tolist()
+    assert states.state_dict()["samples_done"] == 30
+    del batches
+    states.set_epoch(1)
+    for _ in loader:
+        break
+    with pytest.raises(ss.ShardsieveError, match=r"in_order=False .* between epochs"):
+        states.state_dict()
+    states.set_epoch(2)
+    assert states.state_dict()["samples_done"] == 0
+    for number, _ in enumerate(loader, start=1):
+        if (kind, number) == ("sampler", 8):  # all that was asked for has come
+            assert states.state_dict()["samples_done"] == 30
     assert states.state_dict()["samples_done"] == 30
