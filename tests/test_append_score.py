@@ -73,7 +73,10 @@ def test_a_new_sample_gets_the_score_of_an_old_one_like_it(store, how, match):
     after = ss.open_store(store.path).score("full")
     np.testing.assert_array_equal(after[:OLD], before)
     np.testing.assert_allclose(after[OLD:], before[COPIED], rtol=1e-4, atol=1e-5)
-    assert store.provenance("full")["appended"][0]["samples"] == 50
+    (said,) = store.provenance("full")["appended"]
+    assert [said[name] for name in ("samples", "scored", "first_row")] == [50, OLD + 50, OLD]
+    searched = how["method"] != "direct"
+    assert ("found_by" in made) == ("found_by" in said) == searched
     assert append_score(store.path, "full")["predicted"] == 0
 
 
@@ -166,8 +169,19 @@ def test_new_samples_that_nobody_embedded_are_told_of(store):
     assert (made["predicted"], made["without_embedding"]) == (0, 50)
     assert made["warning"].startswith("50 samples have no embedding and stay without a score; ")
     assert "embed --name e`" in made["warning"]
-    grown(store)
-    assert "no embedding" not in append_score(store.path, "full").get("warning", "")
+    embedding = grown(store).embedding_array("e")
+    there = embedding[3, 7]
+    embedding[3, 7] = np.nan
+    made = append_score(store.path, "full")
+    assert (made["predicted"], made["without_embedding"]) == (49, 1)
+    before = ss.open_store(store.path).score("full")
+    assert np.flatnonzero(np.isnan(before)).tolist() == [OLD + 7]
+    embedding[3, 7] = there
+    made = append_score(store.path, "full")
+    assert (made["predicted"], "no embedding" in made.get("warning", "")) == (1, False)
+    after = ss.open_store(store.path).score("full")
+    np.testing.assert_array_equal(np.delete(after, OLD + 7), np.delete(before, OLD + 7))
+    assert np.isfinite(after).all()
 
 
 @pytest.fixture
@@ -198,6 +212,7 @@ def test_what_comes_before_new_samples_are_predicted_is_counted(store, told):
     assert list(told) == ["try on seeds", "fit", "extrapolate"]
     append_score(grown(store).path, "full")
     assert told["fit again"] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert told["extrapolate"][-4:] == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_an_embedding_whose_pass_was_cut_short_is_told_of(store):
@@ -216,6 +231,10 @@ def test_predictions_that_depend_on_more_than_their_row_are_refused(store):
         ss.MissingScoreError, match=r"got 'gnn\(seed_x\)' over a.*with --graph seeds"
     ):
         append_score(store.path, "full")
+    with pytest.raises(
+        ss.MissingScoreError, match=r"got '\w+'; extrapolate again under a new name$"
+    ):
+        append_score(store.path, "seed_x")
     assert np.isnan(store.score("full")[OLD:]).all()
 
 

@@ -107,14 +107,14 @@ def _with(
     told, scored = held[-1].get("scored", 0) if held else 0, len(known) + predicted
     if told == scored:
         return held
-    samples, first = scored - max(len(known), told), int(known.max(initial=-1)) + 1
+    samples, first = scored - max(len(known), told), int(known.max()) + 1
     return [*held, {"samples": samples, "scored": scored, "first_row": first, **added}]
 
 
 def checked_method(name: str, made: dict[str, Any]) -> str:
     """Return the method that made a score; MissingScoreError if it cannot go on."""
     method = str(made.get("method"))
-    joint = method in METHODS and taken(method, made).get("graph") == "all"
+    joint = taken(method, made).get("graph") == "all"
     if method not in METHODS or joint:
         over, seeds = (" over a graph of all samples", " with --graph seeds") if joint else ("", "")
         raise MissingScoreError(
