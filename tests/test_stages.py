@@ -5,7 +5,7 @@ import webdataset as wds
 from webdataset import filters
 
 import shardsieve as ss
-from shardsieve.loaders.stages import inexact_stages, source_of
+from shardsieve.loaders.stages import inexact_stages, refuse_second_split, source_of
 
 TARS = ["a.tar", "b.tar"]
 
@@ -80,3 +80,29 @@ def test_stages_that_hold_samples_back_or_leave_some_out_are_named():
     stages.append(filters.detshuffle(8))
     assert sorted(inexact_stages(stages)) == ["detshuffle", "rsample", "select", "shuffle"]
     assert inexact_stages([wds.map(str), wds.batched(2)]) == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "ranks", "workers", "refused"),
+    [
+        (wds.split_by_node, 2, 1, True),
+        (wds.split_by_node, 1, 2, False),
+        (wds.split_by_worker, 2, 1, True),
+        (wds.split_by_worker, 1, 2, True),
+        (wds.split_by_worker, 1, 1, False),
+        (wds.slice(0, None, 2), 2, 1, True),
+        (wds.slice(0, None, 2), 1, 2, False),
+        (wds.slice(1, 9, 1), 2, 2, False),
+        (wds.slice(1, 9), 2, 2, False),
+        (wds.slice(9), 2, 2, False),
+    ],
+)
+def test_a_stage_that_splits_over_ranks_or_workers_is_refused_where_there_are_several(
+    stage, ranks, workers, refused
+):
+    stages = [wds.map(str), [stage]]
+    if not refused:
+        refuse_second_split(stages, ranks=ranks, workers=workers)
+        return
+    with pytest.raises(ss.ShardsieveError, match=r"^stage 2 of the pruned pipeline, .* again"):
+        refuse_second_split(stages, ranks=ranks, workers=workers)
