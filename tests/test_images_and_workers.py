@@ -190,6 +190,18 @@ def test_evaluations_leave_no_workers_behind(tmp_path):
     assert multiprocessing.active_children() == []
 
 
+def test_a_batch_for_which_there_is_no_shared_memory_left_ends_the_run(tmp_path):
+    """A thread of the worker said so, and the loop waited without end."""
+    store = damaged_store(tmp_path, [])
+    config = TrainConfig(batch_size=20, workers=1, size=32, channels=3)
+    loader, _ = make_loader(store, ss.select(store, keep_fraction=1.0), config)
+    most = resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY)  # shared memory is a file, too
+    loader.worker_init_fn = lambda _: resource.setrlimit(*most)
+    loader.timeout = 60
+    with pytest.raises(ss.ShardsieveError, match=r"share 61,440 bytes .*; give /dev/shm more room"):
+        list(loader)
+
+
 @pytest.mark.usefixtures("childless")
 def test_what_accelerate_prepared_for_a_run_ends_with_it(tmp_path):
     store = damaged_store(tmp_path, [])

@@ -2,6 +2,7 @@
 
 import gc
 import pickle
+import tempfile
 from multiprocessing import get_context
 
 import pytest
@@ -91,3 +92,12 @@ def test_a_process_forked_after_torch_used_its_threads_makes_a_dataset(tmp_path)
     child.kill()
     assert not hung
     assert told.get(timeout=200) == 0
+
+
+def test_without_a_place_for_temporary_files_the_cure_is_named(tmp_path, monkeypatch):
+    """As in a container whose root is only read."""
+    store = ss.index(write_shards(tmp_path / "d", [3]), tmp_path / "s.zarr")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "gone")])
+    with pytest.raises(ss.ShardsieveError, match=r"temporary files: No usable .*; set TMPDIR to"):
+        ss.ShardDataset(store)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.commands.progress import bar
+from shardsieve.io.replacing import temporary_folder
 from shardsieve.keepset import select
 from shardsieve.pack import pack
 from shardsieve.pack.beton import keep_rows, pack_beton
@@ -76,7 +77,7 @@ def pack_source(
                 f"{source} is packed as {to} already; choose another --to"
                 + (", or the rows with --keep" if held == "beton" else "")
             )
-        with TemporaryDirectory() as folder:
+        with TemporaryDirectory(dir=temporary_folder()) as folder:
             indexed = _indexed(source, held, wanted, Path(folder))
             ids = None if wanted.keep is None else _kept_ids(indexed, wanted)
             how: dict[str, Any] = {"overwrite": overwrite, "progress": progress}

@@ -5,6 +5,7 @@ import fcntl
 import glob
 import io
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,6 +40,21 @@ def write_whole(path: Path, data: bytes) -> None:
         raise ShardsieveError(
             f"cannot write {path}: {error.strerror or error}; free some space or choose another "
             "place"
+        ) from error
+
+
+def temporary_folder() -> Path:
+    """Return the folder of temporary files.
+
+    Raises:
+        ShardsieveError: If there is none that can be written, as in a container that is only read.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError as error:
+        raise ShardsieveError(
+            f"cannot write temporary files: {error.strerror}; set TMPDIR to a folder that can be "
+            "written and has room"
         ) from error
 
 

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch.utils.data import get_worker_info
 
 from shardsieve.io.counts import Counts
+from shardsieve.loaders.shared import shared
 from shardsieve.policy.inbox import world_size
 
 # More than any machine runs: two in one row would lose counts. Torch copies 32 KiB and more with
@@ -21,8 +22,7 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self._rows = torch.zeros((1 + _WORKERS, 4), dtype=torch.int64)
-        self._rows.share_memory_()  # type: ignore[no-untyped-call]
+        self._rows = shared(torch.zeros((1 + _WORKERS, 4), dtype=torch.int64))
 
     def add(self, counts: Counts) -> None:
         """Add what this process read."""

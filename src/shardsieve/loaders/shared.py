@@ -2,11 +2,31 @@
 
 import os
 import struct
-import tempfile
 import weakref
 from pathlib import Path
 
+from torch import Tensor
+
+from shardsieve._errors import ShardsieveError
+from shardsieve.io.replacing import temporary_folder
+
 ENTRY = struct.Struct("<q")
+
+
+def shared(tensor: Tensor) -> Tensor:
+    """Return a tensor, moved to memory that the processes of a loader share.
+
+    Raises:
+        ShardsieveError: If there is no room for it.
+    """
+    try:
+        tensor.share_memory_()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise ShardsieveError(
+            f"cannot share {tensor.nbytes:,} bytes between processes: {error}; give /dev/shm more "
+            "room (docker run --shm-size=8g, or --ipc=host), or read with fewer or no workers"
+        ) from error
+    return tensor
 
 
 class SharedIds:
@@ -23,7 +43,7 @@ class SharedIds:
     def __init__(self, most: int) -> None:
         self.most = most
         name = f"shardsieve-skipped-{os.getpid()}-{os.urandom(8).hex()}"
-        self._file = Path(tempfile.gettempdir()) / name
+        self._file = temporary_folder() / name
         weakref.finalize(self, _remove, self._file, os.getpid())
 
     def add(self, sample_id: int) -> bool:

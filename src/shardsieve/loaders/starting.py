@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import get_worker_info
 
+from shardsieve.loaders.shared import shared
+
 
 class Start(NamedTuple):
     """Where a pass starts.
@@ -82,6 +84,4 @@ class Starts:
 
 
 def _shared(values: list[int]) -> torch.Tensor:
-    made = torch.tensor(values)
-    made.share_memory_()  # type: ignore[no-untyped-call]
-    return made
+    return shared(torch.tensor(values))

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -23,6 +22,7 @@ from shardsieve._errors import (
     StoreMismatchError,
 )
 from shardsieve.io.objects import is_remote
+from shardsieve.io.replacing import temporary_folder
 from shardsieve.io.source import absolute, at_once, cheap_fingerprint, cheap_fingerprints, walkable
 from shardsieve.shards.fingerprint import index_fingerprint
 from shardsieve.shards.names import expand_urls
@@ -164,7 +164,7 @@ def beside(target: Path | str) -> Path:
         folder = target.absolute()  # a dot has no name of its own
         return folder.parent / f".{folder.name}.indexing"
     name = hashlib.blake2b(target.encode(), digest_size=8).hexdigest()
-    return Path(tempfile.gettempdir()) / f"shardsieve-{name}.indexing"
+    return temporary_folder() / f"shardsieve-{name}.indexing"
 
 
 def _made(target: Path | str, partial: Path) -> AbstractContextManager[Path]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
+from shardsieve.loaders.shared import shared
 from shardsieve.order import hash_key
 
 _ATTEMPTS = 10
@@ -32,7 +33,7 @@ class RandomCrops:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._epoch = shared(torch.zeros(1, dtype=torch.int64))
 
     @property
     def epoch(self) -> int:

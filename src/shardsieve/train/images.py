@@ -10,9 +10,11 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.utils.data import get_worker_info
 
 from shardsieve._errors import ShardsieveError, UnreadableSampleError
 from shardsieve.loaders.dataset import ShardDataset
+from shardsieve.loaders.shared import shared
 from shardsieve.shards.pixels import IMAGE_SUFFIXES, in_8_bits, is_image
 from shardsieve.store.store import Store
 from shardsieve.train.crops import RandomCrops, cropped
@@ -90,16 +92,19 @@ class ImageDecoder:
 
 
 def collate(samples: list[Decoded]) -> Batch:
-    """Return the batch of decoded samples."""
+    """Return the batch of decoded samples; of a loader's worker, in shared memory."""
     if not samples:
         raise UnreadableSampleError("no sample of a whole batch can be read; check the shards")
     images, labels, ids, weights = zip(*samples, strict=True)
-    return Batch(
+    batch = Batch(
         torch.stack(images),
         torch.tensor(labels),
         torch.tensor(ids, dtype=torch.int64),
         torch.tensor(weights, dtype=torch.float32),
     )
+    # In a worker torch would share them in a thread whose errors nobody hears: the loop would wait
+    # without end.
+    return batch if get_worker_info() is None else Batch(*map(shared, batch))
 
 
 def normalised(pixels: Tensor, how: str = "half") -> Tensor:
