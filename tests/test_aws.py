@@ -1,9 +1,15 @@
 """Keys that the AWS command line keeps in its files, instead of the environment."""
 
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
 import pytest
+from botocore.credentials import RefreshableCredentials
 from tars import write_shards
 
 import shardsieve as ss
+from shardsieve.io import aws
 
 
 @pytest.fixture
@@ -57,3 +63,35 @@ def test_a_profile_that_is_nowhere_is_named(s3, asked_by, monkeypatch):
     with pytest.raises(ss.ShardsieveError, match=r"profile of ~/\.aws: .*\(other\) could not"):
         ss.index(f"s3://{s3.bucket}/a.tar", "s.zarr")
     assert not asked_by
+
+
+@pytest.mark.parametrize("process", ["/nowhere/keys", "/bin/echo no-json", "/bin/false"])
+def test_a_process_that_gives_no_keys_is_not_taken_for_a_missing_store(
+    s3, asked_by, monkeypatch, process
+):
+    Path(os.environ["AWS_SHARED_CREDENTIALS_FILE"]).unlink()
+    Path(os.environ["AWS_CONFIG_FILE"]).write_text(f"[default]\ncredential_process = {process}\n")
+    with pytest.raises(ss.ShardsieveError, match=r"cannot use the profile of ~/\.aws: "):
+        ss.open_store(f"s3://{s3.bucket}/gone.zarr")
+    assert not asked_by
+
+
+def test_keys_are_asked_for_again_before_boto3_would_let_them_end(asked_by):
+    keys = aws.identity("s3://bucket")["credential_provider"]()
+    most = timedelta(seconds=RefreshableCredentials._advisory_refresh_timeout)
+    assert keys["expires_at"] - datetime.now(UTC) <= most
+
+
+def test_who_has_no_home_has_no_profile_in_it(monkeypatch):
+    """As in a container that runs under a number of no name; botocore keeps the tilde, too."""
+    for name in ("HOME", *aws._FILES, *aws._SAID, "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)
+    assert aws.identity("s3://bucket") == {}
+
+
+def test_a_file_below_home_is_found_by_its_tilde(asked_by, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("AWS_CONFIG_FILE")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "~/AWS_SHARED_CREDENTIALS_FILE")
+    assert aws.identity("s3://bucket")["credential_provider"]()["access_key_id"] == "first"

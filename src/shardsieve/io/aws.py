@@ -1,6 +1,7 @@
 """Who one is by `~/.aws`, where the AWS command line keeps it, if the environment does not say."""
 
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from shardsieve._errors import ShardsieveError
 _SAID = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_SKIP_SIGNATURE")
 _FILES = {"AWS_SHARED_CREDENTIALS_FILE": "credentials", "AWS_CONFIG_FILE": "config"}
 _REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
+# boto3 hands on keys that end in a quarter of an hour, and renews those that end before.
+_TTL = timedelta(minutes=15)
 
 
 def identity(url: str) -> dict[str, Any]:
@@ -31,8 +34,8 @@ def identity(url: str) -> dict[str, Any]:
         session = boto3.Session()
         if session.get_credentials() is None:
             return {}
-        found: dict[str, Any] = {"credential_provider": Boto3CredentialProvider(session)}
-    except BotoCoreError as error:
+        found: dict[str, Any] = {"credential_provider": Boto3CredentialProvider(session, ttl=_TTL)}
+    except (BotoCoreError, OSError, ValueError) as error:  # the latter of a credential_process
         raise ShardsieveError(f"cannot use the profile of ~/.aws: {error}") from error
     region = next(filter(None, map(os.environ.get, _REGIONS)), None)
     return found | ({"config": {"region": region}} if region else {})
@@ -41,5 +44,6 @@ def identity(url: str) -> dict[str, Any]:
 def _configured() -> bool:
     if os.environ.get("AWS_PROFILE"):
         return True
-    usual = Path.home() / ".aws"
-    return any(Path(os.environ.get(name, usual / file)).is_file() for name, file in _FILES.items())
+    # Who runs a container need have no home: then the tilde stays, and no such file is there.
+    files = (os.environ.get(name, f"~/.aws/{file}") for name, file in _FILES.items())
+    return any(Path(os.path.expanduser(file)).is_file() for file in files)  # noqa: PTH111
