@@ -54,6 +54,26 @@ def test_a_pruned_pipeline_reads_from_the_hub(hub, tmp_path, monkeypatch):
     assert set(found) < keys
 
 
+def test_too_many_requests_are_waited_for_longer_than_other_faults(s3, monkeypatch, caplog):
+    """The Hub counts those of five minutes: seconds of patience ended a run."""
+    objects._warn_of_limit.cache_clear()
+    waits = []
+    monkeypatch.setattr(objects, "pause", waits.append)
+    for status, least, most in (("503 Slow Down", 3, 10), ("429 Too Many Requests", 180, 600)):
+        s3.refuse = lambda environ, status=status: status
+        with pytest.raises(ss.ShardsieveError, match=f"in 7 attempts: .* {status[:3]}"):
+            objects.size_of(f"s3://{s3.bucket}/a.tar")
+        assert least < sum(waits) < most
+        waits.clear()
+    assert [line.levelname for line in caplog.records if "(429)" in line.message] == ["WARNING"]
+
+
+def test_without_an_endpoint_in_the_environment_the_hub_is_the_hub(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "")
+    assert objects.hub.address(f"{NAME}/a.tar").startswith("https://huggingface.co/datasets/owner/")
+    assert objects.hub.advice("HEAD https://example.org/a.tar: 401 Unauthorized") == ""
+
+
 def test_a_store_on_the_hub_is_read(hub, tmp_path, monkeypatch):
     made = ss.index(write_shards(tmp_path / "d", [4, 3]), tmp_path / "main" / "train.zarr")
     made.put_score("loss", np.arange(7.0))

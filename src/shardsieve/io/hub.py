@@ -66,4 +66,4 @@ def advice(error: str) -> str:
 
 
 def _endpoint() -> str:
-    return os.environ.get("HF_ENDPOINT", _ENDPOINT).rstrip("/")
+    return (os.environ.get("HF_ENDPOINT") or _ENDPOINT).rstrip("/")

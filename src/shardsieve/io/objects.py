@@ -1,10 +1,11 @@
 """Objects by URL (s3, gs, az, hf, http, https) through obstore: ranges, sizes, tags, retries."""
 
+import logging
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache, wraps
+from functools import cache, lru_cache, wraps
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
@@ -20,6 +21,7 @@ from shardsieve.io.stopping import interruptible, pause, stopped
 
 ATTEMPTS = 7
 FIRST_WAIT = 0.1
+AT_THE_LIMIT = 60.0  # times longer: the Hub counts requests in five minutes
 IN_FLIGHT = 64  # as of spans.OBJECTS, so that a process has one helper for all
 SCHEMES = ("s3", "gs", "az", "hf", "http", "https")
 _PLAIN = ("http", "https")
@@ -42,9 +44,11 @@ _HOPELESS = (
 )
 _MOST_LISTED = 20  # objects to be passed over for each that is looked for
 _BEYOND_THE_END, _NOT_IMPLEMENTED = "status code: 416", "status code: 501"
+_TOO_MANY = "status code: 429"
 _NO_HEAD = "status code: 403", "status code: 405"
 _NO_RANGES = "Range request not supported"
 _first_user: list[int] = []
+_LOG = logging.getLogger("shardsieve")
 A = TypeVar("A")
 P = ParamSpec("P")
 
@@ -246,7 +250,8 @@ def _check_endpoints(named: Mapping[str, str]) -> None:
 def fetch(url: str, offset: int, length: int, mark: str | None = None) -> Fetched:
     """Return exactly `length` bytes of an object from `offset`.
 
-    Throttling, resets, short bodies and timeouts are tried again, waiting longer each time.
+    Throttling, resets, short bodies and timeouts are tried again, waiting longer each time: seconds
+    in all, minutes where the host says that these were too many requests.
 
     Args:
         url: The object.
@@ -406,8 +411,20 @@ def _tried(once: Callable[[], Any], what: str, kind: type[ShardsieveError]) -> t
         except (exceptions.BaseError, OSError) as error:
             if attempt + 1 == ATTEMPTS:
                 raise kind(f"cannot {what} in {ATTEMPTS} attempts: {_cause(error)}") from error
-            pause(FIRST_WAIT * 2**attempt * random.uniform(0.5, 1.5))
+            wait = FIRST_WAIT * 2**attempt * random.uniform(0.5, 1.5)
+            if _TOO_MANY in str(error):
+                _warn_of_limit()
+                wait *= AT_THE_LIMIT
+            pause(wait)
     raise AssertionError  # pragma: no cover
+
+
+@cache
+def _warn_of_limit() -> None:
+    _LOG.warning(
+        "the host of the shards allows no more requests for now (429): waiting up to some minutes; "
+        "copy them to a disk or a bucket if that happens often"
+    )
 
 
 def _cause(error: BaseException) -> str:
