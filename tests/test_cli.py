@@ -207,6 +207,16 @@ def test_extrapolation_keeps_seeds_and_fills_the_rest(store):
 COMMANDS = get_command(app).commands
 
 
+def test_output_to_a_full_disk_is_one_line(store):
+    command = [sys.executable, "-m", "shardsieve", "info", "--store", str(store.path)]
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 2
+    assert re.fullmatch(
+        r"shardsieve: cannot print the result: No space left .* says it again\n", ended.stderr
+    )
+
+
 def test_the_program_says_which_release_it_is(cli):
     assert cli("--version") == (0, f"shardsieve {version('shardsieve')}\n", "")
 

@@ -122,7 +122,7 @@ def test_a_lasting_fault_names_shard_range_and_cause(shards, tmp_path):
         shards[0].unlink()
         with pytest.raises(ss.CorruptShardError, match=r"s-000\.tar, bytes 0-2\d+: "):
             ss.ShardDataset(store)[0]
-    with pytest.raises(ss.ShardsieveError, match="must begin with one of s3, gs, az, http, https"):
+    with pytest.raises(ss.ShardsieveError, match="must begin with one of s3, gs, az, hf, http"):
         objects.client("ftp://host/a.tar")
     with pytest.raises(ss.ShardsieveError, match="must not have a query"):
         objects.client("https://host/a.tar?signature=1")

@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from shardsieve._errors import ShardsieveError
 from shardsieve.cli.shown import lines_of
 
 _OUTPUT = Path("/dev/stdout")
@@ -29,11 +30,22 @@ def show(result: dict[str, Any], as_json: bool, *, out: Path | None = None) -> N
         as_json: Print JSON.
         out: What the command has written; where that is standard output, which may be piped on,
             the result goes to standard error.
+
+    Raises:
+        ShardsieveError: If the disk is full that it is sent to.
     """
     if os.environ.get("RANK", "0") != "0":  # under a launcher, one process speaks for all
         return
     text = json.dumps(result) if as_json else "\n".join(lines_of(result))
-    typer.echo(text, err=out is not None and out.resolve() == _OUTPUT.resolve())
+    try:
+        typer.echo(text, err=out is not None and out.resolve() == _OUTPUT.resolve())
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ShardsieveError(
+            f"cannot print the result: {error.strerror}; the work is done: free some space, and "
+            "the same command says it again"
+        ) from error
 
 
 def is_given(context: typer.Context, name: str) -> bool:
