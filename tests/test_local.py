@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,19 @@ def test_a_reader_holds_few_files_and_counts_what_it_reads(urls, tmp_path, monke
     assert pickle.loads(pickle.dumps(reader)).counts == Counts()
     del reader, read
     assert len(descriptors()) == before
+
+
+def test_a_reader_leaves_most_of_the_files_that_a_process_may_open_to_others(tmp_path):
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    reader, before = LocalReader(), len(descriptors())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (240, most))
+    try:
+        for number in range(100):
+            (tmp_path / str(number)).write_bytes(b"1")
+            reader.read(str(tmp_path / str(number)), 0, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+    assert len(descriptors()) == before + 60
 
 
 def test_the_file_that_was_read_last_stays_open(urls, monkeypatch):

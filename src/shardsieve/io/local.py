@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,7 +33,8 @@ def keep_freed_memory() -> None:
 class LocalReader:
     """Reads byte ranges of local files.
 
-    Descriptors are opened on first use, at most 256 at a time, and belong to the process that
+    Descriptors are opened on first use, at most 256 and a quarter of
+    those that a process may have at a time, and belong to the process that
     opened them: a forked or pickled reader opens its own.
 
     Attributes:
@@ -116,7 +118,7 @@ class LocalReader:
         if url in self._files:
             self._files.move_to_end(url)
             return self._files[url]
-        if len(self._files) >= _MAX_OPEN:
+        if len(self._files) >= _most_open():
             oldest, file = self._files.popitem(last=False)
             self._in_order.discard(oldest)
             os.close(file)
@@ -150,6 +152,12 @@ def is_dense(ranges: Sequence[tuple[int, int]]) -> bool:
     wanted = sum(length for _, length in ranges)
     extent = sum(ranges[-1]) - ranges[0][0]
     return wanted >= max(_DENSE * extent, _LEAST_IN_ORDER)
+
+
+def _most_open() -> int:
+    """Return how many files a reader keeps open; a process has several readers, and needs more."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MAX_OPEN if allowed == resource.RLIM_INFINITY else min(_MAX_OPEN, allowed // 4 or 1)
 
 
 def _in_memory(file: int, offset: int, length: int) -> bool:
