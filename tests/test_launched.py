@@ -1,7 +1,11 @@
 """The main job as real processes: two ranks, and killed with SIGKILL at many moments."""
 
 import json
+import os
 import signal
+import socket
+import subprocess
+import sys
 
 import forks
 import numpy as np
@@ -35,6 +39,26 @@ def built(packed, tmp_path_factory):
     path = tmp_path_factory.mktemp("built") / "s.zarr"
     forks.run(*PROGRAM, "build", packed[0].pattern, "--store", path, *BUILD)
     return ss.open_store(path, mode="r")
+
+
+def test_a_port_that_somebody_else_uses_is_named(packed, tmp_path):
+    """Its owner never answers, and was asked without end who has said so before."""
+    store = ss.index(packed[0].pattern, tmp_path / "s.zarr")
+    command = [sys.executable, *PROGRAM, "train", "--store", store.path, "--rule", "random"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = str(silent.getsockname()[1])
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": "0"}
+        ended = subprocess.run(
+            [*command, "--out", tmp_path / "o"],
+            env={**os.environ, **place, "LOCAL_RANK": "0"},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        f"shardsieve: MASTER_PORT {port} is in use on this machine; choose another\n"
+    )
 
 
 @pytest.mark.slow

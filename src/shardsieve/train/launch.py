@@ -4,7 +4,8 @@ import gc
 import importlib.util
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,16 +55,17 @@ def make_accelerator(
     if AcceleratorState._shared_state:
         # It keeps one precision per process, and a chain of steps may have several.
         AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        # Without it, processes that share a machine without a GPU would not find each other.
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=precision or "no",
-        log_with=tracked or None,
-        project_dir=str(folder) if tracked else None,
-        # The loaders' batches are pinned: no step waits until the device has taken the next one.
-        dataloader_config=DataLoaderConfiguration(non_blocking=True),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
-    )
+    with _told_about_port():
+        accelerator = Accelerator(
+            # Without it, processes that share a machine without a GPU would not find each other.
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision=precision or "no",
+            log_with=tracked or None,
+            project_dir=str(folder) if tracked else None,
+            # The loaders' batches are pinned: no step waits until the device has taken the next.
+            dataloader_config=DataLoaderConfiguration(non_blocking=True),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+        )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise ShardsieveError(
@@ -73,6 +75,18 @@ def make_accelerator(
     if accelerator.num_processes > 1:
         hold_group(dist.group.WORLD)
     return accelerator
+
+
+@contextmanager
+def _told_about_port() -> Iterator[None]:
+    try:
+        yield
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise ShardsieveError(
+            f"MASTER_PORT {os.environ.get('MASTER_PORT')} is in use on this machine; choose another"
+        ) from error
 
 
 def let_go(accelerator: Accelerator, *prepared: Any) -> None:
