@@ -420,3 +420,11 @@ def test_a_ctrl_c_while_the_store_is_written_is_no_error_of_the_disk(tmp_path, m
     assert written[0].exists()
     assert len(ss.index(shards, tmp_path / "s.zarr")) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "s.zarr"]
+
+
+def test_a_store_that_zarr_cannot_read_without_asserts_is_not_called_damaged(tmp_path):
+    ss.index(write_shards(tmp_path / "d", [3]), tmp_path / "s.zarr")
+    command = [sys.executable, "-O", "-m", "shardsieve", "info", "--store", tmp_path / "s.zarr"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    # A Zarr that can says what the store holds.
+    assert done.stdout.startswith("store: ") or "start Python without -O" in done.stderr

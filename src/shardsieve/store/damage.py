@@ -50,6 +50,11 @@ def need_metadata(store: Any, key: str, found: Buffer | None) -> None:
         held.pop("consolidated_metadata", None)  # of all that lies below: it takes the longest
         _KINDS[held["node_type"]].from_dict(held)
     except _NO_METADATA as error:
+        if not __debug__:
+            raise StoreFormatError(
+                "Zarr reads no store under `python -O`, which leaves steps of it out; start Python "
+                "without -O and PYTHONOPTIMIZE"
+            ) from error
         raise damaged(store, key, " ".join(str(error).split())) from error
 
 
