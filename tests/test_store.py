@@ -428,3 +428,11 @@ def test_a_store_that_zarr_cannot_read_without_asserts_is_not_called_damaged(tmp
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     # A Zarr that can says what the store holds.
     assert done.stdout.startswith("store: ") or "start Python without -O" in done.stderr
+
+
+def test_a_shard_whose_name_is_not_utf8_is_refused_by_name(tmp_path):
+    (path,) = write_shards(tmp_path / "d", [3])
+    path = path.rename(path.with_name("s-\udce9.tar"))
+    with pytest.raises(ss.ShardsieveError, match=r"names in UTF-8, got .*s-\\udce9\.tar'; rename"):
+        ss.index(path, tmp_path / "s.zarr")
+    assert [one.name for one in tmp_path.iterdir()] == ["d"]

@@ -43,7 +43,7 @@ def expand_urls(urls: str | Path | Iterable[str | Path]) -> list[str]:
     A file of the very name is itself, whatever signs its folders have.
 
     Raises:
-        ShardsieveError: If nothing matches, or a shard is named twice.
+        ShardsieveError: If nothing matches, a shard is named twice, or its name is not UTF-8.
 
     >>> expand_urls("s3://bucket/{00..02}.tar")
     ['s3://bucket/00.tar', 's3://bucket/01.tar', 's3://bucket/02.tar']
@@ -53,11 +53,23 @@ def expand_urls(urls: str | Path | Iterable[str | Path]) -> list[str]:
     if not found:
         raise ShardsieveError(f"no shards match {', '.join(map(str, given)) or 'an empty list'}")
     files = [url if "://" in url else str(Path(url).resolve()) for url in found]
+    for file in files:
+        if not _is_utf8(file):
+            raise ShardsieveError(f"shards must have names in UTF-8, got {file!r}; rename it")
     repeated = {file for file, count in Counter(files).items() if count > 1}
     twice = [url for url, file in zip(found, files, strict=True) if file in repeated]
     if twice:
         raise ShardsieveError(f"shards must be named once, got {twice[0]} twice as {twice[1]}")
     return found
+
+
+def _is_utf8(name: str) -> bool:
+    r"""Return whether a store can hold a name of the file system.
+
+    >>> _is_utf8("s-\u00e9.tar"), _is_utf8("s-\udce9.tar")
+    (True, False)
+    """
+    return not any("\ud800" <= sign <= "\udfff" for sign in name)
 
 
 def _expand_one(pattern: str) -> list[str]:
