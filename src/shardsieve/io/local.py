@@ -33,9 +33,8 @@ def keep_freed_memory() -> None:
 class LocalReader:
     """Reads byte ranges of local files.
 
-    Descriptors are opened on first use, at most 256 and a quarter of
-    those that a process may have at a time, and belong to the process that
-    opened them: a forked or pickled reader opens its own.
+    Descriptors are opened on first use, at a time at most 256 and a quarter of those that a process
+    may have. They belong to the process that opened them: a forked or pickled reader opens its own.
 
     Attributes:
         counts: What was read.
