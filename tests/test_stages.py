@@ -5,7 +5,12 @@ import webdataset as wds
 from webdataset import filters
 
 import shardsieve as ss
-from shardsieve.loaders.stages import inexact_stages, refuse_second_split, source_of
+from shardsieve.loaders.stages import (
+    batch_size_of,
+    inexact_stages,
+    refuse_second_split,
+    source_of,
+)
 
 TARS = ["a.tar", "b.tar"]
 
@@ -68,6 +73,19 @@ def test_handler_and_choice_of_files_are_the_readers_own():
             assert source.handler is (given[0] if given else filters.reraise_exception)
             assert source.select_files is (chosen if len(given) > 1 else None)
     assert source_of(built()).urls == TARS
+
+
+def test_shards_may_be_named_by_dictionaries():
+    named = [{"url": url} for url in TARS]
+    assert source_of([named, wds.tarfile_to_samples(), wds.map(str)]).urls == TARS
+
+
+def test_the_first_stage_that_batches_says_how():
+    assert batch_size_of([wds.map(str), wds.batched(3, partial=False), wds.batched(4)]) == (
+        3,
+        False,
+    )
+    assert batch_size_of([wds.map(str)]) == (None, True)
 
 
 def test_a_stage_that_is_refused_is_counted_from_the_list_of_shards():
