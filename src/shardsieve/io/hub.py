@@ -65,5 +65,14 @@ def advice(error: str) -> str:
     return "; accept the terms on the page of the data set, and run `hf auth login` or set HF_TOKEN"
 
 
+def limits(error: str) -> bool:
+    """Return whether the Hub refuses requests as too many: it counts those of five minutes.
+
+    >>> limits("Error performing GET https://huggingface.co/a.tar: 429 Too Many Requests")
+    True
+    """
+    return bool(re.search(rf"{re.escape(_endpoint())}/.*\b429 ", error))
+
+
 def _endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or _ENDPOINT).rstrip("/")

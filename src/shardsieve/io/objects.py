@@ -21,7 +21,7 @@ from shardsieve.io.stopping import interruptible, pause, stopped
 
 ATTEMPTS = 7
 FIRST_WAIT = 0.1
-AT_THE_LIMIT = 60.0  # times longer: the Hub counts requests in five minutes
+AT_THE_LIMIT = 60.0  # times longer
 IN_FLIGHT = 64  # as of spans.OBJECTS, so that a process has one helper for all
 SCHEMES = ("s3", "gs", "az", "hf", "http", "https")
 _PLAIN = ("http", "https")
@@ -44,7 +44,6 @@ _HOPELESS = (
 )
 _MOST_LISTED = 20  # objects to be passed over for each that is looked for
 _BEYOND_THE_END, _NOT_IMPLEMENTED = "status code: 416", "status code: 501"
-_TOO_MANY = "status code: 429"
 _NO_HEAD = "status code: 403", "status code: 405"
 _NO_RANGES = "Range request not supported"
 _first_user: list[int] = []
@@ -251,7 +250,7 @@ def fetch(url: str, offset: int, length: int, mark: str | None = None) -> Fetche
     """Return exactly `length` bytes of an object from `offset`.
 
     Throttling, resets, short bodies and timeouts are tried again, waiting longer each time: seconds
-    in all, minutes where the host says that these were too many requests.
+    in all, minutes where the Hub says that these were too many requests.
 
     Args:
         url: The object.
@@ -412,7 +411,7 @@ def _tried(once: Callable[[], Any], what: str, kind: type[ShardsieveError]) -> t
             if attempt + 1 == ATTEMPTS:
                 raise kind(f"cannot {what} in {ATTEMPTS} attempts: {_cause(error)}") from error
             wait = FIRST_WAIT * 2**attempt * random.uniform(0.5, 1.5)
-            if _TOO_MANY in str(error):
+            if hub.limits(str(error)):
                 _warn_of_limit()
                 wait *= AT_THE_LIMIT
             pause(wait)
@@ -422,8 +421,8 @@ def _tried(once: Callable[[], Any], what: str, kind: type[ShardsieveError]) -> t
 @cache
 def _warn_of_limit() -> None:
     _LOG.warning(
-        "the host of the shards allows no more requests for now (429): waiting up to some minutes; "
-        "copy them to a disk or a bucket if that happens often"
+        "the Hub allows no more requests for now (429): waiting up to some minutes; copy the "
+        "shards to a disk or a bucket if that happens often"
     )
 
 
