@@ -58,6 +58,19 @@ def test_shards_and_stores_are_asked_for_by_the_profile(
     assert asked_by == {signed}
 
 
+def test_a_profile_may_name_another_host(s3, asked_by, tmp_path, monkeypatch):
+    urls = s3.upload(write_shards(tmp_path / "d", [4, 3]))
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    with Path(os.environ["AWS_CONFIG_FILE"]).open("a") as file:
+        file.write(f"[profile near]\nendpoint_url = {s3.endpoint}\n")
+    with Path(os.environ["AWS_SHARED_CREDENTIALS_FILE"]).open("a") as file:
+        file.write("[near]\naws_access_key_id = third\naws_secret_access_key = c\n")
+    monkeypatch.setenv("AWS_PROFILE", "near")
+    asked_by.clear()
+    assert len(ss.index(urls, f"s3://{s3.bucket}/s.zarr")) == 7
+    assert asked_by == {"third/us-east-1"}
+
+
 def test_a_profile_that_is_nowhere_is_named(s3, asked_by, monkeypatch):
     monkeypatch.setenv("AWS_PROFILE", "other")
     with pytest.raises(ss.ShardsieveError, match=r"profile of ~/\.aws: .*\(other\) could not"):

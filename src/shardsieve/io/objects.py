@@ -225,15 +225,18 @@ def _client(root: str, pid: int) -> Any:
 def _opened(url: str, **how: Any) -> Any:
     # obstore would take a https:// URL of a cloud's host for one of its API, and want a key.
     make = HTTPStore.from_url if url.startswith(_PLAIN) else from_url
-    return make(url, client_options=_options(url), **aws.identity(url), **how)
+    identity = aws.identity(url)
+    told = _options(url, identity.get("config", {}).get("endpoint", ""))
+    return make(url, client_options=told, **identity, **how)
 
 
-def _options(url: str) -> Any:
+def _options(url: str, endpoint: str) -> Any:
     named = {name: os.environ[name] for name in _ENDPOINTS if os.environ.get(name)}
     if url.startswith("s3:"):
         _check_endpoints(named)
     allowed = any(os.environ.get(f"{who}_ALLOW_HTTP") == "true" for who in _CLOUDS)
-    plain = allowed or any(place.startswith("http://") for place in (url, *named.values()))
+    places = url, endpoint, *named.values()
+    plain = allowed or any(place.startswith("http://") for place in places)
     said = {"default_headers": hub.headers(url)}
     return {**_TIMEOUTS, **said, **({"allow_http": True} if plain else {})}
 
