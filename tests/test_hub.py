@@ -93,10 +93,10 @@ def test_a_store_on_the_hub_is_read(hub, tmp_path, monkeypatch):
         ss.index(tmp_path / "d" / "s-000.tar", f"{NAME}/other.zarr")
 
 
-def test_who_is_not_let_in_is_told_how_to_get_there(hub, tmp_path):
-    write_shards(tmp_path / "main", [4])
-    with pytest.raises(ss.ShardsieveError, match=r"401 .*; accept the terms .* or set HF_TOKEN$"):
-        ss.index(f"{NAME}/s-000.tar", tmp_path / "hub.zarr")
+@pytest.mark.parametrize("file", ["s-000.tar", f"{'long' * 50}.tar"])
+def test_who_is_not_let_in_is_told_how_to_get_there(hub, tmp_path, file):
+    with pytest.raises(ss.ShardsieveError, match=r"; accept the terms .* or set HF_TOKEN$"):
+        ss.index(f"{NAME}/{file}", tmp_path / "hub.zarr")
 
 
 def test_nobody_else_hears_the_token(hub, tmp_path, monkeypatch):

@@ -430,13 +430,14 @@ def _warn_of_limit() -> None:
 
 
 def _cause(error: BaseException) -> str:
-    text = " ".join(str(error).split("\n\nDebug")[0].split())[:300]
-    if any(host in text for host in _METADATA):
+    whole = " ".join(str(error).split("\n\nDebug")[0].split())
+    text = whole[:300]
+    if any(host in whole for host in _METADATA):
         text += (
             "; the environment has no key: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
             "(AWS_SKIP_SIGNATURE=true for a public bucket; those of ~/.aws are found where boto3 "
             "is installed), or GOOGLE_..., AZURE_..."
         )
-    if _NO_RANGES in text:
+    if _NO_RANGES in whole:
         text += "; copy it to a disk, a bucket or a host that answers byte ranges"
-    return text + hub.advice(text)
+    return text + hub.advice(whole)

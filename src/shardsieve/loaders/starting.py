@@ -29,10 +29,11 @@ class Starts:
     """
 
     def __init__(self) -> None:
-        self._start, self._times = _shared([*Start(0)]), _shared([0])
+        self._start, self._times = shared(torch.tensor([*Start(0)])), shared(torch.tensor([0]))
         # At how many tellings workers, this process and a loader of it began their last pass, and
         # how many this process has begun since.
-        self._by_workers, self._heard, self._by_loader, self._passes = _shared([-1]), -1, -1, 0
+        self._by_workers = shared(torch.tensor([-1]))
+        self._heard, self._by_loader, self._passes = -1, -1, 0
 
     def tell(self, start: Start) -> None:
         """Let the next pass start here."""
@@ -81,7 +82,3 @@ class Starts:
     @property
     def _now(self) -> int:
         return int(self._times)
-
-
-def _shared(values: list[int]) -> torch.Tensor:
-    return shared(torch.tensor(values))
