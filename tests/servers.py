@@ -155,6 +155,7 @@ def range_server(folder, **how):
                 for one in left:
                     one.cancel()
                 loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            loop.run_until_complete(asyncio.sleep(0))  # connections that were lost are closed
         loop.close()
 
     stop = []
