@@ -219,6 +219,7 @@ def test_output_to_a_full_disk_is_one_line(store):
 
 def test_the_program_says_which_release_it_is(cli):
     assert cli("--version") == (0, f"shardsieve {version('shardsieve')}\n", "")
+    assert ss.__version__ == version("shardsieve")
 
 
 def test_commands_stand_in_the_order_of_the_work():

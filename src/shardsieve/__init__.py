@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         StoreMismatchError,
         UnreadableSampleError,
     )
+    from shardsieve._version import __version__
     from shardsieve.betadraw import keep_beta
     from shardsieve.io.source import measure_storage
     from shardsieve.io.spans import Storage
@@ -53,6 +54,7 @@ _HOMES = {
         "CorruptShardError MissingDependencyError MissingScoreError ShardsieveError "
         "StoreFormatError StoreMismatchError UnreadableSampleError"
     ),
+    "_version": "__version__",
     "betadraw": "keep_beta",
     "io.source": "measure_storage",
     "io.spans": "Storage",
@@ -89,6 +91,7 @@ __all__ = [
     "StoreMismatchError",
     "UnreadableSampleError",
     "World",
+    "__version__",
     "append_shards",
     "extrapolate",
     "index",

@@ -6,12 +6,12 @@ Groups of commands are `shards`, `scores`, `kept` and `trainings`; `options` has
 import re
 import sys
 from collections.abc import Callable
-from importlib import metadata
 from typing import Annotated, Any
 
 import typer
 
 from shardsieve._errors import ShardsieveError
+from shardsieve._version import __version__
 from shardsieve.cli import kept, scores, shards, trainings
 from shardsieve.train.ending import Stopped, end_processes, first_to_say, lost_process
 
@@ -32,7 +32,7 @@ _INTERRUPTED = 130  # as typer has it for a Ctrl-C
 
 def _say_release(asked: bool) -> None:
     if asked:
-        sys.stdout.write(f"shardsieve {metadata.version('shardsieve')}\n")
+        sys.stdout.write(f"shardsieve {__version__}\n")
         raise typer.Exit
 
 

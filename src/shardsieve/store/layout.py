@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +44,6 @@ def rows_per_shard(largest: int) -> int:
 def stamp() -> str:
     """Return date and time as they are stored: in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def release() -> str:
-    """Return the version of this software; that of a source tree which is not installed, none."""
-    try:
-        return version("shardsieve")
-    except PackageNotFoundError:
-        return "none"
 
 
 def checked_name(name: str) -> str:

@@ -17,6 +17,7 @@ from shardsieve._errors import (
     StoreFormatError,
     StoreMismatchError,
 )
+from shardsieve._version import __version__
 from shardsieve.io.source import cheap_fingerprint, cheap_fingerprints, same_fingerprint
 from shardsieve.scores.inputs import integers, real
 from shardsieve.store.alone import in_turn
@@ -32,7 +33,6 @@ from shardsieve.store.layout import (
     opened_group,
     pad,
     place_of,
-    release,
     stamp,
     told_about_disk,
     unpad,
@@ -258,7 +258,7 @@ class Store(SampleTables):
     def finish_score(self, name: str, **more: Any) -> None:
         """List a score that is filled, with version, date and what else is to be kept with it."""
         with told_about_disk(self.path):
-            made = {**more, "version": release(), "date": stamp()}
+            made = {**more, "version": __version__, "date": stamp()}
             self._array(f"score/{name}").update_attributes(made)
             write_contents(self.group)
 

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from zarr.core.sync import sync
 
 from shardsieve._errors import MissingScoreError, StoreFormatError, StoreMismatchError
+from shardsieve._version import __version__
 from shardsieve.scores.inputs import plain
 from shardsieve.store.alone import in_turn
 from shardsieve.store.contents import WRITTEN_LAST, unlist, write_contents
@@ -21,7 +22,6 @@ from shardsieve.store.layout import (
     make_array,
     pad,
     read_used,
-    release,
     stamp,
     told_about_disk,
     unpad,
@@ -207,7 +207,7 @@ class SampleTables:
             for one, table in tables.items():
                 chunks = (1, *table.shape[1:]) if table.ndim > 1 else table.shape
                 group.create_array(one, data=table, chunks=chunks, compressors=CHECKED)
-            group.update_attributes({**about, "version": release(), "date": stamp()})
+            group.update_attributes({**about, "version": __version__, "date": stamp()})
             write_contents(self.group)
 
     def keep_tables(self, name: str) -> dict[str, NDArray[Any]]:
