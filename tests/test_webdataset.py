@@ -226,6 +226,15 @@ def test_a_pruned_pipeline_pickles(urls, store):
     assert list(again) == list(pruned)
 
 
+def test_a_reader_may_be_spelled_out(urls, store):
+    parts = (wds.tariterators.url_opener, wds.tariterators.tar_file_expander)
+    parts += (wds.tariterators.group_by_keys,)
+    for stages in (parts, [wds.pipelinefilter(part)() for part in parts]):
+        pipeline = wds.DataPipeline(wds.SimpleShardList(urls), *stages, wds.to_tuple("__key__"))
+        pruned = ss.prune(pipeline, store, keep_fraction=0.5, score="up")
+        assert set(pruned) < set(pipeline)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -239,6 +248,12 @@ def test_a_pruned_pipeline_pickles(urls, store):
             "stands before the tar reader",
         ),
         (lambda urls: wds.DataPipeline(wds.SimpleShardList(urls)), "must read tars"),
+        (
+            lambda urls: wds.DataPipeline(
+                wds.SimpleShardList(urls), lambda src: wds.tariterators.tarfile_samples(src)
+            ),
+            "put it in the place of another reader",
+        ),
         (lambda urls: pipeline_of([urls[0], urls[0]]), "names a shard twice"),
         (lambda urls: pipeline_of(urls).mcached(), "Cached, gives again"),
         (lambda urls: wds.WebLoader(pipeline_of(urls)).mcached(), "stage 1 .* Cached, gives"),

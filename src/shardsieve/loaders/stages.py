@@ -12,6 +12,8 @@ from shardsieve._errors import ShardsieveError
 # Those that hold samples back, or leave some out, by what they are called in a pipeline.
 _INEXACT = {"shuffle": filters._shuffle, "select": filters._select, "rsample": filters._rsample}
 _SPLITTERS = (shardlists.split_by_node, shardlists.single_node_only, shardlists.split_by_worker)
+# Parts of the reader that say nothing about what it reads.
+_NOTHING_ELSE = (tariterators.url_opener, tariterators.group_by_keys)
 Handler = Callable[[Exception], bool]
 
 
@@ -44,30 +46,23 @@ def source_of(stages: list[Any]) -> Source:
     """
     flat = _flattened(stages)
     urls, shuffled, local_paths = _urls(flat[0]), False, False
-    for place, stage in enumerate(flat[1:], start=1):
+    reading, end = _reading(None), _end_of_reader(flat)
+    for place, stage in enumerate(flat[1:end], start=1):
         if isinstance(stage, (cache.StreamingOpen, cache.FileCache)):
             local_paths = True
         elif _calls(stage, filters._shuffle) or isinstance(stage, filters.detshuffle):
             shuffled = shuffled or _buffer(stage) > 0
-        elif _calls(stage, tariterators.tar_file_expander):
-            handler, select_files = _reading(stage)
-        elif _calls(stage, tariterators.group_by_keys):
-            rest = flat[place + 1 :]
-            break
-        elif _calls(stage, tariterators.tarfile_samples):
-            handler, select_files = _reading(stage)
-            rest = flat[place + 1 :]
-            break
-        elif stage not in _SPLITTERS:
+        elif _calls(stage, tariterators.tar_file_expander, tariterators.tarfile_samples):
+            reading = _reading(stage)
+        elif stage not in _SPLITTERS and not _calls(stage, *_NOTHING_ELSE):
             raise ShardsieveError(
                 f"stage {place} of the pipeline, {stage}, stands before the tar reader, which is "
                 "replaced; remove it, or move it behind"
             )
-    else:
-        raise ShardsieveError("the pipeline must read tars (tarfile_to_samples), got no such stage")
+    rest = flat[end:]
     if rest and rest[0] is compat.check_empty:
         rest = rest[1:]  # a worker may have no batch to read
-    return Source(urls, shuffled, local_paths, handler, select_files, rest)
+    return Source(urls, shuffled, local_paths, *reading, rest)
 
 
 def refuse_second_split(stages: list[Any], *, ranks: int, workers: int) -> None:
@@ -131,6 +126,16 @@ def _flattened(stages: list[Any]) -> list[Any]:
     return flat
 
 
+def _end_of_reader(flat: list[Any]) -> int:
+    for place, stage in enumerate(flat, start=1):
+        if _calls(stage, tariterators.group_by_keys, tariterators.tarfile_samples):
+            return place
+    raise ShardsieveError(
+        "the pipeline must read tars by webdataset's own tarfile_to_samples, got no such stage; "
+        "put it in the place of another reader"
+    )
+
+
 def _urls(stage: Any) -> list[str]:
     if isinstance(stage, shardlists.SimpleShardList):
         urls = [str(url) for url in stage.urls]
@@ -156,7 +161,8 @@ def _urls(stage: Any) -> list[str]:
 
 def _reading(stage: Any) -> tuple[Handler, Callable[[str], bool] | None]:
     names = ("handler", "select_files", "rename_files")
-    given = {**dict(zip(names, stage.args, strict=False)), **stage.kw}
+    args, kw = getattr(stage, "args", ()), getattr(stage, "kw", {})  # a bare function has neither
+    given = {**dict(zip(names, args, strict=False)), **kw}
     if given.get("rename_files") is not None:
         raise ShardsieveError(
             "rename_files changes which members form a sample, and the store knows their own "
@@ -170,6 +176,6 @@ def _buffer(stage: Any) -> int:
     return int(stage.kw.get("bufsize", size) if hasattr(stage, "kw") else size)
 
 
-def _calls(stage: Any, function: Any) -> bool:
-    found = getattr(stage, "f", None)
-    return found is function or getattr(found, "f", None) is function
+def _calls(stage: Any, *functions: Any) -> bool:
+    found = getattr(stage, "f", stage)
+    return getattr(found, "f", found) in functions
