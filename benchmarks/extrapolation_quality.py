@@ -6,8 +6,8 @@ IMAGES is a folder with train/CLASS/*.jpg, or fashion-mnist. Every trial has a f
 scores are the target, and one seed run per seed fraction and matching: as many epochs as the full
 run (`epochs`), as many steps (`steps`), or half of these (`half`). The full run of the next trial
 is the ceiling. Beside them stands a short run on all samples, in about as many steps as the seed
-run makes: it measures every score and predicts none. All figures are over the rest: samples that
-were no seeds, held out or not.
+run makes: it measures every score and predicts none, and its network is asked about every sample
+once it is done. All figures are over the rest: samples that were no seeds, held out or not.
 `--shards` takes the first shards alone, which scales everything down. `dyn_unc_scaled` is Dynamic
 Uncertainty of the seeds with a window as long in steps as the full run's.
 
@@ -32,6 +32,7 @@ from torch import nn
 import shardsieve as ss
 from shardsieve.commands.methods import Task, make_task, usual_k
 from shardsieve.commands.packing import pack_source
+from shardsieve.commands.scoring import score_from_embedding
 from shardsieve.commands.training import embed_store
 from shardsieve.extrapolate import measure
 from shardsieve.order import random_bits
@@ -66,6 +67,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 BESIDE = ("ceiling: a second full run", "seeds' own measured score", "random")
 SHORT = "measured in a short run on everything"
+ASKED = "asked after a short run on everything"
+SHORTLY = {SHORT, ASKED}
 
 
 def light(num_classes: int) -> nn.Module:
@@ -140,12 +143,15 @@ def indexed(options: argparse.Namespace) -> ss.Store:
 def wanted(key: dict[str, Any], without: list[str]) -> set[tuple[Any, ...]]:
     """Return the names of all rows of a seed run; the GNN, the slowest, has two scores."""
     scores = (*SCORES, "dyn_unc_scaled") if MATCHED[key["matched"]] else SCORES
-    names = [name for name in (*METHODS, *BESIDE, SHORT) if not name.startswith(tuple(without))]
+    names = [
+        name for name in (*METHODS, *BESIDE, SHORT, ASKED) if not name.startswith(tuple(without))
+    ]
     rows = {(score, name) for score in scores for name in names}
     rows = {row for row in rows if row[0] in SCORES[:2] or not row[1].startswith("GNN")}
     # With all the steps it is a second full run; windows need more than two epochs.
     shortly = {"epochs": ("el2n", "confidence"), "half": SCORES}.get(key["matched"], ())
-    rows = {row for row in rows if row[1] != SHORT or row[0] in shortly}
+    rows = {row for row in rows if row[1] not in SHORTLY or row[0] in shortly}
+    rows -= {("dyn_unc", ASKED)}  # of a network that is asked once nothing changes
     return {(*key.values(), *row) for row in rows}
 
 
@@ -165,8 +171,8 @@ def one(
     names = {name for *_, name in missing}
     full = full_run(store, config, options, trial)
     second = full_run(store, config, options, trial + 1) if BESIDE[0] in names else ""
-    short, short_cost = short_run(store, config, key, options) if SHORT in names else ("", {})
-    run, cost = seed_run(store, config, key, options) if names - {SHORT} else ("", {})
+    short, short_cost = short_run(store, config, key, options) if names & SHORTLY else ("", {})
+    run, cost = seed_run(store, config, key, options) if names - SHORTLY else ("", {})
     if run:
         put_scaled(store, run, round(config.epochs * (MATCHED[key["matched"]] or 1.0)))
     for name in filter(None, (full, second, short, run, run and f"{run}_held_out")):
@@ -181,6 +187,8 @@ def one(
             values = store.score(f"{second}_{target}")
         elif name == SHORT:
             values = store.score(f"{short}_{score}")
+        elif name == ASKED:
+            values = store.score(f"{short}_asked_{score}")
         elif name == BESIDE[1]:
             values = store.score(f"{run}_{score}")
             where = np.flatnonzero(np.isfinite(values))
@@ -196,7 +204,7 @@ def one(
             "score": score,
             "row": name,
             **kept,
-            **(short_cost if name == SHORT else cost),
+            **(short_cost if name in SHORTLY else cost),
         }
         rows.append(row | {"seconds_extrapolating": round(seconds, 2)})
         print(json.dumps({n: row[n] for n in (*key, "score", "row", "spearman")}), flush=True)
@@ -270,10 +278,14 @@ def short_run(
         accelerator=Accelerator(),
         progress=said(name),
     )
+    begin, store_path = time.perf_counter(), options.work / "train.zarr"
+    embed_store(store_path, model=str(options.work / "runs" / name), name=name)
+    score_from_embedding(store_path, name, ["el2n", "confidence"], prefix=f"{name}_asked")
     return name, {
         "samples_trained": made["samples"],
         "steps": made["steps"],
         "seconds_training": made["seconds"],
+        "seconds_embedding": round(time.perf_counter() - begin, 1),
     }
 
 

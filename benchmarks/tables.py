@@ -25,6 +25,7 @@ MINUS = "\N{MINUS SIGN}"
 ESTIMATES = (
     "ceiling: a second full run",
     "measured in a short run on everything",
+    "asked after a short run on everything",
     "seeds' own measured score",
     "mean kNN",
     "exp kNN",

@@ -64,7 +64,8 @@ def score(
     from_embedding: Annotated[
         bool,
         typer.Option(
-            help="Train nothing: make prototypicality, moderate, semdedup, d2:score=NAME."
+            help="Train nothing: make prototypicality, moderate, semdedup, d2:score=NAME, or "
+            "scores by what the embedding networks say of every sample, as el2n."
         ),
     ] = False,
     name: Annotated[
