@@ -6,9 +6,10 @@ Every row trains the light network for the same number of epochs. Measured score
 run of another seed, extrapolated ones from a run on a fifth of the samples, another fifth for each
 seed, with a tenth of it held out for the fused method; it has as many epochs as the full run, as
 many steps, or half of these. A short run makes as many steps as the first of these, a half run as
-many as the last, but on all samples: they measure every score, and need no prediction. Finished
-runs are not done again, so it may be stopped and started at any time; the record holds what has run
-so far, and is written after every run. Writes `records/accuracy_by_share_NAME.json`.
+many as the last, but on all samples: they measure every score, and need no prediction. Asked, a
+short run's network says once, at its end, what it thinks of every sample. Finished runs are not
+done again, so it may be stopped and started at any time; the record holds what has run so far, and
+is written after every run. Writes `records/accuracy_by_share_NAME.json`.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import numpy as np
 import shardsieve as ss
 from shardsieve.commands.extrapolating import extrapolate_score
 from shardsieve.commands.packing import pack_source
+from shardsieve.commands.scoring import score_from_embedding
 from shardsieve.commands.training import embed_store
 from shardsieve.extrapolate import measure
 from shardsieve.policy.named import make_policy
@@ -60,11 +62,13 @@ STATIC = {
     "fused el2n, CCS": "fused{seed}_el2n",
     "short run's el2n": "short{seed}_el2n",
     "short run's el2n, CCS": "short{seed}_el2n",
+    "short run asked, el2n": "asked{seed}_el2n",
+    "short run asked, el2n, CCS": "asked{seed}_el2n",
     "half run's dyn_unc": "short-half{seed}_dyn_unc",
     "half run's el2n, CCS": "short-half{seed}_el2n",
 }
 PREDICTED = re.compile(r"(knn|gnn|fused)(-\w+)?\{seed\}_(\w+)")
-SHORT = re.compile(r"short(-\w+)?\{")
+SHORT = re.compile(r"(?:short|asked)(-\w+)?\{")
 KINDS = {"": 0.0, "-half": 0.5, "-long": 1.0}  # of seed runs: share of the full run's steps
 HARD_CUTOFF = {0.7: 0.1}  # CCS on CIFAR-10 (arXiv 2210.15809); none where less is removed
 
@@ -150,6 +154,10 @@ def scored(store: ss.Store, config: TrainConfig, out: Path, seed: int, targets: 
         window = matched_window(WINDOW, epochs=epochs, full_epochs=config.epochs)
         made = {"window": window, "scores": None if window < epochs else ["el2n"]}
         score_seeds(store, store.ids(), run, folder=folder / name, name=name, **how | made)
+        if f"asked{kind}{{seed}}_el2n" in targets:
+            embed_store(out / "train.zarr", model=str(folder / name), name=name)
+            prefix = f"asked{kind}{seed}"
+            score_from_embedding(out / "train.zarr", name, ["el2n"], prefix=prefix)
     predicted_from(store, config, out, seed, [one for one in targets if PREDICTED.match(one)])
 
 
