@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 import shardsieve as ss
+from shardsieve.commands.asking import ask_networks
 from shardsieve.commands.extrapolating import extrapolate_score
 from shardsieve.commands.packing import pack_source
-from shardsieve.commands.scoring import score_from_embedding
 from shardsieve.commands.training import embed_store
 from shardsieve.extrapolate import measure
 from shardsieve.policy.named import make_policy
@@ -157,7 +157,7 @@ def scored(store: ss.Store, config: TrainConfig, out: Path, seed: int, targets: 
         if f"asked{kind}{{seed}}_el2n" in targets:
             embed_store(out / "train.zarr", model=str(folder / name), name=name)
             prefix = f"asked{kind}{seed}"
-            score_from_embedding(out / "train.zarr", name, ["el2n"], prefix=prefix)
+            ask_networks(out / "train.zarr", name, ["el2n"], prefix=prefix)
     predicted_from(store, config, out, seed, [one for one in targets if PREDICTED.match(one)])
 
 

@@ -30,9 +30,9 @@ from tables import quality
 from torch import nn
 
 import shardsieve as ss
+from shardsieve.commands.asking import ask_networks
 from shardsieve.commands.methods import Task, make_task, usual_k
 from shardsieve.commands.packing import pack_source
-from shardsieve.commands.scoring import score_from_embedding
 from shardsieve.commands.training import embed_store
 from shardsieve.extrapolate import measure
 from shardsieve.order import random_bits
@@ -280,7 +280,7 @@ def short_run(
     )
     begin, store_path = time.perf_counter(), options.work / "train.zarr"
     embed_store(store_path, model=str(options.work / "runs" / name), name=name)
-    score_from_embedding(store_path, name, ["el2n", "confidence"], prefix=f"{name}_asked")
+    ask_networks(store_path, name, ["el2n", "confidence"], prefix=f"{name}_asked")
     return name, {
         "samples_trained": made["samples"],
         "steps": made["steps"],

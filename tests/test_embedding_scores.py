@@ -2,13 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
 from tars import content, write_shards, write_tar
 
 import shardsieve as ss
 from shardsieve.commands.scoring import score_from_embedding
-from shardsieve.keepset import KeepSet
-from shardsieve.train.measures import STORED, measure
 
 
 def write_unlabelled(folder, samples):
@@ -82,66 +79,3 @@ def test_d2_searches_many_samples_by_codes_and_hardly_differs(tmp_path, monkeypa
     assert 700 < len(halves[0] & halves[1]) < 750
     with pytest.raises(ValueError, match="search must be one of auto, exact, scan, ivf, hnsw"):
         order("slow")
-
-
-@pytest.fixture
-def asked(tmp_path):
-    """A store of 20 samples with what two networks said of them, and the probabilities behind."""
-    store = ss.index(write_shards(tmp_path / "d", [20]), tmp_path / "s.zarr")
-    rng = np.random.default_rng(0)
-    logits = torch.from_numpy(rng.normal(size=(2, 20, 10)).astype(np.float32))
-    labels = torch.from_numpy(store.labels())
-    said = [measure(STORED, network, labels)[1].numpy() for network in logits]
-    said[1][3] = np.nan  # as where there is no label
-    store.signal_array("e", 2, STORED)[0, :20] = np.stack(said, axis=1)
-    store.embedding_array("e", 2)[0, :20] = rng.normal(size=(20, 2))
-    return store, logits.softmax(dim=2).numpy().astype(np.float64)
-
-
-def test_what_the_networks_say_is_a_score_of_every_sample(asked):
-    store, probs = asked
-    specs = ["el2n", "el2n:last=1", "cross_entropy", "confidence", "variability", "entropy"]
-    made = score_from_embedding(store.path, None, specs, prefix="now")
-    assert made["scored"] == 19
-    assert "warning" not in made
-    labels, right = store.labels(), np.arange(20)
-    p_true = probs[:, right, labels]
-    el2n = np.stack([ss.scores.el2n(one, labels) for one in probs])
-    wanted = [el2n.mean(axis=0), el2n[1], ss.scores.cross_entropy(probs[1], labels)]
-    wanted += [-p_true.mean(axis=0), p_true.std(axis=0), ss.scores.entropy(probs[1])]
-    for name, values in zip(made["scores"], wanted, strict=True):
-        values[3] = np.nan
-        np.testing.assert_allclose(store.score(name), values, rtol=1e-5)
-    said = store.provenance("now_el2n.last-1")
-    assert said["definition"] == "el2n(embedding=e, networks=2, last=1)"
-    assert (said["embedding"], said["measured"]) == ("e", True)
-    assert "2107.07075" in said["paper"]
-    with pytest.raises(ValueError, match="p_true must have more than window=10 epochs, got 2"):
-        score_from_embedding(store.path, None, ["dyn_unc"], prefix=None)
-
-
-def test_networks_are_asked_beside_scores_of_where_samples_lie(asked):
-    store, _ = asked
-    made = score_from_embedding(store.path, None, ["el2n", "moderate"], prefix=None)
-    assert (made["scored"], made["scores"]) == (20, ["el2n", "moderate"])
-
-
-def test_only_networks_that_classify_can_be_asked(asked):
-    store, _ = asked
-    store.embedding_array("plain", 2)[0, :20] = 1
-    with pytest.raises(ss.MissingScoreError, match="asks the networks behind embedding 'plain'"):
-        score_from_embedding(store.path, "plain", ["el2n"], prefix=None)
-    store.signal_array("nothing", 1, STORED)
-    store.embedding_array("nothing", 2)[0, :20] = 1
-    with pytest.raises(ss.MissingScoreError, match="labels must be known for 'el2n', got none"):
-        score_from_embedding(store.path, "nothing", ["el2n"], prefix=None)
-
-
-def test_networks_that_know_some_samples_better_are_warned_of(asked):
-    store, _ = asked
-    signals = store.signal_array("e")
-    for ids, warned in ((store.ids(), False), (store.ids()[:4], True)):
-        signals.attrs["seeds_digest"] = KeepSet.from_ids(store, ids).digest
-        made = score_from_embedding(store.path, None, ["el2n"], prefix=None)
-        assert ("trained on some samples" in made.get("warning", "")) == warned
-    assert "warning" not in score_from_embedding(store.path, None, ["moderate"], prefix=None)

@@ -64,8 +64,7 @@ def score(
     from_embedding: Annotated[
         bool,
         typer.Option(
-            help="Train nothing: make prototypicality, moderate, semdedup, d2:score=NAME, or "
-            "scores by what the embedding networks say of every sample, as el2n."
+            help="Train nothing: make prototypicality, moderate, semdedup, d2:score=NAME."
         ),
     ] = False,
     name: Annotated[
@@ -101,9 +100,7 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Train on a seed subset and store its scores; goes on where it was stopped."""
-    specs = [spec for spec in scores.split(",") if spec] if scores is not None else None
-    if specs == []:
-        raise ValueError(f"--scores must name a score, got {scores!r}; leave it out for all")
+    specs = _specs(scores) if scores is not None else None
     networks: dict[str, Any] = {"clean_pass": clean_pass, "held_out": held_out}
     networks |= {"snapshots": snapshots, "match_steps_of": match_steps_of, "ceiling": ceiling}
     networks |= {"checkpoint_steps": checkpoint_steps}
@@ -186,6 +183,21 @@ def embed(
         ),
         as_json,
     )
+
+
+@app.command(epilog=example("ask --store train.zarr --scores el2n"))
+def ask(
+    store: StorePath,
+    embedding: EmbeddingName = None,
+    scores: Annotated[
+        str, typer.Option(help="Scores to make, as 'el2n,variability'; networks stand for epochs.")
+    ] = "el2n",
+    name: Annotated[str, typer.Option(help="What the scores' names begin with.")] = "asked",
+    as_json: Json = False,
+) -> None:
+    """Score every sample by what the networks that embedded it say of it."""
+    specs = _specs(scores)
+    show(commands.asking.ask_networks(store, embedding, specs, prefix=name), as_json)
 
 
 @app.command(epilog=example("extrapolate --store train.zarr --score seed_dyn_unc --name dyn_unc"))
@@ -290,3 +302,10 @@ def build(
     draw |= {"match_steps_of": match_steps_of, "method": method, "k": k}
     result = commands.building.build_store(urls, store, config, **draw, label_member=label_member)
     show(result, as_json)
+
+
+def _specs(scores: str) -> list[str]:
+    specs = [spec for spec in scores.split(",") if spec]
+    if not specs:
+        raise ValueError(f"--scores must name a score, got {scores!r}; leave it out for all")
+    return specs

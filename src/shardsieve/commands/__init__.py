@@ -7,6 +7,7 @@ from shardsieve._later import later
 if TYPE_CHECKING:
     from shardsieve.commands import (
         appending,
+        asking,
         building,
         clearing,
         exporting,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "appending",
+    "asking",
     "building",
     "clearing",
     "exporting",

@@ -1,59 +1,103 @@
-"""Scores by what the networks behind an embedding say of every sample."""
+"""The `ask` command: scores by what the networks behind an embedding say of every sample."""
 
-from collections.abc import Iterable
+import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shardsieve._errors import MissingScoreError
+from shardsieve.commands.trust import warned
+from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet
-from shardsieve.scores.recorded import RECORDED, from_signals
-from shardsieve.store.store import Store
+from shardsieve.scores.inputs import one_of
+from shardsieve.scores.recorded import RECORDED, SeedScore, about, from_signals
+from shardsieve.store.store import Store, open_store
 from shardsieve.train.measures import STORED
 
-# Their networks stand for epochs.
-ASKED = frozenset(name for name, row in RECORDED.items() if row.signal in STORED)
+PREFIX = "asked"
+
+_ASKED = sorted(name for name, row in RECORDED.items() if row.signal in STORED)
 
 
-def asked(
-    store: Store, embedding: str, spec: str
-) -> tuple[NDArray[np.float64], dict[str, Any], str]:
-    """Return a score of every sample, its parameters, and its name in `ORIENTATION`.
-
-    Values are float64 (n,), NaN where there is no label.
+def ask_networks(
+    path: Path, embedding: str | None, specs: Sequence[str], *, prefix: str = PREFIX
+) -> dict[str, Any]:
+    """Store scores of every labelled sample by the signals that were stored with an embedding.
 
     Args:
-        store: With signals of that name.
-        embedding: Made by networks that classify.
-        spec: As in `from_signals`; networks stand for epochs.
+        path: Of the store.
+        embedding: Name; may be left out when there is just one.
+        specs: As in `from_signals`; the networks that embedded stand for epochs.
+        prefix: Of the stored names, with `_` behind it.
+
+    Returns:
+        The names of the scores, and a `warning` if the networks were trained on some samples alone.
 
     Raises:
-        MissingScoreError: If there are no signals, or of no sample.
+        MissingScoreError: If nothing is stored that could be asked.
         ValueError: As `from_signals`.
+        StoreMismatchError: If a name holds another score.
     """
+    store = open_store(path)
+    embedding = store.embedding_name(embedding)
     if embedding not in store.signal_tables:
         raise MissingScoreError(
-            f"{spec!r} asks the networks behind embedding {embedding!r}, which classify nothing; "
-            "run `shardsieve embed` with a seed run's network, or leave it out of --scores"
+            f"embedding {embedding!r} must come with signals, which its network does not give; "
+            "run `shardsieve embed` with a seed run's network"
         )
-    signals, values = store.signals(embedding), np.full(len(store), np.nan)
+    begin, signals = time.perf_counter(), store.signals(embedding)
     seen = np.isfinite(signals).all(axis=(1, 2))
     if not seen.any():
         raise MissingScoreError(
-            f"labels must be known for {spec!r}, got none; leave it out of --scores, or index "
-            "again with their --label-member"
+            f"labels must be known to ask for {', '.join(specs)}, got none; index again with "
+            "their --label-member"
         )
     names: Any = store.signal_array(embedding).attrs["signals"]
-    made = from_signals(spec, {name: signals[seen, :, at].T for at, name in enumerate(names)})
-    values[seen] = made.values
-    return values, {"networks": signals.shape[1], **made.parameters}, made.scorer
+    known = {name: signals[seen, :, at].T for at, name in enumerate(names)}
+    made = [_asked(spec, known) for spec in specs]
+    for score in made:
+        values = np.full(len(store), np.nan)
+        values[seen] = score.values
+        how = _said(score, embedding, signals.shape[1])
+        how["cost"] = Cost.timed((time.perf_counter() - begin) / len(made)).to_dict()
+        store.put_score(f"{prefix}_{score.name}", values, provenance=how)
+    scores = [f"{prefix}_{score.name}" for score in made]
+    result = {"embedding": embedding, "scored": int(seen.sum()), "scores": scores}
+    return result | warned(_doubt(store, embedding))
 
 
-def doubt_of_asked(store: Store, embedding: str, kinds: Iterable[str]) -> str | None:
+def check_asked(specs: Sequence[str], networks: int) -> list[str]:
+    """Return the names, without prefix, of the scores that so many networks will be asked for.
+
+    Raises:
+        ValueError: If a specification is wrong, or there are too few networks for it.
+    """
+    nothing = {name: np.zeros((networks, 1)) for name in STORED}
+    return [_asked(spec, nothing).name for spec in specs]
+
+
+def _asked(spec: str, signals: dict[str, Any]) -> SeedScore:
+    one_of("score", spec.partition(":")[0], _ASKED)
+    try:
+        return from_signals(spec, signals)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} (asking for {spec!r}, where networks stand for epochs)"
+        ) from error
+
+
+def _said(score: SeedScore, embedding: str, networks: int) -> dict[str, Any]:
+    """Return a stored score's provenance."""
+    parameters = {"embedding": embedding, "networks": networks, **score.parameters}
+    written = ", ".join(f"{name}={value}" for name, value in parameters.items())
+    made = {"definition": f"{score.definition.partition('(')[0]}({written})"}
+    return {**about(score), **made, "embedding": embedding, "measured": True}
+
+
+def _doubt(store: Store, embedding: str) -> str | None:
     """Return the warning about networks that were trained on some samples alone, None if not."""
-    if not ASKED.intersection(kinds):
-        return None
     trained: Any = store.signal_array(embedding).attrs.get("seeds_digest")
     ids = store.ids()
     everything = (ids, ids[store.labels() >= 0])

@@ -9,9 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardsieve._errors import MissingScoreError
-from shardsieve.commands.asking import ASKED, asked, doubt_of_asked
 from shardsieve.commands.progress import bar
-from shardsieve.commands.trust import warned
 from shardsieve.cost import Cost
 from shardsieve.extrapolate.knn import neighbours
 from shardsieve.scores import (
@@ -24,7 +22,7 @@ from shardsieve.scores import (
 )
 from shardsieve.scores.embedded import finite_rows
 from shardsieve.scores.inputs import one_of, whole_number
-from shardsieve.scores.recorded import name_of, options_of, parsed
+from shardsieve.scores.recorded import name_of, parsed
 from shardsieve.scores.table import said_of
 from shardsieve.store.store import Store, open_store
 from shardsieve.strata import without_hardest
@@ -131,21 +129,18 @@ def score_from_embedding(
     Args:
         path: Of the store.
         embedding: Name; may be left out when there is just one.
-        specs: Of `ASKED`, what the networks that embedded say of each sample, as `el2n` or
-            `el2n:last=1`; `prototypicality:clusters=100` (`:first=near` keeps the typical ones, as
-            suits little data), `moderate`, `semdedup`, `d2:score=NAME` (as published for little
-            data: `:per_class=true:hard_cutoff=0.4:difficulty=AUM`, which puts the hardest behind
-            all others); by default `prototypicality`, `moderate` and `semdedup`, without labels
-            but `moderate`.
+        specs: `prototypicality:clusters=100` (`:first=near` keeps the typical ones, as suits little
+            data), `moderate`, `semdedup`, `d2:score=NAME` (as published for little data:
+            `:per_class=true:hard_cutoff=0.4:difficulty=AUM`, which puts the hardest behind all
+            others); by default the first three, without labels but `moderate`.
         prefix: Of the stored names, with `_` behind it.
     """
     store = open_store(path)
     embedding = store.embedding_name(embedding)
-    points, rows = _placed(store, embedding, specs)
+    points, rows = finite_rows(store.embedding(embedding))
     unlabelled = int((store.labels()[rows] < 0).sum())
     possible = [kind for kind in list(EMBEDDED)[:3] if not (unlabelled and kind == "moderate")]
-    known = {**EMBEDDED, **{kind: options_of(kind) for kind in sorted(ASKED)}}
-    wanted = [(spec, *parsed(spec, known)) for spec in specs or possible]
+    wanted = [(spec, *parsed(spec, EMBEDDED)) for spec in specs or possible]
     for spec, kind, options in wanted:
         if unlabelled and (kind == "moderate" or options.get("per_class")):
             raise MissingScoreError(
@@ -161,30 +156,15 @@ def score_from_embedding(
 
             told("")
             begin, values = time.perf_counter(), np.full(len(store), np.nan)
-            if kind in ASKED:
-                values, how, scorer = asked(store, embedding, spec)
-            else:
-                values[rows], how = _embedded(store, kind, points, rows, options, told)
-                scorer = "moderate_distance" if kind == "moderate" else kind
+            values[rows], how = _embedded(store, kind, points, rows, options, told)
             written = ", ".join(f"{k}={v}" for k, v in {"embedding": embedding, **how}.items())
             made = {"definition": f"{kind}({written})", "parameters": how, "embedding": embedding}
-            made |= said_of(scorer)
+            made |= said_of("moderate_distance" if kind == "moderate" else kind)
             made["cost"] = Cost.timed(time.perf_counter() - begin).to_dict()
             names.append(f"{prefix}_{name_of(spec)}" if prefix else name_of(spec))
             store.put_score(names[-1], values, provenance={**made, "measured": True})
             progress(len(names), len(wanted))
-    doubt = doubt_of_asked(store, embedding, [kind for _, kind, _ in wanted])
-    scored = int(np.isfinite(values).sum())
-    return {"embedding": embedding, "scored": scored, "scores": names} | warned(doubt)
-
-
-def _placed(
-    store: Store, embedding: str, specs: Sequence[str] | None
-) -> tuple[Points, NDArray[np.int64]]:
-    """Return the embeddings that there are and their rows; none where no score looks at them."""
-    if specs and all(spec.partition(":")[0] in ASKED for spec in specs):
-        return np.zeros((0, 1), dtype=np.float16), np.zeros(0, dtype=np.int64)
-    return finite_rows(store.embedding(embedding))
+    return {"embedding": embedding, "scored": len(rows), "scores": names}
 
 
 def _embedded(

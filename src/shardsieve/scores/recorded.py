@@ -106,17 +106,6 @@ def computable(signals: Iterable[str]) -> list[str]:
     return [name for name, row in RECORDED.items() if row.signal in known]
 
 
-def options_of(name: str) -> dict[str, type]:
-    """Return what may stand behind a score's name, with the type of each.
-
-    Args:
-        name: One of `RECORDED`.
-    """
-    row = RECORDED[name]
-    types: dict[str, type] = {"first": int, "last": int, **row.options}
-    return types | ({"window": int} if row.windowed else {})
-
-
 def from_signals(spec: str, signals: Mapping[str, ArrayLike], *, window: int = 10) -> SeedScore:
     """Return the score that a specification names, computed from recorded signals.
 
@@ -135,7 +124,7 @@ def from_signals(spec: str, signals: Mapping[str, ArrayLike], *, window: int = 1
     >>> score.name, score.definition, score.values.tolist()
     ('confidence.last-2', 'confidence(last=2)', [-0.75])
     """
-    name, options = parsed(spec, {name: options_of(name) for name in RECORDED})
+    name, options = parsed(spec, {name: _types(row) for name, row in RECORDED.items()})
     row = RECORDED[name]
     if row.signal not in signals:
         raise ValueError(
@@ -190,6 +179,11 @@ def parsed(spec: str, known: Mapping[str, Mapping[str, type]]) -> tuple[str, dic
             )
         options[key] = _converted(spec, key, text, known[name][key])
     return name, options
+
+
+def _types(row: Recorded) -> dict[str, type]:
+    types: dict[str, type] = {"first": int, "last": int, **row.options}
+    return types | ({"window": int} if row.windowed else {})
 
 
 def _converted(spec: str, key: str, text: str, kind: type) -> Any:

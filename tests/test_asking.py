@@ -1,0 +1,123 @@
+"""Scores by what the networks behind an embedding say, as `shardsieve ask` makes them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tars import write_shards
+
+import shardsieve as ss
+from shardsieve import cli as program
+from shardsieve.commands.asking import ask_networks, check_asked
+from shardsieve.cost import Cost
+from shardsieve.keepset import KeepSet
+from shardsieve.train.ledger import overhead_of
+from shardsieve.train.measures import STORED, measure
+
+
+@pytest.fixture
+def said(tmp_path):
+    """A store of 20 samples with what two networks said of them, and the probabilities behind."""
+    store = ss.index(write_shards(tmp_path / "d", [12, 8]), tmp_path / "s.zarr")
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(size=(2, 20, 10)).astype(np.float32))
+    labels = torch.from_numpy(store.labels())
+    signals = np.stack([measure(STORED, one, labels)[1].numpy() for one in logits], axis=1)
+    signals[3, 1] = np.nan  # as where there is no label
+    array, points = store.signal_array("e", 2, STORED), store.embedding_array("e", 2)
+    for shard, rows in enumerate((slice(0, 12), slice(12, 20))):
+        array[shard, : rows.stop - rows.start] = signals[rows]
+        points[shard, : rows.stop - rows.start] = 1
+    return store, logits.softmax(dim=2).numpy().astype(np.float64)
+
+
+def test_what_the_networks_say_is_a_score_of_every_sample(said):
+    store, probs = said
+    specs = ["el2n", "el2n:last=1", "cross_entropy", "confidence", "variability", "entropy"]
+    made = ask_networks(store.path, None, specs, prefix="now")
+    assert made == {
+        "embedding": "e",
+        "scored": 19,
+        "scores": [f"now_{spec.replace(':', '.').replace('=', '-')}" for spec in specs],
+    }
+    labels = store.labels()
+    p_true = probs[:, np.arange(20), labels]
+    el2n = np.stack([ss.scores.el2n(one, labels) for one in probs])
+    wanted = [el2n.mean(axis=0), el2n[1], ss.scores.cross_entropy(probs[1], labels)]
+    wanted += [-p_true.mean(axis=0), p_true.std(axis=0), ss.scores.entropy(probs[1])]
+    for name, values in zip(made["scores"], wanted, strict=True):
+        values[3] = np.nan
+        np.testing.assert_allclose(store.score(name), values, rtol=1e-5)
+
+
+def test_a_score_says_whom_it_asked_and_what_that_took(said):
+    store, _ = said
+    store.embedding_array("e").attrs["cost"] = Cost.timed(7.0).to_dict()
+    ask_networks(store.path, "e", ["el2n:last=1", "confidence"])
+    about = store.provenance("asked_el2n.last-1")
+    assert about["definition"] == "el2n(embedding=e, networks=2, last=1)"
+    assert store.provenance("asked_confidence")["definition"] == (
+        "confidence(embedding=e, networks=2)"
+    )
+    assert about["orientation"] == "higher is kept first"
+    assert "2107.07075" in about["paper"]
+    assert about["measured"]
+    counted = overhead_of(store, "asked_el2n.last-1").phases
+    assert counted["embedding"].seconds == 7.0
+    assert counted["scoring"].seconds < 7.0
+
+
+def test_another_score_of_that_name_stays(said):
+    store, _ = said
+    store.put_score("asked_el2n", np.arange(20))
+    with pytest.raises(ss.StoreMismatchError, match="asked_el2n"):
+        ask_networks(store.path, None, ["el2n"])
+    assert store.score("asked_el2n")[5] == 5
+
+
+def test_only_networks_that_classify_can_be_asked(said):
+    store, _ = said
+    store.embedding_array("plain", 2)[0, :12] = 1
+    with pytest.raises(ss.MissingScoreError, match="embedding 'plain' must come with signals"):
+        ask_networks(store.path, "plain", ["el2n"])
+    store.signal_array("nothing", 1, STORED)
+    store.embedding_array("nothing", 2)[0, :12] = 1
+    with pytest.raises(ss.MissingScoreError, match="labels must be known to ask for el2n, got no"):
+        ask_networks(store.path, "nothing", ["el2n"])
+
+
+def test_what_networks_cannot_be_asked_for_is_refused_before_anything_is_stored(said):
+    store, _ = said
+    for spec, message in [
+        ("tdds", "score must be one of aum, confidence, .*, got 'tdds'"),
+        ("dyn_unc", r"p_true must have more than window=10 .* \(asking for 'dyn_unc', where netw"),
+        ("el2n:last=3", "last must be at most the 2 recorded epochs, got 3"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ask_networks(store.path, None, ["el2n", spec])
+        with pytest.raises(ValueError, match=message):
+            check_asked(["el2n", spec], 2)
+    assert not store.scores
+    assert check_asked(["el2n:last=2", "dyn_unc:window=3"], 4) == [
+        "el2n.last-2",
+        "dyn_unc.window-3",
+    ]
+
+
+def test_networks_that_know_some_samples_better_are_warned_of(said):
+    store, _ = said
+    signals = store.signal_array("e")
+    for ids, warned in ((store.ids(), False), (store.ids()[:4], True)):
+        signals.attrs["seeds_digest"] = KeepSet.from_ids(store, ids).digest
+        made = ask_networks(store.path, None, ["el2n"])
+        assert ("trained on some samples" in made.get("warning", "")) == warned
+
+
+def test_the_command_asks(said, capsys):
+    store, _ = said
+    command = ["ask", "--store", str(store.path), "--json"]
+    program.app([*command, "--name", "mine"], standalone_mode=False)
+    assert json.loads(capsys.readouterr().out)["scores"] == ["mine_el2n"]
+    with pytest.raises(ValueError, match="--scores must name a score, got ','"):
+        program.app([*command, "--scores", ","], standalone_mode=False)
