@@ -77,6 +77,9 @@ def test_cross_validation_tells_a_smooth_score_from_noise():
 
 def test_agreement_and_ranks_match_values_worked_by_hand():
     assert keep_agreement([4, 3, 2, 1], [4, 1, 3, 2], 0.5) == 0.5
+    # Row 0 and one of rows 1 and 2 are kept, of the prediction one of rows 0 and 3 beside row 1.
+    assert keep_agreement([4, 2, 2, 1], [3, 5, 1, 3], 0.5) == (0.5 + 0.5) / 2
+    assert keep_agreement([4, 2, 2, 1], [4, 2, 2, 1], 0.5) == (1 + 0.25 + 0.25) / 2
     assert spearman([1, 1, 3], [1, 2, 3]) == pytest.approx(3**0.5 / 2)
     assert spearman([1, 1], [1, 2]) == 0
 

@@ -168,7 +168,26 @@ def test_chance_is_doubted_and_a_good_prediction_is_not():
         assert doubt(good, fraction) is None
 
 
-@pytest.mark.parametrize("samples", [3, 5, 8, 12])
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_a_prediction_that_knows_nothing_is_doubted_where_scores_are_tied_too(fraction):
+    """Keep sets that both took the lower row of equals agreed far beyond chance."""
+    rng = np.random.default_rng(0)
+    few_levels = rng.poisson(1, size=(2, 1000)) * 1.0
+    mostly_zero = (rng.random((2, 1000)) < 0.3) * rng.random((2, 1000))
+    for true, predicted in (few_levels, mostly_zero, np.zeros((2, 1000))):
+        assert keep_agreement(true, predicted, fraction) == pytest.approx(fraction, abs=0.06)
+        assert doubt(measure(true, predicted).to_dict(), fraction) is not None
+        best = measure(few_levels[0], few_levels[0]).to_dict()
+        assert doubt(best, fraction) is None
+
+
+def test_three_samples_show_nothing():
+    """One order of six is right by accident."""
+    for fraction in (0.3, 0.5, 0.7, 0.9):
+        assert doubt(measure([0, 1, 2], [0, 1, 2]).to_dict(), fraction) is not None
+
+
+@pytest.mark.parametrize("samples", [5, 8, 12])
 def test_agreement_that_any_keep_set_has_is_doubted_of_few_samples_too(samples):
     """Of 5 samples 0.9 keeps all, so that any two keep sets agree."""
     true = np.arange(samples)

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shardsieve.scores.inputs import real
-from shardsieve.selection import keep_top, num_kept
+from shardsieve.selection import num_kept
 
 Doubles = NDArray[np.float64]
 
@@ -48,8 +48,11 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float:
 def keep_agreement(true: ArrayLike, predicted: ArrayLike, keep_fraction: float) -> float:
     """Return the share, in `[0, 1]`, of the true top keep set that the predicted one holds.
 
+    Where equal scores meet the border it is the mean over draws among them. By row both sides would
+    choose alike there, and agree where they know nothing.
+
     Args:
-        true: (n,), finite; ties go to the lower row.
+        true: (n,), finite.
         predicted: (n,), likewise.
         keep_fraction: In `(0, 1]`, keeping at least one of n.
 
@@ -58,11 +61,31 @@ def keep_agreement(true: ArrayLike, predicted: ArrayLike, keep_fraction: float) 
 
     >>> keep_agreement([4, 3, 2, 1], [4, 1, 3, 2], keep_fraction=0.5)
     0.5
+    >>> keep_agreement([0, 0, 0, 0], [0, 0, 0, 0], keep_fraction=0.5)
+    0.5
     """
     want, got = checked_pair(true, predicted)
     check_keeps(len(want), keep_fraction)
-    kept = keep_top(want, keep_fraction)
-    return len(np.intersect1d(kept, keep_top(got, keep_fraction))) / len(kept)
+    count, once = num_kept(len(want), keep_fraction), np.ones(len(want), dtype=np.int64)
+    kept, kept_predicted = (
+        kept_shares(np.unique(values, return_inverse=True)[1], once, count)
+        for values in (want, got)
+    )
+    return float(kept @ kept_predicted) / count
+
+
+def kept_shares(levels: NDArray[np.int64], copies: NDArray[np.int64], count: int) -> Doubles:
+    """Return which share of its copies the top `count` hold of each sample: (n,), in `[0, 1]`.
+
+    Args:
+        levels: (n,), the place of each score among the distinct ones, ascending.
+        copies: (n,), of each sample.
+        count: At most all copies.
+    """
+    sizes = np.bincount(levels, weights=copies)
+    left = count - (np.cumsum(sizes[::-1])[::-1] - sizes)  # for a level and those below it
+    shares = np.clip(left, 0, sizes) / np.maximum(sizes, 1)
+    return np.asarray(shares[levels], dtype=np.float64)
 
 
 def check_keeps(num_samples: int, keep_fraction: float) -> None:

@@ -35,7 +35,7 @@ class Quality:
         pearson: Correlation of the values, in `[-1, 1]`; 0 when either side is constant.
         spearman: Correlation of the ranks, ties averaged, in `[-1, 1]`; 0 likewise.
         agreement: Keep fraction, as a string for JSON's sake -> share, in `[0, 1]`, of the measured
-            top keep set that the predicted one holds.
+            top keep set that the predicted one holds; equal scores as if drawn.
         num_held_out: Samples compared.
         intervals: `pearson`, `spearman` and each keep fraction -> 95 % bootstrap interval.
         spread: How widely both lie.
@@ -140,7 +140,8 @@ def doubt(quality: Mapping[str, Any], keep_fraction: float) -> str | None:
     low, high = quality.get("intervals", {}).get(nearest, (measured[nearest],) * 2)
     samples = int(quality["num_held_out"])
     chance = num_kept(samples, float(nearest)) / samples
-    if low > chance or keep_fraction == 1:
+    # A constant prediction may agree in 0.10000000000000002 of the samples: a hair is no better.
+    if low > chance + 1e-9 or keep_fraction == 1:
         return None
     return (
         f"at keep fraction {nearest} the predicted keep set is not shown to be better than a "

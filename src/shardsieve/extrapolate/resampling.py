@@ -3,7 +3,12 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shardsieve.extrapolate.correlations import Doubles, check_keeps, checked_pair
+from shardsieve.extrapolate.correlations import (
+    Doubles,
+    check_keeps,
+    checked_pair,
+    kept_shares,
+)
 from shardsieve.order import random_bits
 from shardsieve.scores.inputs import whole_number
 from shardsieve.selection import num_kept
@@ -65,20 +70,11 @@ class _Side:
         self.values = values
         distinct, self.inverse = np.unique(values, return_inverse=True)
         self.levels = len(distinct)
-        self.first = np.argsort(-values, kind="stable")  # the order in which samples are kept
 
     def ranks(self, copies: Counts) -> Doubles:
         """Return mean ranks of the drawn samples."""
         counts = np.bincount(self.inverse, weights=copies, minlength=self.levels)
         return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[self.inverse], dtype=np.float64)
-
-    def kept(self, copies: Counts, count: int) -> Counts:
-        """Return how many copies of each sample the top `count` hold."""
-        ordered = copies[self.first]
-        left = count - (np.cumsum(ordered) - ordered)
-        kept = np.empty_like(copies)
-        kept[self.first] = np.clip(left, 0, ordered)
-        return kept
 
 
 def _figures(
@@ -91,8 +87,8 @@ def _figures(
     ]
     for fraction in fractions:
         count = num_kept(len(copies), fraction)
-        both = np.minimum(a.kept(copies, count), b.kept(copies, count))
-        row.append(int(both.sum()) / count)
+        kept, other = (kept_shares(side.inverse, copies, count) for side in sides)
+        row.append(float(copies @ (kept * other)) / count)
     return row
 
 
