@@ -29,6 +29,14 @@ def test_num_kept_rounds_half_up(n, fraction, kept):
     assert ss.num_kept(n, fraction) == kept
 
 
+@given(st.integers(0, 2_000_000), st.integers(1, 99))
+@example(5, 10)  # as 1 - 0.9 none were kept
+@example(50, 29)
+def test_half_a_sample_rounds_up_however_the_fraction_was_written(n, percent):
+    wanted = (2 * n * percent + 100) // 200
+    assert ss.num_kept(n, percent / 100) == ss.num_kept(n, 1 - (100 - percent) / 100) == wanted
+
+
 @pytest.mark.parametrize("fraction", [0, -0.1, 1.01, float("nan"), None, [0.5]])
 def test_a_fraction_outside_its_range_is_refused(fraction):
     with pytest.raises(ValueError, match=r"keep_fraction must lie in \(0, 1\]"):

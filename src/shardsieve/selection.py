@@ -17,7 +17,8 @@ Ids = NDArray[np.int64]
 def num_kept(num_samples: int, keep_fraction: float) -> int:
     """Return how many of `num_samples` survive pruning, rounding half up.
 
-    The one place where a fraction becomes a count. `int((1 - 0.9) * 50_000)` is 4999.
+    The one place where a fraction becomes a count. `int((1 - 0.9) * 50_000)` is 4999. Half a sample
+    is what decimals make of it: five times 1 - 0.9 lies a hair below, and rounds up.
 
     Args:
         num_samples: At least 0.
@@ -32,7 +33,8 @@ def num_kept(num_samples: int, keep_fraction: float) -> int:
     check_fraction(keep_fraction)
     if not is_whole(num_samples) or num_samples < 0:
         raise ValueError(f"num_samples must be a whole number, at least 0, got {num_samples!r}")
-    return math.floor(num_samples * keep_fraction + 0.5)
+    hair = num_samples * 2.0**-52  # by which 1 - 0.9, and a product, may fall short
+    return math.floor(num_samples * keep_fraction + 0.5 + hair)
 
 
 def check_fraction(keep_fraction: Any) -> None:
