@@ -121,6 +121,21 @@ def test_infobatch_drops_strictly_below_the_mean_or_of_the_lowest_share(store):
         assert set.intersection(*kept) == set(range(candidates, 50))
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+def test_infobatch_draws_the_lowest_share_among_losses_that_are_all_0(store, fixed):
+    """Late in a run many are: nothing lay below such a quantile, and nothing was dropped."""
+    policy, times = ss.InfoBatch(0.5, quantile=0.2, fixed=fixed), np.zeros(50)
+    policy.bind(store)
+    policy.update(store.ids(), np.repeat([0.0, 1.0], [40, 10]))
+    for epoch in range(1, 2001):
+        rows, weights = policy.choose(epoch)
+        assert (weights == 2).sum() + 50 - len(rows) == 10
+        times[rows] += weights
+    assert (times[40:] == 2000).all()
+    # Of 40 samples that are tied 10 are candidates: a mean weight of 1, with a spread of 1/2.
+    assert abs(times[:40] / 2000 - 1).max() < 4 * 0.5 / 2000**0.5
+
+
 def test_infobatch_keeps_at_least_one_of_a_fixed_number(store):
     policy = ss.InfoBatch(0.9, fixed=True)
     policy.bind(store)

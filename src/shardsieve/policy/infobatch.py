@@ -18,7 +18,7 @@ from shardsieve.policy.inbox import Rows
 from shardsieve.policy.losses import LastLossPolicy
 from shardsieve.selection import num_kept
 
-_DROP = 0x4942
+_DROP, _TIES = 0x4942, 0x4954
 
 
 class InfoBatch(LastLossPolicy):
@@ -35,8 +35,8 @@ class InfoBatch(LastLossPolicy):
         delta: In `[0, 1]`.
         fixed: Keep exactly the rounded number of candidates, each with the weight that is unbiased
             for that number.
-        quantile: Take the lowest such share of the losses, in `[0, 1)`, for candidates; None those
-            below the mean.
+        quantile: Take the lowest such share of the losses, in `[0, 1)`, for candidates, of equal
+            ones some that are drawn; None those below the mean.
         prior: Name of a stored score in place of first losses; None has none.
     """
 
@@ -79,7 +79,7 @@ class InfoBatch(LastLossPolicy):
 
     def _choose(self, epoch: int) -> Choice:
         n = len(self._loss)
-        candidates = np.zeros(0, dtype=np.int64) if self._keeps_all(epoch) else self._easy()
+        candidates = np.zeros(0, dtype=np.int64) if self._keeps_all(epoch) else self._easy(epoch)
         if not len(candidates):
             return Choice(np.arange(n, dtype=np.int64))
         if self.fixed:
@@ -97,9 +97,11 @@ class InfoBatch(LastLossPolicy):
         rows = np.flatnonzero(kept).astype(np.int64)
         return Choice(rows, weights[rows])
 
-    def _easy(self) -> Rows:
-        known = self._loss[np.isfinite(self._loss)]
-        if not len(known):
-            return np.zeros(0, dtype=np.int64)
-        cut = known.mean() if self.quantile is None else np.quantile(known, self.quantile)
-        return np.flatnonzero(self._loss < cut).astype(np.int64)
+    def _easy(self, epoch: int) -> Rows:
+        known = np.flatnonzero(np.isfinite(self._loss))
+        losses = self._loss[known]
+        if self.quantile is None:
+            return known[losses < losses.mean()] if len(known) else known
+        # Late in a run many losses are exactly 0: none lies below such a quantile.
+        count = num_kept(len(known), self.quantile) if self.quantile else 0
+        return known[highest(-losses, count, self.seed, _TIES, epoch)]
