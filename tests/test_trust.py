@@ -148,6 +148,8 @@ def test_spread_is_that_of_numbers_worked_by_hand():
     small = spread([0, 0, 0.4, 0.4], [0.1, 0.1, 0.2, 0.2])
     assert (small.ratio, small.slope) == pytest.approx((0.25, 4))
     assert spread([1, 1], [0, 1]).ratio == spread([0, 1], [1, 1]).slope == 0
+    some, constant = np.arange(7), np.full(7, 0.1)  # whose mean is another number
+    assert spread(constant, some).ratio == spread(some, constant).slope == 0
 
 
 def test_classes_that_a_prediction_undervalues_show_in_their_kept_shares():
