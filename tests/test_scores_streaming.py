@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recordings import presentations, same, tracks, updates
 
+import shardsieve as ss
 from shardsieve import scores
 from shardsieve.scores import (
     StreamingDUAL,
@@ -116,3 +117,17 @@ def test_a_refused_update_adds_nothing(make):
     assert len(after) >= 5
     for name, value in before.items():
         np.testing.assert_array_equal(after[name], value)
+
+
+def test_a_probability_a_hair_above_1_counts_as_1():
+    """Scores stay in their ranges, and rules take them."""
+    above = np.full((3, 2), 1 + 9e-7)
+    assert scores.confidence(above).tolist() == [1, 1]
+    assert scores.cross_entropy(above, [0, 0, 0]).tolist() == [0, 0, 0]
+    assert scores.entropy(above).tolist() == [0, 0, 0]
+    assert scores.least_confidence(above).tolist() == [0, 0, 0]
+    assert ss.keep_beta(scores.dual(above, 2), scores.confidence(above), 0.5).tolist() == [0]
+    streamed = StreamingDUAL(2, window=2)
+    for row in above[:2] * [1, 0.5]:
+        streamed.update([0, 1], row)
+    assert (streamed.score() == scores.dual(above[:2] * [1, 0.5], 2)).all()

@@ -79,12 +79,12 @@ def finite(name: str, values: ArrayLike, *shapes: str, cure: str = _RECORD) -> F
 
 
 def probabilities(name: str, values: ArrayLike, *shapes: str) -> Floats:
-    """Return the values as float64 of one of the shapes, all of them in `[0, 1]`."""
+    """Return the values as float64 of one of the shapes, in `[0, 1]`: a hair above 1 becomes 1."""
     array = finite(name, values, *shapes)
     outside = (array < 0) | (array > 1 + _ABOVE_ONE)
     cure = "pass probabilities, not logits"
     _refuse(name, "lie in [0, 1]", array, outside, _axes(name, array, shapes), cure)
-    return array
+    return np.minimum(array, 1.0) if (array > 1).any() else array
 
 
 def truths(name: str, values: ArrayLike, shape: str) -> NDArray[np.bool_]:
@@ -149,7 +149,10 @@ def positions_within(positions: ArrayLike, num_samples: int) -> NDArray[np.int64
 def batch_values(
     values: ArrayLike, positions: NDArray[np.int64], highest: float, lowest: float = 0.0
 ) -> Floats:
-    """Return one value per position as float64 (b,), finite and in `[lowest, highest]`."""
+    """Return one value per position as float64 (b,), finite and in `[lowest, highest]`.
+
+    A hair above the highest becomes the highest.
+    """
     array = np.asarray(real("values", values), dtype=np.float64)
     if array.shape != positions.shape:
         raise ValueError(
@@ -165,7 +168,7 @@ def batch_values(
             f"values must {condition}, got {array[first]} for sample {positions[first]}; "
             "stop recording where training diverges"
         )
-    return array
+    return np.minimum(array, highest)
 
 
 def plain_number(value: Any) -> Any:
