@@ -152,6 +152,15 @@ def test_spread_is_that_of_numbers_worked_by_hand():
     assert spread(constant, some).ratio == spread(some, constant).slope == 0
 
 
+def test_a_prediction_without_accidents_agrees_with_a_run_as_the_root_of_how_runs_agree():
+    """So a second run is no bound: its accidents count as well."""
+    rng = np.random.default_rng(0)
+    score = rng.normal(size=20_000)
+    first, second = score + rng.normal(size=(2, 20_000))
+    assert pearson(first, second) == pytest.approx(0.5, abs=0.02)
+    assert measure(first, score).pearson == pytest.approx(0.5**0.5, abs=0.02)
+
+
 def test_classes_that_a_prediction_undervalues_show_in_their_kept_shares():
     rows = by_class([4, 3, 2, 1], [1, 2, 4, 3], [0, 0, 7, 7])
     assert [row["class"] for row in rows] == [0, 7]

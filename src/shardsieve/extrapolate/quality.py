@@ -28,8 +28,10 @@ class Quality:
     """Agreement of predictions with measured scores of the same samples.
 
     A random prediction has correlations near 0 and an agreement near the keep fraction itself. A
-    second measurement is the ceiling: two runs of one score correlate below 1 as well. The figures
-    are about the scores compared with: over the seeds, those of the seed run, not of a full run.
+    second measurement shows how well the score repeats: two runs correlate at some r below 1 as
+    well, as each has accidents of its own, and a prediction that has none of them correlates with
+    either at the root of r (Spearman 1904). The figures are about the scores compared with: over
+    the seeds, those of the seed run, not of a full run.
 
     Attributes:
         pearson: Correlation of the values, in `[-1, 1]`; 0 when either side is constant.
