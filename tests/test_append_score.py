@@ -131,6 +131,22 @@ def test_new_samples_are_matched_together_where_all_of_before_was_measured(store
     assert found[:40].max() < found[40:].min()
 
 
+@pytest.mark.parametrize("method", ["knn", "direct", "fused"])
+def test_predictions_that_matching_has_made_equal_come_out_as_they_did(store, method):
+    """Of forgetting events most are 0, and so are most predictions that are matched to them."""
+    for name in ("seed_x", "seed_held_out_x"):
+        store.put_score(name, np.maximum(np.floor(store.score(name)), 0))
+    extrapolate_score(store.path, "seed_x", "full", "e", method=method, k=5, folds=2, match=True)
+    before = store.score("full")
+    assert (before[124:] == 0).mean() > 0.5
+    store = grown(store)
+    labels = store.group["sample/label"]
+    labels[3, :50] = np.concatenate([labels[2, :40], labels[2, :10]])
+    append_score(store.path, "full")
+    after = ss.open_store(store.path).score("full")
+    np.testing.assert_allclose(after[OLD:], before[COPIED], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["knn", "direct"])
 def test_killed_after_a_new_shard_the_next_start_moves_the_others_by_the_same(
     store, monkeypatch, method
