@@ -141,6 +141,22 @@ def test_matching_widens_what_neighbours_have_averaged_and_changes_no_rank():
     assert matched.spearman == pytest.approx(plain.spearman)
 
 
+def test_predictions_matched_to_tied_scores_keep_what_they_know_of_the_keep_set():
+    """All alike they were kept by their rows."""
+    rng = np.random.default_rng(0)
+    hard = rng.normal(size=5000)
+    events, told = np.maximum(np.round(2 * hard - 1), 0), hard + 0.5 * rng.normal(size=5000)
+    matched = match_quantiles(told, events)
+    assert (events == 0).mean() > 0.7
+    for fraction in (0.1, 0.3, 0.5, 0.9):
+        wanted = keep_agreement(events, told, fraction)
+        assert keep_agreement(events, matched, fraction) == pytest.approx(wanted, abs=0.01)
+        assert ss.keep_top(matched, fraction).tolist() == ss.keep_top(told, fraction).tolist()
+    np.testing.assert_allclose(np.sort(matched), np.sort(events), atol=1.001e-3)
+    # Seeds of an equal score come in the middle, neither before all of them nor behind.
+    assert 0.4 < (matched[np.round(matched) == 1] > 1).mean() < 0.6
+
+
 def test_spread_is_that_of_numbers_worked_by_hand():
     got = spread([0, 0, 4, 4], [1, 1, 2, 2])
     assert (got.measured_std, got.predicted_std, got.ratio, got.slope) == (2, 0.5, 0.25, 4)

@@ -171,7 +171,7 @@ def _moving(
 
 
 def _check_same(now: Values, then: Values) -> None:
-    # To equal scores unequal predictions were matched: their order is lost, and no difference.
+    # Earlier releases matched equal predictions to equal scores: an order lost is no difference.
     ordered = np.empty_like(then)
     ordered[np.lexsort((then, now))] = np.sort(then)
     if np.ptp(then) and (agreed := spearman(ordered, then)) < _SAME:

@@ -11,6 +11,7 @@ from shardsieve.extrapolate.protocol import Floats
 from shardsieve.scores.inputs import finite
 
 PERCENTILES = (5, 25, 50, 75, 95)
+_HAIR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ def match_quantiles(predicted: ArrayLike, measured: ArrayLike) -> Floats:
 
     Order and ties stay; a single prediction becomes the median. It is right when both are of random
     draws from one population, as seeds and rest are; correlations of values may fall by it, those
-    of ranks do not change.
+    of ranks do not change. Where measured scores are tied, as forgetting events are, predictions
+    keep their order within a thousandth of the way to the next score.
 
     Args:
         predicted: (n,), finite.
@@ -78,6 +80,8 @@ def match_quantiles(predicted: ArrayLike, measured: ArrayLike) -> Floats:
 
     >>> match_quantiles([0.4, 0.5, 0.6], [0.0, 1.0, 5.0]).tolist()
     [0.0, 1.0, 5.0]
+    >>> match_quantiles([0.3, 0.4, 0.5, 0.6, 0.7], [0, 0, 0, 1, 1]).astype(str).tolist()
+    ['0.0', '0.0005', '0.001', '0.999', '1.0']
     """
     got = finite("predicted", predicted, "n", cure="predict those samples again")
     want = finite("measured", measured, "n", cure="give scored samples only")
@@ -86,4 +90,11 @@ def match_quantiles(predicted: ArrayLike, measured: ArrayLike) -> Floats:
     if not len(got):
         return got.astype(np.float32)
     places = (mean_ranks(got) - 1) / (len(got) - 1) if len(got) > 1 else np.full(1, 0.5)
-    return np.quantile(want, places).astype(np.float32)
+    levels, counts = np.unique(want, return_counts=True)
+    last = np.cumsum(counts) - 1
+    ends = np.stack([last - counts + 1, last], axis=1).ravel() / max(len(want) - 1, 1)
+    # Alike, predictions would be kept by their rows; and seeds of that score stand among them.
+    room = np.pad(np.diff(levels), 1) * _HAIR
+    tied = counts > 1
+    values = np.stack([levels - room[:-1] * tied, levels + room[1:] * tied], axis=1).ravel()
+    return np.interp(places, ends, values).astype(np.float32)
