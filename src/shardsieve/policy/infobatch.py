@@ -98,10 +98,13 @@ class InfoBatch(LastLossPolicy):
         return Choice(rows, weights[rows])
 
     def _easy(self, epoch: int) -> Rows:
-        known = np.flatnonzero(np.isfinite(self._loss))
+        known: Rows = np.flatnonzero(np.isfinite(self._loss))
+        if not len(known):
+            return known
         losses = self._loss[known]
         if self.quantile is None:
-            return known[losses < losses.mean()] if len(known) else known
-        # Late in a run many losses are exactly 0: none lies below such a quantile.
-        count = num_kept(len(known), self.quantile) if self.quantile else 0
+            return known[losses < losses.mean()]
+        below = int((losses < np.quantile(losses, self.quantile)).sum())
+        # Late in a run many losses are exactly 0, of which none lies below such a quantile.
+        count = max(below, int(self.quantile * len(known)))
         return known[highest(-losses, count, self.seed, _TIES, epoch)]
