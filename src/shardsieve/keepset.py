@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from shardsieve._errors import StoreFormatError, StoreMismatchError
 from shardsieve.rules import Asked, chosen_rows
 from shardsieve.scores.inputs import plain, real
+from shardsieve.store.alone import in_turn
 from shardsieve.store.store import Store, refuse_path
 
 
@@ -143,18 +144,19 @@ class KeepSet:
             StoreMismatchError: If the name holds another keep set, or it is another store's.
         """
         _refuse_another_store(store, self.fingerprint)
-        if name in store.keep_sets and KeepSet.load(store, name).digest != self.digest:
-            raise StoreMismatchError(
-                f"keep set {name!r} of {store.path} keeps other samples; choose another name, or "
-                f"`shardsieve forget --store {store.path} --keep-set {name}` first"
-            )
         tables: dict[str, NDArray[Any]] = {"bits": self.bits, "kept": self.counts}
         if self.weights is not None:
             table = np.full((store.num_shards, self.rows_per_shard), np.nan, np.float32)
             table[np.divmod(self.ids(), self.rows_per_shard)] = self.weights
             tables["weight"] = table
         about = {**(provenance or {}), "fingerprint": self.fingerprint}
-        store.put_keep_tables(name, tables, about)
+        with in_turn(store.path):  # nobody else's appears between the look and the writing
+            if name in store.keep_sets and KeepSet.load(store, name).digest != self.digest:
+                raise StoreMismatchError(
+                    f"keep set {name!r} of {store.path} keeps other samples; choose another name, "
+                    f"or `shardsieve forget --store {store.path} --keep-set {name}` first"
+                )
+            store.put_keep_tables(name, tables, about)
 
     @classmethod
     def load(cls, store: Store, name: str) -> "KeepSet":
