@@ -21,8 +21,10 @@ from tars import write_tar
 import shardsieve as ss
 from shardsieve.io.replacing import remove_left, replaced, write_whole
 from shardsieve.train.config import TrainConfig
+from shardsieve.train.encoder import load_encoder
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.machines import enter_run
+from shardsieve.train.nets import light
 from shardsieve.train.runfolder import RunFolder
 from shardsieve.train.subset import train_subset
 
@@ -96,7 +98,7 @@ def test_a_full_disk_is_one_line_and_takes_no_checkpoint(tmp_path, full_disk):
     assert not list(tmp_path.glob(".*.tmp-*"))
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "changed"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "changed", "table"])
 def test_a_damaged_network_is_named(tmp_path, damage):
     """It was a traceback, and a byte that changed another network."""
     run = RunFolder(tmp_path)
@@ -104,9 +106,34 @@ def test_a_damaged_network_is_named(tmp_path, damage):
     path, whole = tmp_path / "model.pt", (tmp_path / "model.pt").read_bytes()
     at = whole.index(bytes(2000)) + 999
     changed = whole[:at] + b"\1" + whole[at + 1 :]
-    path.write_bytes({"empty": b"", "cut": whole[:at], "changed": changed}[damage])
+    table = whole[:-30] + bytes([whole[-30] ^ 1]) + whole[-29:]  # of the parts, behind them
+    path.write_bytes({"empty": b"", "cut": whole[:at], "changed": changed, "table": table}[damage])
     with pytest.raises(ss.ShardsieveError, match=r"model\.pt is damaged; delete .* to train anew"):
         run.load("model.pt")
+
+
+def test_a_network_of_others_calls_nothing_with_a_text(tmp_path):
+    """A file of tensors and plain values ran any command of its maker's choice."""
+    run, called = RunFolder(tmp_path), tmp_path / "called"
+    made = {"spec": "light", "num_classes": 3, "size": 8, "channels": 3}
+    run.save("model.pt", {**made, "weights": light(3, 3).state_dict()})
+    assert load_encoder(str(tmp_path)).num_classes == 3
+    evil = {"spec": "os:system", "num_classes": f"touch {called}", "weights": {}}
+    run.save("model-0001.pt", {**made, **evil})
+    with pytest.raises(ss.ShardsieveError, match=r"model-0001\.pt holds no network of a run"):
+        load_encoder(str(tmp_path))
+    assert not called.exists()
+
+
+def test_a_file_that_is_no_network_of_a_run_is_one_line(tmp_path):
+    run, weights = RunFolder(tmp_path), light(3, 3).state_dict()
+    run.save("mine.pt", weights)
+    with pytest.raises(ss.ShardsieveError, match=r"mine\.pt holds no .*; give .* as --weights"):
+        load_encoder(str(tmp_path / "mine.pt"))
+    made = {"spec": "light", "num_classes": 4, "size": 8, "channels": 3}
+    run.save("model.pt", {**made, "weights": weights})
+    with pytest.raises(ss.ShardsieveError, match=r"checkpoint .*model\.pt does not fit the model"):
+        load_encoder(str(tmp_path))
 
 
 def test_a_checkpoint_that_cannot_be_deleted_is_one_line(tmp_path):

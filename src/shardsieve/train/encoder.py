@@ -13,6 +13,11 @@ from shardsieve.train.config import TrainConfig
 from shardsieve.train.nets import check_model, load_model, with_trunk
 from shardsieve.train.runfolder import MODEL, RunFolder
 
+# Of a run's `model.pt`, what a network is made by.
+_MAYBE = (int, type(None))
+_TOLD: dict[str, Any] = {"spec": str, "num_classes": int, "weights": dict}
+_TOLD |= {"size": _MAYBE, "channels": _MAYBE}
+
 
 class Encoder(NamedTuple):
     """A network and the images it wants.
@@ -106,20 +111,31 @@ def _of_run(path: Path) -> Encoder:
     held = run.load(path.name)
     if held is None:
         raise ShardsieveError(f"no network at {path}; finish `shardsieve score` first")
-    snapshots = {}
+    network, snapshots = _network(path, held), {}
     if path.name == MODEL:
         for earlier in sorted(path.parent.glob("model-*.pt")):
-            snapshots[int(earlier.stem.removeprefix("model-"))] = _network(run.load(earlier.name))
+            epoch = int(earlier.stem.removeprefix("model-"))
+            snapshots[epoch] = _network(earlier, run.load(earlier.name))
     seen = held["size"], held["channels"], held.get("normalise", "half")
     told = int(held["num_classes"]), held.get("pseudo_labels")
     seeds, cost = (run.identity() or {}).get("seeds"), (run.result() or {}).get("cost")
     of_seeds = (seeds, cost) if seeds else ()
-    return Encoder(with_trunk(_network(held), told[0]), *seen, *told, snapshots, *of_seeds)
+    return Encoder(with_trunk(network, told[0]), *seen, *told, snapshots, *of_seeds)
 
 
-def _network(held: Any) -> nn.Module:
-    network = load_model(held["spec"], held["num_classes"], held["channels"] or 3)
-    network.load_state_dict(held["weights"])
+def _network(path: Path, held: Any) -> nn.Module:
+    told = held if isinstance(held, dict) else {}
+    # Or who made the file would say what is called with what: `os.system` takes a text.
+    if not all(isinstance(told.get(name, ...), kind) for name, kind in _TOLD.items()):
+        raise ShardsieveError(
+            f"{path} holds no network of a run; give a checkpoint of your own as --weights, beside "
+            "--model package.module:factory"
+        )
+    network = load_model(told["spec"], told["num_classes"], told["channels"] or 3)
+    try:
+        network.load_state_dict(told["weights"])
+    except RuntimeError as error:
+        raise _unfit(path, error) from error
     return network.eval()
 
 
@@ -130,5 +146,9 @@ def _load_weights(network: nn.Module, path: Path) -> None:
         held = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(held.get("state_dict", held))
     except Exception as error:
-        first = str(error).splitlines()[0]
-        raise ShardsieveError(f"checkpoint {path} does not fit the model: {first}") from error
+        raise _unfit(path, error) from error
+
+
+def _unfit(path: Path, error: Exception) -> ShardsieveError:
+    first = str(error).splitlines()[0]
+    return ShardsieveError(f"checkpoint {path} does not fit the model: {first}")

@@ -134,10 +134,12 @@ class RunFolder:
         path = self.path / name
         if not path.exists():
             return None
-        if not _is_whole(path):
-            raise self._damaged(path)
-        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return loaded
+        try:
+            return _loaded(path)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:
+            raise self._damaged(path) from error
 
     def need(self, name: str) -> dict[str, Any]:
         """Return a saved file that is there.
@@ -242,13 +244,13 @@ def _steps(path: Path) -> int:
     return int(path.name.split("-")[1])
 
 
-def _is_whole(path: Path) -> bool:
-    """Return whether all parts of a file of torch have their checksums, which torch passes over."""
-    try:
-        with zipfile.ZipFile(path) as parts:
-            return parts.testzip() is None
-    except zipfile.BadZipFile:
-        return False
+def _loaded(path: Path) -> dict[str, Any]:
+    """Return what a file of torch holds if all its parts have their checksums: torch asks none."""
+    with zipfile.ZipFile(path) as parts:
+        if changed := parts.testzip():
+            raise ValueError(changed)
+    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return loaded
 
 
 def _digest(path: Path) -> str:
