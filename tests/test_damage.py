@@ -372,6 +372,10 @@ def test_no_file_of_a_store_is_damaged_unnoticed(indexed, left):
     ("where", "word", "wrong"),
     [
         (".", b'"members"', b'"memberr"'),
+        (".", b'"members": ', b'"members": 7, "m": '),
+        (".", rb'"rows_per_shard": \d+', b'"rows_per_shard": null'),
+        (".", rb'"rows_per_shard": ', b'"rows_per_shard": 9' + b"0" * 30),
+        (".", rb'"num_shards": \d+', b'"num_shards": 0'),
         ("score/up", b'"zstd"', b'"zsud"'),
         ("sample/key", b'"chunk_shape"', b'"chunk_shbpe"'),
         ("embedding/e", b'"attributes"', b'"attribuves"'),
@@ -396,6 +400,12 @@ def test_a_changed_word_in_what_describes_an_array_is_no_traceback(indexed, wher
         full(store)
     path.write_bytes(whole)
     assert full(store) == known
+
+
+def test_a_shard_has_no_more_samples_than_there_is_room_for(store):
+    store.group["shard/samples"][1] = store.rows_per_shard + 1
+    with pytest.raises(ss.StoreFormatError, match=r"lost what shard/samples held of .*s-001\.tar"):
+        ss.open_store(store.path)
 
 
 def test_the_cure_of_a_damaged_file_costs_as_little_as_can_be(indexed):

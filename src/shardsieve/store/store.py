@@ -42,7 +42,8 @@ from shardsieve.store.tables import SampleTables
 
 # What holds of every stored score, of which nothing else is said.
 _UNSAID = {"definition": "user", "orientation": "higher is kept first"}
-_ATTRIBUTES = ("kind", "rows_per_shard", "fingerprint", "members")
+_COUNTS = {"rows_per_shard": int, "num_shards": int}
+_ATTRIBUTES = {"kind": str, "fingerprint": str, "members": list, **_COUNTS}
 _KEYS_AT_ONCE = 128  # shards
 _MOST_LISTED = 12  # scores in an error
 
@@ -79,7 +80,8 @@ class Store(SampleTables):
         self._need_chunks("shard/url", np.array([bool(url) for url in self.urls]))
         self._num_shards = len(self.urls)
         self.samples: NDArray[np.int64] = self._read("shard/samples")
-        self._need_chunks("shard/samples", self.samples > 0)
+        some = (self.samples > 0) & (self.samples <= self.rows_per_shard)
+        self._need_chunks("shard/samples", some)
         self.sample_scores: dict[str, NDArray[np.float32]] = {}
 
     @property
@@ -388,8 +390,10 @@ def open_store(path: str | Path, *, mode: str = "r+", check_shards: bool = True)
             f"{path} has format version {version}, this release reads up to {FORMAT_VERSION}; "
             "upgrade shardsieve"
         )
-    lost = [name for name in _ATTRIBUTES if name not in group.attrs]
-    if lost:
+    # Stores of earlier releases do not say how many shards they have.
+    held: dict[str, Any] = {"num_shards": 1, **group.attrs}
+    lost = [name for name, kind in _ATTRIBUTES.items() if not isinstance(held.get(name), kind)]
+    if lost := lost or [name for name in _COUNTS if not 0 < held[name] < 1 << 31]:
         raise damaged(group.store, "zarr.json", f"it does not say {lost[0]}")
     store = Store(path, group)
     if check_shards:
