@@ -375,6 +375,9 @@ def test_an_accelerator_tracks_only_into_a_folder_and_waits_for_half_a_day(tmp_p
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ss.ShardsieveError, match="2 processes were launched but each runs alone"):
         make_accelerator()
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(ss.ShardsieveError, match=r"WORLD_SIZE must be .*, got 'two'; unset it"):
+        make_accelerator()
 
 
 def test_trackers_are_told_of_every_epoch_and_of_the_settings(tmp_path):

@@ -3,6 +3,7 @@
 Groups of commands are `shards`, `scores`, `kept` and `trainings`; `options` has what they share.
 """
 
+import errno
 import re
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import typer
 from shardsieve._errors import ShardsieveError
 from shardsieve._version import __version__
 from shardsieve.cli import kept, scores, shards, trainings
+from shardsieve.cli.base import print_no_more
 from shardsieve.train.ending import Stopped, end_processes, first_to_say, lost_process
 
 app = typer.Typer(
@@ -32,7 +34,7 @@ _INTERRUPTED = 130  # as typer has it for a Ctrl-C
 
 def _say_release(asked: bool) -> None:
     if asked:
-        sys.stdout.write(f"shardsieve {__version__}\n")
+        typer.echo(f"shardsieve {__version__}")
         raise typer.Exit
 
 
@@ -109,4 +111,14 @@ def main() -> None:
 
     A fault keeps its traceback.
     """
-    sys.exit(run(lambda: app(prog_name="shardsieve", standalone_mode=False)))
+    sys.exit(run(_on_any_disk))
+
+
+def _on_any_disk() -> Any:
+    try:
+        return app(prog_name="shardsieve", standalone_mode=False)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print_no_more()
+        raise ShardsieveError(f"{error.strerror}; free some space and start again") from error

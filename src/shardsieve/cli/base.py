@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,16 @@ def show(result: dict[str, Any], as_json: bool, *, out: Path | None = None) -> N
     except BrokenPipeError:
         raise
     except OSError as error:
+        print_no_more()
         raise ShardsieveError(
             f"cannot print the result: {error.strerror}; the work is done: free some space, and "
             "the same command says it again"
         ) from error
+
+
+def print_no_more() -> None:
+    """Let go of what could not be printed: Python would try again at its end, and say so."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def is_given(context: typer.Context, name: str) -> bool:

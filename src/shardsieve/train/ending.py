@@ -63,7 +63,7 @@ def first_to_say(line: str) -> bool:
     Alone, and where the launcher's store cannot be asked, every process is.
     """
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not host or not port.isdigit():
+    if os.environ.get("WORLD_SIZE", "1") == "1" or not host or not port.isdigit():
         return True
     import torch.distributed as dist
 

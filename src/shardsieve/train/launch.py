@@ -52,6 +52,12 @@ def make_accelerator(
     if precision is not None:
         checked_precision(precision)
     tracked = installed_trackers(track) if folder is not None else []
+    launched = os.environ.get("WORLD_SIZE", "1")
+    if not launched.isdecimal():
+        raise ShardsieveError(
+            f"WORLD_SIZE must be the number of processes that were launched, got {launched!r}; "
+            "unset it, or launch them with `accelerate launch` or torchrun"
+        )
     if AcceleratorState._shared_state:
         # It keeps one precision per process, and a chain of steps may have several.
         AcceleratorState._reset_state()
@@ -66,8 +72,7 @@ def make_accelerator(
             dataloader_config=DataLoaderConfiguration(non_blocking=True),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
         )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != accelerator.num_processes:
+    if int(launched) != accelerator.num_processes:
         raise ShardsieveError(
             f"{launched} processes were launched but each runs alone; "
             "launch them with `accelerate launch --config_file configs/two_cpu.yaml` or torchrun"
