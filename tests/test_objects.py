@@ -124,8 +124,12 @@ def test_a_lasting_fault_names_shard_range_and_cause(shards, tmp_path):
             ss.ShardDataset(store)[0]
     with pytest.raises(ss.ShardsieveError, match="must begin with one of s3, gs, az, hf, http"):
         objects.client("ftp://host/a.tar")
-    with pytest.raises(ss.ShardsieveError, match="must not have a query"):
+    with pytest.raises(
+        ss.ShardsieveError, match=r"not have a query .*, got https://host/a\.tar\?\.{3}$"
+    ):
         objects.client("https://host/a.tar?signature=1")
+    with pytest.raises(ss.ShardsieveError, match=r"a password, .*, got https://\.{3}@host/a\.tar"):
+        ss.open_store("https://me:secret@host/a.tar")
 
 
 def test_reads_begun_ahead_are_not_made_twice(shards, tmp_path):

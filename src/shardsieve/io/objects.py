@@ -80,7 +80,7 @@ def client(url: str) -> tuple[Any, str]:
     are taken as they are; after a host they may be percent-encoded.
 
     Raises:
-        ShardsieveError: If the scheme is unknown or the URL has a query.
+        ShardsieveError: If the scheme is unknown, or the URL has a query or a password.
     """
     root, path = _split(url)
     _note_use(f"use {url}")
@@ -100,7 +100,14 @@ def _split(url: str) -> tuple[str, str]:
     if scheme not in SCHEMES:
         raise ShardsieveError(f"url must begin with one of {', '.join(SCHEMES)}://, got {url}")
     if "?" in path:
-        raise ShardsieveError(f"url must not have a query (a signed URL expires), got {url}")
+        told = url.partition("?")[0]  # the rest is a key to it
+        raise ShardsieveError(f"url must not have a query (a signed URL expires), got {told}?...")
+    if "@" in host:
+        told = url.replace(host, f"...@{host.rpartition('@')[2]}", 1)
+        raise ShardsieveError(
+            f"url must not hold a name and a password, which are not sent and would be stored, got "
+            f"{told}"
+        )
     return f"{scheme}://{host}", unquote(path) if scheme in _PLAIN else path
 
 
