@@ -378,6 +378,7 @@ def test_no_file_of_a_store_is_damaged_unnoticed(indexed, left):
         (".", rb'"num_shards": \d+', b'"num_shards": 0'),
         ("score/up", b'"zstd"', b'"zsud"'),
         ("sample/key", b'"chunk_shape"', b'"chunk_shbpe"'),
+        ("score/up", rb'"chunk_shape": \[\s*1', b'"chunk_shape": [0'),
         ("embedding/e", b'"attributes"', b'"attribuves"'),
         ("keep/half/bits", b'"uint8"', b'"uinu8"'),
         ("dynamics/a", b'"group"', b'"grouq"'),

@@ -49,6 +49,8 @@ def need_metadata(store: Any, key: str, found: Buffer | None) -> None:
     try:
         held.pop("consolidated_metadata", None)  # of all that lies below: it takes the longest
         _KINDS[held["node_type"]].from_dict(held)
+        if 0 in held.get("chunk_grid", {}).get("configuration", {}).get("chunk_shape", ()):
+            raise ValueError("chunks of no rows")
     except _NO_METADATA as error:
         if not __debug__:
             raise StoreFormatError(
