@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tars import write_shards
+from tars import write_shards, write_tar
 from torch.utils.data import DataLoader
 from typer.main import get_command
 
@@ -223,6 +223,17 @@ def test_output_to_a_full_disk_is_one_line(store, command, unbuffered):
     assert ended.returncode == 2
     told = "cannot print the result: " if options else ""
     assert re.fullmatch(f"shardsieve: {told}No space left .*\n", ended.stderr)
+
+
+def test_a_name_that_a_terminal_would_obey_is_printed_as_what_it_is(cli, tmp_path):
+    clear = "\x1b[2J"
+    path = write_tar(tmp_path / "a.tar", [("a.jpg", b""), (f"a.{clear}x", b"")])
+    store = ss.index(path, tmp_path / "s.zarr").path
+    assert r"members: \x1b[2jx jpg" in cli("info", "--store", store)[1]
+    write_tar(tmp_path / "b.tar", [(f"{clear}.x", b"")] * 2)
+    status, output, told = cli("index", tmp_path / "b.tar", "--store", tmp_path / "t.zarr")
+    assert (status, output) == (2, "")
+    assert r"repeats the member \x1b[2J.x" in told
 
 
 def test_the_program_says_which_release_it_is(cli):

@@ -255,3 +255,10 @@ def test_a_size_below_0_is_refused(tmp_path, kind):
 @example("a.b/._c.jpg")
 def test_names_are_split_by_webdatasets_rule(name):
     assert names.split_key(name) == names._split_by_rule(name)
+
+
+def test_a_suffix_that_is_not_utf8_is_refused_by_shard(tmp_path):
+    """It would be a field's name, of which the store has a list; keys may be anything."""
+    path = write_tar(tmp_path / "a.tar", [("a.\udce9jpg", b"x")], fmt=tarfile.GNU_FORMAT)
+    with pytest.raises(ss.CorruptShardError, match=r"a\.tar has members .* not UTF-8, '.udce9jpg'"):
+        ss.index(path, tmp_path / "s.zarr")

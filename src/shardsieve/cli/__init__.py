@@ -15,6 +15,7 @@ from shardsieve._errors import ShardsieveError
 from shardsieve._version import __version__
 from shardsieve.cli import kept, scores, shards, trainings
 from shardsieve.cli.base import print_no_more
+from shardsieve.cli.shown import visible
 from shardsieve.train.ending import Stopped, end_processes, first_to_say, lost_process
 
 app = typer.Typer(
@@ -102,7 +103,7 @@ def _program(error: Any) -> str:
 def _say(line: str) -> None:
     # What all processes of a launch have to say is said once.
     if first_to_say(line):
-        sys.stderr.write(line)
+        sys.stderr.write(visible(line))
         sys.stderr.flush()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.cli.shown import lines_of
+from shardsieve.cli.shown import lines_of, visible
 
 _OUTPUT = Path("/dev/stdout")
 
@@ -37,7 +37,7 @@ def show(result: dict[str, Any], as_json: bool, *, out: Path | None = None) -> N
     """
     if os.environ.get("RANK", "0") != "0":  # under a launcher, one process speaks for all
         return
-    text = json.dumps(result) if as_json else "\n".join(lines_of(result))
+    text = json.dumps(result) if as_json else visible("\n".join(lines_of(result)))
     try:
         typer.echo(text, err=out is not None and out.resolve() == _OUTPUT.resolve())
     except BrokenPipeError:

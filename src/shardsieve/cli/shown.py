@@ -37,6 +37,15 @@ def lines_of(result: dict[str, Any], indent: str = "") -> Iterator[str]:
             yield f"{indent}{name}: {word(value)}"
 
 
+def visible(text: str) -> str:
+    r"""Return a text in which a terminal finds nothing to obey: strangers choose names in shards.
+
+    >>> visible("gr\xfcn\n\x1b[2J")
+    'gr\xfcn\n\\x1b[2J'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 def word(value: Any) -> str:
     """Return a value in a word or a few, numbers to four digits.
 

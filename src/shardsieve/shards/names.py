@@ -54,7 +54,7 @@ def expand_urls(urls: str | Path | Iterable[str | Path]) -> list[str]:
         raise ShardsieveError(f"no shards match {', '.join(map(str, given)) or 'an empty list'}")
     files = [url if "://" in url else str(Path(url).resolve()) for url in found]
     for file in files:
-        if not _is_utf8(file):
+        if not is_utf8(file):
             raise ShardsieveError(f"shards must have names in UTF-8, got {file!r}; rename it")
     repeated = {file for file, count in Counter(files).items() if count > 1}
     twice = [url for url, file in zip(found, files, strict=True) if file in repeated]
@@ -63,10 +63,10 @@ def expand_urls(urls: str | Path | Iterable[str | Path]) -> list[str]:
     return found
 
 
-def _is_utf8(name: str) -> bool:
-    r"""Return whether a store can hold a name of the file system.
+def is_utf8(name: str) -> bool:
+    r"""Return whether a store can hold a name of the file system or of a tar.
 
-    >>> _is_utf8("s-\u00e9.tar"), _is_utf8("s-\udce9.tar")
+    >>> is_utf8("s-\u00e9.tar"), is_utf8("s-\udce9.tar")
     (True, False)
     """
     return not any("\ud800" <= sign <= "\udfff" for sign in name)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardsieve._errors import ANOTHER_STORE, CorruptShardError
-from shardsieve.shards.names import split_key
+from shardsieve.shards.names import is_utf8, split_key
 
 BLOCK = 512
 _ZERO = bytes(BLOCK)
@@ -161,6 +161,11 @@ def sample_table(read: ReadAt, total: int, url: str, *, label_member: str = "cls
         if suffix == label_member and size <= _LONGEST_LABEL:
             # Here and now: of an object the block around it is at hand.
             labels[-1] = read(data, size)
+    for suffix in bit_of:
+        if not is_utf8(suffix):
+            raise CorruptShardError(
+                f"shard {url} has members whose suffix is not UTF-8, {suffix!r}; pack it again"
+            )
     if not keys:
         raise CorruptShardError(
             f"shard {url} holds no samples: a member needs a name like 12.jpg; leave it out"
