@@ -244,6 +244,13 @@ def test_who_has_no_key_is_told_where_to_put_it(monkeypatch):
         objects.mark_of("s3://bucket/a.tar")
 
 
+def test_what_a_host_answers_is_said_of_long_names_too(s3, tmp_path):
+    (url,) = s3.upload(write_shards(tmp_path / "d", [3]), f"{'x' * 150}/")
+    s3.refuse = lambda environ: "403 Forbidden"
+    with pytest.raises(ss.CorruptShardError, match=r"status code: 403 Forbidden: .*AccessDenied"):
+        objects.fetch(url, 0, 10)
+
+
 def test_every_name_of_an_endpoint_may_be_plain_http(s3, tmp_path, monkeypatch):
     (url,) = s3.upload(write_shards(tmp_path / "d", [3]))
     monkeypatch.delenv("AWS_ENDPOINT_URL")

@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache, wraps
@@ -438,7 +439,8 @@ def _warn_of_limit() -> None:
 
 def _cause(error: BaseException) -> str:
     whole = " ".join(str(error).split("\n\nDebug")[0].split())
-    text = whole[:300]
+    # Without the address, which has been said: what the host answers stands last.
+    text = re.sub(r"(Error performing \w+) \S+(?= in )", r"\1", whole)[:400]
     if any(host in whole for host in _METADATA):
         text += (
             "; the environment has no key: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
