@@ -12,7 +12,7 @@ import shardsieve as ss
 from shardsieve.loaders import ffcv_decoder
 from shardsieve.pack.beton import pack_beton
 from shardsieve.pack.beton_tars import beton_to_tars
-from shardsieve.shards.beton import read_beton
+from shardsieve.shards.beton import DESCRIPTOR, HEADER, read_beton, row_type
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.images import image_of
 from shardsieve.train.loading import make_loader
@@ -182,3 +182,17 @@ def test_images_that_ffcv_cannot_find_are_found(tmp_path):
         images = torch.cat([batch.images for batch in found])
         assert images.amax(dim=(1, 2, 3)).tolist() == list(range(40))
         assert images.amin(dim=(1, 2, 3)).tolist() == list(range(40))
+
+
+@pytest.mark.parametrize("height", [0, 7, 9])
+def test_raw_images_of_other_sizes_than_their_bytes_are_damage(tmp_path, height):
+    path = write_beton(tmp_path / "train.beton", 4, side=8)
+    raw, types = bytearray(path.read_bytes()), read_beton(path).types
+    at = HEADER.itemsize + len(types) * DESCRIPTOR.itemsize
+    rows = np.frombuffer(raw, row_type(types), count=4, offset=at)
+    rows["f0"]["height"][1] = height
+    path.write_bytes(raw)
+    message = rf"beton is damaged: .* 192 bytes for an image of {height} x 8 pixels; write it again"
+    with pytest.raises(ss.CorruptShardError, match=message):
+        beton_to_tars(path, tmp_path / "out")
+    assert not list(tmp_path.glob("out/*"))

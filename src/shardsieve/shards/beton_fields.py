@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shardsieve._errors import ShardsieveError
+from shardsieve._errors import CorruptShardError, ShardsieveError
 from shardsieve.shards.beton import BYTES, IMAGE, INT, JSON, POINTERS, Beton
 
 JPEG, RAW = 0, 1
@@ -93,6 +93,11 @@ class BetonFields:
         if int(value["mode"]) == JPEG:
             return "jpg", data
         height, width = int(value["height"]), int(value["width"])
+        if not len(data) == height * width * 3 > 0:
+            raise CorruptShardError(
+                f"{self._beton.path} is damaged: it has {len(data)} bytes for an image of {height} "
+                f"x {width} pixels; write it again"
+            )
         if self._raw == "ppm":
             return "ppm", b"P6 %d %d 255\n" % (width, height) + data
         out = io.BytesIO()
