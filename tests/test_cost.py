@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tars import write_shards
 
 import shardsieve as ss
 from shardsieve import cli
 from shardsieve.commands.training import train_store
 from shardsieve.cost import NO_COST, Cost, Plan, account, estimated_full
+from shardsieve.extrapolate.quality import doubt_of_score
 from shardsieve.pack import pack
 from shardsieve.train.config import TrainConfig
-from shardsieve.train.ledger import NOTHING, Overhead, ledger
+from shardsieve.train.ledger import NOTHING, Overhead, ledger, overhead_of
 
 COUNTS = st.integers(0, 10**9)
 SECONDS = st.floats(0, 1e6)
@@ -228,3 +230,16 @@ def test_what_the_choice_goes_by_is_counted(tmp_path, capsys, monkeypatch, choic
     assert cost["uncounted"] == []
     assert {name for name in cost["phases"] if name != "training"} == phases
     assert all(cost["phases"][name] == spent for name in phases)
+
+
+def test_who_puts_a_score_says_how_it_was_made_in_words_of_its_own(tmp_path):
+    """Some of these words are the program's too: reading them as its own was a traceback."""
+    store = ss.index(write_shards(tmp_path / "d", [8]), tmp_path / "s.zarr")
+    made = {"quality": "good", "cost": "3 GPU days", "of": "CLIP", "embedding": ["ViT-B/32"]}
+    for name, word in made.items():
+        store.put_score(name, range(8), provenance={name: word})
+    overhead = overhead_of(store, *made)
+    assert (overhead.phases, overhead.uncounted) == ({}, ("scoring",))
+    for name, word in made.items():
+        assert doubt_of_score(store.provenance(name), 0.5) is None
+        assert store.provenance(name)[name] == word

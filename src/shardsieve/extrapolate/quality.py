@@ -162,7 +162,9 @@ def doubt_of_score(made: Mapping[str, Any], keep_fraction: float) -> str | None:
         keep_fraction: In `(0, 1]`.
     """
     quality = made.get("against_second_run", made.get("quality"))
-    return None if quality is None else doubt(quality, keep_fraction)
+    # Who puts a score may mean something else by the word.
+    ours = isinstance(quality, Mapping) and "agreement" in quality
+    return doubt(quality, keep_fraction) if ours else None
 
 
 def cross_validate(

@@ -33,19 +33,26 @@ def overhead_of(store: Store, *scores: str | None) -> Overhead:
     known = [store.provenance(one) for one in scores if one is not None]
     if not known:
         return NOTHING
-    measured = [made.get("of", made) for made in known]
-    found: dict[str, list[Any]] = {"scoring": [one.get("cost") for one in measured]}
+    predicted = [made for made in known if isinstance(made.get("of"), Mapping)]
+    measured = [made["of"] if made in predicted else made for made in known]
+    found: dict[str, list[Any]] = {"scoring": [_cost_in(one) for one in measured]}
     # Of what they were predicted from, and of what the seeds' own scores come from, as TURTLE's.
-    points = {one["embedding"] for one in (*known, *measured) if "embedding" in one}
+    named = (one.get("embedding") for one in (*known, *measured))
+    points = {name for name in named if isinstance(name, str)}
     if points:
         found["embedding"] = [_embedding_cost(store, name) for name in sorted(points)]
         networks = (_embedding_cost(store, name, "network_cost") for name in sorted(points))
         found["scoring"] += filter(None, networks)
-    extrapolated = [made.get("cost") for made in known if "of" in made]
-    if extrapolated:
-        found["extrapolation"] = extrapolated
+    if predicted:
+        found["extrapolation"] = [_cost_in(made) for made in predicted]
     counted = {name: _sum_of_unlike(costs) for name, costs in found.items() if all(costs)}
     return Overhead(counted, tuple(name for name in found if name not in counted))
+
+
+def _cost_in(made: Mapping[str, Any]) -> Any:
+    """Return the cost that a provenance tells of; who puts a score may mean something else."""
+    cost, ours = made.get("cost"), NO_COST.to_dict().keys()
+    return cost if isinstance(cost, Mapping) and "bytes" in cost and cost.keys() <= ours else None
 
 
 def _sum_of_unlike(costs: list[Any]) -> Cost:
