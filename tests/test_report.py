@@ -92,3 +92,24 @@ def test_a_fraction_that_keeps_nothing_is_refused(tmp_path):
     how = {"score": "mine", "keep_fraction": 0.1, "reference": None}
     with pytest.raises(ValueError, match="keep_fraction must keep at least 1 of 4 samples"):
         report_score(store.path, tmp_path / "r.html", **how)
+
+
+def test_names_of_classes_are_no_formulas_and_words_of_others_no_figures(tmp_path):
+    """A `$` in two names, or a quality that is a word of the user's, was a traceback."""
+    (tmp_path / "classes.json").write_text(r'["$\\over$", "<b>", "US$1 or $2"]')
+    pixels = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(pixels, "PNG")
+    members = [
+        (f"{n}.{suffix}", data)
+        for n in range(3)
+        for suffix, data in (("png", pixels.getvalue()), ("cls", b"%d" % n))
+    ]
+    store = ss.index(write_tar(tmp_path / "s.tar", members), tmp_path / "s.zarr")
+    made = {"definition": "<script>", "quality": "good"}
+    store.put_score("mine", range(3), provenance=made)
+    how = {"score": "mine", "keep_fraction": 0.5, "reference": None}
+    report_score(store.path, tmp_path / "r.html", **how)
+    page = (tmp_path / "r.html").read_text()
+    assert "&lt;script&gt;: 3 samples measured" in page
+    assert "<script>" not in page
+    assert "Held-out quality" not in page

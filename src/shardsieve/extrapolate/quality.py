@@ -161,10 +161,14 @@ def doubt_of_score(made: Mapping[str, Any], keep_fraction: float) -> str | None:
         made: With `quality`, and `against_second_run` where there was one.
         keep_fraction: In `(0, 1]`.
     """
-    quality = made.get("against_second_run", made.get("quality"))
-    # Who puts a score may mean something else by the word.
-    ours = isinstance(quality, Mapping) and "agreement" in quality
-    return doubt(quality, keep_fraction) if ours else None
+    quality = made.get("against_second_run", quality_of_score(made))
+    return None if quality is None else doubt(quality, keep_fraction)
+
+
+def quality_of_score(made: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the `quality` in a provenance; who puts a score may mean something else by it."""
+    quality = made.get("quality")
+    return quality if isinstance(quality, Mapping) and "agreement" in quality else None
 
 
 def cross_validate(

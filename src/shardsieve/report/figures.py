@@ -93,7 +93,8 @@ def shares(names: list[str], kept: list[float], fraction: float) -> str:
         axes = figure.subplots()
         if len(names) <= _MOST_BARS:
             axes.bar(range(len(kept)), kept, color=_BLUE)
-            axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+            how: dict[str, Any] = {"rotation": 45, "ha": "right", "parse_math": False}
+            axes.set_xticks(range(len(names)), names, **how)
         else:  # bars thinner than a pixel would be drawn or not by chance
             axes.stairs(sorted(kept), fill=True, color=_BLUE)
             axes.set(xlabel="classes, from the least kept to the most")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shardsieve._errors import MissingScoreError
 from shardsieve.extrapolate.correlations import check_keeps
-from shardsieve.extrapolate.quality import doubt_of_score, measure
+from shardsieve.extrapolate.quality import doubt_of_score, measure, quality_of_score
 from shardsieve.io.replacing import write_whole
 from shardsieve.report.figures import against, contact_sheet, histogram, shares, spread_of
 from shardsieve.selection import num_kept, top_rows
@@ -65,7 +65,7 @@ def write_report(
         "missing": len(store) - len(rows),
         "keep_fraction": keep_fraction,
         "table": table,
-        "made": made,
+        "made": {**made, "quality": quality_of_score(made)},
         "classes": classes,
         "doubt": doubt_of_score(made, keep_fraction),
         "spread": None,
