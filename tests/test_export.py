@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from betons import write_beton
-from tars import write_shards
+from tars import write_shards, write_tar
 from typer.testing import CliRunner
 
 import shardsieve as ss
@@ -124,6 +124,15 @@ def test_what_is_piped_on_is_what_was_asked_for_alone(store):
         done = subprocess.run(run, check=True, capture_output=True, text=True)
         assert [int(one) for one in done.stdout.split()] == ss.select(store, **HALF).ids().tolist()
         assert json.loads(done.stderr.splitlines()[-1])["kept"] == 15
+
+
+def test_a_key_of_two_lines_is_not_listed_as_two(tmp_path):
+    members = [("a.cls", b"0"), ("b\nc.cls", b"1")]
+    store = ss.index(write_tar(tmp_path / "s.tar", members), tmp_path / "s.zarr")
+    store.put_score("up", range(2))
+    with pytest.raises(ss.ShardsieveError, match=r"got 's\.tar/b\\nc'; use layout ids or csv"):
+        export_keep_set(store.path, tmp_path / "keys", "keys", HALF)
+    assert not (tmp_path / "keys").exists()
 
 
 def test_a_table_of_every_sample(store, tmp_path):

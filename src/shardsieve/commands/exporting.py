@@ -100,8 +100,14 @@ def _listed(store: Store, keep: KeepSet, *, kept: bool) -> bytes:
                 f"shards must have names of their own to be listed by, got {first[_name(url)]} and "
                 f"{url}; use layout ids or csv"
             )
-    lines = (f"{name}\n" for name, is_kept in _names(store, keep) if is_kept == kept)
-    return "".join(lines).encode("utf-8", "surrogateescape")
+    names = [name for name, is_kept in _names(store, keep) if is_kept == kept]
+    for name in names:
+        if "\n" in name:  # of two lines, the second is a name that somebody chose
+            raise ShardsieveError(
+                f"samples must have names of one line to be listed by, got {name!r}; use layout "
+                "ids or csv"
+            )
+    return "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape")
 
 
 def _name(url: str) -> str:
