@@ -14,7 +14,7 @@ from shardsieve.policy.base import (
     in_unit,
     is_last_part,
 )
-from shardsieve.policy.inbox import Rows
+from shardsieve.policy.inbox import Floats, Rows
 from shardsieve.policy.losses import LastLossPolicy
 from shardsieve.selection import num_kept
 
@@ -101,7 +101,7 @@ class InfoBatch(LastLossPolicy):
         known: Rows = np.flatnonzero(np.isfinite(self._loss))
         if not len(known):
             return known
-        losses = self._loss[known]
+        losses: Floats = self._loss[known]
         if self.quantile is None:
             return known[losses < losses.mean()]
         below = int((losses < np.quantile(losses, self.quantile)).sum())
