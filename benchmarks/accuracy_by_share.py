@@ -64,6 +64,8 @@ STATIC = {
     "short run's el2n, CCS": "short{seed}_el2n",
     "short run asked, el2n": "asked{seed}_el2n",
     "short run asked, el2n, CCS": "asked{seed}_el2n",
+    "short run asked, closeness": "asked{seed}_threshold_closeness",
+    "short run asked, closeness, CCS": "asked{seed}_threshold_closeness",
     "half run's dyn_unc": "short-half{seed}_dyn_unc",
     "half run's el2n, CCS": "short-half{seed}_el2n",
 }
@@ -154,10 +156,10 @@ def scored(store: ss.Store, config: TrainConfig, out: Path, seed: int, targets: 
         window = matched_window(WINDOW, epochs=epochs, full_epochs=config.epochs)
         made = {"window": window, "scores": None if window < epochs else ["el2n"]}
         score_seeds(store, store.ids(), run, folder=folder / name, name=name, **how | made)
-        if f"asked{kind}{{seed}}_el2n" in targets:
+        if any(one.startswith(f"asked{kind}{{seed}}") for one in targets):
             embed_store(out / "train.zarr", model=str(folder / name), name=name)
-            prefix = f"asked{kind}{seed}"
-            ask_networks(out / "train.zarr", name, ["el2n"], prefix=prefix)
+            specs, prefix = ["el2n", "threshold_closeness"], f"asked{kind}{seed}"
+            ask_networks(out / "train.zarr", name, specs, prefix=prefix)
     predicted_from(store, config, out, seed, [one for one in targets if PREDICTED.match(one)])
 
 

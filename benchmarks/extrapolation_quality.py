@@ -69,6 +69,7 @@ BESIDE = ("ceiling: a second full run", "seeds' own measured score", "random")
 SHORT = "measured in a short run on everything"
 ASKED = "asked after a short run on everything"
 SHORTLY = {SHORT, ASKED}
+ASKED_FOR = {"dyn_unc": "threshold_closeness"}  # of one network, in which nothing changes
 
 
 def light(num_classes: int) -> nn.Module:
@@ -150,8 +151,9 @@ def wanted(key: dict[str, Any], without: list[str]) -> set[tuple[Any, ...]]:
     rows = {row for row in rows if row[0] in SCORES[:2] or not row[1].startswith("GNN")}
     # With all the steps it is a second full run; windows need more than two epochs.
     shortly = {"epochs": ("el2n", "confidence"), "half": SCORES}.get(key["matched"], ())
-    rows = {row for row in rows if row[1] not in SHORTLY or row[0] in shortly}
-    rows -= {("dyn_unc", ASKED)}  # of a network that is asked once nothing changes
+    rows = {row for row in rows if row[1] != SHORT or row[0] in shortly}
+    asked = SCORES if shortly else ()
+    rows = {row for row in rows if row[1] != ASKED or row[0] in asked}
     return {(*key.values(), *row) for row in rows}
 
 
@@ -188,7 +190,7 @@ def one(
         elif name == SHORT:
             values = store.score(f"{short}_{score}")
         elif name == ASKED:
-            values = store.score(f"{short}_asked_{score}")
+            values = store.score(f"{short}_asked_{ASKED_FOR.get(score, score)}")
         elif name == BESIDE[1]:
             values = store.score(f"{run}_{score}")
             where = np.flatnonzero(np.isfinite(values))
@@ -280,7 +282,8 @@ def short_run(
     )
     begin, store_path = time.perf_counter(), options.work / "train.zarr"
     embed_store(store_path, model=str(options.work / "runs" / name), name=name)
-    ask_networks(store_path, name, ["el2n", "confidence"], prefix=f"{name}_asked")
+    specs = ["el2n", "confidence", "threshold_closeness"]
+    ask_networks(store_path, name, specs, prefix=f"{name}_asked")
     return name, {
         "samples_trained": made["samples"],
         "steps": made["steps"],

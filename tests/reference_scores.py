@@ -64,6 +64,15 @@ def confidence(q):
     return [math.fsum(row[i] for row in q) / len(q) for i in range(len(q[0]))]
 
 
+def threshold_closeness(q):
+    closest = []
+    for i in range(len(q[0])):
+        right = math.fsum(row[i] for row in q) / len(q)
+        wrong = math.fsum(1.0 - row[i] for row in q) / len(q)
+        closest.append(right * wrong)
+    return closest
+
+
 def variability(q):
     means = confidence(q)
     return [

@@ -55,8 +55,9 @@ def test_tdds_of_recorded_divergences_is_tdds_of_the_probabilities(recorded, kl)
 
 
 @given(tracks())
-def test_confidence_and_variability_match_the_reference(q):
+def test_moments_of_the_label_probability_match_the_reference(q):
     same(scores.confidence(q), reference.confidence(q.tolist()))
+    same(scores.threshold_closeness(q), reference.threshold_closeness(q.tolist()))
     same(scores.variability(q), reference.variability(q.tolist()))
 
 

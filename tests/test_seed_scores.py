@@ -104,6 +104,7 @@ def test_every_recorded_score_is_its_own_function():
         "frequency": scores.frequency(q),
         "grand_last_layer": found["grand"].mean(axis=0),
         "margin": -scores.margin(last),
+        "threshold_closeness": scores.threshold_closeness(q),
         "variability": scores.variability(q),
     }
     assert set(want) == set(RECORDED)

@@ -103,7 +103,7 @@ class InfoBatch(LastLossPolicy):
             return known
         losses: Floats = self._loss[known]
         if self.quantile is None:
-            return known[losses < losses.mean()]
+            return np.asarray(known[losses < losses.mean()])
         below = int((losses < np.quantile(losses, self.quantile)).sum())
         # Late in a run many losses are exactly 0, of which none lies below such a quantile.
         count = max(below, int(self.quantile * len(known)))

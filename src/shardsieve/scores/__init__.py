@@ -16,6 +16,7 @@ from shardsieve.scores.dynamics import (
     dual,
     dynamic_uncertainty,
     frequency,
+    threshold_closeness,
     variability,
 )
 from shardsieve.scores.embedded import moderate_distance, prototypicality, semdedup
@@ -79,5 +80,6 @@ __all__ = [
     "semdedup",
     "tdds",
     "tdds_from_divergence",
+    "threshold_closeness",
     "variability",
 ]

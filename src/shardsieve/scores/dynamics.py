@@ -130,6 +130,22 @@ def confidence(p_true: ArrayLike) -> Floats:
     return mean_of(probabilities("p_true", p_true, "T n"))
 
 
+def threshold_closeness(p_true: ArrayLike) -> Floats:
+    """Return p (1 - p), p the mean of `p_true` (T, n) over epochs: in `[0, 0.25]`, float64 (n,).
+
+    Active Bias: Chang, Learned-Miller, McCallum, NeurIPS 2017, arXiv 1704.07433; high is kept
+    first, as of Dynamic Uncertainty, which it is nearest to early in a run.
+
+    Raises:
+        ValueError: If a value is NaN or outside `[0, 1]`.
+
+    >>> threshold_closeness([[0.25, 1.0], [0.75, 1.0]]).tolist()
+    [0.25, 0.0]
+    """
+    mean = confidence(p_true)
+    return mean * (1.0 - mean)
+
+
 def variability(p_true: ArrayLike) -> Floats:
     """Return the population standard deviation of `p_true` (T, n) over epochs, float64 (n,).
 

@@ -14,6 +14,7 @@ from shardsieve.scores.dynamics import (
     dual,
     dynamic_uncertainty,
     frequency,
+    threshold_closeness,
     variability,
 )
 from shardsieve.scores.events import forgetting
@@ -86,6 +87,7 @@ RECORDED: Mapping[str, Recorded] = MappingProxyType(
         "frequency": Recorded("frequency", "p_true", frequency),
         "grand_last_layer": Recorded("grand_last_layer", "grand", _mean),
         "margin": Recorded("margin", "gap", _mean, last=1),
+        "threshold_closeness": Recorded("threshold_closeness", "p_true", threshold_closeness),
         "variability": Recorded("variability", "p_true", variability),
     }
 )

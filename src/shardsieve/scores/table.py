@@ -31,6 +31,7 @@ class Orientation:
 
 
 _MAHARANA = ("Maharana, Yadav, Bansal, ICLR 2024", "2310.07931")
+_CHANG = ("Chang, Learned-Miller, McCallum, NeurIPS 2017", "1704.07433")
 _COLEMAN = ("Coleman et al., ICLR 2020", "1906.11829")
 _PAUL = ("Paul, Ganguli, Dziugaite, NeurIPS 2021", "2107.07075")
 _SWAYAMDIPTA = ("Swayamdipta et al., EMNLP 2020", "2009.10795")
@@ -60,6 +61,7 @@ ORIENTATION: Mapping[str, Orientation] = MappingProxyType(
         ),
         "semdedup": Orientation("low", "Abbas et al., 2023", "2303.09540", ("embeddings",)),
         "tdds": Orientation("high", "Zhang et al., CVPR 2024", "2311.13613", ("divergence",)),
+        "threshold_closeness": Orientation("high", *_CHANG, ("p_true",)),
         "variability": Orientation("high", *_SWAYAMDIPTA, ("p_true",)),
     }
 )
