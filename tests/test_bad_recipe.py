@@ -118,6 +118,11 @@ ON_POLICY = {"train__policy": {"name": "ucb"}}
             {"extrapolate__method": "direct", "embed__model": "chains:tiny"},
             "method direct asks the seed run's networks; leave out embed.model",
         ),
+        ({"ask": {}, "embed__model": "chains:tiny"}, "ask must come with score and embed, and"),
+        ({"ask": {}, "embed": None, "extrapolate": None}, "ask must come with score and embed"),
+        ({"ask__scores": []}, "ask: scores must name a score, got []"),
+        ({"ask__scores": ["tdds"]}, "ask: score must be one of aum, "),
+        ({"ask__scores": ["el2n:last=2"]}, "last must be at most the 1 recorded epochs, got 2"),
         ({"score__scores": []}, "score: scores must name a score, got []"),
         ({"score__match_steps_of": 9, "score__window": 0}, "window must be a whole number of at"),
         (

@@ -15,6 +15,7 @@ from shardsieve.commands.recipe import read_recipe
 from shardsieve.commands.running import run_recipe
 from shardsieve.commands.steps import Steps
 from shardsieve.pack import pack
+from shardsieve.train.runfolder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,38 @@ def test_a_prediction_of_another_seed_run_is_refused_before_anything_is_trained(
     same = run_recipe(recipe(packed, tmp_path, **elsewhere), until="extrapolate")
     assert same["skipped"] == []
     run_recipe(recipe(packed, tmp_path, **elsewhere, score={"seed": 5}), until="extrapolate")
+
+
+@pytest.mark.slow
+def test_a_chain_may_ask_the_networks_of_a_short_run_on_everything(packed, tmp_path):
+    short = {"seeds": 1.0, "epochs": 2, "scores": ["el2n"], "batch_size": 32}
+    asked = {"score": None, "extrapolate": None, "report": None, "ask": {}}
+    path = recipe(packed, tmp_path, **asked)
+    made = yaml.safe_load(path.read_text()) | {"score": short}
+    path.write_text(yaml.safe_dump(made))
+    first = run_recipe(path)
+    assert first["ask"]["scores"] == ["asked_el2n"]
+    assert "warning" not in first["ask"]
+    store = ss.open_store(tmp_path / "train.zarr", mode="r")
+    assert np.isfinite(store.score("asked_el2n")).all()
+    half = ss.select(store, score="asked_el2n", keep_fraction=0.5)
+    assert RunFolder(first["train"]["run"]).identity()["keep"] == half.digest
+    assert set(first["train"]["cost"]["phases"]) == {"scoring", "embedding", "training"}
+    assert run_recipe(path) == {**first, "skipped": ["score", "embed", "ask", "train"]}
+    # Other scores of the same networks embed nothing anew.
+    path.write_text(yaml.safe_dump(made | {"ask": {"scores": ["threshold_closeness"]}}))
+    other = run_recipe(path)
+    assert other["skipped"] == ["score", "embed"]
+    assert other["ask"]["scores"] == ["asked_threshold_closeness"]
+    assert not ss.open_store(tmp_path / "train.zarr").has_score("asked_el2n")
+
+
+def test_a_score_of_the_users_own_is_not_asked_for_again(packed, tmp_path):
+    store = ss.index(packed[0].pattern, tmp_path / "train.zarr")
+    store.put_score("asked_el2n", np.arange(len(store)))
+    with pytest.raises(ValueError, match=r"ask: score 'asked_el2n' of .* was made by no"):
+        run_recipe(recipe(packed, tmp_path, ask={}))
+    assert store.dynamics == []
 
 
 def test_a_prediction_that_no_recipe_made_is_refused_before_anything_is_trained(packed, tmp_path):

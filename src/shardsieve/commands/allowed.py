@@ -7,6 +7,7 @@ from typing import Any
 from shardsieve.commands.extrapolating import refuse_other_prediction
 from shardsieve.commands.meaning import (
     adversary_of,
+    asked_of,
     blamed,
     given_by_method,
     policy_of,
@@ -51,6 +52,9 @@ def check_trainings(
             if f"score/{recipe.extrapolate.score}" not in made:
                 _check_predicted(recipe.extrapolate, store)
                 _check_foreign(recipe, store)
+    if recipe.ask is not None:
+        with blamed("ask"):
+            _check_asked(recipe, store, made)
     policy = policy_of(recipe)
     if policy is not None and recipe.train is not None and recipe.train.policy_score is not None:
         learned = recipe.train.policy_score
@@ -139,6 +143,18 @@ def _held_out(recipe: Recipe) -> float:
     return float(usual if score.held_out is None else score.held_out)
 
 
+def _check_asked(recipe: Recipe, store: Store, made: Collection[str]) -> None:
+    """Refuse to ask for a score under the name of one that no recipe made."""
+    for name in asked_of(recipe):
+        held = store.provenance(name) if store.has_score(name) else {"embedding": EMBEDDING}
+        ours = str(held.get("embedding")).startswith(EMBEDDING)
+        if not ours and f"score/{name}" not in made:
+            raise ValueError(
+                f"score {name!r} of {store.path} was made by no recipe; give this one a store of "
+                f"its own, or delete it: `shardsieve forget --store {store.path} --score {name}`"
+            )
+
+
 def _check_tried(recipe: Recipe, store: Store) -> None:
     section: Any = recipe.extrapolate
     score: Any = recipe.score
@@ -166,4 +182,5 @@ def _check_chosen_by(recipe: Recipe, store: Store) -> None:
 def _made_scores(recipe: Recipe) -> set[str]:
     seeds = recipe.score
     made = {f"{SEED_RUN}_{one}" for one in specs_of(seeds)} if seeds is not None else set()
+    made |= set(asked_of(recipe))
     return made | ({recipe.extrapolate.score} if recipe.extrapolate is not None else set())

@@ -3,7 +3,15 @@
 from typing import Any
 
 from shardsieve.commands.extrapolating import check_extrapolation
-from shardsieve.commands.meaning import adversary_of, blamed, policy_of, settings, specs_of
+from shardsieve.commands.meaning import (
+    adversary_of,
+    asked_of,
+    blamed,
+    policy_of,
+    score_of,
+    settings,
+    specs_of,
+)
 from shardsieve.commands.methods import ON_SIGNALS, ONLY_WITH
 from shardsieve.commands.sections import Recipe
 from shardsieve.rules import Asked, checked_rule
@@ -39,8 +47,24 @@ def check_recipe(recipe: Recipe) -> None:
             check_encoder(recipe.embed.model)
     if recipe.extrapolate is not None and (recipe.score is None or recipe.embed is None):
         raise ValueError("extrapolate must come with score and embed; add them")
+    _check_asked(recipe)
     _check_scored(recipe)
     _check_kept(recipe)
+
+
+def _check_asked(recipe: Recipe) -> None:
+    if recipe.ask is None:
+        return
+    score: Any = recipe.score
+    if score is None or recipe.embed is None or recipe.embed.model is not None or score.turtle:
+        raise ValueError(
+            "ask must come with score and embed, and without embed.model and score.turtle: it asks "
+            "the seed run's networks; add or leave them out"
+        )
+    if not recipe.ask.scores:
+        raise ValueError("ask: scores must name a score, got []; leave it out for el2n")
+    with blamed("ask"):
+        asked_of(recipe)
 
 
 def _check_extrapolate(recipe: Recipe, section: Any) -> None:
@@ -150,15 +174,17 @@ def _check_kept(recipe: Recipe) -> None:
             _check_policy(recipe, train)
             if train.evaluate_every and recipe.test is None:
                 raise ValueError("evaluate_every must come with a section test, got none; add one")
-    scored = select.score is not None or recipe.extrapolate is not None
+    scored = score_of(recipe) is not None
     by_score = select.rule not in ("random", "moderate") and select.keep_fraction < 1
     if train is not None and policy_of(recipe) is None and by_score and not scored:
         raise ValueError(
-            f"select: rule {select.rule} must have a score; add extrapolate, or to select a stored "
-            "score, rule random, or keep_fraction 1 to train on everything"
+            f"select: rule {select.rule} must have a score; add extrapolate or ask, or to "
+            "select a stored score, rule random, or keep_fraction 1 to train on everything"
         )
     if recipe.report is not None and not scored:
-        raise ValueError("report must have a score to show; add extrapolate, or score to select")
+        raise ValueError(
+            "report must have a score to show; add extrapolate or ask, or score to select"
+        )
 
 
 def _check_policy(recipe: Recipe, train: Any) -> None:

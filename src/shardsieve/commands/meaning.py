@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shardsieve._errors import ShardsieveError
+from shardsieve.commands.asking import PREFIX, check_asked
 from shardsieve.commands.building import USUAL_ON_SIGNALS
 from shardsieve.commands.methods import ON_SIGNALS
 from shardsieve.commands.sections import Recipe, Section
@@ -56,6 +57,29 @@ def given_by_method(recipe: Recipe) -> dict[str, Any]:
     extrapolate = recipe.extrapolate
     on_signals = extrapolate is not None and extrapolate.method in ON_SIGNALS
     return dict(USUAL_ON_SIGNALS) if on_signals else {}
+
+
+def asked_of(recipe: Recipe) -> list[str]:
+    """Return the names of the scores for which the seed run's networks are asked.
+
+    Raises:
+        ValueError: If a specification is wrong, or the networks are too few for it.
+    """
+    if recipe.ask is None:
+        return []
+    score: Any = recipe.score
+    networks = given_by_method(recipe).get("snapshots", 1)
+    networks = networks if score.snapshots is None else score.snapshots
+    return [f"{PREFIX}_{name}" for name in check_asked(recipe.ask.scores, networks)]
+
+
+def score_of(recipe: Recipe) -> str | None:
+    """Return the score that samples are chosen by, None if there is none."""
+    if recipe.select.score is not None:
+        return recipe.select.score
+    if recipe.extrapolate is not None:
+        return recipe.extrapolate.score
+    return next(iter(asked_of(recipe)), None)
 
 
 def specs_of(score: Any) -> list[str]:

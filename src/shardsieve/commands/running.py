@@ -8,16 +8,19 @@ from typing import Any
 from shardsieve._errors import ShardsieveError
 from shardsieve.commands import marks
 from shardsieve.commands.allowed import check_trainings
+from shardsieve.commands.asking import ask_networks
 from shardsieve.commands.chain import Chain, Inputs
 from shardsieve.commands.classes import names_beside
 from shardsieve.commands.extrapolating import extrapolate_score
 from shardsieve.commands.making import make_index
 from shardsieve.commands.meaning import (
     adversary_of,
+    asked_of,
     blamed,
     deciding,
     given_by_method,
     policy_of,
+    score_of,
     settings,
 )
 from shardsieve.commands.methods import ON_SIGNALS, held_out_score
@@ -130,6 +133,24 @@ class _Chain(Chain):
 
         self._step("embed", inputs, make, output, lambda digest: [f"embedding/{EMBEDDING}{digest}"])
 
+    def ask(self) -> None:
+        """Score every sample by what the seed run's networks say of it."""
+        section: Any = self.recipe.ask
+        embedding, names = self.results["embed"]["embedding"], asked_of(self.recipe)
+
+        def inputs() -> Inputs:
+            points = marks.mark_of_embedding(self._store, embedding)
+            return {"data": self._data, "embedding": points, **deciding(section)}
+
+        def make(_: str) -> Result:
+            return self._on_main(partial(ask_networks, self.path, embedding, section.scores))
+
+        def output(result: Result) -> marks.Mark:
+            found = self._marks_of_scores(result)
+            return None if None in found else marks.digest_of(found)
+
+        self._step("ask", inputs, make, output, lambda _: [f"score/{name}" for name in names])
+
     def extrapolate(self) -> None:
         """Predict the rest's scores."""
         section: Any = self.recipe.extrapolate
@@ -198,7 +219,7 @@ class _Chain(Chain):
     def report(self) -> None:
         """Write the page about the score."""
         section: Any = self.recipe.report
-        score, out = self._score(), self.recipe.work / section.out
+        score, out = score_of(self.recipe), self.recipe.work / section.out
         if score is None:
             return
         keep = self.recipe.select.keep_fraction
@@ -229,7 +250,7 @@ class _Chain(Chain):
                 open_store(test.store, mode="r") if test else None,
                 made=[
                     one
-                    for step in ("extrapolate", "train")
+                    for step in ("ask", "extrapolate", "train")
                     for one in self._steps.made(step, self._place)
                 ],
             )
@@ -277,14 +298,10 @@ class _Chain(Chain):
         rule = {**self.recipe.select.model_dump(), "seed": section.seed}
         if section.policy is None:
             blind = is_blind(rule["rule"], rule["drop_missing"])
-            rule["score"] = None if blind else self._score()
+            rule["score"] = None if blind else score_of(self.recipe)
         if rule["rule"] == "moderate" and rule["embedding"] is None and "embed" in self.results:
             rule["embedding"] = self.results["embed"]["embedding"]
         return rule
-
-    def _score(self) -> str | None:
-        given, extrapolate = self.recipe.select, self.recipe.extrapolate
-        return given.score or (extrapolate.score if extrapolate else None)
 
 
 def _forget_without_network(run: Path) -> None:

@@ -121,6 +121,12 @@ class Embed(Section):
     precision: str = "no"
 
 
+class Ask(Section):
+    """Scores by what the seed run's networks say of every sample, as in `shardsieve ask`."""
+
+    scores: list[str] = ["el2n"]
+
+
 class Extrapolate(Section):
     """Which seed score is predicted for the rest, and how, as in `shardsieve extrapolate`."""
 
@@ -146,7 +152,10 @@ class Extrapolate(Section):
 
 
 class Select(Section):
-    """What is kept, as in `shardsieve select`; the extrapolated score unless told otherwise."""
+    """What is kept, as in `shardsieve select`.
+
+    Unless told otherwise by the extrapolated score, or by the first that `ask` makes.
+    """
 
     keep_fraction: float = 0.5
     rule: str = "top"
@@ -192,6 +201,7 @@ class Recipe(Section):
     test: Shards | None = None
     score: Score | None = None
     embed: Embed | None = None
+    ask: Ask | None = None
     extrapolate: Extrapolate | None = None
     select: Select = Select()
     train: Train | None = None

@@ -10,7 +10,7 @@ from shardsieve.io.replacing import write_whole
 
 Result = dict[str, Any]
 
-STEPS = ("index", "score", "embed", "extrapolate", "train", "report")
+STEPS = ("index", "score", "embed", "ask", "extrapolate", "train", "report")
 """Of a chain, in their usual order."""
 
 
