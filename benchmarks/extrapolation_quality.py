@@ -4,10 +4,10 @@
 
 IMAGES is a folder with train/CLASS/*.jpg, or fashion-mnist. Every trial has a full run, whose
 scores are the target, and one seed run per seed fraction and matching: as many epochs as the full
-run (`epochs`), as many steps (`steps`), or half of these (`half`). The full run of the next trial
-is the ceiling. Beside them stands a short run on all samples, in about as many steps as the seed
-run makes: it measures every score and predicts none, and its network is asked about every sample
-once it is done. All figures are over the rest: samples that were no seeds, held out or not.
+run (`epochs`), as many steps (`steps`), or `half` or a `quarter` of these. The full run of the next
+trial is the ceiling. Beside them stands a short run on all samples, in about as many steps as the
+seed run makes: it measures every score and predicts none, and its network is asked about every
+sample once it is done. All figures are over the rest: samples that were no seeds, held out or not.
 `--shards` takes the first shards alone, which scales everything down. `dyn_unc_scaled` is Dynamic
 Uncertainty of the seeds with a window as long in steps as the full run's.
 
@@ -45,7 +45,8 @@ from shardsieve.train.splits import hold_out, matched_epochs, matched_window
 RECORDS = Path(__file__).parent / "records"
 SCORES = ("dyn_unc", "el2n", "confidence")
 HELD_OUT, SNAPSHOTS, WINDOW = 0.1, 12, 10
-MATCHED = {"epochs": 0.0, "steps": 1.0, "half": 0.5}  # share of the full run's steps; 0: its epochs
+# Share of the full run's steps; 0: its epochs.
+MATCHED = {"epochs": 0.0, "quarter": 0.25, "half": 0.5, "steps": 1.0}
 METHODS: dict[str, dict[str, Any]] = {
     "mean kNN": {"method": "knn", "weights": "mean"},
     "exp kNN": {"method": "knn", "weights": "exp"},
@@ -150,7 +151,7 @@ def wanted(key: dict[str, Any], without: list[str]) -> set[tuple[Any, ...]]:
     rows = {(score, name) for score in scores for name in names}
     rows = {row for row in rows if row[0] in SCORES[:2] or not row[1].startswith("GNN")}
     # With all the steps it is a second full run; windows need more than two epochs.
-    shortly = {"epochs": ("el2n", "confidence"), "half": SCORES}.get(key["matched"], ())
+    shortly = {"steps": (), "half": SCORES}.get(key["matched"], ("el2n", "confidence"))
     rows = {row for row in rows if row[1] != SHORT or row[0] in shortly}
     asked = SCORES if shortly else ()
     rows = {row for row in rows if row[1] != ASKED or row[0] in asked}
@@ -276,7 +277,7 @@ def short_run(
         folder=options.work / "runs" / name,
         name=name,
         window=window,
-        scores=None if window < epochs else ["el2n"],
+        scores=None if 2 < window < epochs else ["el2n"],
         accelerator=Accelerator(),
         progress=said(name),
     )

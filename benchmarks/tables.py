@@ -19,8 +19,13 @@ SCORES = {
     "dyn_unc": "Dynamic Uncertainty",
     "dyn_unc_scaled": "Dynamic Uncertainty, window as long in steps",
 }
-RUNS = tuple((seeds, matched) for seeds in (0.2, 0.1) for matched in ("epochs", "half", "steps"))
-HEADS = {"epochs": "same epochs", "half": "half the steps", "steps": "same steps"}
+HEADS = {
+    "epochs": "same epochs",
+    "quarter": "a quarter of the steps",
+    "half": "half the steps",
+    "steps": "same steps",
+}
+RUNS = tuple((seeds, matched) for seeds in (0.2, 0.1) for matched in HEADS)
 MINUS = "\N{MINUS SIGN}"
 ESTIMATES = (
     "ceiling: a second full run",
