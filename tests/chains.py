@@ -43,8 +43,9 @@ class Makers:
 
     def __init__(self, monkeypatch):
         self.ran, self.left = [], None
-        for name in ("score_store", "embed_store", "extrapolate_score", "train_store"):
+        for name in ("score_store", "embed_store", "ask_networks", "extrapolate_score"):
             monkeypatch.setattr(running, name, getattr(self, name))
+        monkeypatch.setattr(running, "train_store", self.train_store)
         monkeypatch.setattr(running, "report_score", self.report_score)
         put, forget = steps.Steps._put, chain.forget_run
         monkeypatch.setattr(steps.Steps, "_put", lambda *a: (self.moment(), put(*a), self.moment()))
@@ -105,6 +106,16 @@ class Makers:
             self.moment()
             array[shard] = values(2 * store.rows_per_shard, made, shard).reshape(-1, 2)
         return {"embedding": name}
+
+    def ask_networks(self, path, embedding, specs):
+        self.ran.append("ask")
+        store, names = ss.open_store(path), [f"asked_{spec}" for spec in specs]
+        for spec, name in zip(specs, names, strict=True):
+            made = {"definition": f"{spec}(embedding={embedding})", "embedding": embedding}
+            said = values(len(store), spec, store.embedding(embedding).tolist())
+            store.put_score(name, said, provenance=made)
+            self.moment()
+        return {"scores": names}
 
     def extrapolate_score(self, path, score, name, embedding, *, folds, **how):
         self.ran.append("extrapolate")
@@ -220,6 +231,8 @@ def outcome(result, recipe):
     """All that a chain has made, without where and when."""
     store, work = ss.open_store(recipe["data"]["store"]), Path(recipe["work"])
     names = [s for s in store.scores if s.startswith("seed") or s == result["extrapolate"]["score"]]
+    asked = recipe.get("ask", {"scores": []}).get("scores", ["el2n"])
+    names += [f"asked_{spec}" for spec in asked]
     learned = recipe["train"].get("policy_score")
     names += [learned] if learned else []
     return {

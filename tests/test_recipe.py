@@ -128,6 +128,9 @@ TABLE = [
     ("embed__precision", "bf16", {}, AFTER_EMBED),
     ("embed__max_unreadable", 9, {}, NOTHING),
     ("embed__workers", 1, {}, NOTHING),
+    ("ask", {}, {}, {"ask"}),
+    ("ask__scores", ["el2n", "aum"], {"ask": {}}, {"ask"}),
+    ("embed__size", 8, {"ask": {}}, {"ask"} | AFTER_EMBED),
     ("extrapolate__score", "el2n", {}, AFTER_EXTRAPOLATE),
     ("extrapolate__method", "gnn", {}, AFTER_EXTRAPOLATE),
     ("extrapolate__method", "fused", HELD_OUT, ALL),  # such a seed run holds seeds out
@@ -220,7 +223,7 @@ def test_the_table_has_every_setting():
         kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
         sections = [kind for kind in kinds if hasattr(kind, "model_fields")]
         known |= {f"{name}__{one}" for kind in sections for one in kind.model_fields}
-    assert known == {row[0] for row in TABLE} - {"test"}
+    assert known == {row[0] for row in TABLE} - {"test", "ask"}
     assert {f.name for f in fields(TrainConfig)} == {*OF_TRAINING, "workers", "max_unreadable"}
 
 
@@ -372,6 +375,9 @@ VARIANTS = [
     {"extrapolate__score": "el2n"},
     {"select__keep_fraction": 0.3},
     {"embed__batch_size": 3},
+    {"ask": {}},
+    {"ask__scores": ["aum", "el2n"], "select__score": "asked_aum"},
+    {"ask": {}, "embed__batch_size": 3, "score__seed": 5},
     {**POLICY, "train__policy_score": "learned"},
     {"train__policy": {"name": "seta"}, "train__policy_score": "learned"},
 ]
@@ -379,7 +385,7 @@ VARIANTS = [
 
 @pytest.mark.slow
 @settings(max_examples=8)
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 25)), min_size=1, max_size=3))
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 25)), min_size=1, max_size=3))
 def test_killed_anywhere_and_changed_anyhow_a_chain_ends_as_if_undisturbed(
     data, tmp_path_factory, story
 ):
