@@ -130,6 +130,8 @@ def test_a_lasting_fault_names_shard_range_and_cause(shards, tmp_path):
         objects.client("https://host/a.tar?signature=1")
     with pytest.raises(ss.ShardsieveError, match=r"a password, .*, got https://\.{3}@host/a\.tar"):
         ss.open_store("https://me:secret@host/a.tar")
+    with pytest.raises(ss.ShardsieveError, match=r"a password, .*, got https://\.{3}@host/a\.tar$"):
+        objects.client("https://me:secret@host/a.tar?signature=1")
 
 
 def test_reads_begun_ahead_are_not_made_twice(shards, tmp_path):

@@ -100,15 +100,15 @@ def _split(url: str) -> tuple[str, str]:
     host, _, path = rest.partition("/")
     if scheme not in SCHEMES:
         raise ShardsieveError(f"url must begin with one of {', '.join(SCHEMES)}://, got {url}")
-    if "?" in path:
-        told = url.partition("?")[0]  # the rest is a key to it
-        raise ShardsieveError(f"url must not have a query (a signed URL expires), got {told}?...")
     if "@" in host:
-        told = url.replace(host, f"...@{host.rpartition('@')[2]}", 1)
+        told = f"{scheme}://...@{host.rpartition('@')[2]}/{path.partition('?')[0]}"
         raise ShardsieveError(
             f"url must not hold a name and a password, which are not sent and would be stored, got "
             f"{told}"
         )
+    if "?" in path:
+        told = url.partition("?")[0]  # the rest is a key to it
+        raise ShardsieveError(f"url must not have a query (a signed URL expires), got {told}?...")
     return f"{scheme}://{host}", unquote(path) if scheme in _PLAIN else path
 
 
