@@ -236,6 +236,7 @@ def test_who_puts_a_score_says_how_it_was_made_in_words_of_its_own(tmp_path):
     """Some of these words are the program's too: reading them as its own was a traceback."""
     store = ss.index(write_shards(tmp_path / "d", [8]), tmp_path / "s.zarr")
     made = {"quality": "good", "cost": "3 GPU days", "of": "CLIP", "embedding": ["ViT-B/32"]}
+    made["against_second_run"] = 0.4
     for name, word in made.items():
         store.put_score(name, range(8), provenance={name: word})
     overhead = overhead_of(store, *made)

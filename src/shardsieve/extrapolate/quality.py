@@ -161,8 +161,10 @@ def doubt_of_score(made: Mapping[str, Any], keep_fraction: float) -> str | None:
         made: With `quality`, and `against_second_run` where there was one.
         keep_fraction: In `(0, 1]`.
     """
-    quality = made.get("against_second_run", quality_of_score(made))
-    return None if quality is None else doubt(quality, keep_fraction)
+    quality = quality_of_score(made)
+    if quality is None:
+        return None
+    return doubt(made.get("against_second_run", quality), keep_fraction)
 
 
 def quality_of_score(made: Mapping[str, Any]) -> Mapping[str, Any] | None:
