@@ -226,11 +226,18 @@ def test_a_pruned_pipeline_pickles(urls, store):
     assert list(again) == list(pruned)
 
 
+def grouped(urls, *args, **how):
+    """A pipeline whose reader is spelled out, in calls if the last one is given something."""
+    parts = [wds.tariterators.url_opener, wds.tariterators.tar_file_expander]
+    parts.append(wds.tariterators.group_by_keys)
+    if args or how:
+        *before, last = map(wds.pipelinefilter, parts)
+        parts = [*(part() for part in before), last(*args, **how)]
+    return wds.DataPipeline(wds.SimpleShardList(urls), *parts, wds.to_tuple("__key__"))
+
+
 def test_a_reader_may_be_spelled_out(urls, store):
-    parts = (wds.tariterators.url_opener, wds.tariterators.tar_file_expander)
-    parts += (wds.tariterators.group_by_keys,)
-    for stages in (parts, [wds.pipelinefilter(part)() for part in parts]):
-        pipeline = wds.DataPipeline(wds.SimpleShardList(urls), *stages, wds.to_tuple("__key__"))
+    for pipeline in (grouped(urls), grouped(urls, lcase=True)):
         pruned = ss.prune(pipeline, store, keep_fraction=0.5, score="up")
         assert set(pruned) < set(pipeline)
 
@@ -254,6 +261,8 @@ def test_a_reader_may_be_spelled_out(urls, store):
             ),
             "put it in the place of another reader",
         ),
+        (lambda urls: grouped(urls, suffixes={"cls"}), "suffixes of group_by_keys changes"),
+        (lambda urls: grouped(urls, lambda name: (name, "")), "keys of group_by_keys changes"),
         (lambda urls: pipeline_of([urls[0], urls[0]]), "names a shard twice"),
         (lambda urls: pipeline_of(urls).mcached(), "Cached, gives again"),
         (lambda urls: wds.WebLoader(pipeline_of(urls)).mcached(), "stage 1 .* Cached, gives"),

@@ -12,8 +12,8 @@ from shardsieve._errors import ShardsieveError
 # Those that hold samples back, or leave some out, by what they are called in a pipeline.
 _INEXACT = {"shuffle": filters._shuffle, "select": filters._select, "rsample": filters._rsample}
 _SPLITTERS = (shardlists.split_by_node, shardlists.single_node_only, shardlists.split_by_worker)
-# Parts of the reader that say nothing about what it reads.
-_NOTHING_ELSE = (tariterators.url_opener, tariterators.group_by_keys)
+# How the store has put members together.
+_GROUPING = {"keys": tariterators.base_plus_ext, "lcase": True, "suffixes": None}
 Handler = Callable[[Exception], bool]
 
 
@@ -54,7 +54,9 @@ def source_of(stages: list[Any]) -> Source:
             shuffled = shuffled or _buffer(stage) > 0
         elif _calls(stage, tariterators.tar_file_expander, tariterators.tarfile_samples):
             reading = _reading(stage)
-        elif stage not in _SPLITTERS and not _calls(stage, *_NOTHING_ELSE):
+        elif _calls(stage, tariterators.group_by_keys):
+            _refuse_another_grouping(stage)
+        elif stage not in _SPLITTERS and not _calls(stage, tariterators.url_opener):
             raise ShardsieveError(
                 f"stage {place} of the pipeline, {stage}, stands before the tar reader, which is "
                 "replaced; remove it, or move it behind"
@@ -160,15 +162,28 @@ def _urls(stage: Any) -> list[str]:
 
 
 def _reading(stage: Any) -> tuple[Handler, Callable[[str], bool] | None]:
-    names = ("handler", "select_files", "rename_files")
-    args, kw = getattr(stage, "args", ()), getattr(stage, "kw", {})  # a bare function has neither
-    given = {**dict(zip(names, args, strict=False)), **kw}
+    given = _given(stage, "handler", "select_files", "rename_files")
     if given.get("rename_files") is not None:
         raise ShardsieveError(
             "rename_files changes which members form a sample, and the store knows their own "
             "names; rename fields behind the reader with .rename() or .map()"
         )
     return given.get("handler", filters.reraise_exception), given.get("select_files")
+
+
+def _refuse_another_grouping(stage: Any) -> None:
+    given = _given(stage, *_GROUPING)
+    other = [name for name, usual in _GROUPING.items() if given.get(name, usual) != usual]
+    if other:
+        raise ShardsieveError(
+            f"{other[0]} of group_by_keys changes which members form a sample, and the store knows "
+            "their own names; choose members by select_files, or behind the reader"
+        )
+
+
+def _given(stage: Any, *names: str) -> dict[str, Any]:
+    args, kw = getattr(stage, "args", ()), getattr(stage, "kw", {})  # a bare function has neither
+    return {**dict(zip(names, args, strict=False)), **kw}
 
 
 def _buffer(stage: Any) -> int:
