@@ -150,9 +150,12 @@ ON_POLICY = {"train__policy": {"name": "ucb"}}
             "train: policy must come without rule, bins of select, got both",
         ),
         ({**ON_POLICY, "train__policy_score": "a/b"}, "train: name must be made of letters"),
-        (
-            {**ON_POLICY, "train__policy_score": "dyn_unc"},
-            "policy_score must not be the extrapolated score, got 'dyn_unc'",
+        *(
+            (
+                {**ON_POLICY, "ask": {}, "train__policy_score": name},
+                f"policy_score must not be a score of an earlier step, got '{name}'",
+            )
+            for name in ("dyn_unc", "asked_el2n", "seed_aum")
         ),
         (
             {"train__policy": {"name": "random-dynamic"}, "train__policy_score": "learned"},

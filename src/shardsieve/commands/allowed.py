@@ -10,9 +10,9 @@ from shardsieve.commands.meaning import (
     asked_of,
     blamed,
     given_by_method,
+    made_scores,
     policy_of,
     settings,
-    specs_of,
 )
 from shardsieve.commands.methods import check_tried
 from shardsieve.commands.sections import EMBEDDING, SEED_RUN, Recipe
@@ -164,7 +164,7 @@ def _check_tried(recipe: Recipe, store: Store) -> None:
 
 def _check_chosen_by(recipe: Recipe, store: Store) -> None:
     """Refuse scores and embeddings that are neither there nor made by the chain."""
-    select, made = recipe.select, _made_scores(recipe)
+    select, made = recipe.select, made_scores(recipe)
     for name in filter(None, (select.score, select.difficulty)):
         if name.startswith(f"{SEED_RUN}_") and name in made and not select.drop_missing:
             raise ValueError(
@@ -177,10 +177,3 @@ def _check_chosen_by(recipe: Recipe, store: Store) -> None:
         return
     if select.embedding is not None or recipe.embed is None:
         store.embedding_name(select.embedding)
-
-
-def _made_scores(recipe: Recipe) -> set[str]:
-    seeds = recipe.score
-    made = {f"{SEED_RUN}_{one}" for one in specs_of(seeds)} if seeds is not None else set()
-    made |= set(asked_of(recipe))
-    return made | ({recipe.extrapolate.score} if recipe.extrapolate is not None else set())

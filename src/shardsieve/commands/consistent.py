@@ -7,6 +7,7 @@ from shardsieve.commands.meaning import (
     adversary_of,
     asked_of,
     blamed,
+    made_scores,
     policy_of,
     score_of,
     settings,
@@ -204,7 +205,8 @@ def _check_policy(recipe: Recipe, train: Any) -> None:
         return
     checked_name(learned)
     policy.check_learns()
-    if recipe.extrapolate is not None and learned == recipe.extrapolate.score:
+    if learned in made_scores(recipe):
         raise ValueError(
-            f"policy_score must not be the extrapolated score, got {learned!r}; choose another name"
+            f"policy_score must not be a score of an earlier step, got {learned!r}; choose another "
+            "name"
         )

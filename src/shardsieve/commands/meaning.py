@@ -10,7 +10,7 @@ from shardsieve._errors import ShardsieveError
 from shardsieve.commands.asking import PREFIX, check_asked
 from shardsieve.commands.building import USUAL_ON_SIGNALS
 from shardsieve.commands.methods import ON_SIGNALS
-from shardsieve.commands.sections import Recipe, Section
+from shardsieve.commands.sections import SEED_RUN, Recipe, Section
 from shardsieve.policy.base import Policy
 from shardsieve.policy.named import named_policy
 from shardsieve.scores.recorded import computable, name_of
@@ -85,6 +85,14 @@ def score_of(recipe: Recipe) -> str | None:
 def specs_of(score: Any) -> list[str]:
     """Return the names, without the run's, of the scores that a seed run makes."""
     return computable(SIGNALS) if score.scores is None else [name_of(one) for one in score.scores]
+
+
+def made_scores(recipe: Recipe) -> set[str]:
+    """Return the names of the scores that are made before anything is trained on what is kept."""
+    seeds = recipe.score
+    made = {f"{SEED_RUN}_{one}" for one in specs_of(seeds)} if seeds is not None else set()
+    made |= set(asked_of(recipe))
+    return made | ({recipe.extrapolate.score} if recipe.extrapolate is not None else set())
 
 
 @contextmanager
