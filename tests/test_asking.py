@@ -72,8 +72,23 @@ def test_another_score_of_that_name_stays(said):
     store, _ = said
     store.put_score("asked_el2n", np.arange(20))
     with pytest.raises(ss.StoreMismatchError, match="asked_el2n"):
-        ask_networks(store.path, None, ["el2n"])
+        ask_networks(store.path, None, ["confidence", "el2n"])
     assert store.score("asked_el2n")[5] == 5
+    assert store.scores == ["asked_el2n"]
+
+
+def test_shards_that_came_later_are_asked_about_once_they_are_embedded(said, tmp_path):
+    store, _ = said
+    ask_networks(store.path, None, ["el2n"])
+    ss.append_shards(write_shards(tmp_path / "more", [5]), store.path)
+    made = ask_networks(store.path, None, ["el2n"])
+    assert made["scored"] == 19
+    assert made["warning"].startswith("5 samples have no embedding and stay without a score")
+    store = ss.open_store(store.path)
+    store.signal_array("e")[2, :5] = 1
+    made = ask_networks(store.path, None, ["el2n"])
+    assert (made["scored"], "warning" in made) == (24, False)
+    assert np.isfinite(store.score("asked_el2n")).sum() == 24
 
 
 def test_only_networks_that_classify_can_be_asked(said):

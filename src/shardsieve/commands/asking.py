@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from shardsieve._errors import MissingScoreError
-from shardsieve.commands.trust import warned
+from shardsieve.commands.trust import unembedded, warned
 from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet
 from shardsieve.scores.inputs import one_of
@@ -33,7 +33,8 @@ def ask_networks(
         prefix: Of the stored names, with `_` behind it.
 
     Returns:
-        The names of the scores, and a `warning` if the networks were trained on some samples alone.
+        The names of the scores, and a `warning` if the networks were trained on some samples alone
+        or some are not embedded.
 
     Raises:
         MissingScoreError: If nothing is stored that could be asked.
@@ -56,16 +57,18 @@ def ask_networks(
         )
     names: Any = store.signal_array(embedding).attrs["signals"]
     known = {name: signals[seen, :, at].T for at, name in enumerate(names)}
-    made = [_asked(spec, known) for spec in specs]
-    for score in made:
+    made = {f"{prefix}_{one.name}": one for one in (_asked(spec, known) for spec in specs)}
+    said = {name: _said(score, embedding, signals.shape[1]) for name, score in made.items()}
+    for name, how in said.items():
+        store.check_score(name, how["definition"])  # before one of them is stored
+    for name, score in made.items():
         values = np.full(len(store), np.nan)
         values[seen] = score.values
-        how = _said(score, embedding, signals.shape[1])
-        how["cost"] = Cost.timed((time.perf_counter() - begin) / len(made)).to_dict()
-        store.put_score(f"{prefix}_{score.name}", values, provenance=how)
-    scores = [f"{prefix}_{score.name}" for score in made]
-    result = {"embedding": embedding, "scored": int(seen.sum()), "scores": scores}
-    return result | warned(_doubt(store, embedding))
+        cost = Cost.timed((time.perf_counter() - begin) / len(made)).to_dict()
+        store.put_score(name, values, provenance={**said[name], "cost": cost})
+    result = {"embedding": embedding, "scored": int(seen.sum()), "scores": [*made]}
+    unseen = int(np.isnan(signals).all(axis=(1, 2)).sum())
+    return result | warned(_doubt(store, embedding), unembedded(unseen, embedding))
 
 
 def check_asked(specs: Sequence[str], networks: int) -> list[str]:
