@@ -10,6 +10,7 @@ from tars import write_shards
 import shardsieve as ss
 from shardsieve import cli as program
 from shardsieve.commands.asking import ask_networks, check_asked
+from shardsieve.commands.reporting import report_score
 from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet
 from shardsieve.train.ledger import overhead_of
@@ -66,6 +67,14 @@ def test_a_score_says_whom_it_asked_and_what_that_took(said):
     counted = overhead_of(store, "asked_el2n.last-1").phases
     assert counted["embedding"].seconds == 7.0
     assert counted["scoring"].seconds < 7.0
+
+
+def test_the_report_is_of_the_samples_that_the_networks_know(said, tmp_path):
+    store, _ = said
+    ask_networks(store.path, None, ["el2n"])
+    out = tmp_path / "report.html"
+    report_score(store.path, out, score="asked_el2n", keep_fraction=0.5, reference=None)
+    assert "19 samples measured" in out.read_text()
 
 
 def test_another_score_of_that_name_stays(said):

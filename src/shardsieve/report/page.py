@@ -35,8 +35,8 @@ def write_report(
     Args:
         store: An open store.
         out: The page; written to a temporary name and renamed.
-        score: Name of a score of every sample, or of a predicted one: what could not be read has
-            none.
+        score: Name of a score of every sample, or of one that was predicted or asked for: what
+            could not be read has none.
         keep_fraction: Of the keep set shown, in `(0, 1]`.
         reference: Name of a measured score of every sample to compare with.
         classes: Class names by label.
@@ -49,9 +49,9 @@ def write_report(
     """
     check_keeps(len(store), keep_fraction)
     found, made = store.score(score), store.provenance(score)
-    # Nothing but a predicted score may lack samples: those that could not be read.
+    # What comes from an embedding lacks what could not be read, a seed run's score all the rest.
     rows = np.flatnonzero(np.isfinite(found))
-    if "source" not in made:
+    if "dynamics" in made or not {"source", "embedding"} & made.keys():
         _need_all(score, found)
     values, measured = found[rows], _measured(store, made)[rows]
     count = min(num_kept(len(store), keep_fraction), len(rows))
