@@ -13,6 +13,7 @@ from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet
 from shardsieve.scores.inputs import one_of
 from shardsieve.scores.recorded import RECORDED, SeedScore, about, from_signals
+from shardsieve.store.alone import in_turn
 from shardsieve.store.store import Store, open_store
 from shardsieve.train.measures import STORED
 
@@ -58,14 +59,16 @@ def ask_networks(
     names: Any = store.signal_array(embedding).attrs["signals"]
     known = {name: signals[seen, :, at].T for at, name in enumerate(names)}
     made = {f"{prefix}_{one.name}": one for one in (_asked(spec, known) for spec in specs)}
+    spent = time.perf_counter() - begin
     said = {name: _said(score, embedding, signals.shape[1]) for name, score in made.items()}
-    for name, how in said.items():
-        store.check_score(name, how["definition"])  # before one of them is stored
-    for name, score in made.items():
-        values = np.full(len(store), np.nan)
-        values[seen] = score.values
-        cost = Cost.timed((time.perf_counter() - begin) / len(made)).to_dict()
-        store.put_score(name, values, provenance={**said[name], "cost": cost})
+    with in_turn(store.path):  # ranks may ask at once
+        for name, how in said.items():
+            store.check_score(name, how["definition"])
+        for name, score in made.items():
+            values = np.full(len(store), np.nan)
+            values[seen] = score.values
+            cost = Cost.timed(spent / len(made)).to_dict()
+            store.put_score(name, values, provenance={**said[name], "cost": cost})
     result = {"embedding": embedding, "scored": int(seen.sum()), "scores": [*made]}
     unseen = int(np.isnan(signals).all(axis=(1, 2)).sum())
     return result | warned(_doubt(store, embedding), unembedded(unseen, embedding))
