@@ -43,9 +43,9 @@ class Makers:
 
     def __init__(self, monkeypatch):
         self.ran, self.left = [], None
-        for name in ("score_store", "embed_store", "ask_networks", "extrapolate_score"):
+        makers = ("score_store", "embed_store", "ask_networks", "extrapolate_score", "train_store")
+        for name in makers:
             monkeypatch.setattr(running, name, getattr(self, name))
-        monkeypatch.setattr(running, "train_store", self.train_store)
         monkeypatch.setattr(running, "report_score", self.report_score)
         put, forget = steps.Steps._put, chain.forget_run
         monkeypatch.setattr(steps.Steps, "_put", lambda *a: (self.moment(), put(*a), self.moment()))
@@ -110,12 +110,15 @@ class Makers:
     def ask_networks(self, path, embedding, specs):
         self.ran.append("ask")
         store, names = ss.open_store(path), [f"asked_{spec}" for spec in specs]
-        for spec, name in zip(specs, names, strict=True):
-            made = {"definition": f"{spec}(embedding={embedding})", "embedding": embedding}
-            said = values(len(store), spec, store.embedding(embedding).tolist())
-            store.put_score(name, said, provenance=made)
+        said = store.embedding(embedding).tolist()
+        for name in names:
+            made = {"definition": f"{name}({embedding})", "embedding": embedding}
+            store.begin_score(name, made, afresh=True)
             self.moment()
-        return {"scores": names}
+            store.write_score(name, values(len(store), said, name))
+            store.finish_score(name)
+            self.moment()
+        return {"embedding": embedding, "scores": names}
 
     def extrapolate_score(self, path, score, name, embedding, *, folds, **how):
         self.ran.append("extrapolate")
@@ -231,10 +234,8 @@ def outcome(result, recipe):
     """All that a chain has made, without where and when."""
     store, work = ss.open_store(recipe["data"]["store"]), Path(recipe["work"])
     names = [s for s in store.scores if s.startswith("seed") or s == result["extrapolate"]["score"]]
-    asked = recipe.get("ask", {"scores": []}).get("scores", ["el2n"])
-    names += [f"asked_{spec}" for spec in asked]
     learned = recipe["train"].get("policy_score")
-    names += [learned] if learned else []
+    names += [*([learned] if learned else []), *result.get("ask", {}).get("scores", [])]
     return {
         "scores": {name: store.score(name).tolist() for name in names},
         "embeddings": {n: store.embedding(n).tolist() for n in store.embeddings},
