@@ -154,7 +154,7 @@ class Extrapolate(Section):
 class Select(Section):
     """What is kept, as in `shardsieve select`.
 
-    Unless told otherwise by the extrapolated score, or by the first that `ask` makes.
+    Unless it names a score, by the extrapolated one, or else the first that `ask` makes.
     """
 
     keep_fraction: float = 0.5
