@@ -11,6 +11,7 @@ from PIL import Image
 from tars import write_tar
 
 import shardsieve as ss
+from shardsieve.commands.meaning import score_of
 from shardsieve.commands.recipe import read_recipe
 from shardsieve.commands.running import run_recipe
 from shardsieve.commands.sections import Recipe
@@ -71,6 +72,18 @@ def test_a_configuration_is_read_as_it_is_and_makes_every_step(path):
     assert recipe.score.precision == recipe.embed.precision == recipe.train.precision == "bf16"
     assert max(first for first, _ in recipe.train.resolutions) < recipe.train.epochs
     assert recipe.train.resolutions[-1][1] == recipe.train.size == recipe.score.size
+
+
+@pytest.mark.parametrize("path", CHAINS, ids=lambda path: path.name)
+def test_what_a_configuration_says_of_asking_can_be_done(path, tmp_path):
+    text = path.read_text()
+    assert "with seeds 1.0, scores [el2n] and a sixth of the epochs above, put `ask: {}`" in text
+    recipe = yaml.safe_load(text) | {"extrapolate": None, "ask": {}}
+    recipe["score"] |= {"seeds": 1.0, "epochs": recipe["score"]["epochs"] // 6, "scores": ["el2n"]}
+    recipe["select"] |= {"rule": "ccs"}
+    asking = tmp_path / path.name
+    asking.write_text(yaml.safe_dump({k: v for k, v in recipe.items() if v is not None}))
+    assert score_of(read_recipe(asking)) == "asked_el2n"
 
 
 @pytest.mark.slow
