@@ -104,7 +104,8 @@ class InfoBatch(LastLossPolicy):
         losses: Floats = self._loss[known]
         if self.quantile is None:
             return np.asarray(known[losses < losses.mean()])
-        below = int((losses < np.quantile(losses, self.quantile)).sum())
-        # Late in a run many losses are exactly 0, of which none lies below such a quantile.
-        count = max(below, int(self.quantile * len(known)))
+        cut = np.quantile(losses, self.quantile)
+        count, alike = int((losses < cut).sum()), int((losses == cut).sum())
+        if self.quantile and alike > 1:  # late in a run many losses are exactly 0
+            count = max(count, num_kept(len(known), self.quantile))
         return known[highest(-losses, count, self.seed, _TIES, epoch)]
