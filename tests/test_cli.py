@@ -244,7 +244,9 @@ def test_the_program_says_which_release_it_is(cli):
 def test_commands_stand_in_the_order_of_the_work():
     assert list(COMMANDS)[:3] == ["pack", "realign", "index"]
     assert list(COMMANDS)[-2:] == ["train", "run"]
-    assert len(COMMANDS) == 16
+    at = list(COMMANDS).index("ask")
+    assert list(COMMANDS)[at - 1 : at + 2] == ["embed", "ask", "extrapolate"]
+    assert len(COMMANDS) == 17
 
 
 @pytest.mark.parametrize("name", COMMANDS)
