@@ -55,6 +55,7 @@ def test_what_the_networks_say_is_a_score_of_every_sample(said):
 def test_a_score_says_whom_it_asked_and_what_that_took(said):
     store, _ = said
     store.embedding_array("e").attrs["cost"] = Cost.timed(7.0).to_dict()
+    store.signal_array("e").attrs.update({"weights": "1f at 8 pixels", "seeds_digest": "5d"})
     ask_networks(store.path, "e", ["el2n:last=1", "confidence"])
     about = store.provenance("asked_el2n.last-1")
     assert about["definition"] == "el2n(embedding=e, networks=2, last=1)"
@@ -64,6 +65,7 @@ def test_a_score_says_whom_it_asked_and_what_that_took(said):
     assert about["orientation"] == "higher is kept first"
     assert "2107.07075" in about["paper"]
     assert about["measured"]
+    assert (about["network"], about["seeds_digest"]) == ("1f at 8 pixels", "5d")
     counted = overhead_of(store, "asked_el2n.last-1").phases
     assert counted["embedding"].seconds == 7.0
     assert counted["scoring"].seconds < 7.0

@@ -12,7 +12,7 @@ from shardsieve.commands.trust import unembedded, warned
 from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet
 from shardsieve.scores.inputs import one_of
-from shardsieve.scores.recorded import RECORDED, SeedScore, about, from_signals
+from shardsieve.scores.recorded import RECORDED, SeedScore, about, defined, from_signals
 from shardsieve.store.alone import in_turn
 from shardsieve.store.store import Store, open_store
 from shardsieve.train.measures import STORED
@@ -60,7 +60,7 @@ def ask_networks(
     known = {name: signals[seen, :, at].T for at, name in enumerate(names)}
     made = {f"{prefix}_{one.name}": one for one in (_asked(spec, known) for spec in specs)}
     spent = time.perf_counter() - begin
-    said = {name: _said(score, embedding, signals.shape[1]) for name, score in made.items()}
+    said = {name: _said(store, embedding, score) for name, score in made.items()}
     with in_turn(store.path):  # ranks may ask at once
         for name, how in said.items():
             store.check_score(name, how["definition"])
@@ -94,11 +94,14 @@ def _asked(spec: str, signals: dict[str, Any]) -> SeedScore:
         ) from error
 
 
-def _said(score: SeedScore, embedding: str, networks: int) -> dict[str, Any]:
-    """Return a stored score's provenance."""
-    parameters = {"embedding": embedding, "networks": networks, **score.parameters}
-    written = ", ".join(f"{name}={value}" for name, value in parameters.items())
-    made = {"definition": f"{score.definition.partition('(')[0]}({written})"}
+def _said(store: Store, embedding: str, score: SeedScore) -> dict[str, Any]:
+    """Return a stored score's provenance: of which networks, by their weights, and their seeds."""
+    asked = store.signal_array(embedding)
+    whom = {"embedding": embedding, "networks": asked.shape[2]}
+    kind = score.name.partition(".")[0]  # without its options
+    made: dict[str, Any] = {"definition": defined(kind, {**whom, **score.parameters})}
+    known = {"weights": "network", "seeds_digest": "seeds_digest"}
+    made |= {ours: asked.attrs[theirs] for theirs, ours in known.items() if theirs in asked.attrs}
     return {**about(score), **made, "embedding": embedding, "measured": True}
 
 

@@ -22,7 +22,7 @@ from shardsieve.scores import (
 )
 from shardsieve.scores.embedded import finite_rows
 from shardsieve.scores.inputs import one_of, whole_number
-from shardsieve.scores.recorded import name_of, parsed
+from shardsieve.scores.recorded import defined, name_of, parsed
 from shardsieve.scores.table import said_of
 from shardsieve.store.store import Store, open_store
 from shardsieve.strata import without_hardest
@@ -157,8 +157,8 @@ def score_from_embedding(
             told("")
             begin, values = time.perf_counter(), np.full(len(store), np.nan)
             values[rows], how = _embedded(store, kind, points, rows, options, told)
-            written = ", ".join(f"{k}={v}" for k, v in {"embedding": embedding, **how}.items())
-            made = {"definition": f"{kind}({written})", "parameters": how, "embedding": embedding}
+            definition = defined(kind, {"embedding": embedding, **how})
+            made = {"definition": definition, "parameters": how, "embedding": embedding}
             made |= said_of("moderate_distance" if kind == "moderate" else kind)
             made["cost"] = Cost.timed(time.perf_counter() - begin).to_dict()
             names.append(f"{prefix}_{name_of(spec)}" if prefix else name_of(spec))

@@ -102,6 +102,16 @@ def name_of(spec: str) -> str:
     return spec.replace(":", ".").replace("=", "-")
 
 
+def defined(name: str, parameters: Mapping[str, Any]) -> str:
+    """Return the definition of a score: its name, with what decides its values.
+
+    >>> defined("dyn_unc", {"window": 10}), defined("el2n", {})
+    ('dyn_unc(window=10)', 'el2n')
+    """
+    written = ", ".join(f"{key}={value}" for key, value in parameters.items())
+    return f"{name}({written})" if written else name
+
+
 def computable(signals: Iterable[str]) -> list[str]:
     """Return the names of the scores that these signals allow."""
     known = set(signals)
@@ -140,10 +150,9 @@ def from_signals(spec: str, signals: Mapping[str, ArrayLike], *, window: int = 1
     how = {key: value for key, value in parameters.items() if key not in ("first", "last")}
     signal = np.asarray(plain(signals[row.signal]), dtype=np.float64)
     values = row.compute(_epochs(signal, parameters), **how)
-    written = ", ".join(f"{key}={value}" for key, value in parameters.items())
     return SeedScore(
         name=name_of(spec),
-        definition=f"{name}({written})" if written else name,
+        definition=defined(name, parameters),
         values=oriented(row.scorer, values),
         parameters=parameters,
         scorer=row.scorer,
