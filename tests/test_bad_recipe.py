@@ -192,6 +192,7 @@ def chain(tmp_path, monkeypatch):
     [
         ({"select__score": "typo"}, "select: score must be one of those in"),
         ({"select__rule": "ccs", "select__difficulty": "typo"}, "select: score must be one of"),
+        ({"train__policy": {"name": "ucb", "prior": "typo"}}, "select: score must be one of those"),
         ({"select__score": "seed_el2n"}, "select: score 'seed_el2n' is of the seeds alone"),
         (
             {"select__rule": "moderate", "select__embedding": "typo"},
@@ -277,6 +278,39 @@ def test_a_users_own_score_is_not_learned_over_after_hours(tmp_path, chain):
     with pytest.raises(ValueError, match=r"train: score 'mine' holds the definition 'user', got"):
         run_recipe(write(tmp_path, changed(base, **learns)))
     assert makers.ran == []
+
+
+LEARNS = {"train__policy": {"name": "infobatch"}, "train__policy_score": "learned"}
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({"ask": {}}, {"ask": {"scores": ["variability"]}, "select__score": "asked_el2n"}),
+        ({}, {"extrapolate__score": "el2n", "select__score": "dyn_unc"}),
+        (
+            {},
+            {
+                "extrapolate__score": "el2n",
+                "select__rule": "ccs",
+                "select__difficulty": "dyn_unc",
+            },
+        ),
+        (LEARNS, {"select__score": "learned"}),
+        (LEARNS, {"train__policy": {"name": "ucb", "prior": "learned"}}),
+    ],
+)
+def test_a_score_that_its_own_step_would_remove_is_not_chosen_by(tmp_path, chain, first, then):
+    makers, base = chain
+    base = changed(base, score__snapshots=2)
+    run_recipe(write(tmp_path, changed(base, **first)))
+    held = ss.open_store(base["data"]["store"]).scores
+    makers.ran.clear()
+    with pytest.raises(ValueError, match="an earlier form of this recipe") as error:
+        run_recipe(write(tmp_path, changed(base, **then)))
+    assert "\n" not in str(error.value)
+    assert makers.ran == []
+    assert ss.open_store(base["data"]["store"]).scores == held
 
 
 def test_a_recipe_is_what_yaml_writes(tmp_path):

@@ -34,7 +34,7 @@ def check_trainings(
         recipe: Of the chain.
         store: Of the training samples.
         test: Of the samples to evaluate on, if there are any.
-        made: What the chain made of predicted and learned scores before, and replaces:
+        made: What its steps made of asked, predicted and learned scores before, and replace:
             `score/NAME`.
 
     Raises:
@@ -63,7 +63,7 @@ def check_trainings(
                 policy.check_score(store, learned)
     if recipe.train is not None or recipe.report is not None:
         with blamed("select"):
-            _check_chosen_by(recipe, store)
+            _check_chosen_by(recipe, store, made)
     if test is not None and recipe.train is not None:
         with blamed("test"):
             check_test(test, None if recipe.train.pseudo_labels else count_classes(store))
@@ -162,17 +162,24 @@ def _check_tried(recipe: Recipe, store: Store) -> None:
     check_tried(section.method, section.folds, drawn=drawn, held_out=_held_out(recipe))
 
 
-def _check_chosen_by(recipe: Recipe, store: Store) -> None:
+def _check_chosen_by(recipe: Recipe, store: Store, made: Collection[str]) -> None:
     """Refuse scores and embeddings that are neither there nor made by the chain."""
-    select, made = recipe.select, made_scores(recipe)
-    for name in filter(None, (select.score, select.difficulty)):
-        if name.startswith(f"{SEED_RUN}_") and name in made and not select.drop_missing:
+    select, makes, policy = recipe.select, made_scores(recipe), policy_of(recipe)
+    prior = policy.settings().get("prior") if policy is not None else None
+    for name in filter(None, (select.score, select.difficulty, prior)):
+        if name.startswith(f"{SEED_RUN}_") and name in makes and not select.drop_missing:
             raise ValueError(
                 f"score {name!r} is of the seeds alone; choose by an extrapolated one, or by the "
                 "seeds with drop_missing"
             )
-        if name not in made:
-            store.score(name)
+        if name in makes:
+            continue
+        store.score(name)
+        if f"score/{name}" in made:
+            raise ValueError(
+                f"score {name!r} was made by an earlier form of this recipe, whose step removes it "
+                "when it is made anew; let the recipe make it, or give this one another work folder"
+            )
     if recipe.train is None or select.rule != "moderate" or recipe.train.policy is not None:
         return
     if select.embedding is not None or recipe.embed is None:

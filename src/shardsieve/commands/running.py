@@ -251,6 +251,7 @@ class _Chain(Chain):
                 made=[
                     one
                     for step in ("ask", "extrapolate", "train")
+                    if getattr(self.recipe, step) is not None
                     for one in self._steps.made(step, self._place)
                 ],
             )
