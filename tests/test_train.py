@@ -13,6 +13,7 @@ from tars import write_shards
 import shardsieve as ss
 from shardsieve import scores
 from shardsieve.commands.training import embed_store
+from shardsieve.keepset import KeepSet
 from shardsieve.pack import pack
 from shardsieve.train import Recorder
 from shardsieve.train.adversary import Adversary
@@ -108,6 +109,8 @@ def test_seeds_are_trained_scored_and_embedded(stores, tmp_path, clean_pass):
     loaded = Recorder.load(store, "seed")
     np.testing.assert_array_equal(loaded.ids, seeds)
     encoder = load_encoder(str(tmp_path / "run"))
+    assert encoder.seeds == KeepSet.from_ids(store, seeds).digest
+    assert encoder.cost == result["cost"]
     assert embed(store, encoder.network, name="seed", accelerator=Accelerator()) == len(store)
     points = store.embedding("seed")
     assert points.shape == (len(store), 64)
@@ -333,6 +336,8 @@ def test_training_on_half_learns_and_says_what_it_took(stores, tmp_path):
     lines = (tmp_path / "run/history.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == list(range(6))
     assert train_subset(store, keep, config, **how) == result
+    encoder = load_encoder(str(tmp_path / "run"))  # what it says is of samples it knows and others
+    assert (encoder.seeds, encoder.cost) == (keep.digest, None)
     with pytest.raises(ss.ShardsieveError, match=r"another run: epochs is 6 there, 7 now"):
         train_subset(store, keep, TrainConfig(epochs=7, batch_size=32), **how)
     everything = ss.select(store, keep_fraction=1.0)

@@ -91,7 +91,7 @@ def embed(
         channels: 3 or 1; None likewise.
         normalise: As in `normalised`.
         pseudo_labels: Name of those that the classifiers learned; None of the store's labels.
-        seeds: Digest of the seeds that they were trained on, stored with what they say.
+        seeds: Digest of the samples that they were trained on, stored with what they say.
         cost: What their training took, stored with the embedding; None if nobody knows.
         max_unreadable: Images to skip when they cannot be read; their rows stay NaN.
         batch_size: Images per forward pass.

@@ -30,8 +30,8 @@ class Encoder(NamedTuple):
         num_classes: Its outputs, where a run made it; None of another network.
         pseudo_labels: Those that the run was trained on, if any.
         snapshots: The run's network after earlier epochs, by their number, ascending.
-        seeds: Digest of the seeds that a seed run trained it on.
-        cost: What that run took, as `Cost.to_dict`.
+        seeds: Digest of the samples that a run trained it on; None if a policy chose them.
+        cost: What a seed run took, as `Cost.to_dict`.
     """
 
     network: nn.Module
@@ -118,9 +118,10 @@ def _of_run(path: Path) -> Encoder:
             snapshots[epoch] = _network(earlier, run.load(earlier.name))
     seen = held["size"], held["channels"], held.get("normalise", "half")
     told = int(held["num_classes"]), held.get("pseudo_labels")
-    seeds, cost = (run.identity() or {}).get("seeds"), (run.result() or {}).get("cost")
-    of_seeds = (seeds, cost) if seeds else ()
-    return Encoder(with_trunk(network, told[0]), *seen, *told, snapshots, *of_seeds)
+    of, result = run.identity() or {}, run.result() or {}
+    # A run on a keep set has its cost in its own ledger.
+    learned = (of["seeds"], result.get("cost")) if "seeds" in of else (of.get("keep"),)
+    return Encoder(with_trunk(network, told[0]), *seen, *told, snapshots, *learned)
 
 
 def _network(path: Path, held: Any) -> nn.Module:
