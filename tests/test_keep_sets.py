@@ -48,6 +48,15 @@ def test_a_keep_set_is_a_set_of_ids(store):
     assert None not in keep
 
 
+def test_numpy_takes_a_keep_set_for_its_ids(store):
+    kept = store.ids()[[2, 9, 10, 29]]
+    keep = ss.KeepSet.from_ids(store, kept)
+    assert np.isin(store.ids(), keep).sum() == 4
+    assert np.asarray(keep).tolist() == kept.tolist()
+    assert np.array(keep, dtype=np.float64).tolist() == kept.tolist()
+    assert ss.KeepSet.from_ids(store, keep) == keep
+
+
 def test_ids_alone_are_no_keep_set(store):
     for ids in (store.ids()[:3], [1, 2], 3):
         with pytest.raises(TypeError, match=r"got \w+; make one of sample ids: KeepSet.from_ids"):

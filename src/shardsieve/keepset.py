@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from shardsieve._errors import StoreFormatError, StoreMismatchError
 from shardsieve.rules import Asked, chosen_rows
@@ -45,6 +45,10 @@ class KeepSet:
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.ids().tolist())
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        """Return the kept ids: numpy would else take it for one object that is no id."""
+        return np.asarray(self.ids(), dtype=dtype)
 
     def __contains__(self, sample_id: object) -> bool:
         if not isinstance(sample_id, (int, np.integer)):
