@@ -293,9 +293,9 @@ def test_a_newer_format_and_a_missing_store_are_refused(shards, tmp_path):
 
 
 def test_a_file_of_the_very_name_is_no_pattern(tmp_path):
-    shards = write_shards(tmp_path / "a [1]{b,c}?", [1, 1])
+    shards = write_shards(tmp_path / "a::[1]{b,c}?", [1, 1])
     assert expand_urls(shards) == [str(path) for path in shards]
-    (tmp_path / "a [1]{b,c}?").rename(tmp_path / "a [1]")
+    (tmp_path / "a::[1]{b,c}?").rename(tmp_path / "a [1]")
     pattern = tmp_path / "a [1]" / "s-{000..001}.tar"
     assert [Path(url).name for url in expand_urls(pattern)] == ["s-000.tar", "s-001.tar"]
 
@@ -307,6 +307,8 @@ def test_patterns_name_shards_in_order(shards, tmp_path):
     assert expand_urls(f"{folder}/s-*.tar") == want
     for scheme in ("file:", "file://"):  # as webdataset takes them
         assert expand_urls(f"{scheme}{folder}/s-*.tar") == want
+    assert expand_urls(f"{folder}/s-{{000..001}}.tar::{folder}/s-*2.tar") == want  # so does `::`
+    assert len(expand_urls("s3://a/{0..1}.tar::http://[::1]:80/b.tar::http://[1::2]/c.tar")) == 4
     (tmp_path / "list.txt").write_text("# mine\n" + "\n".join(want))
     assert expand_urls(tmp_path / "list.txt") == want
     (tmp_path / "list.txt").write_text("\n".join(f"file://{one}" for one in want))
@@ -316,6 +318,8 @@ def test_patterns_name_shards_in_order(shards, tmp_path):
             expand_urls(pattern)
     with pytest.raises(ss.ShardsieveError, match=r"a local file, got s3://bucket/l\.txt"):
         expand_urls("s3://bucket/l.txt")
+    with pytest.raises(ss.ShardsieveError, match=r"pipe:cat x\.tar has no byte ranges"):
+        expand_urls("pipe:cat x.tar")
     with pytest.raises(ss.ShardsieveError, match="twice"):
         expand_urls([want[0], want[0]])
     with pytest.raises(ss.ShardsieveError, match=r"s-000\.tar twice as .*\.\./"):

@@ -8,6 +8,7 @@ from typing import Any
 from webdataset import cache, compat, filters, shardlists, tariterators
 
 from shardsieve._errors import ShardsieveError
+from shardsieve.shards.names import refuse_pipe
 
 # Those that hold samples back, or leave some out, by what they are called in a pipeline.
 _INEXACT = {"shuffle": filters._shuffle, "select": filters._select, "rsample": filters._rsample}
@@ -154,10 +155,7 @@ def _urls(stage: Any) -> list[str]:
             "give webdataset the shards by name"
         )
     for url in urls:
-        if url.startswith("pipe:"):
-            raise ShardsieveError(
-                f"{url} has no byte ranges; name the file or object itself, as in s3://... or hf://..."
-            )
+        refuse_pipe(url)
     return urls
 
 

@@ -14,6 +14,8 @@ from shardsieve._errors import ShardsieveError
 # name, directories included; the suffix is the rest, lower-cased.
 _KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _META = re.compile(r"__[^/]*__($|/)")
+# Between patterns, as in webdataset, but not inside the brackets of an IPv6 host.
+_BETWEEN = re.compile(r"::(?![^\[]*\])")
 
 
 def split_key(name: str) -> tuple[str, str] | None:
@@ -40,10 +42,11 @@ def expand_urls(urls: str | Path | Iterable[str | Path]) -> list[str]:
     """Return the shards that brace patterns, globs and file lists name, in their given order.
 
     Globs are sorted. A path that ends in `.txt` or begins with `@` is a list, one shard a line.
-    A file of the very name is itself, whatever signs its folders have.
+    `::` stands between several. A file of the very name is itself, whatever signs its folders have.
 
     Raises:
-        ShardsieveError: If nothing matches, a shard is named twice, or its name is not UTF-8.
+        ShardsieveError: If nothing matches, a shard is named twice, is a `pipe:`, or its name is
+            not UTF-8.
 
     >>> expand_urls("s3://bucket/{00..02}.tar")
     ['s3://bucket/00.tar', 's3://bucket/01.tar', 's3://bucket/02.tar']
@@ -72,7 +75,19 @@ def is_utf8(name: str) -> bool:
     return not any("\ud800" <= sign <= "\udfff" for sign in name)
 
 
+def refuse_pipe(url: str) -> None:
+    """Refuse webdataset's URL of a command, whose output can only be read as a whole."""
+    if url.startswith("pipe:"):
+        raise ShardsieveError(
+            f"{url} has no byte ranges; name the file or object itself, as in s3://... or hf://..."
+        )
+
+
 def _expand_one(pattern: str) -> list[str]:
+    refuse_pipe(pattern)
+    parts = _BETWEEN.split(pattern)
+    if len(parts) > 1 and not _is_file(local_name(pattern)):
+        return [url for part in parts for url in _expand_one(part)]
     if pattern.startswith("@") or pattern.endswith(".txt"):
         name = pattern.removeprefix("@")
         if "://" in name:
