@@ -290,11 +290,13 @@ def test_a_policy_without_a_store_says_who_gives_it_one(policy):
             call()
 
 
-def test_a_number_of_unreadable_samples_is_a_number(store):
+def test_what_a_dataset_cannot_use_is_named_before_it_reads(store):
     with pytest.raises(ValueError, match="max_unreadable must be a whole number of at least 0"):
         ss.ShardDataset(store, on_error="skip", max_unreadable="many")
     with pytest.raises(ss.MissingScoreError, match="score must be one of those in"):
         ss.ShardDataset(store, score="")
+    with pytest.raises(TypeError, match=r"decode must be a function .*, got 'pil'"):
+        ss.ShardDataset(store, "pil")  # a name of webdataset's
 
 
 def test_what_is_no_count_no_tensor_and_no_sample_is_named(store):

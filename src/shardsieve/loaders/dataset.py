@@ -78,6 +78,8 @@ class ShardDataset(Dataset[Any]):
         """
         refuse_path(store)
         whole_number("max_unreadable", max_unreadable, 0)
+        if decode is not None and not callable(decode):
+            raise TypeError(f"decode must be a function of a raw dictionary, got {decode!r}")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
         if storage is not None and not isinstance(storage, Storage):
