@@ -187,7 +187,11 @@ def _folder_in(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def told_about_disk(target: Path | str) -> Iterator[None]:
-    """Turn an `OSError` of a write (a full disk above all) into one line with the cure."""
+    """Turn an `OSError` of a write (a full disk above all) into one line with the cure.
+
+    Over http nothing is written, and that is said before a server is asked for what it cannot do.
+    """
+    need_writable(target)
     try:
         yield
     except OSError as error:

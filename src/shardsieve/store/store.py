@@ -18,6 +18,7 @@ from shardsieve._errors import (
     StoreMismatchError,
 )
 from shardsieve._version import __version__
+from shardsieve.io.objects import is_remote
 from shardsieve.io.source import cheap_fingerprint, cheap_fingerprints, same_fingerprint
 from shardsieve.scores.inputs import integers, real
 from shardsieve.store.alone import in_turn
@@ -378,9 +379,10 @@ def open_store(path: str | Path, *, mode: str = "r+", check_shards: bool = True)
     if mode not in ("r", "r+"):
         raise ValueError(f"mode must be r or r+, got {mode!r}; `index` makes stores")
     if not holds_store(path):
-        raise StoreFormatError(
-            f"no store at {path}; make it with `shardsieve index SHARDS --store {path}`"
-        )
+        cure = f"make it with `shardsieve index SHARDS --store {path}`"
+        if is_remote(path):  # where the commands make none
+            cure = "check the URL; `ss.index(SHARDS, URL)` makes one in s3://, gs:// or az://"
+        raise StoreFormatError(f"no store at {path}; {cure}")
     group = opened_group(path, mode)
     version = group.attrs.get("format_version")
     if not isinstance(version, int):
