@@ -12,7 +12,7 @@ from tars import write_shards, write_tar
 import shardsieve as ss
 from shardsieve.commands.classes import class_names, names_beside
 from shardsieve.commands.reporting import report_score
-from shardsieve.report.figures import _bins, against, histogram, shares, spread_of
+from shardsieve.report.figures import _bins, against, contact_sheet, histogram, shares, spread_of
 from shardsieve.report.page import _class_shares
 
 
@@ -113,3 +113,14 @@ def test_names_of_classes_are_no_formulas_and_words_of_others_no_figures(tmp_pat
     assert "&lt;script&gt;: 3 samples measured" in page
     assert "<script>" not in page
     assert "Held-out quality" not in page
+
+
+def test_samples_without_an_image_are_grey_squares(tmp_path):
+    pixels = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(pixels, "PNG")
+    members = [("a.txt", b"text"), ("b.png", b"damaged"), ("c.png", pixels.getvalue())]
+    store = ss.index(write_tar(tmp_path / "s.tar", members), tmp_path / "s.zarr")
+    sheet = contact_sheet(store, store.ids(), columns=3).partition(",")[2]
+    tiles = Image.open(io.BytesIO(base64.b64decode(sheet)))
+    across = [tiles.getpixel(((2 * n + 1) * tiles.width // 6, tiles.height // 2)) for n in range(3)]
+    assert across == [(128, 128, 128), (128, 128, 128), (255, 0, 0)]

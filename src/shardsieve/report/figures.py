@@ -105,7 +105,7 @@ def shares(names: list[str], kept: list[float], fraction: float) -> str:
 
 
 def contact_sheet(store: Store, ids: NDArray[np.int64], columns: int = 10) -> str:
-    """Return the images of these samples side by side; a damaged one is a grey square."""
+    """Return the images of these samples side by side; a grey square where there is none."""
     samples = ShardDataset(store).__getitems__(ids.tolist())
     rows = -(-len(samples) // columns)
     step = _SIDE + _GAP
@@ -120,7 +120,7 @@ def contact_sheet(store: Store, ids: NDArray[np.int64], columns: int = 10) -> st
 def _tile(sample: Sample) -> Image.Image:
     try:
         image = image_of(sample).convert("RGB")
-    except OSError:  # extreme scores are often those of damaged images
+    except (OSError, ValueError):  # extreme scores are often those of damaged images
         return Image.new("RGB", (_SIDE, _SIDE), "grey")
     return ImageOps.contain(image, (_SIDE, _SIDE), Image.Resampling.BICUBIC)
 
