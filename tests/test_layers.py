@@ -113,9 +113,13 @@ def test_imports_point_down(path):
         assert HOMES.get(top, layer) == layer, f"{top} belongs in {HOMES[top]}, not in {layer}"
 
 
-def test_every_public_name_exists_once():
-    assert len(set(shardsieve.__all__)) == len(shardsieve.__all__)
-    assert all(hasattr(shardsieve, name) for name in shardsieve.__all__)
+@pytest.mark.parametrize(
+    "package", [shardsieve, shardsieve.extrapolate, shardsieve.scores], ids=lambda one: one.__name__
+)
+def test_every_public_name_exists_once_and_is_listed(package):
+    assert len(set(package.__all__)) == len(package.__all__)
+    assert all(hasattr(package, name) for name in package.__all__)
+    assert dir(package) == sorted(package.__all__)
 
 
 def test_type_checkers_see_every_public_name():

@@ -62,3 +62,7 @@ __all__ = [
     "spearman",
     "spread",
 ]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -83,3 +83,7 @@ __all__ = [
     "threshold_closeness",
     "variability",
 ]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
