@@ -78,6 +78,7 @@ def test_at_keep_fraction_one_samples_are_webdatasets_own(tmp_path, dialect):
     ours = list(ss.prune(pipeline_of(urls), store))
     assert len(theirs) == 16
     assert [without_ours(sample) for sample in ours] == theirs
+    assert [without_ours(sample) for sample in ss.ShardDataset(store)] == theirs
     assert [sample["__id__"] for sample in ours] == store.ids().tolist()
 
 

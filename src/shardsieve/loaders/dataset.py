@@ -38,10 +38,10 @@ _PLAIN = {"__weight__": 1.0, "__score__": float("nan")}
 class ShardDataset(Dataset[Any]):
     """Samples of a store by sample id.
 
-    Without `decode` a sample is webdataset's raw dictionary (`__key__`, `__url__`, and bytes by
-    suffix) with `__id__`, `__weight__` (1 unless a policy or keep set says otherwise) and
-    `__score__` (NaN unless `score` or a `PrunedShardSampler` names one). With it, the sample is
-    what `decode(dictionary)` returns.
+    Without `decode` a sample is webdataset's raw dictionary (`__key__`, `__url__`, of a local tar
+    `__local_path__`, and bytes by suffix) with `__id__`, `__weight__` (1 unless a policy or keep
+    set says otherwise) and `__score__` (NaN unless `score` or a `PrunedShardSampler` names one).
+    With it, the sample is what `decode(dictionary)` returns.
 
     `__getitems__` reads a batch in file order, shard by shard, and returns it in the asked order;
     `PADDING` ids are left out, and with `on_error="skip"` samples that cannot be read.
@@ -217,7 +217,7 @@ class ShardDataset(Dataset[Any]):
         fields = [] if self.store.kind == "ffcv" else [suffix for suffix, _ in self._members]
         return {
             "__key__": "",
-            "__url__": url,
+            **self._whence(url),
             **dict.fromkeys(fields),
             "__id__": -1,
             **_PLAIN,
@@ -229,9 +229,14 @@ class ShardDataset(Dataset[Any]):
             raise too_short(url, sum(where))
         fields = plain_fields(raw, key, self._suffixes)
         if fields is None:
-            return {**parse_sample(raw, key, url), **_PLAIN}
+            return {**parse_sample(raw, key, url), **self._whence(url), **_PLAIN}
         self._members = members_of(fields)
-        return {"__key__": key, "__url__": url, **fields, **_PLAIN}
+        return {"__key__": key, **self._whence(url), **fields, **_PLAIN}
+
+    def _whence(self, url: str) -> dict[str, str]:
+        if self.store.kind == "ffcv" or is_remote(url):
+            return {"__url__": url}
+        return {"__url__": url, "__local_path__": url}
 
     def _beton_fields(self) -> BetonFields:
         """Return what cuts an FFCV file's samples; its tables are read once per process."""

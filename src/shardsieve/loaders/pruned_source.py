@@ -290,7 +290,9 @@ class PrunedSource(IterableDataset[Sample]):
     def _as_webdataset(self, sample: Sample) -> Sample | None:
         shard = sample["__id__"] // self.data.store.rows_per_shard
         sample["__url__"], path = self._names[shard]
-        if path is not None:
+        if path is None:  # where the pipeline's own opener gives none
+            sample.pop("__local_path__", None)
+        else:
             sample["__local_path__"] = path
         return sample if self._select is None else self._selected(sample)
 
