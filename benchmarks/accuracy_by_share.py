@@ -43,6 +43,10 @@ REMOVED = (0.3, 0.5, 0.7)
 WINDOW = 5
 SEEDS, HELD_OUT, SNAPSHOTS = 0.2, 0.1, 4
 MOVING = ("dynamic random", "epsilon-greedy", "UCB", "InfoBatch", "SeTa")
+PRIORS = {  # policies whose averages of losses start from what a short run's network says
+    "epsilon-greedy from a short run asked": "asked{seed}_cross_entropy",
+    "UCB from a short run asked": "asked{seed}_cross_entropy",
+}
 STATIC = {
     "measured dyn_unc": "full{seed}_dyn_unc",
     "kNN dyn_unc": "knn{seed}_dyn_unc",
@@ -87,13 +91,14 @@ def main() -> None:
     )
     train, test = stores(options)
     rows: dict[str, list[dict[str, Any]]] = {}
-    targets = [STATIC[method] for method in methods(options) if method in STATIC]
+    sources = STATIC | PRIORS
+    targets = [sources[method] for method in methods(options) if method in sources]
     for seed in draws(options) if targets else ():
         scored(train, config, options.out, seed, targets)
     for method, removed, seed in todo(options):
         name = method if method == "full" else f"{method}, {round(100 * removed)} % removed"
         folder = options.out / "runs" / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
-        by = STATIC[method].format(seed=seed) if method in STATIC else None
+        by = sources[method].format(seed=seed) if method in sources else None
         result = train_subset(
             train,
             chosen(train, method, by, 1 - removed, options.epochs, seed),
@@ -158,7 +163,7 @@ def scored(store: ss.Store, config: TrainConfig, out: Path, seed: int, targets: 
         score_seeds(store, store.ids(), run, folder=folder / name, name=name, **how | made)
         if any(one.startswith(f"asked{kind}{{seed}}") for one in targets):
             embed_store(out / "train.zarr", model=str(folder / name), name=name)
-            specs, prefix = ["el2n", "threshold_closeness"], f"asked{kind}{seed}"
+            specs, prefix = ["el2n", "threshold_closeness", "cross_entropy"], f"asked{kind}{seed}"
             ask_networks(out / "train.zarr", name, specs, prefix=prefix)
     predicted_from(store, config, out, seed, [one for one in targets if PREDICTED.match(one)])
 
@@ -206,7 +211,7 @@ def draws(options: argparse.Namespace) -> range:
 
 
 def methods(options: argparse.Namespace) -> list[str]:
-    names = ("static random", *STATIC, *MOVING)
+    names = ("static random", *STATIC, *MOVING, *PRIORS)
     return [name for name in names if any(part in name for part in options.only)]
 
 
@@ -217,13 +222,13 @@ def chosen(
     period = max(epochs // 6, 1)
     moving: dict[str, Callable[[], Any]] = {
         "dynamic random": lambda: ss.RandomDynamic(keep, seed=seed),
-        "epsilon-greedy": lambda: ss.EpsilonGreedy(keep, period=period, seed=seed),
-        "UCB": lambda: ss.UCB(keep, period=period, seed=seed),
+        "epsilon-greedy": lambda: ss.EpsilonGreedy(keep, period=period, seed=seed, prior=by),
+        "UCB": lambda: ss.UCB(keep, period=period, seed=seed, prior=by),
         "InfoBatch": lambda: infobatch(keep, epochs, seed),
         "SeTa": lambda: seta(keep, epochs, seed),
     }
-    if method in moving:
-        return moving[method]()
+    if (policy := method.partition(" from ")[0]) in moving:
+        return moving[policy]()
     if by is not None:
         rule: dict[str, Any] = {"rule": "class_balanced" if "by class" in method else "top"}
         if method.endswith("CCS"):
