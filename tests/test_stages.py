@@ -8,6 +8,7 @@ import shardsieve as ss
 from shardsieve.loaders.stages import (
     batch_size_of,
     inexact_stages,
+    refuse_caches,
     refuse_second_split,
     source_of,
 )
@@ -35,6 +36,7 @@ def ready(**options):
         (built(wds.shuffle(100), wds.shuffle(0)), True),
         (built(filters.detshuffle(100)), True),
         (built(filters.detshuffle(0)), False),
+        ([wds.SimpleShardList(TARS, seed=0), wds.tarfile_to_samples()], True),
         (ready(), False),
         (ready(shardshuffle=100), True),
         (ready(shardshuffle=100, detshuffle=True), True),
@@ -53,10 +55,8 @@ def test_samples_carry_a_local_path_where_the_pipelines_opener_gives_one(tmp_pat
 def test_every_stage_behind_the_reader_stays_but_the_check_of_emptiness():
     first, second = wds.map(str), wds.batched(4)
     assert source_of(built(behind=[first, second])).rest == [first, second]
-    assert source_of([built()[:1], [wds.tarfile_to_samples(), [first]], second]).rest == [
-        first,
-        second,
-    ]
+    checks = [first, wds.compat.check_empty]  # one that somebody asked for
+    assert source_of(built(behind=checks)).rest == checks
     for checked in (True, False):
         whole = wds.WebDataset(TARS, shardshuffle=False, empty_check=checked).compose(first, second)
         assert source_of(whole.pipeline).rest == [first, second]
@@ -93,10 +93,37 @@ def test_a_stage_that_is_refused_is_counted_from_the_list_of_shards():
         source_of(built(wds.split_by_worker, wds.map(str)))
 
 
+def grouped(*args):
+    return [wds.SimpleShardList(TARS), wds.pipelinefilter(wds.tariterators.group_by_keys)(*args)]
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([TARS, wds.tarfile_to_samples()], "begin with a list of shards, got list; give webd"),
+        ([*ready(resampled=True)[:1], *built()[1:]], "draws shards with replacement"),
+        ([wds.SimpleShardList([*TARS, "pipe:c"]), *built()[1:]], "pipe:c has no byte ranges"),
+        ([*built()[:1], wds.tarfile_to_samples(None, None, str.lower)], "rename_files changes"),
+        (grouped(wds.tariterators.base_plus_ext, False), "lcase of group_by_keys changes"),
+    ],
+)
+def test_what_would_be_lost_of_a_source_is_refused(stages, message):
+    with pytest.raises(ss.ShardsieveError, match=message):
+        source_of(stages)
+
+
+@pytest.mark.parametrize("kind", [filters.Cached, filters.LMDBCached])
+def test_a_cache_is_refused_by_its_name_and_place(kind):
+    cache = object.__new__(kind)  # that of LMDB needs a library
+    with pytest.raises(ss.ShardsieveError, match=rf"^stage 2 .*, {kind.__name__}, gives again"):
+        refuse_caches([wds.map(str), cache])
+    refuse_caches([wds.map(str)])
+
+
 def test_stages_that_hold_samples_back_or_leave_some_out_are_named():
-    stages = [wds.map(str), wds.rsample(0.5), [wds.select(bool), wds.shuffle(8)], wds.batched(2)]
-    stages.append(filters.detshuffle(8))
-    assert sorted(inexact_stages(stages)) == ["detshuffle", "rsample", "select", "shuffle"]
+    stages = [wds.map(str), wds.rsample(0.5), wds.select(bool), wds.shuffle(8), wds.batched(2)]
+    stages += [filters.detshuffle(8), wds.slice(0, None, 2)]
+    assert sorted(inexact_stages(stages)) == ["detshuffle", "rsample", "select", "shuffle", "slice"]
     assert inexact_stages([wds.map(str), wds.batched(2)]) == []
 
 
@@ -111,6 +138,7 @@ def test_stages_that_hold_samples_back_or_leave_some_out_are_named():
         (wds.slice(0, None, 2), 2, 1, True),
         (wds.slice(0, None, 2), 1, 2, False),
         (wds.slice(1, 9, 1), 2, 2, False),
+        (wds.slice(1, 9, None), 2, 2, False),
         (wds.slice(1, 9), 2, 2, False),
         (wds.slice(9), 2, 2, False),
     ],
@@ -118,7 +146,7 @@ def test_stages_that_hold_samples_back_or_leave_some_out_are_named():
 def test_a_stage_that_splits_over_ranks_or_workers_is_refused_where_there_are_several(
     stage, ranks, workers, refused
 ):
-    stages = [wds.map(str), [stage]]
+    stages = [wds.map(str), stage]
     if not refused:
         refuse_second_split(stages, ranks=ranks, workers=workers)
         return

@@ -11,7 +11,12 @@ from shardsieve._errors import ShardsieveError
 from shardsieve.shards.names import refuse_pipe
 
 # Those that hold samples back, or leave some out, by what they are called in a pipeline.
-_INEXACT = {"shuffle": filters._shuffle, "select": filters._select, "rsample": filters._rsample}
+_INEXACT = {
+    "shuffle": filters._shuffle,
+    "select": filters._select,
+    "rsample": filters._rsample,
+    "slice": itertools.islice,
+}
 _SPLITTERS = (shardlists.split_by_node, shardlists.single_node_only, shardlists.split_by_worker)
 # How the store has put members together.
 _GROUPING = {"keys": tariterators.base_plus_ext, "lcase": True, "suffixes": None}
@@ -45,10 +50,10 @@ def source_of(stages: list[Any]) -> Source:
     Raises:
         ShardsieveError: If a stage would silently be lost, naming it and the way out.
     """
-    flat = _flattened(stages)
-    urls, shuffled, local_paths = _urls(flat[0]), False, False
-    reading, end = _reading(None), _end_of_reader(flat)
-    for place, stage in enumerate(flat[1:end], start=1):
+    urls, local_paths = _urls(stages[0]), False
+    shuffled = getattr(stages[0], "seed", None) is not None
+    reading, end = _reading(None), _end_of_reader(stages)
+    for place, stage in enumerate(stages[1:end], start=1):
         if isinstance(stage, (cache.StreamingOpen, cache.FileCache)):
             local_paths = True
         elif _calls(stage, filters._shuffle) or isinstance(stage, filters.detshuffle):
@@ -62,7 +67,7 @@ def source_of(stages: list[Any]) -> Source:
                 f"stage {place} of the pipeline, {stage}, stands before the tar reader, which is "
                 "replaced; remove it, or move it behind"
             )
-    rest = flat[end:]
+    rest = stages[end:]
     if rest and rest[0] is compat.check_empty:
         rest = rest[1:]  # a worker may have no batch to read
     return Source(urls, shuffled, local_paths, *reading, rest)
@@ -79,8 +84,8 @@ def refuse_second_split(stages: list[Any], *, ranks: int, workers: int) -> None:
     Raises:
         ShardsieveError: If one does, naming it.
     """
-    for place, stage in enumerate(_flattened(stages), start=1):
-        strided = _calls(stage, itertools.islice) and len(stage.args) == 3 and stage.args[2] != 1
+    for place, stage in enumerate(stages, start=1):
+        strided = _calls(stage, itertools.islice) and stage.args[2:] not in ((), (1,), (None,))
         again = ranks > 1 and (stage in _SPLITTERS or strided)
         if again or (workers > 1 and stage is shardlists.split_by_worker):
             raise ShardsieveError(
@@ -95,7 +100,7 @@ def refuse_caches(stages: list[Any]) -> None:
     Raises:
         ShardsieveError: If one does, naming it.
     """
-    for place, stage in enumerate(_flattened(stages), start=1):
+    for place, stage in enumerate(stages, start=1):
         if isinstance(stage, (filters.Cached, filters.LMDBCached)):
             raise ShardsieveError(
                 f"stage {place} behind the tar reader, {type(stage).__name__}, gives again what it "
@@ -107,30 +112,19 @@ def batch_size_of(stages: list[Any]) -> tuple[int | None, bool]:
     """Return (batch size, whether a smaller last batch is kept) of the first `batched` stage."""
     for stage in stages:
         if _calls(stage, filters._batched):
-            size = stage.args[0] if stage.args else stage.kw.get("batchsize", 20)
-            partial = stage.args[2] if len(stage.args) > 2 else stage.kw.get("partial", True)
-            return int(size), bool(partial)
+            given = _given(stage, "batchsize", "collation_fn", "partial")
+            return int(given.get("batchsize", 20)), bool(given.get("partial", True))
     return None, True
 
 
 def inexact_stages(stages: list[Any]) -> list[str]:
     """Return the names of the stages behind which batches do not tell how far a source was read."""
-    flat = _flattened(stages)
-    found = [name for one in flat for name, stage in _INEXACT.items() if _calls(one, stage)]
-    return found + ["detshuffle" for one in flat if isinstance(one, filters.detshuffle)]
+    found = [name for one in stages for name, stage in _INEXACT.items() if _calls(one, stage)]
+    return found + ["detshuffle" for one in stages if isinstance(one, filters.detshuffle)]
 
 
-def _flattened(stages: list[Any]) -> list[Any]:
-    if stages and isinstance(stages[0], list) and all(isinstance(s, dict) for s in stages[0]):
-        return stages
-    flat: list[Any] = []
-    for stage in stages:
-        flat.extend(_flattened(stage) if isinstance(stage, list) else [stage])
-    return flat
-
-
-def _end_of_reader(flat: list[Any]) -> int:
-    for place, stage in enumerate(flat, start=1):
+def _end_of_reader(stages: list[Any]) -> int:
+    for place, stage in enumerate(stages, start=1):
         if _calls(stage, tariterators.group_by_keys, tariterators.tarfile_samples):
             return place
     raise ShardsieveError(
@@ -141,9 +135,9 @@ def _end_of_reader(flat: list[Any]) -> int:
 
 def _urls(stage: Any) -> list[str]:
     if isinstance(stage, shardlists.SimpleShardList):
-        urls = [str(url) for url in stage.urls]
+        urls = list(stage.urls)
     elif isinstance(stage, list) and all(isinstance(item, dict) for item in stage):
-        urls = [str(item["url"]) for item in stage]
+        urls = [item["url"] for item in stage]
     elif isinstance(stage, shardlists.ResampledShards):
         raise ShardsieveError(
             "a resampled pipeline draws shards with replacement, so no epoch is defined; build it "
@@ -185,10 +179,10 @@ def _given(stage: Any, *names: str) -> dict[str, Any]:
 
 
 def _buffer(stage: Any) -> int:
-    size = stage.bufsize if isinstance(stage, filters.detshuffle) else (*stage.args, 1000)[0]
-    return int(stage.kw.get("bufsize", size) if hasattr(stage, "kw") else size)
+    if isinstance(stage, filters.detshuffle):
+        return int(stage.bufsize)
+    return int(_given(stage, "bufsize").get("bufsize", 1000))
 
 
 def _calls(stage: Any, *functions: Any) -> bool:
-    found = getattr(stage, "f", stage)
-    return getattr(found, "f", found) in functions
+    return getattr(stage, "f", stage) in functions
