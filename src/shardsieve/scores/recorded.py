@@ -210,13 +210,16 @@ def _converted(spec: str, key: str, text: str, kind: type) -> Any:
 
 
 def _epochs(signal: NDArray[np.float64], parameters: Mapping[str, Any]) -> NDArray[np.float64]:
+    left = ""
     for key in ("first", "last"):
         if key in parameters:
-            whole_number(key, parameters[key], 1)
-            if parameters[key] > len(signal):
+            count = parameters[key]
+            whole_number(key, count, 1)
+            if count > len(signal):
                 raise ValueError(
-                    f"{key} must be at most the {len(signal)} recorded epochs, "
-                    f"got {parameters[key]}; record more"
+                    f"{key} must be at most the {len(signal)} recorded epochs{left}, "
+                    f"got {count}; record more"
                 )
-    signal = signal[: parameters.get("first")]
-    return signal[-parameters["last"] :] if "last" in parameters else signal
+            signal = signal[:count] if key == "first" else signal[-count:]
+            left = f" that {key}={count} leaves"
+    return signal
