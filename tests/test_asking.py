@@ -1,6 +1,9 @@
 """Scores by what the networks behind an embedding say, as `shardsieve ask` makes them."""
 
+import fcntl
 import json
+import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +12,12 @@ from tars import write_shards
 
 import shardsieve as ss
 from shardsieve import cli as program
+from shardsieve.commands import asking
 from shardsieve.commands.asking import ask_networks, check_asked
 from shardsieve.commands.reporting import report_score
 from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet
+from shardsieve.store.store import Store
 from shardsieve.train.ledger import overhead_of
 from shardsieve.train.measures import STORED, measure
 
@@ -52,15 +57,21 @@ def test_what_the_networks_say_is_a_score_of_every_sample(said):
         np.testing.assert_allclose(store.score(name), values, rtol=1e-5)
 
 
-def test_a_score_says_whom_it_asked_and_what_that_took(said):
+def test_a_score_says_whom_it_asked_and_what_that_took(said, monkeypatch):
     store, _ = said
+    clock = iter([10.0, 16.0])
+    monkeypatch.setattr(asking, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     store.embedding_array("e").attrs["cost"] = Cost.timed(7.0).to_dict()
     store.signal_array("e").attrs.update({"weights": "1f at 8 pixels", "seeds_digest": "5d"})
-    ask_networks(store.path, "e", ["el2n:last=1", "confidence"])
+    dyn_unc = "dyn_unc:window=2:include_last=true"
+    ask_networks(store.path, "e", ["el2n:last=1", "confidence", dyn_unc])
     about = store.provenance("asked_el2n.last-1")
     assert about["definition"] == "el2n(embedding=e, networks=2, last=1)"
     assert store.provenance("asked_confidence")["definition"] == (
         "confidence(embedding=e, networks=2)"
+    )
+    assert store.provenance("asked_dyn_unc.window-2.include_last-true")["definition"] == (
+        "dyn_unc(embedding=e, networks=2, window=2, include_last=True)"
     )
     assert about["orientation"] == "higher is kept first"
     assert "2107.07075" in about["paper"]
@@ -68,7 +79,18 @@ def test_a_score_says_whom_it_asked_and_what_that_took(said):
     assert (about["network"], about["seeds_digest"]) == ("1f at 8 pixels", "5d")
     counted = overhead_of(store, "asked_el2n.last-1").phases
     assert counted["embedding"].seconds == 7.0
-    assert counted["scoring"].seconds < 7.0
+    assert counted["scoring"].seconds == 2.0  # of 6 for three
+
+
+def test_signals_are_known_by_the_names_that_they_were_stored_under(said):
+    store, _ = said
+    array = store.signal_array("other", 1, ("entropy", "p_true"))
+    array[0, :12] = np.broadcast_to([0.5, 0.25], (12, 1, 2))
+    store.embedding_array("other", 2)[0, :12] = 1
+    ask_networks(store.path, "other", ["confidence"])
+    assert set(store.score("asked_confidence")[:12]) == {-0.25}
+    with pytest.raises(ValueError, match="must have the signal 'el2n', got entropy, p_true"):
+        ask_networks(store.path, "other", ["el2n"])
 
 
 def test_the_report_is_of_the_samples_that_the_networks_know(said, tmp_path):
@@ -86,6 +108,23 @@ def test_another_score_of_that_name_stays(said):
         ask_networks(store.path, None, ["confidence", "el2n"])
     assert store.score("asked_el2n")[5] == 5
     assert store.scores == ["asked_el2n"]
+
+
+def test_no_other_score_appears_between_the_look_and_the_writing(said, monkeypatch):
+    store, _ = said
+    look, looks = Store.check_score, []
+
+    def looked(self, *how):
+        handle = os.open(store.path, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(handle)
+        looks.append(how[0])
+        look(self, *how)
+
+    monkeypatch.setattr(Store, "check_score", looked)
+    ask_networks(store.path, None, ["el2n", "aum"])
+    assert looks[:2] == ["asked_el2n", "asked_aum"]
 
 
 def test_shards_that_came_later_are_asked_about_once_they_are_embedded(said, tmp_path):
@@ -109,8 +148,10 @@ def test_only_networks_that_classify_can_be_asked(said):
         ask_networks(store.path, "plain", ["el2n"])
     store.signal_array("nothing", 1, STORED)
     store.embedding_array("nothing", 2)[0, :12] = 1
-    with pytest.raises(ss.MissingScoreError, match="labels must be known to ask for el2n, got no"):
-        ask_networks(store.path, "nothing", ["el2n"])
+    with pytest.raises(
+        ss.MissingScoreError, match="labels must be known to ask for el2n, aum, got"
+    ):
+        ask_networks(store.path, "nothing", ["el2n", "aum"])
 
 
 def test_what_networks_cannot_be_asked_for_is_refused_before_anything_is_stored(said):
@@ -131,13 +172,17 @@ def test_what_networks_cannot_be_asked_for_is_refused_before_anything_is_stored(
     ]
 
 
-def test_networks_that_know_some_samples_better_are_warned_of(said):
+@pytest.mark.parametrize("without_label", [[], [3]])
+def test_networks_that_know_some_samples_better_are_warned_of(said, without_label):
     store, _ = said
-    signals = store.signal_array("e")
-    for ids, warned in ((store.ids(), False), (store.ids()[:4], True)):
-        signals.attrs["seeds_digest"] = KeepSet.from_ids(store, ids).digest
-        made = ask_networks(store.path, None, ["el2n"])
-        assert ("trained on some samples" in made.get("warning", "")) == warned
+    for place in without_label:
+        store.group["sample/label"][0, place] = -1
+    ids, signals = store.ids(), store.signal_array("e")
+    for trained, warned in ((ids, False), (np.delete(ids, without_label), False), (ids[:4], True)):
+        signals.attrs["seeds_digest"] = KeepSet.from_ids(store, trained).digest
+        warning = ask_networks(store.path, None, ["el2n"]).get("warning", "")
+        assert warning.startswith("the networks behind embedding 'e' were trained on so" * warned)
+        assert bool(warning) == warned
 
 
 def test_the_command_asks(said, capsys):
