@@ -15,6 +15,8 @@ BAD = {
     "outside": "rank 1: ids must name samples of",
     "twice": "rank 1: ids must come once per batch",
     "state": "rank 1: the state belongs to another store",
+    "nothing": "rank 1: state must be what state_dict of a sampler returned, got None",
+    "score": "rank 0: name must be made of letters",
     "schedule": "epoch must be below num_epochs=4, got 4; plan longer",
 }
 
@@ -38,11 +40,13 @@ def launched(store, out, kind):
 def test_all_ranks_stop_with_one_message(store, tmp_path, kind):
     statuses, printed = launched(store, tmp_path, kind)
     said = [line for line in printed.splitlines() if line.startswith("shardsieve: ")]
-    assert statuses == [2, 2]
+    assert statuses == [2, 2], printed
     assert len(said) == 1
     assert BAD[kind] in said[0]
     assert 'two_ranks_bad.py", line' not in printed
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["0.stopped", "1.stopped"]
+    kinds = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    raised = "StoreMismatchError" if kind == "state" else "ValueError"
+    assert kinds == {"0.stopped": raised, "1.stopped": raised}
 
 
 @pytest.mark.slow

@@ -241,22 +241,38 @@ def test_a_state_stays_as_it_was_while_its_policy_goes_on(store):
     policy = ss.UCB(0.2, period=1)
     policy.bind(store)
     policy.bind(ss.open_store(store.path))  # the same one again
-    policy.update(store.ids(), np.where(np.arange(50) == 7, math.nan, np.arange(50.0)))
-    policy.sync()
+    losses = np.where(np.arange(50) // 2 == 3, math.nan, np.arange(50.0))
+    for part in (slice(7), slice(7, 50)):
+        policy.update(store.ids()[part], losses[part])
+        policy.sync()
     early, state = policy.again(0).rows, policy.state_dict()
-    assert policy.not_finite == 1
+    assert policy.not_finite == 2
     policy.update(store.ids(), np.arange(50.0)[::-1])
     assert policy.choose(1).rows.tolist() != early.tolist()
     again = ss.UCB(0.2, period=1)
     again.bind(store)
     again.load_state_dict(state)
-    assert again.not_finite == 1
+    assert again.not_finite == 2
     assert again.again(0).rows.tolist() == early.tolist()
-    assert again.choose(1).rows.tolist() == [7, *range(41, 50)]
-    assert again.not_finite == 1
+    assert again.choose(1).rows.tolist() == [6, 7, *range(42, 50)]
+    assert again.not_finite == 2
     learned = again.learned()
     again.bind(store)  # as a second sampler does
     np.testing.assert_array_equal(again.learned(), learned)
+
+
+def test_of_a_sample_that_comes_again_the_first_loss_counts(store):
+    policy, ids = ss.InfoBatch(num_epochs=4), store.ids()
+    policy.bind(store)
+    policy.update(ids[:2], [1.0, 2.0])
+    policy.sync()
+    policy.update(ids[1:3], [5.0, 6.0])
+    again = ss.InfoBatch(num_epochs=4)
+    again.bind(store)
+    again.load_state_dict(policy.state_dict())
+    for one in (policy, again):
+        one.choose(1)
+        assert one.learned()[:3].tolist() == [1, 2, 6]
 
 
 def test_a_state_asked_for_early_takes_in_what_comes_until_the_policy_learns(store):

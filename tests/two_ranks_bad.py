@@ -19,8 +19,8 @@ def together(out, work):
     """Work; a rank that stops waits for the others to stop too, which only all of them end."""
     try:
         work()
-    except (ValueError, ss.ShardsieveError):
-        Path(out, f"{dist.get_rank()}.stopped").touch()
+    except (ValueError, ss.ShardsieveError) as error:
+        Path(out, f"{dist.get_rank()}.stopped").write_text(type(error).__name__)
         dist.barrier()
         raise
 
@@ -35,6 +35,10 @@ def main(store_path, out, kind):
         state = sampler.state_dict()
         state["policy"]["store"] = store.fingerprint if rank < last else "another"
         sampler.load_state_dict(state)
+    if kind == "nothing":
+        sampler.load_state_dict(sampler.state_dict() if rank < last else None)
+    if kind == "score":
+        policy.to_score("no/name")
     for epoch in range(EPOCHS + (kind == "schedule")):
         sampler.set_epoch(epoch)
         ids = np.fromiter(sampler, np.int64)

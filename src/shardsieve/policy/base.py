@@ -195,12 +195,19 @@ class Policy(ABC):
         return np.where(np.isfinite(values), values, np.nan)
 
     def to_score(self, name: str) -> None:
-        """Store `learned()` as a static score; every rank must call it, and rank 0 writes."""
+        """Store `learned()` as a static score; every rank must call it, and rank 0 writes.
+
+        Raises:
+            ValueError: As `learned`; on every rank, if the name has other characters.
+            StoreMismatchError: On every rank, if the name stands for another definition.
+        """
         values = self.learned()
-        if world_size() == 1 or dist.get_rank() == 0:
-            self.put_learned(self.store, name, values)
-        if world_size() > 1:
-            dist.barrier()
+
+        def written() -> None:
+            if world_size() == 1 or dist.get_rank() == 0:
+                self.put_learned(self.store, name, values)
+
+        together(written)
 
     def check_score(self, store: Store, name: str) -> None:
         """Refuse before a training what `to_score` would refuse after it.
