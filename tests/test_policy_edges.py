@@ -237,6 +237,17 @@ def test_weights_of_losses_and_windows_that_are_none_are_refused(alpha):
             make()
 
 
+def test_a_share_below_one_is_refused_at_one():
+    with pytest.raises(ValueError, match=r"prune_probability must lie in \[0, 1\), got 1"):
+        ss.InfoBatch(1)
+
+
+def test_a_learned_score_is_called_by_its_policy_and_settings():
+    assert ss.RandomDynamic(0.5).definition() == (
+        "random(keep_fraction=0.5, replacement=False, seed=0)"
+    )
+
+
 def test_a_state_stays_as_it_was_while_its_policy_goes_on(store):
     policy = ss.UCB(0.2, period=1)
     policy.bind(store)
