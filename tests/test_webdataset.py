@@ -253,6 +253,7 @@ def test_a_reader_may_be_spelled_out(urls, store):
             "stands before the tar reader",
         ),
         (lambda urls: wds.DataPipeline(wds.SimpleShardList(urls)), "must read tars"),
+        (lambda urls: wds.DataPipeline(), "the pipeline must read tars"),
         (
             lambda urls: wds.DataPipeline(
                 wds.SimpleShardList(urls), lambda src: wds.tariterators.tarfile_samples(src)

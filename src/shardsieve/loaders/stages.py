@@ -50,9 +50,9 @@ def source_of(stages: list[Any]) -> Source:
     Raises:
         ShardsieveError: If a stage would silently be lost, naming it and the way out.
     """
+    reading, end = _reading(None), _end_of_reader(stages)
     urls, local_paths = _urls(stages[0]), False
     shuffled = getattr(stages[0], "seed", None) is not None
-    reading, end = _reading(None), _end_of_reader(stages)
     for place, stage in enumerate(stages[1:end], start=1):
         if isinstance(stage, (cache.StreamingOpen, cache.FileCache)):
             local_paths = True
