@@ -7,9 +7,10 @@ run of another seed, extrapolated ones from a run on a fifth of the samples, ano
 seed, with a tenth of it held out for the fused method; it has as many epochs as the full run, as
 many steps, or half of these. A short run makes as many steps as the first of these, a half run as
 many as the last, but on all samples: they measure every score, and need no prediction. Asked, a
-short run's network says once, at its end, what it thinks of every sample. Finished runs are not
-done again, so it may be stopped and started at any time; the record holds what has run so far, and
-is written after every run. Writes `records/accuracy_by_share_NAME.json`.
+short run's network says once, at its end, what it thinks of every sample; two policies start from
+that, too. Finished runs are not done again, so it may be stopped and started at any time; the
+record holds what has run so far, and is written after every run. Writes
+`records/accuracy_by_share_NAME.json`.
 """
 
 import argparse

@@ -134,7 +134,8 @@ class EpsilonGreedy(_Periodic):
 class UCB(_Periodic):
     """Keeps the samples with the highest mean + c·variance of the loss, both exponential averages.
 
-    The variance takes in (loss - mean)² with the mean from before this loss, and begins at 0.
+    The variance takes in (loss - mean)² with the mean from before this loss, and begins at 0. From
+    1, above most losses, samples that were left out come in turn; from a prior the lowest may not.
 
     Attributes:
         keep_fraction: Of every epoch, in `(0, 1]`.
