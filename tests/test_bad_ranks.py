@@ -14,6 +14,7 @@ BAD = {
     "length": "rank 1: losses must have one value per id, got (3,) for (4,); use reduction='none'",
     "outside": "rank 1: ids must name samples of",
     "twice": "rank 1: ids must come once per batch",
+    "both": "rank 1: losses must have one value per id, got (3,) for (4,)",  # the first of them
     "state": "rank 1: the state belongs to another store",
     "nothing": "rank 1: state must be what state_dict of a sampler returned, got None",
     "score": "rank 0: name must be made of letters",
@@ -57,6 +58,14 @@ def test_a_nan_of_one_rank_is_named_counted_and_kept_on_all(store, tmp_path):
     assert a == b
     assert a["not_finite"] == 1
     assert "the loss of sample id" in printed
+
+
+@pytest.mark.slow
+def test_ranks_that_were_refused_go_on_from_a_state_of_before(store, tmp_path):
+    statuses, printed = launched(store, tmp_path, "mended")
+    assert statuses == [0, 0], printed
+    a, b = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert a == b
 
 
 @pytest.mark.slow
