@@ -261,6 +261,10 @@ def test_what_is_no_state_is_refused_and_changes_nothing(store, change, message)
             "got one without 'waiting'",
         ),
         (lambda state: state | {"arrays": {}}, "lacks what the policy holds as 'mean'"),
+        (
+            lambda state: state | {"arrays": {n: a[:1] for n, a in state["arrays"].items()}},
+            "lacks what the policy holds as 'mean': another release saved it",
+        ),
     ],
 )
 def test_what_is_no_state_of_a_policy_is_refused_and_changes_nothing(store, change, message):

@@ -192,6 +192,7 @@ def test_losses_on_a_device_wait_without_the_graph_that_made_them(policy, monkey
     policy.update([0, 1], losses)
     del losses
     assert graph() is None
+    assert not policy.holds_its_own  # there is nobody else
     monkeypatch.setattr("shardsieve.policy.base.world_size", lambda: 2)
     assert policy.holds_its_own
     policy.sync()
