@@ -102,6 +102,7 @@ def test_periodic_rules_follow_their_averages(store, ucb):
     policy.to_score(f"learned{ucb}")
     expected = mean + variance if ucb else mean
     np.testing.assert_allclose(store.score(f"learned{ucb}"), expected, rtol=1e-6)
+    assert store.provenance(f"learned{ucb}")["settings"] == policy.settings()
 
 
 def test_a_stored_score_is_a_prior(store):

@@ -1,5 +1,6 @@
 """What policies do at the edges of their settings and schedules."""
 
+import copy
 import math
 
 import numpy as np
@@ -298,6 +299,7 @@ def test_a_state_asked_for_early_takes_in_what_comes_until_the_policy_learns(sto
     assert early["waiting"][1].tolist() == list(range(50))
     assert early["arrays"]["mean"].tolist() == [1.0] * 50
     later = policy.latest_state()
+    copy.deepcopy(policy).choose(2)  # what goes to another process has a state of its own
     policy.update(store.ids()[:1], [3.0])
     policy.load_state_dict(early)
     assert later["waiting"][1].tolist() == [3.0]
