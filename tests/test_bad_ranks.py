@@ -51,21 +51,18 @@ def test_all_ranks_stop_with_one_message(store, tmp_path, kind):
 
 
 @pytest.mark.slow
-def test_a_nan_of_one_rank_is_named_counted_and_kept_on_all(store, tmp_path):
-    statuses, printed = launched(store, tmp_path, "nan")
+@pytest.mark.parametrize(
+    ("kind", "not_finite"),
+    [("nan", 1), ("mended", 0)],
+    ids=["a NaN of one is named, counted and kept", "refused, they load a state of before"],
+)
+def test_all_ranks_go_on_alike(store, tmp_path, kind, not_finite):
+    statuses, printed = launched(store, tmp_path, kind)
     assert statuses == [0, 0], printed
     a, b = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert a == b
-    assert a["not_finite"] == 1
-    assert "the loss of sample id" in printed
-
-
-@pytest.mark.slow
-def test_ranks_that_were_refused_go_on_from_a_state_of_before(store, tmp_path):
-    statuses, printed = launched(store, tmp_path, "mended")
-    assert statuses == [0, 0], printed
-    a, b = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    assert a == b
+    assert a["not_finite"] == not_finite
+    assert printed.count("the loss of sample id") == not_finite
 
 
 @pytest.mark.slow

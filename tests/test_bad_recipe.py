@@ -193,6 +193,7 @@ def chain(tmp_path, monkeypatch):
         ({"select__score": "typo"}, "select: score must be one of those in"),
         ({"select__rule": "ccs", "select__difficulty": "typo"}, "select: score must be one of"),
         ({"train__policy": {"name": "ucb", "prior": "typo"}}, "select: score must be one of those"),
+        ({"train__policy": {"name": "annealed", "score": "typo"}}, "select: score must be one of"),
         ({"select__score": "seed_el2n"}, "select: score 'seed_el2n' is of the seeds alone"),
         (
             {"select__rule": "moderate", "select__embedding": "typo"},

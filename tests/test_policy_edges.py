@@ -243,6 +243,19 @@ def test_a_share_below_one_is_refused_at_one():
         ss.InfoBatch(1)
 
 
+@pytest.mark.parametrize(("prior", "seen"), [(None, 50), ("loss", 10)])
+def test_ucb_sees_every_sample_from_nothing_and_the_highest_alone_from_a_prior(store, prior, seen):
+    losses = np.linspace(0.1, 0.6, 50)  # below 1, where averages start from nothing
+    store.put_score("loss", losses)
+    policy, kept = ss.UCB(0.2, period=1, prior=prior), set()
+    policy.bind(store)
+    for epoch in range(9):
+        rows = policy.choose(epoch).rows
+        kept |= set(rows.tolist())
+        policy.update(store.ids()[rows], losses[rows])
+    assert len(kept) == seen
+
+
 def test_a_learned_score_is_called_by_its_policy_and_settings():
     assert ss.RandomDynamic(0.5).definition() == (
         "random(keep_fraction=0.5, replacement=False, seed=0)"

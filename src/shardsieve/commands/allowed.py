@@ -9,6 +9,7 @@ from shardsieve.commands.meaning import (
     adversary_of,
     asked_of,
     blamed,
+    followed_by,
     given_by_method,
     made_scores,
     policy_of,
@@ -164,9 +165,9 @@ def _check_tried(recipe: Recipe, store: Store) -> None:
 
 def _check_chosen_by(recipe: Recipe, store: Store, made: Collection[str]) -> None:
     """Refuse scores and embeddings that are neither there nor made by the chain."""
-    select, makes, policy = recipe.select, made_scores(recipe), policy_of(recipe)
-    prior = policy.settings().get("prior") if policy is not None else None
-    for name in filter(None, (select.score, select.difficulty, prior)):
+    select, makes = recipe.select, made_scores(recipe)
+    followed = followed_by(policy_of(recipe))
+    for name in filter(None, (select.score, select.difficulty, *followed)):
         if name.startswith(f"{SEED_RUN}_") and name in makes and not select.drop_missing:
             raise ValueError(
                 f"score {name!r} is of the seeds alone; choose by an extrapolated one, or by the "

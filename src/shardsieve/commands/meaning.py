@@ -52,6 +52,12 @@ def policy_of(recipe: Recipe) -> Policy | None:
     return named_policy(train.policy, epochs=train.epochs, seed=train.seed, **shared)
 
 
+def followed_by(policy: Policy | None) -> list[str]:
+    """Return the names of the stored scores that a policy starts from or follows."""
+    how = policy.settings() if policy is not None else {}
+    return [how[name] for name in ("prior", "score") if how.get(name) is not None]
+
+
 def given_by_method(recipe: Recipe) -> dict[str, Any]:
     """Return what the seed run is given beside its section, for the method that extrapolates."""
     extrapolate = recipe.extrapolate

@@ -18,6 +18,7 @@ from shardsieve.commands.meaning import (
     asked_of,
     blamed,
     deciding,
+    followed_by,
     given_by_method,
     policy_of,
     score_of,
@@ -191,9 +192,8 @@ class _Chain(Chain):
             if policy is None:
                 read["keep"] = select(store, **rule).digest
             else:
-                started = [policy.settings().get(name) for name in ("prior", "score")]
                 read["policy"] = policy.settings()
-                read["started"] = [marks.mark_of_values(store, s) for s in started if s]
+                read["started"] = [marks.mark_of_values(store, s) for s in followed_by(policy)]
             if section.full_run is not None:
                 read["full_run"] = marks.mark_of_file(section.full_run / RESULT)
             return read

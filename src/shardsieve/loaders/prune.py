@@ -34,8 +34,8 @@ def prune(loader: Any, store: Store, **options: Any) -> Any:
             "policy must be given to PrunedShardSampler, which takes in its losses; "
             "prune takes a score, or the keep_set of an epoch"
         )
-    stages = loader.pipeline if isinstance(loader, DataPipeline) else None
-    if stages is not None and not isinstance(next(iter(stages), None), DataLoader):
+    piped = isinstance(loader, DataPipeline)
+    if piped and not (loader.pipeline and isinstance(loader.pipeline[0], DataLoader)):
         return prune_pipeline(loader, store, **options)
     if isinstance(loader, (DataLoader, DataPipeline)):
         return prune_loader(loader, store, **options)
