@@ -166,10 +166,19 @@ def test_fingerprints_are_pinned():
     assert index_fingerprint([table, "x"]) == "47f242052b7ef12fd6e8de1379824d66"
 
 
-def test_samples_with_missing_members_are_counted(tmp_path):
-    path = write_tar(tmp_path / "x.tar", [("a.jpg", b"1"), ("a.cls", b"2"), ("b.jpg", b"3")])
-    table = table_of(path)
-    assert (len(table), table.incomplete, table.label[1]) == (2, 1, b"")
+def test_samples_whose_files_lie_apart_are_warned_of(tmp_path, caplog):
+    def indexed(name, members):
+        url = write_tar(tmp_path / f"{name}.tar", [(member, b"1") for member in members])
+        return ss.index(url, tmp_path / f"{name}.zarr")
+
+    assert len(indexed("twice", ["a.jpg", "a.cls", "b.jpg", "a.jpg", "a.cls"])) == 3
+    assert caplog.messages == []  # two whole samples of one key, as LAION's shards have them
+    apart = ["a.jpg", "b.jpg", "a.cls", "b.cls", "a.json"]
+    assert len(indexed("apart", apart)) == 5
+    (said,) = caplog.messages
+    assert said.startswith("3 samples are the rest of an earlier one, the first of them in")
+    assert "apart.tar" in said
+    assert len(by_webdataset(tmp_path / "apart.tar")) == 5
 
 
 @pytest.mark.parametrize("dialect", FORMATS)

@@ -108,7 +108,8 @@ class SampleTable:
         length: int64 (n,), bytes up to the end of the last member's padding.
         label: Content of each sample's label member, empty where absent or too long for a number.
         suffixes: Distinct suffixes, in the order met.
-        incomplete: Samples that lack a suffix which the shard's first sample has.
+        split: Samples that hold only other members of an earlier sample's key: their files are not
+            next to each other, and webdataset too takes them for samples of their own.
     """
 
     keys: list[str]
@@ -116,7 +117,7 @@ class SampleTable:
     length: NDArray[np.int64]
     label: list[bytes]
     suffixes: tuple[str, ...]
-    incomplete: int
+    split: int
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -171,15 +172,30 @@ def sample_table(read: ReadAt, total: int, url: str, *, label_member: str = "cls
             f"shard {url} holds no samples: a member needs a name like 12.jpg; leave it out"
         )
     offset = np.array(starts, dtype=np.int64)
-    expected = present[0]
     return SampleTable(
         keys=keys,
         offset=offset,
         length=np.array(ends, dtype=np.int64) - offset,
         label=labels,
         suffixes=tuple(bit_of),
-        incomplete=sum(p & expected != expected for p in present),
+        split=_num_split(keys, present),
     )
+
+
+def _num_split(keys: list[str], present: list[int]) -> int:
+    """Count the samples none of whose members, as bits, an earlier one of the same key has.
+
+    Hidden files share a key, that of their folder, without belonging together.
+    """
+    if len(set(keys)) == len(keys):
+        return 0
+    before: dict[str, int] = {}
+    count = 0
+    for key, bits in zip(keys, present, strict=True):
+        met = before.get(key, 0)
+        count += met != 0 and not met & bits and not key.endswith("/")
+        before[key] = met | bits
+    return count
 
 
 def plain_fields(raw: bytes, key: str, suffixes: Mapping[bytes, str]) -> dict[str, Any] | None:

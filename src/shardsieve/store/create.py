@@ -51,6 +51,15 @@ Progress = Callable[[int, int], None]
 LABEL_MEMBER = "cls"
 _LOG = logging.getLogger("shardsieve")
 _MOST_LABEL = np.iinfo(np.int32).max
+_HIDDEN = (
+    "%d samples are hidden files such as a Mac's ._1.jpg, the first of them in %s, which "
+    "webdataset reads too and which are no images; pack the shards without them "
+    "(tar --exclude '._*')"
+)
+_SPLIT = (
+    "%d samples are the rest of an earlier one, the first of them in %s: its files are not next to "
+    "each other, and webdataset too yields them one by one; pack the shards with tar --sort=name"
+)
 
 
 def index(
@@ -136,7 +145,7 @@ def walked(
             done.append(entry)
             if progress:
                 progress(len(done), len(shards))
-        _warn_of_hidden(shards, done)
+        _warn_of(shards, done)
     except CorruptShardError:
         if not remote:  # of objects it may as well be the network, after hours
             shutil.rmtree(partial, ignore_errors=True)
@@ -144,18 +153,16 @@ def walked(
     return done
 
 
-def _warn_of_hidden(shards: list[str], entries: list[IndexedShard]) -> None:
-    """Warn of members whose names begin with a dot in a folder: their keys end at that folder."""
-    counts = [sum(key.endswith("/") for key in entry.keys) for entry in entries]
-    if any(counts):
-        first = shards[next(i for i, count in enumerate(counts) if count)]
-        _LOG.warning(
-            "%d samples are hidden files such as a Mac's ._1.jpg, the first of them in %s, which "
-            "webdataset reads too and which are no images; pack the shards without them "
-            "(tar --exclude '._*')",
-            sum(counts),
-            first,
-        )
+def _warn_of(shards: list[str], entries: list[IndexedShard]) -> None:
+    """Warn of samples that webdataset reads, but that nobody meant.
+
+    The keys of members whose names begin with a dot in a folder end at that folder.
+    """
+    hidden = [sum(key.endswith("/") for key in entry.keys) for entry in entries]
+    for counts, what in ((hidden, _HIDDEN), ([entry.split for entry in entries], _SPLIT)):
+        if any(counts):
+            first = shards[next(i for i, count in enumerate(counts) if count)]
+            _LOG.warning(what, sum(counts), first)
 
 
 def beside(target: Path | str) -> Path:
@@ -187,6 +194,7 @@ def index_shard(url: str, *, label_member: str = LABEL_MEMBER) -> IndexedShard:
         suffixes=list(table.suffixes),
         nbytes=total,
         fingerprint=fingerprint,
+        split=table.split,
     )
 
 
@@ -199,7 +207,7 @@ def _label(content: bytes) -> int:
 def _save(partial: Path, number: int, url: str, label_member: str) -> IndexedShard:
     shard = index_shard(url, label_member=label_member)
     whence = [url, shard.fingerprint, label_member]
-    note = json.dumps([*whence, shard.nbytes, shard.suffixes, shard.keys])
+    note = json.dumps([*whence, shard.nbytes, shard.split, shard.suffixes, shard.keys])
     path = partial / f"{number:08d}.npz"
     with told_about_disk(partial):
         temporary = path.with_suffix(".tmp.npz")
@@ -211,14 +219,14 @@ def _save(partial: Path, number: int, url: str, label_member: str) -> IndexedSha
 def _resumed(partial: Path, number: int, url: str, label_member: str) -> IndexedShard | None:
     try:
         with (partial / f"{number:08d}.npz").open("rb") as file, np.load(file) as saved:
-            *whence, nbytes, suffixes, keys = json.loads(str(saved["note"]))
+            *whence, nbytes, split, suffixes, keys = json.loads(str(saved["note"]))
             arrays = {k: saved[k] for k in ("offset", "length", "label")}
     except (OSError, EOFError, ValueError, KeyError, BadZipFile):
         return None  # it is not there, or not whole after a power cut
     if whence != [url, fingerprint := cheap_fingerprint(url), label_member]:
         return None
     return IndexedShard(
-        keys=keys, suffixes=suffixes, nbytes=nbytes, fingerprint=fingerprint, **arrays
+        keys=keys, suffixes=suffixes, nbytes=nbytes, fingerprint=fingerprint, split=split, **arrays
     )
 
 

@@ -22,6 +22,7 @@ class IndexedShard:
     suffixes: list[str]
     nbytes: int
     fingerprint: str
+    split: int = 0
 
     @property
     def table(self) -> str:
