@@ -181,6 +181,21 @@ def test_samples_whose_files_lie_apart_are_warned_of(tmp_path, caplog):
     assert len(by_webdataset(tmp_path / "apart.tar")) == 5
 
 
+def test_a_run_that_goes_on_warns_of_what_the_first_one_found(tmp_path, caplog):
+    def killed(done, total):
+        raise KeyboardInterrupt
+
+    url = write_tar(tmp_path / "x.tar", [(f"a.{suffix}", b"1") for suffix in ("jpg", "cls")])
+    second = write_tar(tmp_path / "y.tar", [(name, b"1") for name in ("a.jpg", "b.jpg", "a.cls")])
+    with pytest.raises(KeyboardInterrupt):
+        ss.index([second, url], tmp_path / "s.zarr", progress=killed)
+    assert caplog.messages == []
+    ss.index([second, url], tmp_path / "s.zarr")
+    assert [said.split(",")[0] for said in caplog.messages] == [
+        "1 samples are the rest of an earlier one"
+    ]
+
+
 @pytest.mark.parametrize("dialect", FORMATS)
 def test_plain_samples_are_read_the_short_way_with_the_same_fields(tmp_path, dialect):
     path = tmp_path / "x.tar"

@@ -86,16 +86,6 @@ def default_pages(kept: int, pages_touched: int) -> int:
     return max(_SMALLEST_WINDOW, -(-_ROWS_PER_WINDOW * pages_touched // max(kept, 1)))
 
 
-def pages_per_batch(pages: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
-    """Return how many distinct pages each batch of an order touches, int64 (batches,).
-
-    >>> pages_per_batch(np.array([0, 0, 1, 2, 2]), batch_size=2)
-    array([1, 2, 1])
-    """
-    cuts = range(0, len(pages), batch_size)
-    return np.array([len(np.unique(pages[at : at + batch_size])) for at in cuts], dtype=np.int64)
-
-
 @dataclass(frozen=True, slots=True)
 class ReadEstimate:
     """Bytes read in one epoch over a keep set of an FFCV file, by way of reading.
