@@ -57,6 +57,23 @@ def test_numpy_takes_a_keep_set_for_its_ids(store):
     assert ss.KeepSet.from_ids(store, keep) == keep
 
 
+def test_a_notebook_shows_what_is_at_hand(store):
+    keep = ss.KeepSet.from_ids(store, store.ids()[[2, 9, 10, 29]])
+    weighted = ss.KeepSet.from_ids(store, store.ids()[:2], weights=[1, 2])
+    assert repr(store) == f"Store('{store.path}', 30 samples in 4 shards)"
+    assert repr(keep) == "KeepSet(4 samples)"
+    assert repr(weighted) == "KeepSet(2 samples, weighted)"
+    assert repr(ss.ShardDataset(store)) == f"ShardDataset({store!r})"
+    policy = ss.RandomDynamic(0.5)
+    assert repr(policy) == "RandomDynamic(keep_fraction=0.5, replacement=False, seed=0)"
+    still, moving = (
+        ss.PrunedShardSampler(store, **how) for how in ({"keep_set": keep}, {"policy": policy})
+    )
+    moving.set_epoch(3)
+    assert repr(still) == f"PrunedShardSampler({store!r}, {keep!r}, epoch=0)"
+    assert repr(moving).endswith(f"KeepSet(15 samples), policy={policy!r}, epoch=3)")
+
+
 def test_ids_alone_are_no_keep_set(store):
     for ids in (store.ids()[:3], [1, 2], 3):
         with pytest.raises(TypeError, match=r"got \w+; make one of sample ids: KeepSet.from_ids"):

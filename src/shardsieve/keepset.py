@@ -16,7 +16,7 @@ from shardsieve.store.alone import in_turn
 from shardsieve.store.store import Store, refuse_path
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class KeepSet:
     """Kept samples of a data set: `len` counts them, and iterating yields their ids, ascending.
 
@@ -42,6 +42,10 @@ class KeepSet:
 
     def __len__(self) -> int:
         return int(self.counts.sum())
+
+    def __repr__(self) -> str:
+        weighted = "" if self.weights is None else ", weighted"
+        return f"KeepSet({len(self)} samples{weighted})"
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.ids().tolist())

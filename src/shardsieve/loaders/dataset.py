@@ -108,6 +108,9 @@ class ShardDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.store)
 
+    def __repr__(self) -> str:
+        return f"ShardDataset({self.store!r})"
+
     @property
     def unreadable(self) -> list[int]:
         """Ids of the samples skipped so far, over all workers of this loader, ascending."""

@@ -131,6 +131,10 @@ class PrunedShardSampler(Sampler[int]):
         self._pass = None
         self._begin(0)
 
+    def __repr__(self) -> str:
+        by = "" if self.policy is None else f", policy={self.policy!r}"
+        return f"PrunedShardSampler({self.store!r}, {self.keep_set!r}{by}, epoch={self.epoch})"
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; going to another one starts at its beginning.
 

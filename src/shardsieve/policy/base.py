@@ -69,6 +69,10 @@ class Policy(ABC):
         """Set it; a number of numpy's as a plain one, for no JSON and no state holds such."""
         super().__setattr__(name, plain_number(value))
 
+    def __repr__(self) -> str:
+        how = (f"{key}={value!r}" for key, value in self.settings().items() if key != "policy")
+        return f"{type(self).__name__}({', '.join(how)})"
+
     # For everybody --------------------------------------------------------------------------
 
     def bind(self, store: Store) -> None:

@@ -85,6 +85,9 @@ class Store(SampleTables):
         self._need_chunks("shard/samples", some)
         self.sample_scores: dict[str, NDArray[np.float32]] = {}
 
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r}, {len(self)} samples in {self.num_shards} shards)"
+
     @property
     def num_shards(self) -> int:
         """Number of shards."""
