@@ -7,7 +7,7 @@ import pytest
 from tars import write_shards
 
 import shardsieve as ss
-from shardsieve.commands import appending, extrapolating
+from shardsieve.commands import appending, extrapolating, predicting
 from shardsieve.commands.appending import append_score
 from shardsieve.commands.extrapolating import extrapolate_score
 
@@ -210,7 +210,7 @@ def told(monkeypatch):
     def start(title, *, shown=True):
         yield lambda *done, note="": heard.setdefault(title, []).append(done)
 
-    for module in (appending, extrapolating):
+    for module in (appending, extrapolating, predicting):
         monkeypatch.setattr(module, "bar", start)
     return heard
 

@@ -162,7 +162,7 @@ def test_some_of_many_seeds_are_compared_with_unseen_samples(store, monkeypatch)
         asked.append(mask)
         return by_unseen_neighbours(rows, scores, mask, unseen, **how)
 
-    monkeypatch.setattr("shardsieve.commands.extrapolating.by_unseen_neighbours", counted)
+    monkeypatch.setattr("shardsieve.commands.predicting.by_unseen_neighbours", counted)
     for seed_scores in ("measured", "neighbours"):
         how = {"method": "direct", "k": 10, "seed_scores": seed_scores}
         made = extrapolate_score(store.path, "seed_x", seed_scores, "seed", **how)

@@ -9,7 +9,7 @@ import torch
 from tars import write_shards
 
 import shardsieve as ss
-from shardsieve.commands import extrapolating, filling
+from shardsieve.commands import filling, predicting
 from shardsieve.commands.appending import append_score
 from shardsieve.commands.extrapolating import extrapolate_score
 from shardsieve.extrapolate import GNN, KNN, choose_k, cross_validate, far_share, intervals
@@ -73,7 +73,7 @@ def test_stopped_anywhere_it_goes_on_and_ends_in_the_same_score(store, monkeypat
 
         return killed
 
-    monkeypatch.setattr(extrapolating, "blocks_of", counted)
+    monkeypatch.setattr(predicting, "blocks_of", counted)
     with pytest.raises(KeyboardInterrupt):
         extrapolate_score(store.path, "seed", "full", None, k=5)
     assert "full" not in store.scores

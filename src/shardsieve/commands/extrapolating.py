@@ -1,7 +1,7 @@
 """The `extrapolate` command: alone and under `accelerate launch`."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +9,21 @@ import numpy as np
 
 import shardsieve.extrapolate as extrapolators
 from shardsieve._errors import StoreMismatchError
-from shardsieve.commands.filling import blocks_of, fill, ranks_of, readable_rows, sample_of
-from shardsieve.commands.memorised import (
-    by_unseen_neighbours,
-    checked_seed_scores,
-    memorised,
-    some_of,
-)
+from shardsieve.commands.filling import ranks_of, readable_rows
+from shardsieve.commands.memorised import checked_seed_scores
 from shardsieve.commands.methods import (
     METHODS,
     ON_SIGNALS,
-    SEARCHING,
-    Mask,
     Task,
     Values,
     make_task,
     taken,
     usual_k,
 )
+from shardsieve.commands.predicting import Prediction
 from shardsieve.commands.progress import bar
 from shardsieve.commands.trust import judged, told, unembedded, warned
 from shardsieve.cost import Cost
-from shardsieve.extrapolate.calibration import match_quantiles
 from shardsieve.extrapolate.choosing import choose_k
 from shardsieve.extrapolate.knn import KNN
 from shardsieve.scores.inputs import one_of
@@ -117,39 +110,26 @@ def extrapolate_score(
             accelerator, lambda: _best_k(task, rows, weights, how, folds=folds, seed=seed)
         )
     task = make_task(store, method, k=number, ranks=ranks_of(accelerator), **about)
-    match = method in ON_SIGNALS if match is None else match
-    values = store.score(score)
-    is_seed, rest = np.isfinite(values) & readable, ~np.isfinite(values) & readable
-    counts = {"seeds": int(is_seed.sum()), "predicted": int(rest.sum())}
     seeds_by = "" if seed_scores == "measured" else f", seeds by {seed_scores}"
     made: dict[str, Any] = {"definition": f"{method}({score}{seeds_by})", "source": score}
-    made |= {"method": method, "seed_scores": seed_scores}
-    made |= {"k": number, "weights": weights, "matched_quantiles": match, **how, **tried}
-    made |= {"embedding": embedding, "seed": seed, "seeds": counts["seeds"]}
+    made |= {"method": method, "seed_scores": seed_scores, "k": number, "weights": weights}
+    made["matched_quantiles"] = method in ON_SIGNALS if match is None else match
+    made |= {**how, **tried, "embedding": embedding, "seed": seed}
+    values = store.score(score)
+    prediction = Prediction(store, name, task, rows, values, readable, made)
+    counts = {"seeds": int(prediction.seeds.sum()), "predicted": int(prediction.rest.sum())}
+    made["seeds"] = counts["seeds"]
     on_main(accelerator, lambda: refuse_other_prediction(store, name, made))
-    with bar("try on seeds", shown=accelerator.is_main_process) as progress:
-        cross: dict[str, Any] = {"folds": folds, "seed": seed, "progress": progress}
-        # Of what ranks do not make together the main process alone sees the folds.
-        folded = task.out_of_fold(rows, **cross) if task.together else None
-        trust = on_main(
-            accelerator,
-            lambda: judged(
-                store,
-                task,
-                task.out_of_fold(rows, **cross) if folded is None else folded,
-                match=match,
-                keep_fraction=keep_fraction,
-            ),
-        )
+    trust = _trust(accelerator, prediction, folds=folds, keep_fraction=keep_fraction)
     made |= {**trust, "of": store.provenance(score)}
-    searched = _predict(store, name, task, rows, values, rest, is_seed, made=made, match=match)
+    chosen = prediction.write(accelerator)
     if accelerator.is_main_process:
         cost = Cost.timed(time.perf_counter() - begin, accelerator.num_processes)
-        store.finish_score(name, **searched, cost=cost.to_dict())
+        store.finish_score(name, **chosen, cost=cost.to_dict())
     accelerator.wait_for_everyone()
     counts["without_embedding"] = int((~readable).sum())
     shown = on_main(accelerator, lambda: told(store, trust))  # the names of classes are fetched
-    result = {"score": name, "method": method, **tried, **counts, **shown, **searched}
+    result = {"score": name, "method": method, **tried, **counts, **shown, **chosen}
     missing = unembedded(counts["without_embedding"], embedding)
     return result | warned(result.get("warning"), missing)
 
@@ -207,93 +187,26 @@ def _check_measured(store: Store, score: str) -> None:
         )
 
 
-def _predict(
-    store: Store,
-    name: str,
-    task: Task,
-    rows: StoredRows,
-    values: Values,
-    rest: Mask,
-    is_seed: Mask,
-    *,
-    made: dict[str, Any],
-    match: bool,
+def _trust(
+    accelerator: Any, prediction: Prediction, *, folds: int, keep_fraction: float
 ) -> dict[str, Any]:
-    """Fill a score, and return what was chosen for it; it is not listed yet."""
-    accelerator = make_accelerator()
-    main, world = accelerator.is_main_process, accelerator.num_processes
-    if main:
-        # Quantiles are matched over all predictions: half a filling is no use then.
-        store.begin_score(name, made, afresh=match or made["seed_scores"] == "neighbours")
-    accelerator.wait_for_everyone()
-    shards = range(accelerator.process_index, store.num_shards, world)
-    searched: dict[str, Any] = {}
-    of_gnn = made["method"] == "gnn"
-    with bar("train the graph network" if of_gnn else "fit", shown=main) as progress:
-        more: dict[str, Any] = {"progress": progress} if of_gnn else {}
-        if task.joint:
-            block = _at_once(task, rows, values, rest, **more)
-        else:
-            model = task.fitted(rows, **more)
-            if made["method"] in SEARCHING and rest.any():
-                chosen = model.choose(sample_of(rows, rest), int(rest.sum()))
-                searched = {"found_by": chosen.to_dict()}
-        if not of_gnn:
-            progress(1, 1)
-    if not task.joint:
-        if made["method"] in ON_SIGNALS:
-            searched |= {"from_trained_seeds": model.lesson.to_dict() if model.lesson else None}
-        block = blocks_of(task, model, rows, values, rest)
-    array = store.score_array(name)
-    with bar("extrapolate", shown=main) as progress:
-        fill(store, array, shards, block, progress=progress)
-    accelerator.wait_for_everyone()
-    if main and match:
-        _match(store, name, values, rest)
-    if main and made["method"] in ON_SIGNALS and rest.any():
-        with bar("compare seeds") as progress:
-            progress(0, 1)
-            searched |= _seeds_beside(store, name, rows, values, rest, is_seed, made=made)
-            progress(1, 1)
-    return searched
+    """Predict the tried seeds from others, and return what that says of the rest, on every rank."""
+    task, made = prediction.task, prediction.made
+    with bar("try on seeds", shown=accelerator.is_main_process) as progress:
 
+        def out_of_fold() -> Values:
+            cross: dict[str, Any] = {"folds": folds, "seed": made["seed"], "progress": progress}
+            return task.out_of_fold(prediction.rows, **cross)
 
-def _at_once(
-    task: Task, rows: StoredRows, values: Values, rest: Mask, **more: Any
-) -> Callable[[int], Values]:
-    # Predictions of one graph depend on one another.
-    known = values.copy()
-    if rest.any():
-        known[rest] = task.predict(rows, rest, **more)
-    return blocks_of(task, None, rows, known, np.zeros_like(rest))
-
-
-def _match(store: Store, name: str, values: Values, rest: Mask) -> None:
-    """Give the predictions of a score that is being filled the distribution of the known ones."""
-    found = store.unfinished_score(name)
-    found[rest] = match_quantiles(found[rest], values[np.isfinite(values)])
-    store.write_score(name, found)
-
-
-def _seeds_beside(
-    store: Store,
-    name: str,
-    rows: StoredRows,
-    values: Values,
-    rest: Mask,
-    is_seed: Mask,
-    *,
-    made: dict[str, Any],
-) -> dict[str, Any]:
-    """Compare trained seeds with unseen samples like them, and score them by those when asked."""
-    found = store.unfinished_score(name)
-    measured = made["seed_scores"] == "measured"
-    asked = some_of(is_seed, made["seed"]) if measured else is_seed
-    near = by_unseen_neighbours(rows, found, asked, rest, k=made["k"], seed=made["seed"])
-    if not measured:
-        found[is_seed] = match_quantiles(near, found[rest])
-        store.write_score(name, found)
-    return memorised(values[asked], near, made, warn=measured)
+        # Of what ranks do not make together the main process alone sees the folds.
+        folded = out_of_fold() if task.together else None
+        how: dict[str, Any] = {"match": made["matched_quantiles"], "keep_fraction": keep_fraction}
+        return on_main(
+            accelerator,
+            lambda: judged(
+                prediction.store, task, out_of_fold() if folded is None else folded, **how
+            ),
+        )
 
 
 def _best_k(
