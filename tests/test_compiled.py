@@ -148,6 +148,24 @@ def test_settings_decide_the_precision_and_a_launcher_may_only_agree(
         make_accelerator(precision=precision)
 
 
+@pytest.mark.parametrize(
+    ("name", "word"), [("FSDP", "FSDP"), ("PARALLELISM_CONFIG", "parallelism_config")]
+)
+def test_a_launcher_that_splits_networks_is_refused(monkeypatch, name, word):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(ss.ShardsieveError, match=f"hold a whole network, got {word} from the laun"):
+        make_accelerator()
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "false")
+    make_accelerator()
+
+
+def test_a_launchers_accumulation_does_not_shrink_the_steps(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    weight = torch.ones((), requires_grad=True)
+    make_accelerator().backward(weight * 8)
+    assert weight.grad == 8
+
+
 @pytest.mark.parametrize("section", ["score", "embed", "train"])
 def test_a_recipe_that_forgets_the_launchers_precision_is_refused_at_once(
     monkeypatch, tmp_path, section

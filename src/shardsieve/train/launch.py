@@ -18,7 +18,11 @@ import torch.distributed as dist
 import torch.distributed.nn
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, broadcast_object_list
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    GradientAccumulationPlugin,
+    broadcast_object_list,
+)
 
 from shardsieve._errors import MissingDependencyError, ShardsieveError
 from shardsieve.train.ending import hold_group
@@ -29,6 +33,13 @@ T = TypeVar("T")
 _PATIENCE = timedelta(hours=12)
 TRACKERS = ("tensorboard", "wandb")
 DEFAULT_TRACKERS = ("tensorboard",)
+# By the words of Accelerate's launcher and of its configuration files.
+_SPLITTING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DEEPSPEED",
+    "ACCELERATE_USE_MEGATRON_LM": "MEGATRON_LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config",
+}
 
 
 def make_accelerator(
@@ -48,9 +59,12 @@ def make_accelerator(
     Raises:
         ValueError: If a tracker is unknown, or the precision is refused.
         MissingDependencyError: If one that was asked for is not installed.
+        ShardsieveError: If the launcher splits networks over processes, or started other processes
+            than Accelerate finds.
     """
     if precision is not None:
         checked_precision(precision)
+    _refuse_split_networks()
     tracked = installed_trackers(track) if folder is not None else []
     launched = os.environ.get("WORLD_SIZE", "1")
     if not launched.isdecimal():
@@ -71,6 +85,9 @@ def make_accelerator(
             # The loaders' batches are pinned: no step waits until the device has taken the next.
             dataloader_config=DataLoaderConfiguration(non_blocking=True),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+            # The settings' own `accumulate` weighs batches: a number in the environment would
+            # divide every loss once more.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
     if int(launched) != accelerator.num_processes:
         raise ShardsieveError(
@@ -80,6 +97,15 @@ def make_accelerator(
     if accelerator.num_processes > 1:
         hold_group(dist.group.WORLD)
     return accelerator
+
+
+def _refuse_split_networks() -> None:
+    for name, word in _SPLITTING.items():
+        if os.environ.get(name, "false").lower() == "true":
+            raise ShardsieveError(
+                f"every process must hold a whole network, got {word} from the launcher; "
+                "use `accelerate launch --multi_gpu`, or distributed_type MULTI_GPU in its file"
+            )
 
 
 @contextmanager
