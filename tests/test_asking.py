@@ -190,5 +190,9 @@ def test_the_command_asks(said, capsys):
     command = ["ask", "--store", str(store.path), "--json"]
     program.app([*command, "--name", "mine"], standalone_mode=False)
     assert json.loads(capsys.readouterr().out)["scores"] == ["mine_el2n"]
+    listed = ["--scores", "aum,entropy", "--scores", "el2n"]
+    program.app([*command, *listed], standalone_mode=False)
+    made = json.loads(capsys.readouterr().out)["scores"]
+    assert made == ["asked_aum", "asked_entropy", "asked_el2n"]
     with pytest.raises(ValueError, match="--scores must name a score, got ','"):
         program.app([*command, "--scores", ","], standalone_mode=False)

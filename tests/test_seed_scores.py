@@ -363,7 +363,8 @@ def test_the_command_scores_from_dynamics_and_from_embeddings(scored, capsys):
         program.app(command, standalone_mode=False)
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
-    made = call("--from-dynamics", "seed", "--scores", "forgetting:last=4,el2n:last=1")
+    listed = ["--scores", "forgetting:last=4", "--scores", "el2n:last=1"]
+    made = call("--from-dynamics", "seed", *listed)
     assert made["scores"] == ["seed_forgetting.last-4", "seed_el2n.last-1"]
     rng = np.random.default_rng(0)
     array = scored.embedding_array("mine", 4)

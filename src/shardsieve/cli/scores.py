@@ -55,7 +55,7 @@ def score(
         seeds_option(help="Epochs per window of the scores; by default 10, or the run's."),
     ] = None,
     scores: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(help="Scores to make, as 'aum,dyn_unc:variant=official'; by default all."),
     ] = None,
     from_dynamics: Annotated[
@@ -100,7 +100,7 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Train on a seed subset and store its scores; goes on where it was stopped."""
-    specs = _specs(scores) if scores is not None else None
+    specs = _specs(scores) if scores else None
     networks: dict[str, Any] = {"clean_pass": clean_pass, "held_out": held_out}
     networks |= {"snapshots": snapshots, "match_steps_of": match_steps_of, "ceiling": ceiling}
     networks |= {"checkpoint_steps": checkpoint_steps}
@@ -190,8 +190,9 @@ def ask(
     store: StorePath,
     embedding: EmbeddingName = None,
     scores: Annotated[
-        str, typer.Option(help="Scores to make, as 'el2n,variability'; networks stand for epochs.")
-    ] = "el2n",
+        list[str],
+        typer.Option(help="Scores to make, as 'el2n,variability'; networks stand for epochs."),
+    ] = ["el2n"],  # noqa: B006
     name: Annotated[str, typer.Option(help="What the scores' names begin with.")] = "asked",
     as_json: Json = False,
 ) -> None:
@@ -304,8 +305,10 @@ def build(
     show(result, as_json)
 
 
-def _specs(scores: str) -> list[str]:
-    specs = [spec for spec in scores.split(",") if spec]
+def _specs(scores: list[str]) -> list[str]:
+    """Return the scores of an option that lists them, and may be repeated."""
+    listed = ",".join(scores)
+    specs = [spec for spec in listed.split(",") if spec]
     if not specs:
-        raise ValueError(f"--scores must name a score, got {scores!r}; leave it out for all")
+        raise ValueError(f"--scores must name a score, got {listed!r}; leave it out for all")
     return specs
