@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 import shardsieve as ss
 from shardsieve import extrapolate
+from shardsieve.extrapolate.on_gpu import SeedsOnGpu
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.embedding import embed
@@ -153,6 +154,19 @@ def fit(folder):
     return made, []
 
 
+def search(folder):
+    """Neighbours, of the methods that ask for them."""
+    draw = np.random.default_rng(0)
+    points, rest = draw.normal(size=(60, 4)), draw.normal(size=(30, 4))
+    signals = {"loss": draw.normal(size=(60, 2))}
+    asked = {"loss": draw.normal(size=(30, 2))}
+    near = extrapolate.KNN(k=5, device=str(DEVICE)).fit(points, points[:, 0])
+    fused = extrapolate.Fused(k=5, device=str(DEVICE)).fit(points, points[:, 0], signals)
+    made = {"near": near.predict(rest), "fused": fused.predict(rest, asked)}
+    assert (type(near._exact._held) is SeedsOnGpu) == (str(DEVICE) != "cpu")
+    return made, []
+
+
 def loop(folder):
     """Somebody's own loop: its batches carry weights and ids on the host."""
     sampler = ss.PrunedShardSampler(opened(folder)[0], policy=ss.InfoBatch(0.5, num_epochs=3))
@@ -212,6 +226,7 @@ PARTS = {
     "train": train,
     "score": score,
     "fit": fit,
+    "search": search,
     "loop": loop,
     "take": take,
     "stop": stop,

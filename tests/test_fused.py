@@ -316,9 +316,9 @@ def test_seeds_are_laid_out_once_for_all_predictions(monkeypatch):
     made = []
 
     class Counted(ExactSearch):
-        def __init__(self, seeds):
+        def __init__(self, seeds, device):
             made.append(len(seeds))
-            super().__init__(seeds)
+            super().__init__(seeds, device)
 
     monkeypatch.setattr("shardsieve.extrapolate.fused.ExactSearch", Counted, raising=False)
     monkeypatch.setattr("shardsieve.extrapolate.knn.ExactSearch", Counted)

@@ -10,10 +10,11 @@ import shardsieve
 
 ROOT = pathlib.Path(__file__).parents[1] / "src" / "shardsieve"
 
-CORE = {"_errors", "order", "scores", "selection", "strata", "betadraw"}
+CORE = {"_errors", "_faiss", "order", "scores", "selection", "strata", "betadraw"}
 DATA = CORE | {"shards", "io", "store"}
 MAY_IMPORT = {
     "_errors": set(),
+    "_faiss": {"_errors"},
     "_later": set(),
     "_version": set(),
     "order": set(),
@@ -22,7 +23,7 @@ MAY_IMPORT = {
     "strata": {"_errors", "order", "scores", "selection"},
     "plan": {"order"},
     "epoch": {"order"},
-    "scores": set(),
+    "scores": {"_faiss"},
     "extrapolate": CORE,
     "shards": {"_errors"},
     "io": {"_errors"},
@@ -46,7 +47,7 @@ MAY_IMPORT = {
 # Each heavy library has one home; everything else imports, and is tested, without it.
 HOMES = {
     "zarr": "store",
-    "faiss": "extrapolate",
+    "faiss": "_faiss",
     "torch_geometric": "extrapolate",
     "torch": "loaders",
     "obstore": "io",
@@ -64,7 +65,6 @@ ALSO = {
     ("pack", "sklearn"),
     ("extrapolate", "torch"),
     ("policy", "torch"),
-    ("scores", "faiss"),
     ("scores", "torch"),
     ("train", "torch"),
     ("train", "accelerate"),

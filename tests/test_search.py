@@ -1,12 +1,18 @@
 """Approximate searches: what they return is measured, and they say how much they miss."""
 
+import importlib
+import sys
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import shardsieve as ss
 from shardsieve.extrapolate import KNN, neighbours
 from shardsieve.extrapolate.approximate import CodedSearch, choose_search, spread_rows
+from shardsieve.extrapolate.on_gpu import SeedsOnGpu
 from shardsieve.extrapolate.search import ExactSearch
 
 FAST = ["scan", "ivf", "hnsw"]
@@ -143,6 +149,77 @@ def test_exact_neighbours_are_those_of_brute_force(count, k, seed, at_once):
     want_ids, want = brute(seeds, points, k)
     np.testing.assert_array_equal(ids, want_ids)
     np.testing.assert_allclose(distances, want)
+
+
+def by_torch(seeds, mean, device="cpu"):
+    """Seeds held as on a GPU, where torch has none."""
+    return SeedsOnGpu(seeds, mean, device)
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(1, 200),
+    st.integers(1, 20),
+    st.integers(0, 9),
+    st.sampled_from([(0, 1), (1e3, 1e-3), (0, 1e18), (0, 1.5e19), (1e30, 1e29), (0, 1e-30)]),
+    st.sampled_from([2**28, 700]),
+    st.booleans(),
+)
+def test_torch_finds_the_neighbours_that_faiss_does(count, k, seed, place, at_once, whole):
+    """Ties, near ones far from 0, and numbers whose squares overflow float32 among them."""
+    rng, (about, apart) = np.random.default_rng(seed), place
+    draw = rng.integers(-2, 3, size=(count + 9, 3)) if whole else rng.normal(size=(count + 9, 3))
+    seeds, points = np.split((about + apart * draw).astype(np.float32), [count])
+    with pytest.MonkeyPatch.context() as patch:
+        by_faiss = neighbours(seeds, points, k)
+        patch.setattr("shardsieve.extrapolate.on_gpu._BUDGET", at_once)
+        patch.setattr("shardsieve.extrapolate.search._SeedsInFaiss", by_torch)
+        ids, distances = neighbours(seeds, points, k)
+    np.testing.assert_array_equal(ids, by_faiss[0])
+    np.testing.assert_allclose(distances, by_faiss[1], rtol=1e-14)
+    want_ids, want = brute(seeds, points, k)
+    np.testing.assert_allclose(distances, want, rtol=1e-12)
+    if whole:
+        np.testing.assert_array_equal(ids, want_ids)
+
+
+def test_a_row_whose_numbers_overflow_proves_nothing(cloud):
+    seeds, _, points = cloud
+    seeds = np.concatenate([seeds[:50], np.float32(1.85e19) * np.eye(48, dtype=np.float32)[:1]])
+    held = SeedsOnGpu(seeds, np.zeros(48, dtype=np.float32), "cpu")
+    assert (held.propose(points[:4], 3)[1] == -1).all()
+    assert (SeedsOnGpu(seeds[:50], held._mean.numpy(), "cpu").propose(points[:4], 3)[1] >= 0).all()
+
+
+@pytest.mark.parametrize("chosen", ["tf32", "ieee", "none"])
+def test_what_the_process_chose_to_multiply_in_is_left_as_it_is(cloud, monkeypatch, chosen):
+    seeds, _, points = cloud
+    held, seen = SeedsOnGpu(seeds, seeds.mean(axis=0), "cpu"), []
+    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", chosen)
+    nearest = SeedsOnGpu._nearest
+
+    def spied(*given):
+        seen.append((torch.backends.cuda.matmul.fp32_precision, torch.is_autocast_enabled("cpu")))
+        return nearest(*given)
+
+    monkeypatch.setattr(SeedsOnGpu, "_nearest", spied)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        squared, _ = held.propose(points, 3)
+    assert seen == [("ieee", False)]
+    assert torch.backends.cuda.matmul.fp32_precision == chosen
+    assert squared.dtype == np.float32
+
+
+@pytest.mark.parametrize("error", ["ImportError('no libcudart')", "AttributeError('no Gpu')"])
+def test_a_faiss_that_another_package_spoilt_is_one_line(tmp_path, monkeypatch, error):
+    (tmp_path / "faiss.py").write_text(f"raise {error}")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("faiss", "shardsieve._faiss"):
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(
+        ss.ShardsieveError, match=r"cannot be imported \(no .* uninstall -y faiss-c"
+    ):
+        importlib.import_module("shardsieve._faiss")
 
 
 def test_several_k_come_from_one_search(cloud, monkeypatch):

@@ -102,14 +102,15 @@ def extrapolate_score(
     how = taken(method, how)
     about: dict[str, Any] = {"score": score, "embedding": embedding, "readable": readable}
     about |= {"weights": weights, "seed": seed, **how}
+    about["ranks"] = ranks = ranks_of(accelerator)
     number = _number(k, method)
     tried: dict[str, Any] = {}
     if number is None:
-        task = make_task(store, method, k=1, **about)
+        task, like = make_task(store, method, k=1, **about), {"device": ranks.gpu, **how}
         number, tried = on_main(
-            accelerator, lambda: _best_k(task, rows, weights, how, folds=folds, seed=seed)
+            accelerator, lambda: _best_k(task, rows, weights, like, folds=folds, seed=seed)
         )
-    task = make_task(store, method, k=number, ranks=ranks_of(accelerator), **about)
+    task = make_task(store, method, k=number, **about)
     seeds_by = "" if seed_scores == "measured" else f", seeds by {seed_scores}"
     made: dict[str, Any] = {"definition": f"{method}({score}{seeds_by})", "source": score}
     made |= {"method": method, "seed_scores": seed_scores, "k": number, "weights": weights}

@@ -166,7 +166,7 @@ def make_task(
         k: Neighbours.
         weights: Of kNN.
         seed: Of what is drawn.
-        ranks: Those that fit a GNN together.
+        ranks: Those that fit a GNN together, and this one's device.
         **how: Further arguments of `KNN` or `GNN`; `labels`: whether they are features of a GNN.
 
     Raises:
@@ -181,16 +181,21 @@ def make_task(
         )
     if not np.isfinite(measured).any():
         raise MissingScoreError(f"score {score!r} has no scored sample; run `shardsieve score`")
+    device = ranks.gpu
     if method in ON_SIGNALS:
-        return _on_signals(store, method, score, embedding, measured, readable, k=k, seed=seed)
+        where: dict[str, Any] = {"k": k, "seed": seed, "device": device}
+        return _on_signals(store, method, score, embedding, measured, readable, **where)
     tried = np.isfinite(measured)
     if method == "knn":
         return Task(
-            lambda: KNN(k=k, weights=weights, **how), score, measured, tried, _SPEAKS_OF[False]
+            lambda: KNN(k=k, weights=weights, device=device, **how),
+            score,
+            measured,
+            tried,
+            _SPEAKS_OF[False],
         )
     gnn: Any = extrapolators.GNN
     beside = _labels_of(store, score, tried) if how.pop("labels", False) else {}
-    device = ranks.device if ranks.device.startswith("cuda") else "cpu"
     return Task(
         lambda: gnn(k=k, seed=seed, ranks=ranks, device=device, **how),
         score,
@@ -242,6 +247,7 @@ def _on_signals(
     *,
     k: int,
     seed: int,
+    device: str,
 ) -> Task:
     target = held_out_score(store, score, method)
     if embedding not in store.signal_tables:
@@ -257,7 +263,9 @@ def _on_signals(
         {"labels": labels_behind(store, score)} if method == "fused" else {}
     )
     return Task(
-        (lambda: Fused(k, seed=seed)) if method == "fused" else (lambda: Direct(seed=seed)),
+        (lambda: Fused(k, seed=seed, device=device))
+        if method == "fused"
+        else (lambda: Direct(seed=seed)),
         target,
         np.where(tried, held, measured),
         tried,

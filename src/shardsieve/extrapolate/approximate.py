@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from shardsieve._faiss import faiss
 from shardsieve.extrapolate.protocol import Floats, Rows, blocks
 from shardsieve.extrapolate.search import Doubles, Ids, Part, distances_to, has_gpu, in_order
 from shardsieve.scores.inputs import plain
@@ -49,7 +49,7 @@ class Chosen:
         return asdict(self)
 
 
-def kind_for(search: str, num_seeds: int, num_queries: int, dim: int) -> str:
+def kind_for(search: str, num_seeds: int, num_queries: int, dim: int, device: str = "cpu") -> str:
     """Return the kind of search that `auto` means here; another choice is kept.
 
     >>> kind_for("auto", 10_000, 40_000, 512), kind_for("auto", 128_000, 1_152_000, 512)
@@ -58,7 +58,7 @@ def kind_for(search: str, num_seeds: int, num_queries: int, dim: int) -> str:
     if (
         dim < 8
         or num_seeds < _FEW_SEEDS
-        or (search == "auto" and (has_gpu() or num_seeds * num_queries < _EXACT_PAIRS))
+        or (search == "auto" and (has_gpu(device) or num_seeds * num_queries < _EXACT_PAIRS))
     ):
         return "exact"
     if search == "auto":

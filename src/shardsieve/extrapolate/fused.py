@@ -45,13 +45,16 @@ class Fused:
         k: Neighbours, at least 1.
         regressor: `ridge`, `boosting`, or `auto`: boosting from 1,000 samples on.
         seed: Of the trees, and of the trained seeds learned from where there are over 20,000.
+        device: As in `KNN`.
         lesson: Once fitted, what trained seeds taught; None without any.
     """
 
-    def __init__(self, k: int = 50, regressor: str = "auto", *, seed: int = 0) -> None:
+    def __init__(
+        self, k: int = 50, regressor: str = "auto", *, seed: int = 0, device: str = "cpu"
+    ) -> None:
         whole_number("k", k, 1)
         one_of("regressor", regressor, REGRESSORS)
-        self.k, self.regressor, self.seed = k, regressor, seed
+        self.k, self.regressor, self.seed, self.device = k, regressor, seed, device
         self.lesson: Lesson | None = None
         self._model: Any = None
 
@@ -155,14 +158,14 @@ class Fused:
     def _searching(self, queries: Rows, k: int, num_queries: int) -> Finder:
         """Return the search for neighbours of so many queries; one by codes serves all later."""
         seeds = self._pool[0]
-        kind = kind_for("auto", len(seeds), num_queries, seeds.shape[1])
+        kind = kind_for("auto", len(seeds), num_queries, seeds.shape[1], self.device)
         if kind != "exact":
-            found = finder_for(seeds, queries, k, kind=kind)
+            found = finder_for(seeds, queries, k, kind=kind, device=self.device)
             if isinstance(found, CodedSearch):
                 self._settled = found
                 return found
             self._exact = found
-        self._exact = self._exact or ExactSearch(seeds)
+        self._exact = self._exact or ExactSearch(seeds, self.device)
         return self._exact
 
     def _near(

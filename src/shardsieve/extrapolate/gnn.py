@@ -208,8 +208,9 @@ class GNN:
         return chosen_of(self._finder)
 
     def _searching(self, rows: Rows, num_queries: int) -> Finder:
-        kind = kind_for("auto", len(self._seeds), num_queries, self._seeds.shape[1])
-        return finder_for(self._seeds, rows, self.k, kind=kind)
+        shape = self._seeds.shape
+        kind = kind_for("auto", shape[0], num_queries, shape[1], str(self.device))
+        return finder_for(self._seeds, rows, self.k, kind=kind, device=str(self.device))
 
     def _predict_apart(self, embeddings: Rows | ArrayLike, labels: ArrayLike | None) -> Floats:
         rows = as_rows(embeddings, self._seeds.shape[1])
@@ -243,7 +244,8 @@ class GNN:
         for start, block in blocks(rows, 65_536):
             points[len(self._seeds) + start :][: len(block)] = block
         ids, weights = (
-            torch.from_numpy(a).to(self.device) for a in knn_graph(points, self.k, ranks=self.ranks)
+            torch.from_numpy(a).to(self.device)
+            for a in knn_graph(points, self.k, ranks=self.ranks, device=str(self.device))
         )
         return self._features(points, classes), ids, weights
 

@@ -40,7 +40,12 @@ class Graph(NamedTuple):
 
 
 def knn_graph(
-    points: NDArray[Any], k: int, *, search: str = "auto", ranks: Ranks = ALONE
+    points: NDArray[Any],
+    k: int,
+    *,
+    search: str = "auto",
+    ranks: Ranks = ALONE,
+    device: str = "cpu",
 ) -> tuple[NDArray[np.int64], Floats]:
     """Return every node's nearest others and the edges' weights sqrt(exp(-d)), in `[0, 1]`.
 
@@ -49,12 +54,13 @@ def knn_graph(
         k: At least 1; with fewer other nodes than that, all of them.
         search: As in `KNN`.
         ranks: Each looks for the neighbours of its share, and has them all in the end.
+        device: As in `KNN`.
 
     Returns:
         Ids, int64, and weights, float32, both (n, min(k, n - 1)); no node is its own neighbour.
     """
     part = ranks.share(len(points))
-    ids, distances = neighbours(points, points, k + 1, search=search, part=part)
+    ids, distances = neighbours(points, points, k + 1, search=search, device=device, part=part)
     kept = others(ids, np.arange(part.start, part.stop))
     shape = (len(points), min(k, len(points) - 1))
     found, weights = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.float32)

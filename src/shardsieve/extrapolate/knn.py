@@ -42,6 +42,7 @@ class KNN:
             the neighbours, measured on a sample of the queries (see `CodedSearch`), or exact where
             none does; `auto`: exact while that is a matter of a minute, or on a GPU.
         min_recall: In `(0, 1]`.
+        device: Torch's; on a `cuda` one exact searches run there. Another one changes nothing.
         chosen: The search used last and its measured recall; None before.
         block_rows: Rows read and predicted at a time; bounds the memory, changes no prediction.
     """
@@ -54,6 +55,7 @@ class KNN:
         *,
         search: str = "auto",
         min_recall: float = 0.99,
+        device: str = "cpu",
         block_rows: int = 4096,
     ) -> None:
         whole_number("k", k, 1)
@@ -62,7 +64,7 @@ class KNN:
         one_of("metric", metric, METRICS)
         _check_search(search, min_recall)
         self.k, self.weights, self.metric, self.block_rows = k, weights, metric, block_rows
-        self.search, self.min_recall = search, min_recall
+        self.search, self.min_recall, self.device = search, min_recall, device
         self.chosen: Chosen | None = None
         self._seeds: Floats | None = None
 
@@ -125,14 +127,15 @@ class KNN:
 
     def _searching(self, rows: Rows, k: int, num_queries: int) -> Finder:
         assert self._seeds is not None
-        kind = kind_for(self.search, len(self._seeds), num_queries, self._seeds.shape[1])
+        shape = self._seeds.shape
+        kind = kind_for(self.search, shape[0], num_queries, shape[1], self.device)
         if kind != "exact" and rows.shape[0] > 1:
             sample = self._scaled(spread_rows(rows), 0)
             found = choose_search(self._seeds, sample, k, kind=kind, recall=self.min_recall)
             if found is not None:
                 self.chosen, self._settled = found.chosen, found
                 return found
-        self._exact = self._exact or ExactSearch(self._seeds)
+        self._exact = self._exact or ExactSearch(self._seeds, self.device)
         self.chosen = chosen_of(self._exact, self.min_recall)
         return self._exact
 
@@ -177,6 +180,7 @@ def neighbours(
     *,
     search: str = "exact",
     min_recall: float = 0.99,
+    device: str = "cpu",
     part: slice = slice(None),
 ) -> tuple[Ids, Doubles]:
     """Return the nearest seeds of every query and their Euclidean distances, nearest first.
@@ -189,6 +193,7 @@ def neighbours(
         k: At least 1; fewer seeds than that are all returned.
         search: As in `KNN`.
         min_recall: Likewise.
+        device: Likewise.
         part: The queries to look up, in steps of 1; the search is chosen for all of them.
 
     Returns:
@@ -201,13 +206,20 @@ def neighbours(
     _check_search(search, min_recall)
     given = as_rows(seed_embeddings)
     rows = as_rows(query_embeddings, given.shape[1])
-    kind = kind_for(search, given.shape[0], rows.shape[0], given.shape[1])
+    kind = kind_for(search, given.shape[0], rows.shape[0], given.shape[1], device)
     seeds = _seeds(given, whole=kind == "exact")
-    return looked_up(finder_for(seeds, rows, k, kind=kind, recall=min_recall), rows, k, part)
+    finder = finder_for(seeds, rows, k, kind=kind, recall=min_recall, device=device)
+    return looked_up(finder, rows, k, part)
 
 
 def finder_for(
-    seeds: NDArray[Any], queries: Rows, k: int, *, kind: str, recall: float = 0.99
+    seeds: NDArray[Any],
+    queries: Rows,
+    k: int,
+    *,
+    kind: str,
+    recall: float = 0.99,
+    device: str = "cpu",
 ) -> Finder:
     """Return a search of a kind, chosen on some of the queries; exact where none of it is enough.
 
@@ -217,11 +229,12 @@ def finder_for(
         k: At least 1.
         kind: `exact`, `scan`, `ivf` or `hnsw`.
         recall: In `(0, 1]`.
+        device: As in `KNN`.
     """
     coded = None
     if kind != "exact" and queries.shape[0] > 1:
         coded = choose_search(seeds, spread_rows(queries), k, kind=kind, recall=recall)
-    return coded or ExactSearch(seeds)
+    return coded or ExactSearch(seeds, device)
 
 
 def chosen_of(finder: Finder, recall: float = 0.99) -> Chosen:

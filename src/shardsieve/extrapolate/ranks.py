@@ -33,6 +33,11 @@ class Ranks:
                 "take both from the Accelerator"
             )
 
+    @property
+    def gpu(self) -> str:
+        """The device if it is a CUDA one, else `cpu`: where to search, and to train on graphs."""
+        return self.device if self.device.startswith("cuda") else "cpu"
+
     def share(self, count: int, rank: int | None = None) -> slice:
         """Return the rows of this rank or another; over all ranks each of `count` rows once.
 

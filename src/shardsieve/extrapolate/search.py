@@ -1,12 +1,12 @@
-"""Exact nearest neighbours: faiss proposes, float64 measures again and proves completeness."""
+"""Exact nearest neighbours: float32 proposes, float64 measures again and proves completeness."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from shardsieve._faiss import faiss
 from shardsieve.extrapolate.protocol import Floats
 
 # Candidates beyond k, so that the first search nearly always proves itself complete.
@@ -21,25 +21,34 @@ Doubles = NDArray[np.float64]
 Part = tuple[Ids, Ids, Doubles]
 
 
-def has_gpu() -> bool:
-    """Return whether this faiss can search on a GPU."""
-    return bool(faiss.get_num_gpus())
+def has_gpu(device: str) -> bool:
+    """Return whether an exact search would be made on a GPU: by faiss' or, by torch, on a device.
+
+    >>> has_gpu("cpu")
+    False
+    """
+    return bool(faiss.get_num_gpus()) or device.startswith("cuda")
 
 
 class ExactSearch:
-    """Exact neighbours: faiss proposes, float64 measures again and checks that none is missing.
+    """Exact neighbours: proposed in float32, measured again in float64, none of them missing.
 
-    faiss computes |x|² + |y|² - 2xy in float32, which loses the digits of small distances. A GPU
-    proposes where faiss has one; what is returned is the same.
+    |x|² + |y|² - 2xy in float32 loses the digits of small distances. A GPU proposes where faiss has
+    one, else where torch's `device` is one, which measures, too. What is returned is the same, up
+    to the order in which float64 sums.
     """
 
-    def __init__(self, seeds: Floats) -> None:
+    def __init__(self, seeds: Floats, device: str = "cpu") -> None:
         self.seeds = seeds
         # Distances stay the same about the mean, and the shorter vectors lose fewer digits.
         self._mean = seeds.mean(axis=0, dtype=np.float64).astype(np.float32)
-        self._index: Any = faiss.IndexFlatL2(seeds.shape[1])
-        self._index.add(self._centred(seeds))
-        self._fast: Any = faiss.index_cpu_to_all_gpus(self._index) if has_gpu() else self._index
+        self._held: _Held
+        if device.startswith("cuda") and not faiss.get_num_gpus():
+            from shardsieve.extrapolate.on_gpu import SeedsOnGpu  # torch takes seconds to import
+
+            self._held = SeedsOnGpu(seeds, self._mean, device)
+        else:
+            self._held = _SeedsInFaiss(seeds, self._mean)
 
     def __call__(self, block: Floats, k: int) -> Iterator[Part]:
         """Yield (rows of the block, seed ids, distances), by distance and then id.
@@ -64,16 +73,47 @@ class ExactSearch:
             ids = np.broadcast_to(np.arange(width), (len(block), width))
             least = np.full(len(block), np.inf)
         else:
-            index = self._fast if width <= _GPU_WIDTH else self._index
-            squared, ids = index.search(self._centred(block), width)
+            squared, ids = self._held.propose(block, width)
             # A padded row, with id -1 where distances overflow, is no proof of anything.
             least = np.where((ids >= 0).all(axis=1), squared[:, -1].astype(np.float64), -np.inf)
-        ids, distances = in_order(ids, distances_to(self.seeds, block, ids))
-        # The d² of any other seed y is at least `least` less faiss' error, which is at most
+        ids, distances = in_order(ids, self._held.distances(block, ids))
+        # The d² of any other seed y is at least `least` less float32's error, which is at most
         # e(|x|² + |y|²), and |y|² <= 2|x|² + 2d².
         e = 2 * (block.shape[1] + 8) * 2.0**-24
         lengths = np.square(block.astype(np.float64) - self._mean).sum(axis=1)
         return ids, distances, distances[:, k - 1] ** 2 * (1 + 2 * e) < least - 3 * e * lengths
+
+
+class _Held(Protocol):
+    """Seeds where they are searched."""
+
+    def propose(self, block: Floats, width: int) -> tuple[Floats, Ids]:
+        """Return squared distances, ascending, and ids of the nearest by float32, (n, width).
+
+        Ids are -1 where distances overflow.
+        """
+
+    def distances(self, block: Floats, ids: Ids) -> Doubles:
+        """Return the distances (n, c) of each row of a block (n, d) to its candidates (n, c)."""
+
+
+class _SeedsInFaiss:
+    """Seeds in an index of faiss, on its GPUs too where it has any."""
+
+    def __init__(self, seeds: Floats, mean: Floats) -> None:
+        self._seeds, self._mean = seeds, mean
+        self._index: Any = faiss.IndexFlatL2(seeds.shape[1])
+        self._index.add(self._centred(seeds))
+        on_gpus = faiss.get_num_gpus() > 0
+        self._fast: Any = faiss.index_cpu_to_all_gpus(self._index) if on_gpus else self._index
+
+    def propose(self, block: Floats, width: int) -> tuple[Floats, Ids]:
+        index = self._fast if width <= _GPU_WIDTH else self._index
+        squared, ids = index.search(self._centred(block), width)
+        return squared, ids
+
+    def distances(self, block: Floats, ids: Ids) -> Doubles:
+        return distances_to(self._seeds, block, ids)
 
     def _centred(self, block: Floats) -> Floats:
         with np.errstate(over="ignore"):  # an infinity is never near, and leaves the row unproven

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shardsieve._faiss import faiss
 from shardsieve.scores.inputs import real, whole_number
 
 _BLOCK = 65_536
