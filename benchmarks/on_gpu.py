@@ -67,7 +67,7 @@ def main() -> None:
 
 def about() -> dict[str, Any]:
     name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else str(DEVICE)
-    return {"device": name, "torch": torch.__version__, "faiss_on_gpu": has_gpu("cpu")}
+    return {"device": name, "torch": torch.__version__, "faiss_on_gpu": has_gpu()}
 
 
 def made(share: float) -> tuple[Any, Any, Any]:

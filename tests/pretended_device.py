@@ -208,6 +208,7 @@ def install():
     answers |= {"current_device": zero, "is_current_stream_capturing": lambda: False}
     answers |= {"manual_seed_all": nothing, "get_rng_state": lambda *args: torch.get_rng_state()}
     answers |= {"set_rng_state": lambda state, *args: torch.set_rng_state(state)}
+    answers |= {"mem_get_info": lambda *args: (2**34, 2**34)}
     answers |= {"Stream": Stream, "Event": Stream, "stream": Stream, "current_stream": Stream}
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)

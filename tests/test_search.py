@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import shardsieve as ss
 from shardsieve.extrapolate import KNN, neighbours
-from shardsieve.extrapolate.approximate import CodedSearch, choose_search, spread_rows
+from shardsieve.extrapolate.approximate import CodedSearch, choose_search, kind_for, spread_rows
 from shardsieve.extrapolate.on_gpu import SeedsOnGpu
 from shardsieve.extrapolate.search import ExactSearch
 
@@ -191,6 +191,17 @@ def test_a_row_whose_numbers_overflow_proves_nothing(cloud):
     assert (SeedsOnGpu(seeds[:50], held._mean.numpy(), "cpu").propose(points[:4], 3)[1] >= 0).all()
 
 
+@pytest.mark.parametrize(("free", "kind"), [(4, "exact"), (3, "scan")])
+def test_a_gpu_without_room_leaves_the_search_to_the_cpu(cloud, monkeypatch, free, kind):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * 2**30, 2**40))
+    assert kind_for("auto", 2**18, 2**20, 512, "cuda") == kind
+    assert kind_for("auto", 2**18, 2**20, 512) == "scan"
+    if kind == "scan":  # it asks for no device that is not there
+        _, ids, _ = next(ExactSearch(cloud[0], "cuda")(cloud[2][:2], 3))
+        assert ids.shape[0] == 2
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="old torch")
 @pytest.mark.parametrize("chosen", ["tf32", "ieee", "none"])
 def test_what_the_process_chose_to_multiply_in_is_left_as_it_is(cloud, monkeypatch, chosen):
     seeds, _, points = cloud

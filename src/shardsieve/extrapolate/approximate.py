@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 
 from shardsieve._faiss import faiss
 from shardsieve.extrapolate.protocol import Floats, Rows, blocks
-from shardsieve.extrapolate.search import Doubles, Ids, Part, distances_to, has_gpu, in_order
+from shardsieve.extrapolate.search import (
+    Doubles,
+    Ids,
+    Part,
+    distances_to,
+    in_order,
+    searches_on_gpu,
+)
 from shardsieve.scores.inputs import plain
 
 SEARCHES = ("auto", "exact", "scan", "ivf", "hnsw")
@@ -55,13 +62,12 @@ def kind_for(search: str, num_seeds: int, num_queries: int, dim: int, device: st
     >>> kind_for("auto", 10_000, 40_000, 512), kind_for("auto", 128_000, 1_152_000, 512)
     ('exact', 'scan')
     """
-    if (
-        dim < 8
-        or num_seeds < _FEW_SEEDS
-        or (search == "auto" and (has_gpu(device) or num_seeds * num_queries < _EXACT_PAIRS))
-    ):
+    if dim < 8 or num_seeds < _FEW_SEEDS:
         return "exact"
     if search == "auto":
+        few = num_seeds * num_queries < _EXACT_PAIRS
+        if few or searches_on_gpu(num_seeds, dim, device):
+            return "exact"
         return "scan" if num_seeds < _MANY_SEEDS else "ivf"
     return search
 

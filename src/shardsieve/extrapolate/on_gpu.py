@@ -12,13 +12,21 @@ from shardsieve.extrapolate.protocol import Floats
 
 # Numbers in a temporary table: 1 GiB of float32, or of half as many float64.
 _BUDGET = 2**28
+_TABLES = 3 * 2**30
+
+
+def bytes_of(num_seeds: int, dim: int) -> int:
+    """Return the bytes that so many seeds take on a device, with the tables of a search."""
+    return 2 * 4 * num_seeds * dim + _TABLES
+
+
+def free_bytes(device: str) -> int:
+    """Return the bytes that are free on a device."""
+    return int(torch.cuda.mem_get_info(torch.device(device))[0])
 
 
 class SeedsOnGpu:
-    """Seeds on a device of torch, where they are proposed in float32 and measured in float64.
-
-    Memory there: 8 bytes per number of the seeds, and 2 GiB for tables.
-    """
+    """Seeds on a device of torch, where they are proposed in float32 and measured in float64."""
 
     def __init__(self, seeds: Floats, mean: Floats, device: str) -> None:
         self._device = torch.device(device)

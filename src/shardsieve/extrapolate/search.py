@@ -21,21 +21,34 @@ Doubles = NDArray[np.float64]
 Part = tuple[Ids, Ids, Doubles]
 
 
-def has_gpu(device: str) -> bool:
-    """Return whether an exact search would be made on a GPU: by faiss' or, by torch, on a device.
+def has_gpu() -> bool:
+    """Return whether this faiss can search on a GPU."""
+    return bool(faiss.get_num_gpus())
 
-    >>> has_gpu("cpu")
+
+def searches_on_gpu(num_seeds: int, dim: int, device: str) -> bool:
+    """Return whether an exact search is made on a GPU: by faiss, or on torch's device if they fit.
+
+    >>> searches_on_gpu(1000, 512, "cpu")
     False
     """
-    return bool(faiss.get_num_gpus()) or device.startswith("cuda")
+    return has_gpu() or _fit(num_seeds, dim, device)
+
+
+def _fit(num_seeds: int, dim: int, device: str) -> bool:
+    if not device.startswith("cuda"):
+        return False
+    from shardsieve.extrapolate.on_gpu import bytes_of, free_bytes
+
+    return bytes_of(num_seeds, dim) <= free_bytes(device)
 
 
 class ExactSearch:
     """Exact neighbours: proposed in float32, measured again in float64, none of them missing.
 
     |x|² + |y|² - 2xy in float32 loses the digits of small distances. A GPU proposes where faiss has
-    one, else where torch's `device` is one, which measures, too. What is returned is the same, up
-    to the order in which float64 sums.
+    one, else where torch's `device` is one and has room, which measures, too. What is returned is
+    the same, up to the order in which float64 sums.
     """
 
     def __init__(self, seeds: Floats, device: str = "cpu") -> None:
@@ -43,8 +56,8 @@ class ExactSearch:
         # Distances stay the same about the mean, and the shorter vectors lose fewer digits.
         self._mean = seeds.mean(axis=0, dtype=np.float64).astype(np.float32)
         self._held: _Held
-        if device.startswith("cuda") and not faiss.get_num_gpus():
-            from shardsieve.extrapolate.on_gpu import SeedsOnGpu  # torch takes seconds to import
+        if not has_gpu() and _fit(len(seeds), seeds.shape[1], device):
+            from shardsieve.extrapolate.on_gpu import SeedsOnGpu
 
             self._held = SeedsOnGpu(seeds, self._mean, device)
         else:
@@ -104,8 +117,7 @@ class _SeedsInFaiss:
         self._seeds, self._mean = seeds, mean
         self._index: Any = faiss.IndexFlatL2(seeds.shape[1])
         self._index.add(self._centred(seeds))
-        on_gpus = faiss.get_num_gpus() > 0
-        self._fast: Any = faiss.index_cpu_to_all_gpus(self._index) if on_gpus else self._index
+        self._fast: Any = faiss.index_cpu_to_all_gpus(self._index) if has_gpu() else self._index
 
     def propose(self, block: Floats, width: int) -> tuple[Floats, Ids]:
         index = self._fast if width <= _GPU_WIDTH else self._index
