@@ -6,6 +6,7 @@ from torch.utils.data import DataLoader
 from webdataset import DataPipeline
 
 from shardsieve.loaders.ffcv import prune_loader as prune_ffcv
+from shardsieve.loaders.stages import flat
 from shardsieve.loaders.webdataset import prune_loader, prune_pipeline
 from shardsieve.store.store import Store, refuse_path
 
@@ -34,14 +35,16 @@ def prune(loader: Any, store: Store, **options: Any) -> Any:
             "policy must be given to PrunedShardSampler, which takes in its losses; "
             "prune takes a score, or the keep_set of an epoch"
         )
-    piped = isinstance(loader, DataPipeline)
-    if piped and not (loader.pipeline and isinstance(loader.pipeline[0], DataLoader)):
-        return prune_pipeline(loader, store, **options)
+    if isinstance(loader, DataPipeline):
+        loader = flat(loader)
+        if not (loader.pipeline and isinstance(loader.pipeline[0], DataLoader)):
+            return prune_pipeline(loader, store, **options)
     if isinstance(loader, (DataLoader, DataPipeline)):
         return prune_loader(loader, store, **options)
     if any(kind.__module__.startswith("ffcv.") for kind in type(loader).__mro__):
         return prune_ffcv(loader, store, **options)
     raise TypeError(
-        f"loader must be a webdataset pipeline, a loader over one, or an FFCV Loader, "
-        f"got {type(loader).__name__}"
+        "loader must be a webdataset pipeline, a loader over one, or an FFCV Loader, got "
+        f"{type(loader).__name__}; prune what is inside it, or use PrunedShardSampler with "
+        "ShardDataset"
     )

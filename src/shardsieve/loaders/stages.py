@@ -1,11 +1,12 @@
 """What the stages of a webdataset pipeline do: which of them pruning replaces, and which refuse."""
 
+import copy
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from webdataset import cache, compat, filters, shardlists, tariterators
+from webdataset import DataPipeline, cache, compat, filters, shardlists, tariterators
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.shards.names import refuse_pipe
@@ -44,14 +45,24 @@ class Source:
     rest: list[Any]
 
 
+def flat(pipeline: DataPipeline) -> DataPipeline:
+    """Return the pipeline with the stages of another one that it begins with, as a wrapper's."""
+    first = pipeline.pipeline[0] if pipeline.pipeline else None
+    if not isinstance(first, DataPipeline) or first.repetitions != 1:
+        return pipeline
+    whole = copy.copy(pipeline)
+    whole.pipeline = [*flat(first).pipeline, *pipeline.pipeline[1:]]
+    return whole
+
+
 def source_of(stages: list[Any]) -> Source:
     """Read the source stages; see docs/design.md for what is replaced.
 
     Raises:
         ShardsieveError: If a stage would silently be lost, naming it and the way out.
     """
+    urls, local_paths = _urls(stages[0]) if stages else [], False
     reading, end = _reading(None), _end_of_reader(stages)
-    urls, local_paths = _urls(stages[0]), False
     shuffled = getattr(stages[0], "seed", None) is not None
     for place, stage in enumerate(stages[1:end], start=1):
         if isinstance(stage, (cache.StreamingOpen, cache.FileCache)):
@@ -65,7 +76,8 @@ def source_of(stages: list[Any]) -> Source:
         elif stage not in _SPLITTERS and not _calls(stage, tariterators.url_opener):
             raise ShardsieveError(
                 f"stage {place} of the pipeline, {stage}, stands before the tar reader, which is "
-                "replaced; remove it, or move it behind"
+                "replaced; remove it (prune splits by itself, and shuffles shards with "
+                "shuffle='window'), or move it behind"
             )
     rest = stages[end:]
     if rest and rest[0] is compat.check_empty:
@@ -141,12 +153,13 @@ def _urls(stage: Any) -> list[str]:
     elif isinstance(stage, shardlists.ResampledShards):
         raise ShardsieveError(
             "a resampled pipeline draws shards with replacement, so no epoch is defined; build it "
-            "with resampled=False: a pruned pipeline shuffles by itself"
+            "with resampled=False, and give prune shuffle='window'"
         )
     else:
         raise ShardsieveError(
-            f"the pipeline must begin with a list of shards, got {type(stage).__name__}; "
-            "give webdataset the shards by name"
+            f"the pipeline must begin with a list of shards, got {type(stage).__name__}; begin it "
+            "with wds.SimpleShardList(urls) and give prune shuffle='window' where it shuffled "
+            "them, or prune each pipeline that it reads"
         )
     for url in urls:
         refuse_pipe(url)

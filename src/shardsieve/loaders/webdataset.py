@@ -24,6 +24,7 @@ from shardsieve.loaders.planned import OrderSettings, checked_epoch
 from shardsieve.loaders.pruned_source import PrunedSource
 from shardsieve.loaders.stages import (
     batch_size_of,
+    flat,
     inexact_stages,
     refuse_caches,
     refuse_second_split,
@@ -95,6 +96,7 @@ def prune_pipeline(
     one_of("tail", tail, TAILS)
     if batch_size is not None:
         whole_number("batch_size", batch_size, 1)
+    pipeline = flat(pipeline)
     source = source_of(pipeline.pipeline)
     refuse_caches(source.rest)
     # Beside a keep set the score is what samples carry.
@@ -146,8 +148,8 @@ def prune_loader(loader: Any, store: Store, **options: Any) -> Any:
         return outer
     if not isinstance(loader.dataset, wds.DataPipeline):
         raise TypeError(
-            f"loader must read a webdataset pipeline, got {type(loader.dataset).__name__}; "
-            "use PrunedShardSampler with ShardDataset for other data"
+            f"loader must read a webdataset pipeline, got {type(loader.dataset).__name__}; prune "
+            "the pipelines inside it, or use PrunedShardSampler with ShardDataset"
         )
     if loader.batch_size is not None:
         options.setdefault("batch_size", loader.batch_size)
