@@ -86,6 +86,9 @@ def test_the_first_stage_that_batches_says_how():
         False,
     )
     assert batch_size_of([wds.map(str)]) == (None, True)
+    for apart in (wds.unbatched(), filters.unlisted()):
+        assert batch_size_of([wds.batched(5), apart, wds.map(str), wds.batched(4)]) == (4, True)
+        assert batch_size_of([wds.batched(5), apart]) == (5, True)
 
 
 def test_a_stage_that_is_refused_is_counted_from_the_list_of_shards():

@@ -55,3 +55,91 @@ def test_a_pipeline_in_another_one_is_pruned_with_it(urls, store, loaded):
 def test_a_pipeline_that_repeats_inside_another_one_is_refused(urls, store):
     with pytest.raises(ss.ShardsieveError, match=r"got WebDataset; .* prune each pipeline"):
         ss.prune(wrapped(pipeline_of(urls).with_epoch(9)), store)
+
+
+def with_ids(urls):
+    return wds.WebDataset(urls, shardshuffle=2).to_tuple("__id__")
+
+
+def loading(pipeline, workers, size=None):
+    return wds.WebLoader(pipeline, batch_size=size, num_workers=workers)
+
+
+FORMS = {
+    "with_epoch inside": lambda p, w: loading(p.batched(4).with_epoch(3), w),
+    "longer inside": lambda p, w: loading(p.batched(4).with_epoch(9), w),
+    "samples of with_epoch batched behind": lambda p, w: loading(p.with_epoch(8), w).batched(4),
+    "samples with_epoch inside": lambda p, w: loading(p.with_epoch(8), w, size=4),
+    "with_epoch behind": lambda p, w: loading(p.batched(4), w).with_epoch(9),
+    "repeat inside": lambda p, w: loading(p.batched(4).repeat(2), w),
+    "repeat behind": lambda p, w: loading(p, w, size=4).repeat(2),
+    "repeat behind, cut": lambda p, w: loading(p, w, size=4).repeat(2, 9),
+    "repeat once, not cut": lambda p, w: loading(p, w, size=4).repeat(1, 2),
+    "unbatched behind": lambda p, w: loading(p, w, size=4).unbatched(),
+    "unbatched inside": lambda p, w: loading(p.batched(5).unbatched(), w, size=4),
+    "batched again inside": lambda p, w: loading(p.batched(5).unbatched().batched(4), w),
+    "batched again behind": lambda p, w: loading(p.batched(5), w).unbatched().batched(4),
+    "whole ones again": lambda p, w: loading(p.batched(4, partial=False).unbatched(), w, size=4),
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_loader_tells_what_it_gives_over_all_its_workers(urls, store, form, workers):
+    """Of 21 samples, 6 whole batches of 4 or less."""
+    keep = ss.select(store, keep_fraction=0.7, score="up")
+    pruned = ss.prune(FORMS[form](with_ids(urls), workers), store, keep_set=keep)
+    assert len(list(pruned)) == len(pruned)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_batches_that_are_made_again_keep_ranks_in_step(urls, store, rank):
+    pipeline = with_ids(urls).batched(5).unbatched().batched(4)
+    keep = ss.select(store, keep_fraction=0.7, score="up")  # 21 samples
+    for loader in (pipeline, loading(pipeline, 2)):
+        pruned = ss.prune(loader, store, keep_set=keep, world=ss.World(rank, 2))
+        assert len(list(pruned)) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_state_counts_batches_that_are_made_again_inside(urls, store, workers):
+    def loader():
+        pipeline = with_ids(urls).batched(5).unbatched().batched(4)
+        return ss.prune(loading(pipeline, workers), store, seed=1)
+
+    whole = [list(ids) for (ids,) in loader()]
+    first, again = loader(), loader()
+    batches = iter(first)
+    seen = [list(next(batches)[0]) for _ in range(3)]
+    assert first.state_dict()["samples_done"] == 12
+    again.load_state_dict(first.state_dict())
+    assert seen + [list(ids) for (ids,) in again] == whole
+
+
+def test_a_state_behind_batches_that_are_taken_apart_says_that_it_is_not_exact(urls, store, caplog):
+    pruned = ss.prune(loading(with_ids(urls), 0, size=4).unbatched(), store)
+    next(iter(pruned))
+    pruned.state_dict()
+    assert "not exact: .unbatched() holds samples back" in caplog.text
+
+
+@pytest.mark.parametrize("made", ["pipeline", "inside", "behind"])
+@pytest.mark.parametrize(
+    ("epoch", "workers", "longer"), [(6, 0, False), (7, 0, True), (4, 2, True)]
+)
+def test_an_epoch_that_is_longer_than_what_is_kept_is_named(
+    urls, store, caplog, made, epoch, workers, longer
+):
+    pipeline = with_ids(urls).batched(4)
+    if made == "behind":
+        loader = loading(pipeline, workers).with_epoch(epoch)
+        longer = longer and workers == 0  # only there every worker makes as many
+    else:
+        loader = pipeline.with_epoch(epoch)
+        loader = loading(loader, workers) if made == "inside" else loader
+        longer = longer and (workers == 0 or made == "inside")
+    ss.prune(loader, store, keep_fraction=0.7, score="up")
+    said = [one.getMessage() for one in caplog.records]
+    items = epoch * (workers or 1)
+    start = f"with_epoch({epoch}) makes a pass of {items} items, and the kept samples make 6: "
+    assert [line.startswith(start) for line in said] == [True] * longer

@@ -7,7 +7,7 @@ from webdataset import DataPipeline
 
 from shardsieve.loaders.ffcv import prune_loader as prune_ffcv
 from shardsieve.loaders.stages import flat
-from shardsieve.loaders.webdataset import prune_loader, prune_pipeline
+from shardsieve.loaders.webdataset import prune_loader, prune_pipeline, warn_of_long_passes
 from shardsieve.store.store import Store, refuse_path
 
 
@@ -38,7 +38,9 @@ def prune(loader: Any, store: Store, **options: Any) -> Any:
     if isinstance(loader, DataPipeline):
         loader = flat(loader)
         if not (loader.pipeline and isinstance(loader.pipeline[0], DataLoader)):
-            return prune_pipeline(loader, store, **options)
+            pruned = prune_pipeline(loader, store, **options)
+            warn_of_long_passes(pruned)
+            return pruned
     if isinstance(loader, (DataLoader, DataPipeline)):
         return prune_loader(loader, store, **options)
     if any(kind.__module__.startswith("ffcv.") for kind in type(loader).__mro__):

@@ -18,6 +18,7 @@ _INEXACT = {
     "rsample": filters._rsample,
     "slice": itertools.islice,
 }
+_UNBATCHED = (filters._unbatched, filters._unlisted)
 _SPLITTERS = (shardlists.split_by_node, shardlists.single_node_only, shardlists.split_by_worker)
 # How the store has put members together.
 _GROUPING = {"keys": tariterators.base_plus_ext, "lcase": True, "suffixes": None}
@@ -121,18 +122,56 @@ def refuse_caches(stages: list[Any]) -> None:
 
 
 def batch_size_of(stages: list[Any]) -> tuple[int | None, bool]:
-    """Return (batch size, whether a smaller last batch is kept) of the first `batched` stage."""
-    for stage in stages:
+    """Return (batch size, whether a smaller last batch is kept) of the stage that batches.
+
+    That is the first `batched`; where batches are taken apart, the first one behind, if any.
+    """
+    for stage in [*_behind_unbatched(stages), *stages]:
         if _calls(stage, filters._batched):
             given = _given(stage, "batchsize", "collation_fn", "partial")
             return int(given.get("batchsize", 20)), bool(given.get("partial", True))
     return None, True
 
 
+def makes_batches(stages: list[Any]) -> bool:
+    """Return whether batches that one of the stages made come out of them."""
+    return batch_size_of(_behind_unbatched(stages))[0] is not None
+
+
+def takes_batches_apart(stages: list[Any]) -> bool:
+    """Return whether samples come out of stages that are given batches."""
+    return len(_behind_unbatched(stages)) < len(stages) and not makes_batches(stages)
+
+
+def items_of(samples: int, stages: list[Any], items: int | None = None) -> int:
+    """Return how many items stages make: batches, where one makes such, or samples.
+
+    Args:
+        samples: That go in.
+        stages: Of a pipeline; those that drop or add samples are not known.
+        items: In which they go in, if not one by one.
+    """
+    items = samples if items is None else items
+    for stage in stages:
+        size, partial = batch_size_of([stage])
+        if size is not None:
+            items = -(-samples // size) if partial else samples // size
+            samples = samples if partial else items * size
+        elif _calls(stage, *_UNBATCHED):
+            items = samples
+    return items
+
+
 def inexact_stages(stages: list[Any]) -> list[str]:
     """Return the names of the stages behind which batches do not tell how far a source was read."""
     found = [name for one in stages for name, stage in _INEXACT.items() if _calls(one, stage)]
     return found + ["detshuffle" for one in stages if isinstance(one, filters.detshuffle)]
+
+
+def _behind_unbatched(stages: list[Any]) -> list[Any]:
+    """Return the stages behind the last one that takes batches apart; all, where none does."""
+    places = [place for place, one in enumerate(stages, start=1) if _calls(one, *_UNBATCHED)]
+    return stages[max(places, default=0) :]
 
 
 def _end_of_reader(stages: list[Any]) -> int:

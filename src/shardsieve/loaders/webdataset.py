@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import logging
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,13 +28,18 @@ from shardsieve.loaders.stages import (
     batch_size_of,
     flat,
     inexact_stages,
+    items_of,
+    makes_batches,
     refuse_caches,
     refuse_second_split,
     source_of,
+    takes_batches_apart,
 )
 from shardsieve.plan import TAILS, World, checked_world
 from shardsieve.scores.inputs import one_of, whole_number
 from shardsieve.store.store import Store
+
+_LOG = logging.getLogger("shardsieve")
 
 
 def prune_pipeline(
@@ -59,7 +66,7 @@ def prune_pipeline(
     stages stay. Samples have webdataset's own fields, and `__id__`, `__weight__`, `__score__`.
 
     Every kept sample is read once over all ranks and workers. With a batch size (that of the
-    pipeline's first `batched` stage, or the argument) ranks take equally many batches, and a
+    pipeline's `batched` stage, or the argument) ranks take equally many batches, and a
     worker whole ones, so that the batches do not change with the number of workers, as long as no
     stage before `batched` drops or reorders samples. Without, ranks differ by at most one sample.
     Behind a stage that holds samples back or leaves some out (`.shuffle(1000)`, `.select(...)`)
@@ -128,23 +135,26 @@ def prune_loader(loader: Any, store: Store, **options: Any) -> Any:
     counts the batches that the loop has been given.
     """
     if isinstance(loader, wds.DataPipeline):
-        refuse_caches(loader.pipeline[1:])
-        size, partial = batch_size_of(loader.pipeline[1:])
+        stages = loader.pipeline[1:]
+        refuse_caches(stages)
+        size, partial = batch_size_of(stages)
         if size is not None:
             options = {"batch_size": size, "tail": "uneven" if partial else "drop", **options}
         inner = prune_loader(loader.pipeline[0], store, **options)
         inner_size = batch_size_of(inner.dataset.pipeline[1:])[0] or loader.pipeline[0].batch_size
-        inner.dataset.source.inexact += tuple(inexact_stages(loader.pipeline[1:]))
-        if None not in (size, inner_size) and size != inner_size and inner.num_workers > 1:
-            # Those that are made again mix the workers' ones.
+        inner.dataset.source.inexact += tuple(inexact_stages(stages))
+        remade = None not in (size, inner_size) and size != inner_size and inner.num_workers > 1
+        if remade or takes_batches_apart(stages):
+            # Batches that are made again mix the workers' ones.
             inner.dataset.source.inexact += ("unbatched",)
-        if size is not None:
-            del inner.__dict__["_get_iterator"]  # its batches are counted, not what workers give
         outer = PrunedWebLoader.__new__(PrunedWebLoader)
         outer.__dict__.update(loader.__dict__)
-        outer.pipeline, outer.counts_batches = [inner, *loader.pipeline[1:]], size is not None
+        outer.pipeline, outer.counts_batches = [inner, *stages], makes_batches(stages)
+        if outer.counts_batches:
+            del inner.__dict__["_get_iterator"]  # its batches are counted, not what workers give
         for name in ("set_epoch", "load_state_dict"):
             setattr(outer, name, getattr(inner, name))
+        warn_of_long_passes(outer)
         return outer
     if not isinstance(loader.dataset, wds.DataPipeline):
         raise TypeError(
@@ -156,6 +166,7 @@ def prune_loader(loader: Any, store: Store, **options: Any) -> Any:
         options.setdefault("tail", "drop" if loader.drop_last else "uneven")
     pruned = copy.copy(loader)
     own, source = pruned.__dict__, prune_pipeline(loader.dataset, store, **options)
+    source.workers = max(loader.num_workers, 1)
     source.source.batched_inside = _hands_out_batches(loader)
     # A DataLoader refuses a new dataset, and its sampler says no more than "go on".
     own["dataset"], own["_iterator"] = source, None
@@ -165,6 +176,7 @@ def prune_loader(loader: Any, store: Store, **options: Any) -> Any:
     own["state_dict"] = _method_of(pruned, _loader_state)
     for name in ("set_epoch", "load_state_dict"):
         own[name] = getattr(pruned.dataset, name)
+    warn_of_long_passes(source)
     return pruned
 
 
@@ -194,8 +206,7 @@ def _registered_iterator(loader: Any) -> Any:
 
 
 def _hands_out_batches(loader: Any) -> bool:
-    made = batch_size_of(loader.dataset.pipeline[1:])[0]
-    return loader.batch_size is not None or made is not None
+    return loader.batch_size is not None or makes_batches(loader.dataset.pipeline[1:])
 
 
 def _loader_state(loader: Any, *, samples_done: int | None = None) -> dict[str, Any]:
@@ -232,12 +243,17 @@ class PrunedWebLoader(wds.WebLoader):  # type: ignore[misc]
         Trainers that find no length ask for a batch more than they train on, and a state counts it.
         Stages that drop or add samples are not known to it.
         """
-        if self.nsamples > 0:
-            return int(self.nsamples)
-        inner = self.pipeline[0]
-        if batch_size_of(self.pipeline[1:])[0] is None:
-            return len(inner)
-        return _items(inner.dataset.source.rank_samples(), self.pipeline[1:])
+        return _in_a_pass(self, self.epoch_items())
+
+    def epoch_items(self) -> int:
+        """Return what one rank gives of each kept sample once."""
+        inner, stages = self.pipeline[0], self.pipeline[1:]
+        items = len(inner.dataset)  # a loader that was asked for its own warns where it has more
+        if inner.batch_size is not None:
+            stages = [wds.batched(inner.batch_size, partial=not inner.drop_last), *stages]
+        elif makes_batches(inner.dataset.pipeline[1:]):
+            return items_of(inner.dataset.source.rank_samples(), stages, items)
+        return items_of(items, stages)
 
     @property
     def dataset(self) -> Any:
@@ -273,7 +289,13 @@ class PrunedWebLoader(wds.WebLoader):  # type: ignore[misc]
 
 
 class PrunedPipeline(wds.WebDataset):  # type: ignore[misc]
-    """A webdataset pipeline that reads kept samples only; made by `prune`."""
+    """A webdataset pipeline that reads kept samples only; made by `prune`.
+
+    Attributes:
+        workers: Of the loader that it was pruned with: each makes a pass of its own.
+    """
+
+    workers: int = 1
 
     @property
     def source(self) -> "PrunedSource":
@@ -286,9 +308,11 @@ class PrunedPipeline(wds.WebDataset):  # type: ignore[misc]
 
         Stages that drop or add samples are not known to it.
         """
-        if self.nsamples > 0:
-            return int(self.nsamples)
-        return _items(self.source.rank_samples(), self.pipeline[1:])
+        return _in_a_pass(self, self.epoch_items(), self.workers)
+
+    def epoch_items(self) -> int:
+        """Return what one rank gives of each kept sample once."""
+        return items_of(self.source.rank_samples(), self.pipeline[1:])
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, also in loader workers that are running already.
@@ -339,12 +363,27 @@ class PrunedPipeline(wds.WebDataset):  # type: ignore[misc]
         self.source.load_state_dict(state)
 
 
-def _items(samples: int, stages: list[Any]) -> int:
-    """Return how many items stages make of so many samples: batches, where one makes such."""
-    size, partial = batch_size_of(stages)
-    if size is None:
-        return samples
-    return -(-samples // size) if partial else samples // size
+def warn_of_long_passes(pruned: PrunedPipeline | PrunedWebLoader) -> None:
+    """Warn where `with_epoch` counts more than what is kept, as it was made for everything."""
+    items, kept = len(pruned), pruned.epoch_items()
+    if pruned.nsamples > 0 and 0 < kept < items:
+        _LOG.warning(
+            "with_epoch(%d) makes a pass of %d items, and the kept samples make %d: they come "
+            "again in it, and its states are not exact; leave it out (all ranks make equally many "
+            "steps without it), or give it fewer",
+            pruned.nsamples,
+            items,
+            kept,
+        )
+
+
+def _in_a_pass(pipeline: wds.DataPipeline, items: int, workers: int = 1) -> int:
+    """Return the items of a pass of an epoch's: `with_epoch` and `repeat` are each worker's."""
+    repeated = items if pipeline.repetitions == sys.maxsize else items * pipeline.repetitions
+    if pipeline.repetitions == 1 or pipeline.nsamples <= 0:
+        return int(repeated)
+    cut = pipeline.nsamples * workers
+    return int(cut if pipeline.repetitions == sys.maxsize else min(cut, repeated))
 
 
 def _only_shards_of(urls: list[str], store: Store, keep: KeepSet) -> tuple[KeepSet, list[str]]:
