@@ -57,6 +57,43 @@ def test_a_pipeline_that_repeats_inside_another_one_is_refused(urls, store):
         ss.prune(wrapped(pipeline_of(urls).with_epoch(9)), store)
 
 
+class Filtered(wds.WebDataset):
+    def __iter__(self):
+        return filter(bool, super().__iter__())
+
+
+class Counted(wds.WebLoader):
+    def iterator(self):
+        return enumerate(super().iterator())
+
+
+class Measured(wds.WebDataset):
+    def __len__(self):
+        return 1281167
+
+
+def test_a_class_that_iterates_in_its_own_way_is_refused(urls, store):
+    """What it does to samples would be lost without a word."""
+    filtered = Filtered(urls, shardshuffle=False)
+    loader = Counted(pipeline_of(urls), batch_size=None)
+    for made in (filtered, filtered.decode(), wds.WebLoader(filtered, batch_size=None)):
+        with pytest.raises(ss.ShardsieveError, match="Filtered has a method __iter__ of its own"):
+            ss.prune(made, store)
+    with pytest.raises(ss.ShardsieveError, match="Counted has a method iterator of its own"):
+        ss.prune(loader.unbatched(), store)
+    for inside in (filtered, loader):
+        with pytest.raises(ss.ShardsieveError, match="prune each pipeline that it reads"):
+            ss.prune(wrapped(inside), store)
+    measured = Measured(urls, shardshuffle=False).with_length(1, silent=True)
+    assert len(list(ss.prune(measured, store))) == len(ss.prune(measured, store)) == 30
+
+
+def test_what_is_pruned_already_is_refused(urls, store):
+    for made in (pipeline_of(urls), loading(pipeline_of(urls), 0).batched(4, collation_fn=None)):
+        with pytest.raises(ss.ShardsieveError, match="list of shards, got PrunedSource"):
+            ss.prune(ss.prune(made, store), store)
+
+
 def with_ids(urls):
     return wds.WebDataset(urls, shardshuffle=2).to_tuple("__id__")
 

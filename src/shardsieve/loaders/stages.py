@@ -20,6 +20,7 @@ _INEXACT = {
 }
 _UNBATCHED = (filters._unbatched, filters._unlisted)
 _SPLITTERS = (shardlists.split_by_node, shardlists.single_node_only, shardlists.split_by_worker)
+_ITERATING = ("__iter__", "iterator", "iterator1", "invoke")
 # How the store has put members together.
 _GROUPING = {"keys": tariterators.base_plus_ext, "lcase": True, "suffixes": None}
 Handler = Callable[[Exception], bool]
@@ -49,11 +50,25 @@ class Source:
 def flat(pipeline: DataPipeline) -> DataPipeline:
     """Return the pipeline with the stages of another one that it begins with, as a wrapper's."""
     first = pipeline.pipeline[0] if pipeline.pipeline else None
-    if not isinstance(first, DataPipeline) or first.repetitions != 1:
+    if not isinstance(first, DataPipeline) or first.repetitions != 1 or _own_method(first):
         return pipeline
     whole = copy.copy(pipeline)
     whole.pipeline = [*flat(first).pipeline, *pipeline.pipeline[1:]]
     return whole
+
+
+def refuse_own_iteration(pipeline: DataPipeline) -> None:
+    """Check that a pipeline is iterated as webdataset's own are: a pruned one is of our class.
+
+    Raises:
+        ShardsieveError: If its class does more, naming it.
+    """
+    name = _own_method(pipeline)
+    if name is not None:
+        raise ShardsieveError(
+            f"{type(pipeline).__name__} has a method {name} of its own, which a pruned pipeline "
+            "does not have; do the same in a stage, as by .map(function) or .compose(function)"
+        )
 
 
 def source_of(stages: list[Any]) -> Source:
@@ -172,6 +187,13 @@ def _behind_unbatched(stages: list[Any]) -> list[Any]:
     """Return the stages behind the last one that takes batches apart; all, where none does."""
     places = [place for place, one in enumerate(stages, start=1) if _calls(one, *_UNBATCHED)]
     return stages[max(places, default=0) :]
+
+
+def _own_method(pipeline: DataPipeline) -> str | None:
+    """Return the method of iterating that its class has another one of, if any."""
+    kind = type(pipeline)
+    other = (name for name in _ITERATING if getattr(kind, name) is not getattr(DataPipeline, name))
+    return next(other, None)
 
 
 def _end_of_reader(stages: list[Any]) -> int:

@@ -31,6 +31,7 @@ from shardsieve.loaders.stages import (
     items_of,
     makes_batches,
     refuse_caches,
+    refuse_own_iteration,
     refuse_second_split,
     source_of,
     takes_batches_apart,
@@ -105,6 +106,7 @@ def prune_pipeline(
         whole_number("batch_size", batch_size, 1)
     pipeline = flat(pipeline)
     source = source_of(pipeline.pipeline)
+    refuse_own_iteration(pipeline)
     refuse_caches(source.rest)
     # Beside a keep set the score is what samples carry.
     by = {"score": score} if keep_set is None else {}
@@ -141,6 +143,7 @@ def prune_loader(loader: Any, store: Store, **options: Any) -> Any:
         if size is not None:
             options = {"batch_size": size, "tail": "uneven" if partial else "drop", **options}
         inner = prune_loader(loader.pipeline[0], store, **options)
+        refuse_own_iteration(loader)
         inner_size = batch_size_of(inner.dataset.pipeline[1:])[0] or loader.pipeline[0].batch_size
         inner.dataset.source.inexact += tuple(inexact_stages(stages))
         remade = None not in (size, inner_size) and size != inner_size and inner.num_workers > 1
