@@ -57,6 +57,18 @@ def test_a_pipeline_that_repeats_inside_another_one_is_refused(urls, store):
         ss.prune(wrapped(pipeline_of(urls).with_epoch(9)), store)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_that_a_pipeline_splits_behind_its_reader_are_split_once(urls, store, workers):
+    split = [wds.tarfile_to_samples(), wds.split_by_node, wds.to_tuple("__id__")]
+    split += [wds.split_by_worker, wds.batched(4)]
+    seen = []
+    for rank in range(2):
+        loader = loading(wds.DataPipeline(wds.SimpleShardList(urls), *split), workers)
+        pruned = ss.prune(loader, store, keep_fraction=0.7, score="up", world=ss.World(rank, 2))
+        seen += [int(one) for (ids,) in pruned for one in ids]
+    assert sorted(seen) == store.ids()[9:].tolist()
+
+
 class Filtered(wds.WebDataset):
     def __iter__(self):
         return filter(bool, super().__iter__())

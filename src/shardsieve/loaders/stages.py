@@ -98,7 +98,8 @@ def source_of(stages: list[Any]) -> Source:
     rest = stages[end:]
     if rest and rest[0] is compat.check_empty:
         rest = rest[1:]  # a worker may have no batch to read
-    return Source(urls, shuffled, local_paths, *reading, rest)
+    unsplit = [stage for stage in rest if stage not in _SPLITTERS]  # samples may be split, too
+    return Source(urls, shuffled, local_paths, *reading, unsplit)
 
 
 def refuse_second_split(stages: list[Any], *, ranks: int, workers: int) -> None:
