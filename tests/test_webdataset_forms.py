@@ -69,6 +69,30 @@ def test_samples_that_a_pipeline_splits_behind_its_reader_are_split_once(urls, s
     assert sorted(seen) == store.ids()[9:].tolist()
 
 
+@pytest.mark.parametrize("nodesplitter", [None, wds.split_by_node, wds.single_node_only])
+def test_a_pipeline_that_gave_every_rank_all_samples_is_named(
+    urls, store, monkeypatch, caplog, nodesplitter
+):
+    def shares(**how):
+        return [len(list(ss.prune(make(), store, **how))) for make in (ready, hand_made)]
+
+    def ready():
+        return wds.WebDataset(urls, shardshuffle=False, nodesplitter=nodesplitter)
+
+    def hand_made():
+        return wds.DataPipeline(wds.SimpleShardList(urls), nodesplitter, wds.tarfile_to_samples())
+
+    assert shares() == [30, 30]
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert shares(world=ss.World(0, 1)) == [30, 30]
+    assert not caplog.records
+    assert shares() == [15, 15]
+    said = [one.getMessage() for one in caplog.records]
+    assert len(said) == (2 if nodesplitter is None else 0)
+    assert all("say world=ss.World(0, 1) for all on every rank" in line for line in said)
+
+
 class Filtered(wds.WebDataset):
     def __iter__(self):
         return filter(bool, super().__iter__())

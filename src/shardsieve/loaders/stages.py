@@ -19,7 +19,8 @@ _INEXACT = {
     "slice": itertools.islice,
 }
 _UNBATCHED = (filters._unbatched, filters._unlisted)
-_SPLITTERS = (shardlists.split_by_node, shardlists.single_node_only, shardlists.split_by_worker)
+_NODE_SPLITTERS = (shardlists.split_by_node, shardlists.single_node_only)
+_SPLITTERS = (*_NODE_SPLITTERS, shardlists.split_by_worker)
 _ITERATING = ("__iter__", "iterator", "iterator1", "invoke")
 # How the store has put members together.
 _GROUPING = {"keys": tariterators.base_plus_ext, "lcase": True, "suffixes": None}
@@ -37,6 +38,7 @@ class Source:
         handler: Of errors.
         select_files: Predicate on member names, or None.
         rest: The stages that stay.
+        for_all: Whether every rank was given all samples, as nothing splits by node.
     """
 
     urls: list[str]
@@ -45,6 +47,7 @@ class Source:
     handler: Handler
     select_files: Callable[[str], bool] | None
     rest: list[Any]
+    for_all: bool
 
 
 def flat(pipeline: DataPipeline) -> DataPipeline:
@@ -99,7 +102,8 @@ def source_of(stages: list[Any]) -> Source:
     if rest and rest[0] is compat.check_empty:
         rest = rest[1:]  # a worker may have no batch to read
     unsplit = [stage for stage in rest if stage not in _SPLITTERS]  # samples may be split, too
-    return Source(urls, shuffled, local_paths, *reading, unsplit)
+    for_all = not any(stage in _NODE_SPLITTERS for stage in stages)
+    return Source(urls, shuffled, local_paths, *reading, unsplit, for_all)
 
 
 def refuse_second_split(stages: list[Any], *, ranks: int, workers: int) -> None:

@@ -124,6 +124,12 @@ def prune_pipeline(
     how: dict[str, Any] = {"tail": tail, "batch_size": batch_size or size}
     reader = PrunedSource(data, keep, order, source, urls, **how, world=checked_world(world))
     reader.inexact = tuple(inexact_stages(source.rest))
+    if source.for_all and world is None and reader.own_world().size > 1:
+        _LOG.warning(
+            "every rank has its share of the kept samples, and the pipeline gave all to each, as "
+            "nothing in it splits by node; say world=ss.World(0, 1) for all on every rank, as "
+            "where one evaluates alone, or put wds.split_by_node into the pipeline"
+        )
     pruned = PrunedPipeline.__new__(PrunedPipeline)
     pruned.__dict__.update(pipeline.__dict__)
     pruned.pipeline = [reader, *source.rest]
