@@ -1,5 +1,6 @@
 """Pipelines and loaders in the forms in which webdataset's users build them."""
 
+import numpy as np
 import pytest
 import webdataset as wds
 from tars import write_shards
@@ -216,3 +217,72 @@ def test_an_epoch_that_is_longer_than_what_is_kept_is_named(
     items = epoch * (workers or 1)
     start = f"with_epoch({epoch}) makes a pass of {items} items, and the kept samples make 6: "
     assert [line.startswith(start) for line in said] == [True] * longer
+
+
+ENDLESS = {
+    "batches inside": lambda p, w: loading(p.batched(4).repeat(), w),
+    "batches behind": lambda p, w: loading(p, w).batched(4).repeat(),
+    "loader behind": lambda p, w: loading(p, w, size=4).repeat(),
+    "thrice": lambda p, w: loading(p.batched(4).repeat(3), w),
+    "cut": lambda p, w: loading(p.batched(4).with_epoch(12), w),
+    "samples": lambda p, w: loading(p.repeat(), w),
+}
+
+
+def given(loader, count):
+    """Take so many items, or all."""
+    return [np.ravel(ids).tolist() for _, (ids,) in zip(range(count), loader, strict=False)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("form", ENDLESS)
+def test_a_state_of_a_loader_that_repeats_is_of_the_epoch_that_it_has_come_to(
+    urls, store, form, workers
+):
+    """Of 17 samples: in 5 batches, so that another worker begins every second epoch."""
+    keep = ss.select(store, keep_fraction=0.57, score="up")
+
+    def loader(how=ENDLESS[form]):
+        return ss.prune(how(with_ids(urls), workers), store, keep_set=keep, seed=1)
+
+    def once(pipeline, workers):
+        return loading(pipeline if form == "samples" else pipeline.batched(4), 0)
+
+    passes, order = loader(once), []
+    for _ in range(4):
+        order += given(passes, 99)
+    epoch = len(order) // 4
+    assert epoch == (17 if form == "samples" else 5)
+    for stop in (1, epoch - 1, epoch, epoch + 2, 2 * epoch, 2 * epoch + 1):
+        first, again = loader(), loader()
+        items = iter(first)
+        assert given(items, stop) == order[:stop]
+        again.load_state_dict(first.state_dict())
+        assert given(again, 5) == order[stop : stop + 5]
+
+
+@pytest.mark.parametrize("made", ["by the loader", "behind it"])
+def test_batches_of_two_epochs_make_a_state_inexact(urls, store, made, caplog):
+    pipeline = with_ids(urls).repeat()
+    by_loader = made == "by the loader"
+    loader = loading(pipeline, 0, size=4) if by_loader else loading(pipeline, 0).batched(4)
+    pruned = ss.prune(loader, store)
+    items = iter(pruned)
+    given(items, 8)
+    pruned.state_dict()
+    assert "not exact: .repeat()" in caplog.text
+
+
+def test_workers_go_on_through_epochs_that_are_too_short_for_them(urls, store):
+    keep = ss.select(store, keep_fraction=0.1, score="up")  # 3 samples: a batch
+    pruned = ss.prune(loading(with_ids(urls).batched(4).repeat(), 2), store, keep_set=keep)
+    assert [sorted(batch) for batch in given(pruned, 5)] == [keep.ids().tolist()] * 5
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_what_repeats_and_holds_nothing_ends(urls, store, kept):
+    pipeline = pipeline_of(urls).batched(4, partial=False).repeat()
+    keep = ss.KeepSet.from_ids(store, store.ids()[:kept])
+    assert list(ss.prune(pipeline, store, keep_set=keep)) == []
+    none = pipeline_of(urls).select(lambda sample: False).repeat()
+    assert list(ss.prune(none, store)) == []

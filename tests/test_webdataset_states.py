@@ -85,8 +85,8 @@ def test_what_a_pass_holds_is_known_before_it_begins(
     pruned = ss.prune(pipeline_of(urls), store, batch_size=4, tail=tail, world=ss.World(0, 2))
     assert pruned.source.pass_size(batches=True) == (batches, remainder)
     assert pruned.source.pass_size(batches=False) == (samples, remainder)
-    samples_of = pruned.source.places_of
-    done = [samples_of(taken) for taken in range(samples + 1)]
+    states = [pruned.source.state_after(taken, batches=False) for taken in range(samples + 1)]
+    done = [state["samples_done"] for state in states]
     assert done == [8 * (taken // 4) for taken in range(samples)] + [min(8 * batches, 30)]
     assert len(list(pruned)) == samples
 

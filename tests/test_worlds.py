@@ -140,8 +140,8 @@ def test_pipelines_stop_and_go_on_with_any_workers(store, data, workers, more, i
         order = [s["__id__"] for one in parts[0] for s in one]
         assert order == [s["__id__"] for one in items(before[0], batch, 0) for s in one]
     stop = round(at * min(map(len, parts)))
-    done = before[0].source.places_done(stop)
-    state = json.loads(json.dumps(before[0].state_dict(samples_done=done)))
+    state = json.loads(json.dumps(before[0].source.state_after(stop, batches=True)))
+    assert before[0].state_dict(samples_done=state["samples_done"]) == state
     rest = []
     for one in pruned(second, other):
         one.load_state_dict(state)

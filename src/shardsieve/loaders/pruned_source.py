@@ -74,7 +74,7 @@ class PrunedSource(IterableDataset[Sample]):
         self._starts = Starts()
         self._taken = self._skip = 0
         self._spare: Sample | None = None
-        self._ended = False
+        self._ended, self._turn = False, 0
 
     @property
     def ledger(self) -> Ledger:
@@ -117,10 +117,9 @@ class PrunedSource(IterableDataset[Sample]):
         Raises:
             ShardsieveError: If that is left out and the workers of a loader read the pass.
         """
-        epoch, place, block = self._starts.under_way
-        state = {"plan": self._plan_name(), "epoch": epoch, "block": block or self._block()}
+        start = self._starts.under_way
         if samples_done is None and get_worker_info() is not None:
-            return {**state, "samples_done": place, "taken": self._given()}
+            return {**self._state(start, start.place), "taken": self._given()}
         if samples_done is None:
             if self._starts.begun_by_workers:
                 raise ShardsieveError(
@@ -128,16 +127,30 @@ class PrunedSource(IterableDataset[Sample]):
                     "loader, ss.prune(DataLoader(pipeline, ...), store, ...), and take its state, "
                     "or say samples_done="
                 )
-            samples_done = self.places_of(self._taken)
-        done = min(place + samples_done, len(self.keep))
-        if 0 < done < len(self.keep):
-            self._warn_of_inexact()
-        return {**state, "samples_done": done}
+            samples_done = self._places(start.place, self._taken, batches=False)
+        return self._state_behind(start, samples_done)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Begin at a state's place."""
+    def state_after(self, items: int, *, batches: bool, on: bool = False) -> dict[str, Any]:
+        """Return the state after so many items of this rank in this pass.
+
+        Args:
+            items: What the loop was given.
+            batches: Whether they are batches, or samples.
+            on: Whether the pass goes on with the epochs that follow.
+        """
+        start = self._starts.told if on else self._starts.under_way
+        left = self._items(start.place, batches=batches)
+        while on and 0 < left <= items:
+            start, items = Start(start.epoch + 1), items - left
+            left = self._items(0, batches=batches)
+        return self._state_behind(start, self._places(start.place, items, batches=batches))
+
+    def load_state_dict(self, state: dict[str, Any], *, on: bool = False) -> None:
+        """Begin at a state's place; in a pass that goes on, behind an epoch's end."""
         refuse_another_plan(state, self._plan_name(), "pipeline")
         epoch, place, block = state["epoch"], state["samples_done"], state.get("block") or 0
+        if on and self._is_over(int(place)):
+            epoch, place, block = int(epoch) + 1, 0, 0
         self._tell(Start(int(epoch), int(place), int(block)))
         self._taken = self._skip = int(state.get("taken", 0))
 
@@ -161,37 +174,31 @@ class PrunedSource(IterableDataset[Sample]):
         Args:
             batches: Whether the items are batches, or samples.
         """
-        start = self._starts.under_way.place
-        if self.batch_size is None:
-            return self.rank_samples(start), 0
-        steps = self._steps(start)
-        remainder = steps.total % steps.global_batch if self.tail == "pad" else 0
-        return len(steps) if batches else self.rank_samples(start), remainder
+        start, remainder = self._starts.under_way.place, 0
+        if self.batch_size is not None and self.tail == "pad":
+            steps = self._steps(start)
+            remainder = steps.total % steps.global_batch
+        return self._items(start, batches=batches), remainder
 
-    def places_done(self, steps_done: int) -> int:
-        """Return the samples over all ranks in so many steps of this pass."""
-        start = self._starts.under_way.place
-        if self.batch_size is None:  # a sample is a step
-            return min(steps_done * self.own_world().size, len(self.keep) - start)
-        return self._steps(start).places_done(steps_done)
+    def begin_turns(self) -> None:
+        """Begin a pass: the first item is the first worker's."""
+        self._turn = 0
 
-    def places_of(self, taken: int) -> int:
-        """Return the samples over all ranks once this rank has taken so many in this pass."""
-        if self.batch_size is None:
-            return self.places_done(taken)
-        steps = self._steps(self._starts.under_way.place)
-        over = taken >= steps.rank_length(self.own_world().rank)  # the last batch may be smaller
-        return steps.places_done(len(steps) if over else taken // self.batch_size)
+    def missed_turn(self) -> bool:
+        """Return whether the epoch that is over was too short for this worker, and none else is."""
+        return self._taken == 0 and self._items(0, batches=True) > 0
 
     def __iter__(self) -> Iterator[Sample]:
         _, _, worker, workers = pytorch_worker_info()
-        parts = _without_first(self._parts(self._starts.begin(), worker, workers), self._skip)
+        start, worker = self._starts.begin(), (worker - self._turn) % workers
+        parts = _without_first(self._parts(start, worker, workers), self._skip)
         self._taken, self._skip, self._ended = self._skip, 0, False
         for ids, following in _with_next(_grouped(parts)):
             for sample in self._in_step(self._read(ids, following)):
                 self._taken += 1
                 if sample is not None:
                     yield sample
+        self._turn += self._items(start.place, batches=self.batched_inside)
         self._ended = True
 
     # Inside ---------------------------------------------------------------------------------
@@ -199,6 +206,36 @@ class PrunedSource(IterableDataset[Sample]):
     def _tell(self, start: Start) -> None:
         self._starts.tell(start)
         self._taken = self._skip = 0
+
+    def _state(self, start: Start, done: int) -> dict[str, Any]:
+        place = {"epoch": start.epoch, "block": start.block or self._block()}
+        return {"plan": self._plan_name(), **place, "samples_done": done}
+
+    def _state_behind(self, start: Start, samples_done: int) -> dict[str, Any]:
+        done = min(start.place + samples_done, len(self.keep))
+        gone_on = start.epoch > self._starts.told.epoch or done == len(self.keep)
+        if 0 < done < len(self.keep) or (gone_on and "repeat" in self.inexact):
+            self._warn_of_inexact()
+        return self._state(start, done)
+
+    def _items(self, start: int, *, batches: bool) -> int:
+        """Return the batches or samples of this rank in an epoch, from a place on."""
+        whole = batches and self.batch_size is not None
+        return len(self._steps(start)) if whole else self.rank_samples(start)
+
+    def _is_over(self, start: int) -> bool:
+        """Return whether an epoch has nothing from a place on, for any rank."""
+        return start >= len(self.keep) if self.batch_size is None else not len(self._steps(start))
+
+    def _places(self, start: int, items: int, *, batches: bool) -> int:
+        """Return the samples over all ranks once this rank has so many items, from a place on."""
+        if self.batch_size is None:  # a sample is a step
+            return min(items * self.own_world().size, len(self.keep) - start)
+        steps = self._steps(start)
+        if not batches:
+            over = items >= steps.rank_length(self.own_world().rank)  # the last may be smaller
+            items = len(steps) if over else items // self.batch_size
+        return steps.places_done(items)
 
     def _warn_of_inexact(self) -> None:
         if self.inexact:

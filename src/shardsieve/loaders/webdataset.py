@@ -161,8 +161,8 @@ def prune_loader(loader: Any, store: Store, **options: Any) -> Any:
         outer.pipeline, outer.counts_batches = [inner, *stages], makes_batches(stages)
         if outer.counts_batches:
             del inner.__dict__["_get_iterator"]  # its batches are counted, not what workers give
-        for name in ("set_epoch", "load_state_dict"):
-            setattr(outer, name, getattr(inner, name))
+            if _goes_on(inner.dataset):
+                inner.dataset.source.inexact += ("repeat",)
         warn_of_long_passes(outer)
         return outer
     if not isinstance(loader.dataset, wds.DataPipeline):
@@ -177,6 +177,8 @@ def prune_loader(loader: Any, store: Store, **options: Any) -> Any:
     own, source = pruned.__dict__, prune_pipeline(loader.dataset, store, **options)
     source.workers = max(loader.num_workers, 1)
     source.source.batched_inside = _hands_out_batches(loader)
+    if loader.batch_size is not None and _goes_on(source):
+        source.source.inexact += ("repeat",)  # its batches hold samples of two epochs
     # A DataLoader refuses a new dataset, and its sampler says no more than "go on".
     own["dataset"], own["_iterator"] = source, None
     own["_is_accelerate_prepared"] = True
@@ -187,6 +189,11 @@ def prune_loader(loader: Any, store: Store, **options: Any) -> Any:
         own[name] = getattr(pruned.dataset, name)
     warn_of_long_passes(source)
     return pruned
+
+
+def _goes_on(pipeline: wds.DataPipeline) -> bool:
+    """Return whether `repeat` lets a pass go on through epochs, and no `with_epoch` cuts it."""
+    return bool(pipeline.repetitions != 1 and pipeline.nsamples <= 0)
 
 
 def _method_of(loader: Any, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -226,11 +233,13 @@ def _loader_state(loader: Any, *, samples_done: int | None = None) -> dict[str, 
         samples_done: Over all ranks in this pass; left out, what the loop has been given counts.
     """
     source, handed = loader.dataset.source, loader.__dict__["_handed_out"]
-    if samples_done is None:
+    state: dict[str, Any]
+    if samples_done is not None:
+        state = source.state_dict(samples_done)
+    else:
         items = handed.place() if handed is not None and source.begun else 0
-        batches = _hands_out_batches(loader)
-        samples_done = source.places_done(items) if batches else source.places_of(items)
-    state: dict[str, Any] = source.state_dict(samples_done)
+        batches, on = _hands_out_batches(loader), loader.dataset.repetitions != 1
+        state = source.state_after(items, batches=batches, on=on)
     return state
 
 
@@ -284,10 +293,21 @@ class PrunedWebLoader(wds.WebLoader):  # type: ignore[misc]
             samples_done: Over all ranks in this pass; left out, what the loop was given counts.
         """
         source = self.pipeline[0].dataset.source
+        state: dict[str, Any]
         if samples_done is None and self.counts_batches:
-            samples_done = source.places_done(self._given) if source.begun else 0
-        state: dict[str, Any] = self.pipeline[0].state_dict(samples_done=samples_done)
+            state = source.state_after(self._given if source.begun else 0, batches=True)
+        else:
+            state = self.pipeline[0].state_dict(samples_done=samples_done)
         return state
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, as `PrunedPipeline.set_epoch` does."""
+        self.pipeline[0].set_epoch(epoch)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` stands, on any number of ranks and workers."""
+        inside = self.pipeline[0].dataset
+        inside.source.load_state_dict(state, on=self.repetitions != 1 or inside.repetitions != 1)
 
     def _counted(self) -> Iterator[Any]:
         begin = functools.partial(self.pipeline[0].dataset.source.begin_pass, batches=True)
@@ -355,8 +375,18 @@ class PrunedPipeline(wds.WebDataset):  # type: ignore[misc]
         workers = 1 if info is None else info.num_workers
         ranks = self.source.own_world().size
         refuse_second_split(self.pipeline[1:], ranks=ranks, workers=workers)
-        found: Iterator[Any] = super().iterator()
-        return found
+        self.source.begin_turns()
+        return self._epochs()
+
+    def _epochs(self) -> Iterator[Any]:
+        """Iterate as webdataset does, but go on where it is the turn of other workers alone."""
+        for _ in range(self.repetitions):
+            count = 0
+            for item in self.iterator1():
+                yield item
+                count += 1
+            if count == 0 and not self.source.missed_turn():
+                break
 
     def state_dict(self, *, samples_done: int | None = None) -> dict[str, Any]:
         """Return where the epoch stands, JSON-ready.
@@ -369,7 +399,7 @@ class PrunedPipeline(wds.WebDataset):  # type: ignore[misc]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` stands, on any number of ranks and workers."""
-        self.source.load_state_dict(state)
+        self.source.load_state_dict(state, on=self.repetitions != 1)
 
 
 def warn_of_long_passes(pruned: PrunedPipeline | PrunedWebLoader) -> None:
