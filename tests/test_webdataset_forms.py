@@ -109,6 +109,7 @@ class Measured(wds.WebDataset):
         return 1281167
 
 
+@pytest.mark.filterwarnings("ignore:.with_length:UserWarning")
 def test_a_class_that_iterates_in_its_own_way_is_refused(urls, store):
     """What it does to samples would be lost without a word."""
     filtered = Filtered(urls, shardshuffle=False)
@@ -121,7 +122,7 @@ def test_a_class_that_iterates_in_its_own_way_is_refused(urls, store):
     for inside in (filtered, loader):
         with pytest.raises(ss.ShardsieveError, match="prune each pipeline that it reads"):
             ss.prune(wrapped(inside), store)
-    measured = Measured(urls, shardshuffle=False).with_length(1, silent=True)
+    measured = Measured(urls, shardshuffle=False).with_length(1)
     assert len(list(ss.prune(measured, store))) == len(ss.prune(measured, store)) == 30
 
 
