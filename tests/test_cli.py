@@ -98,6 +98,11 @@ def test_a_users_error_is_one_line_with_status_2(cli, arguments, message):
         (["score"], "missing option '--store'; see `shardsieve score --help`"),
         (["index", "--store", "s"], "missing argument 'urls'; see `shardsieve index --help`"),
         (["score", "--bogus"], "no such option: --bogus; see `shardsieve score --help`"),
+        (["select", "--keep", "1"], "no such option: --keep (Possible options: --keep-fraction, "),
+        (
+            ["plan", "--keep-fraction", "1"],
+            "no such option: --keep-fraction (Possible options: --keep)",
+        ),
         (["sort"], "no such command 'sort'. Did you mean 'score', "),
         (["select", "--store", "s", "--bins", "few"], "invalid value for '--bins': "),
     ],

@@ -67,6 +67,7 @@ def run(call: Callable[[], Any]) -> int:
         end_processes()
         raise
     except _UsageError as error:
+        _hint_at_longer_names(error)
         # Without a message the help was asked for, and is printed.
         if text := " ".join(error.format_message().split()).rstrip("."):
             _say(f"shardsieve: {text[0].lower()}{text[1:]}; see `{_program(error)} --help`\n")
@@ -94,6 +95,15 @@ def run(call: Callable[[], Any]) -> int:
         _say("shardsieve: interrupted; the same command goes on from what is done\n")
     end_processes()
     return status if isinstance(status, int) else 0
+
+
+def _hint_at_longer_names(error: Any) -> None:
+    """Where one name begins the other, as --keep and --keep-fraction, typer sees no likeness."""
+    wrong = getattr(error, "option_name", None)
+    if wrong and error.ctx:
+        known = {name for param in error.ctx.command.params for name in param.opts}
+        alike = [n for n in known if n.startswith(wrong) or wrong.startswith(f"{n}-")]
+        error.possibilities = alike or error.possibilities
 
 
 def _program(error: Any) -> str:
