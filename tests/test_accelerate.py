@@ -6,6 +6,7 @@ import signal
 import forks
 import numpy as np
 import pytest
+import torch
 from tars import write_shards
 from torch.utils.data import DataLoader
 
@@ -106,6 +107,11 @@ def test_two_ranks_prune_by_the_losses_of_both(tmp_path):
         assert first["keep"] == second["keep"] == keep
         assert sorted(first["seen"] + second["seen"]) == keep
     assert len(a["epochs"][2]["keep"]) < len(store) == len(a["epochs"][5]["keep"])
+    for epoch in range(1, 6):  # the main process saves late what it was asked for before the losses
+        policy = ss.InfoBatch(num_epochs=6, seed=2)
+        policy.bind(store)
+        policy.load_state_dict(torch.load(tmp_path / f"before{epoch}.pt", weights_only=True))
+        assert store.ids()[policy.choose(epoch).rows].tolist() == a["epochs"][epoch]["keep"]
 
 
 @pytest.mark.slow

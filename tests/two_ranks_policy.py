@@ -24,9 +24,12 @@ def main(store_path, out):
     loader = DataLoader(ss.ShardDataset(store), sampler=sampler, batch_size=4, collate_fn=ids_of)
     loader = accelerator.prepare(loader)
     losses = np.random.default_rng(0).gamma(2, 1, (6, len(store)))
-    epochs = []
+    epochs, asked = [], None
     for epoch in range(6):
         sampler.set_epoch(epoch)
+        if accelerator.is_main_process and asked is not None:
+            torch.save(asked, Path(out, f"before{epoch}.pt"))
+        asked = policy.latest_state()  # as torchdata's loader does
         seen = []
         for ids in loader:
             sampler.update(ids, losses[epoch][store.rows(ids.numpy())])

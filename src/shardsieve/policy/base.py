@@ -279,7 +279,7 @@ class Policy(ABC):
 
     def _learn(self) -> None:
         self.sync()
-        self._settle()
+        self._settle()  # now, as it is to hold what all ranks saw
         self._take_in(*self._inbox.take())
 
     def _settle(self) -> None:
