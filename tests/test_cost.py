@@ -16,7 +16,14 @@ from shardsieve.cost import NO_COST, Cost, Plan, account, estimated_full
 from shardsieve.extrapolate.quality import doubt_of_score
 from shardsieve.pack import pack
 from shardsieve.train.config import TrainConfig
-from shardsieve.train.ledger import NOTHING, Overhead, ledger, overhead_of
+from shardsieve.train.ledger import (
+    NOTHING,
+    FullRun,
+    Overhead,
+    embedding_overhead,
+    ledger,
+    overhead_of,
+)
 
 COUNTS = st.integers(0, 10**9)
 SECONDS = st.floats(0, 1e6)
@@ -232,6 +239,36 @@ def test_what_the_choice_goes_by_is_counted(tmp_path, capsys, monkeypatch, choic
     assert all(cost["phases"][name] == spent for name in phases)
 
 
+def test_what_scores_took_is_added_up_and_what_they_have_in_common_counted_once(tmp_path):
+    store = ss.index(write_shards(tmp_path / "d", [8]), tmp_path / "s.zarr")
+    run, network, points = Cost(8, 8, 4.0, 8.0, 80), Cost(6, 5, 2.0, 2.0, 60), Cost(8, 0, 1.0, 1.0)
+    kept = store.embedding_array("e", 2).attrs
+    kept.update({"cost": points.to_dict(), "network_cost": network.to_dict()})
+    measured = {"definition": "el2n", "cost": run.to_dict()}
+    for name, seconds, of in (("a", 1.0, measured), ("b", 2.0, measured), ("c", 4.0, {"by": "me"})):
+        made = {"embedding": "e", "of": of, "cost": Cost.timed(seconds).to_dict()}
+        store.put_score(name, range(8), provenance={"definition": f"knn({name})", **made})
+    counted = {"scoring": run + network, "embedding": points, "extrapolation": Cost.timed(3.0)}
+    assert overhead_of(store, "a", None, "b") == (counted, ())
+    counted = {"embedding": points, "extrapolation": Cost.timed(5.0)}
+    assert overhead_of(store, "c", "a") == (counted, ("scoring",))
+    counted = {"embedding": points, "scoring": network}
+    assert embedding_overhead(store, "e") == (counted, ())
+    del kept["network_cost"]
+    assert embedding_overhead(store, "e") == ({"embedding": points}, ())
+    del kept["cost"]
+    assert embedding_overhead(store, "e") == ({}, ("embedding",))
+    lost = {"definition": "far", "embedding": "gone", "cost": run.to_dict()}
+    store.put_score("d", range(8), provenance=lost)
+    assert overhead_of(store, "d") == ({"scoring": run}, ("embedding",))
+
+
+def test_a_full_run_that_does_not_say_which_it_is_is_unlike_in_nothing():
+    assert FullRun({}, NO_COST).unlike({"epochs": 2}) == []
+    known = FullRun({"epochs": 3, "keep": "a", "seed": 0}, NO_COST)
+    assert known.unlike({"epochs": 2, "keep": "b", "seed": 0}) == ["epochs"]
+
+
 def test_who_puts_a_score_says_how_it_was_made_in_words_of_its_own(tmp_path):
     """Some of these words are the program's too: reading them as its own was a traceback."""
     store = ss.index(write_shards(tmp_path / "d", [8]), tmp_path / "s.zarr")
@@ -239,8 +276,10 @@ def test_who_puts_a_score_says_how_it_was_made_in_words_of_its_own(tmp_path):
     made["against_second_run"] = 0.4
     for name, word in made.items():
         store.put_score(name, range(8), provenance={name: word})
-    overhead = overhead_of(store, *made)
-    assert (overhead.phases, overhead.uncounted) == ({}, ("scoring",))
+    assert overhead_of(store, *made) == ({}, ("scoring",))
+    for cost in ({"euros": 3}, {"seconds": 3.0}, {"bytes": 3, "euros": 3}):
+        store.put_score("bought", range(8), provenance={"cost": cost})
+        assert overhead_of(store, "bought") == ({}, ("scoring",))
     for name, word in made.items():
         assert doubt_of_score(store.provenance(name), 0.5) is None
         assert store.provenance(name)[name] == word
