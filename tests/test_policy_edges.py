@@ -300,6 +300,29 @@ def test_of_a_sample_that_comes_again_the_first_loss_counts(store):
         assert one.learned()[:3].tolist() == [1, 2, 6]
 
 
+def test_a_batch_that_was_filled_up_with_its_own_samples_is_handed_over_as_it_is(store):
+    policy = ss.InfoBatch(num_epochs=4)
+    sampler = ss.PrunedShardSampler(store, policy=policy, batch_size=64, tail="pad")
+    ids = np.fromiter(sampler, np.int64)
+    assert (len(ids), len(np.unique(ids[:50]))) == (64, 50)
+    sampler.update(ids, np.arange(64.0))
+    assert policy.learned()[store.rows(ids[:50])].tolist() == list(range(50))
+    with pytest.raises(ValueError, match="once per batch"):
+        policy.update(ids, np.arange(64.0))
+
+
+def test_a_loss_that_is_not_finite_and_waits_is_counted_by_who_goes_on(store):
+    """It is counted where it is joined: a state of before the join must not lose it."""
+    policy, again = ss.InfoBatch(num_epochs=4), ss.InfoBatch(num_epochs=4)
+    for one in (policy, again):
+        one.bind(store)
+    policy.update(store.ids()[:3], [math.nan, 1, math.inf])
+    again.load_state_dict(policy.state_dict())
+    for one in (policy, again):
+        one.choose(1)
+        assert one.not_finite == 2
+
+
 def test_a_state_asked_for_early_takes_in_what_comes_until_the_policy_learns(store):
     policy = ss.UCB(0.2, period=1)
     policy.bind(store)
