@@ -185,6 +185,7 @@ def loop(folder):
             ss.weighted(losses, batch).backward()
             optimizer.step()
             sampler.update(batch.ids, losses)
+            losses.detach().zero_()  # it is the loop's own again
             waits += pretended_device.WAITS[before:] if epoch else []  # constants are sent once
     return {"weights": network.classifier.weight.detach().cpu().numpy()}, waits
 
