@@ -70,6 +70,16 @@ def test_processes_that_append_at_once_take_turns(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "s.zarr"]
 
 
+def test_ranks_that_append_the_same_at_once_read_every_shard_once(tmp_path):
+    paths = write_shards(tmp_path / "d", [9, *SIZES])
+    ss.index(paths[0], tmp_path / "s.zarr")
+    answers, read, no_more = at_once(ss.append_shards, [(paths, tmp_path / "s.zarr")] * 3)
+    assert answers == [9 + sum(SIZES)] * 3
+    assert read == list(map(str, paths[1:]))
+    assert no_more
+    create.check(ss.open_store(tmp_path / "s.zarr"))
+
+
 def test_a_store_does_not_grow_while_another_process_changes_its_arrays(tmp_path, monkeypatch):
     """Both write the file that says how many shards there are: the new ones would be forgotten."""
     paths = write_shards(tmp_path / "d", SIZES[:3])
