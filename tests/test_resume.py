@@ -326,6 +326,12 @@ def test_accelerate_saves_a_policy_that_was_synced(store, tmp_path, monkeypatch)
     accelerator.register_for_checkpointing(deaf)
     deaf.update(store.ids(), range(30))
     accelerator.save_state(str(tmp_path / "fourth"))
+    accelerator = Accelerator(cpu=True)
+    sampler = ss.PrunedShardSampler(store, policy=ss.UCB(0.7), batch_size=BATCH)
+    accelerator.register_for_checkpointing(sampler)
+    sampler.update(*torch.ones(2, 3, device="meta").long())  # losses that wait on a device
+    with pytest.raises(ss.ShardsieveError, match=r"sampler.policy.sync\(\) on every process"):
+        accelerator.save_state(str(tmp_path / "fifth"))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
