@@ -187,6 +187,7 @@ def loop(folder):
             sampler.update(batch.ids, losses)
             losses.detach().zero_()  # it is the loop's own again
             waits += pretended_device.WAITS[before:] if epoch else []  # constants are sent once
+        sampler.load_state_dict(sampler.state_dict())  # with the losses that wait on the device
     return {"weights": network.classifier.weight.detach().cpu().numpy()}, waits
 
 
