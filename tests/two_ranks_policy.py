@@ -24,6 +24,9 @@ def main(store_path, out):
     loader = DataLoader(ss.ShardDataset(store), sampler=sampler, batch_size=4, collate_fn=ids_of)
     loader = accelerator.prepare(loader)
     losses = np.random.default_rng(0).gamma(2, 1, (6, len(store)))
+    if not accelerator.is_main_process:
+        sampler.update(store.ids()[:9], losses[0][:9])
+    policy.sync()  # one rank saw something, and one nothing
     epochs, asked = [], None
     for epoch in range(6):
         sampler.set_epoch(epoch)
