@@ -259,6 +259,14 @@ def test_the_strata_of_a_store_without_labels_are_of_the_score(tmp_path):
             ss.select(bare, **asked, **half)
 
 
+def test_the_strata_of_a_store_with_some_labels_are_classes_and_a_missing_one_is_told(tmp_path):
+    members = [("a.jpg", b"x"), ("b.cls", b"1"), ("c.cls", b"0")]
+    some = ss.index(write_tar(tmp_path / "s.tar", members), tmp_path / "some.zarr")
+    some.put_score("mine", range(3))
+    with pytest.raises(ss.MissingScoreError, match="labels must be known"):
+        ss.select(some, rule="stratified", score="mine", keep_fraction=0.5)
+
+
 @pytest.mark.parametrize("rule", ["top", "random", "stratified", "ccs", "threshold"])
 def test_missing_scores_are_refused_or_left_out_by_every_rule(store, rule):
     how = {"score": "holes", "rule": rule, "keep_fraction": 0.5}
@@ -277,9 +285,9 @@ def test_missing_scores_are_refused_or_left_out_by_every_rule(store, rule):
     if rule == "ccs":
         own = ss.keep_ccs(store.score("holes")[scored], 20 / 35)
         assert kept == scored[own].tolist()
-    if rule != "threshold":
+    for fraction in (0.9, 1.0) if rule != "threshold" else ():
         with pytest.raises(ss.MissingScoreError, match="more than the 35 samples"):
-            ss.select(store, drop_missing=True, **how | {"keep_fraction": 0.9})
+            ss.select(store, drop_missing=True, **how | {"keep_fraction": fraction})
 
 
 def test_moderate_leaves_samples_without_an_embedding_out_when_asked(store):
