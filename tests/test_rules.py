@@ -220,6 +220,8 @@ def test_select_is_each_rules_own_function(store):
     how = {"hard_cutoff": 0.25, "bins": 5}
     want = ss.keep_ccs(scores, 0.5, difficulty=store.score("hard"), **how).tolist()
     assert rows_of(store, rule="ccs", difficulty="hard", **how, **half) == want
+    drawn = ss.keep_random(40, 0.5, seed=4).tolist()
+    assert rows_of(store, rule="random", keep_fraction=0.5, seed=4) == drawn
     balanced = ss.keep_class_balanced(scores, labels, 0.5).tolist()
     assert rows_of(store, rule="stratified", **half) == balanced
     assert rows_of(store, rule="class_balanced", **half) == balanced
@@ -240,6 +242,7 @@ def test_select_is_each_rules_own_function(store):
     how |= {"rule": "beta", "difficulty": "torn", "drop_missing": True}
     want = ss.keep_beta(store.score("dual")[1::2], -store.score("torn")[1::2], 12 / 20, seed=4)
     assert rows_of(store, **how) == (2 * want + 1).tolist()
+    assert rows_of(store, **how | {"keep_fraction": 0.5}) == list(range(1, 40, 2))
     with pytest.raises(ss.MissingScoreError, match="more than the 20 samples with scores 'dual'"):
         ss.select(store, **how | {"keep_fraction": 0.6})
     want = ss.keep_moderate(store.embedding("mine"), labels, 0.3).tolist()
@@ -254,6 +257,8 @@ def test_the_strata_of_a_store_without_labels_are_of_the_score(tmp_path):
     ccs = ss.keep_ccs(scores, 0.5, seed=4).tolist()
     half = {"score": "mine", "keep_fraction": 0.5}
     assert rows_of(bare, rule="stratified", seed=4, **half) == ccs
+    with pytest.raises(ss.MissingScoreError, match=r"name a stored score \(mine\), got None"):
+        ss.select(bare, rule="ccs", keep_fraction=0.5)
     for asked in ({"rule": "stratified", "class_floor": 1}, {"rule": "class_balanced"}):
         with pytest.raises(ss.MissingScoreError, match="labels must be known"):
             ss.select(bare, **asked, **half)
@@ -262,6 +267,8 @@ def test_the_strata_of_a_store_without_labels_are_of_the_score(tmp_path):
 def test_the_strata_of_a_store_with_some_labels_are_classes_and_a_missing_one_is_told(tmp_path):
     members = [("a.jpg", b"x"), ("b.cls", b"1"), ("c.cls", b"0")]
     some = ss.index(write_tar(tmp_path / "s.tar", members), tmp_path / "some.zarr")
+    with pytest.raises(ss.MissingScoreError, match=r"name a stored score \(none yet\), got None"):
+        ss.select(some, rule="top", keep_fraction=0.5)
     some.put_score("mine", range(3))
     with pytest.raises(ss.MissingScoreError, match="labels must be known"):
         ss.select(some, rule="stratified", score="mine", keep_fraction=0.5)
