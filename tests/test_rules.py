@@ -285,6 +285,9 @@ def test_missing_scores_are_refused_or_left_out_by_every_rule(store, rule):
     kept = rows_of(store, drop_missing=True, **how)
     assert set(kept) <= set(scored)
     assert len(kept) == (35 if rule == "threshold" else 20)
+    if rule != "threshold":
+        all_scored = how | {"keep_fraction": 35 / 40, "drop_missing": True}
+        assert rows_of(store, **all_scored) == scored.tolist()
     if rule == "top":
         assert kept == scored[-20:].tolist()
     if rule == "random":
