@@ -21,6 +21,7 @@ from shardsieve.train.ledger import (
     FullRun,
     Overhead,
     embedding_overhead,
+    full_run_in,
     ledger,
     overhead_of,
 )
@@ -261,6 +262,26 @@ def test_what_scores_took_is_added_up_and_what_they_have_in_common_counted_once(
     lost = {"definition": "far", "embedding": "gone", "cost": run.to_dict()}
     store.put_score("d", range(8), provenance=lost)
     assert overhead_of(store, "d") == ({"scoring": run}, ("embedding",))
+
+
+def test_a_full_run_is_a_finished_training_on_everything(tmp_path):
+    spent, result = Cost(4, 4, 1.0, 1.0, 9), tmp_path / "result.json"
+    whole = {"cost": {"phases": {"training": spent.to_dict()}}, "kept": 4, "of": 4, "policy": None}
+    with pytest.raises(ss.ShardsieveError, match=r"must be finished; it has no result\.json"):
+        full_run_in(tmp_path)
+    for wrong, message in (
+        ({"kept": 4, "of": 4}, "must be finished"),
+        ({"cost": whole["cost"], "seeds": 4}, "must be a training of `shardsieve train`"),
+        (whole | {"kept": 2}, "must have kept everything, got 2 of 4"),
+        (whole | {"policy": {"policy": "infobatch"}}, "everything, got a policy's run"),
+    ):
+        result.write_text(json.dumps(wrong))
+        with pytest.raises(ss.ShardsieveError, match=message):
+            full_run_in(tmp_path)
+    result.write_text(json.dumps(whole))
+    assert full_run_in(tmp_path) == ({}, spent)
+    (tmp_path / "run.json").write_text('{"epochs": 1}')
+    assert full_run_in(tmp_path) == ({"epochs": 1}, spent)
 
 
 def test_a_full_run_that_does_not_say_which_it_is_is_unlike_in_nothing():

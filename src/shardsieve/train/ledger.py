@@ -107,12 +107,12 @@ def full_run_in(folder: str | Path) -> FullRun:
         raise ShardsieveError(
             f"full run {folder} must be a training of `shardsieve train`, got another run"
         )
-    phases = result["cost"]["phases"]
     if result["kept"] != result["of"] or result.get("policy"):
-        raise ShardsieveError(
-            f"full run {folder} must have kept everything, got {result['kept']} of {result['of']}"
-        )
-    return FullRun(run.identity() or {}, Cost.from_dict(phases["training"]))
+        # Of a policy's run it is the last epoch that is counted, which may keep everything.
+        got = "a policy's run" if result.get("policy") else f"{result['kept']} of {result['of']}"
+        raise ShardsieveError(f"full run {folder} must have kept everything, got {got}")
+    training = Cost.from_dict(result["cost"]["phases"]["training"])
+    return FullRun(run.identity() or {}, training)
 
 
 def ledger(
