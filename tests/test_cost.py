@@ -127,17 +127,21 @@ def test_a_run_on_everything_is_its_own_measured_full_run():
     assert half["full_run"]["measured"] is False
     assert half["full_run"]["device_seconds"] == 20.0
     assert half["saved"]["trained_samples_fraction"] == 0.5
+    measured = Cost(400, 400, 8.0, 16.0, 99)
     compared = ledger(
         Cost(200, 200, 5.0, 10.0, 49),
         Overhead({"scoring": Cost(80, 80, 2.0, 4.0)}, ("embedding",)),
         seen=200,
         samples=100,
         epochs=4,
-        full=training,
+        full=measured,
     )
-    assert compared["full_run"]["measured"] is True
-    assert compared["saved"]["device_seconds"] == 6.0
+    assert compared["full_run"] == {"measured": True, **measured.to_dict()}
+    assert compared["saved"]["device_seconds"] == 2.0  # 4 for scores, 10 for half of the samples
+    assert compared["break_even_keep_fraction"] == 0.6
     assert compared["uncounted"] == ["embedding"]
+    nothing = ledger(NO_COST, NOTHING, seen=0, samples=100, epochs=4)
+    assert nothing["break_even_keep_fraction"] is None
     assert estimated_full(NO_COST, 0, 100) == NO_COST
 
 
