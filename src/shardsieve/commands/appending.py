@@ -166,7 +166,7 @@ def _moving(
     if not matched:
         return lambda found: found
     order = np.lexsort((then, now))
-    before, after = now[order].astype(np.float64), then[order].astype(np.float64)
+    before, after = now[order], then[order]
     return lambda found: np.interp(found, before, after).astype(np.float32)
 
 
