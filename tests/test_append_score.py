@@ -148,6 +148,13 @@ def test_predictions_that_matching_has_made_equal_come_out_as_they_did(store, me
     np.testing.assert_allclose(after[OLD:], before[COPIED], rtol=1e-4, atol=1e-5)
 
 
+def test_a_score_that_is_the_same_for_all_is_appended_too(store):
+    store.put_score("seed_x", np.where(np.isnan(store.score("seed_x")), np.nan, 3))
+    extrapolate_score(store.path, "seed_x", "full", "e", k=5, folds=2)
+    append_score(grown(store).path, "full")
+    assert ss.open_store(store.path).score("full").tolist() == [3] * (OLD + 50)
+
+
 @pytest.mark.parametrize("method", ["knn", "direct"])
 def test_killed_after_a_new_shard_the_next_start_moves_the_others_by_the_same(
     store, monkeypatch, method
