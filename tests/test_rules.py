@@ -399,6 +399,7 @@ def test_wrong_arrays_are_refused():
             ss.num_kept(wrong, 0.5)
     with pytest.raises(ValueError, match=r"^bins must be at most 1000000, got 1000001"):
         ss.keep_ccs([1.0, 2.0], 0.5, bins=1_000_001)
+    assert ss.keep_ccs([1.0, 2.0], 1.0, bins=1_000_000).tolist() == [0, 1]
     with pytest.raises(ValueError, match=r"^hard_cutoff must lie in \[0, 1\), got 1.0"):
         without_hardest(np.ones(2), 1.0)
 
