@@ -53,6 +53,7 @@ def test_what_machines_do_not_share_both_refuse_before_anything_is_made(tmp_path
         "one says more": "StoreMismatchError: b must be the same on every process, got None on ",
         "other rate": r"StoreMismatchError: rate must be the same on every process, got 0.1 on "
         r"process 0 and 1.1 on process 1 \(.*\); give every machine the same command",
+        "other run": "StoreMismatchError: epochs must be the same on every process, got 1 on ",
         "bad on one": r"ValueError: process 1 \(.*\): no luck$",
         "bad on all": r"ValueError: no luck$",
         "part of one": r"MissingDependencyError: process 1 \(.*\): scipy is missing$",

@@ -22,7 +22,8 @@ from shardsieve.train import machines, subset
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.ending import end_processes
 from shardsieve.train.launch import make_accelerator
-from shardsieve.train.machines import check_same, check_shared, on_all, open_together
+from shardsieve.train.machines import check_same, check_shared, enter_run, on_all, open_together
+from shardsieve.train.runfolder import RunFolder
 
 TURTLE = {"seed_fraction": 1.0, "per_class": False, "embedding": None, "classes": 2, "seed": 0}
 TURTLE |= {"window": 3, "scores": None, "epochs": 4}
@@ -67,7 +68,7 @@ def main(store, shared):
     for name, seed in (("same", 0), ("other", rank)):
         train = f"{{seed: {seed}}}\nselect: {{rule: random}}\n"
         Path(f"{name}.yaml").write_text(f"work: work\ndata: {{store: {store}}}\ntrain: {train}")
-    opened = partial(open_together, accelerator)
+    opened, run = partial(open_together, accelerator), RunFolder(Path(shared, "new/run"))
     calls = {
         "all see it": partial(check_shared, accelerator, {"run": Path(shared, "new/run")}),
         "own folder": partial(check_shared, accelerator, {"run folder": Path("runs/half")}),
@@ -81,6 +82,7 @@ def main(store, shared):
         "same": partial(check_same, accelerator, {"seed": 0, "rate": 0.1}),
         "other rate": partial(check_same, accelerator, {"seed": 0, "rate": 0.1 + rank}),
         "one says more": partial(check_same, accelerator, {"a": 0, "b": 0} if rank else {"a": 0}),
+        "other run": partial(enter_run, accelerator, run, {"epochs": 1 + rank}),
         "bad on one": partial(on_all, accelerator, partial(bad_on, [1], rank)),
         "bad on all": partial(on_all, accelerator, partial(bad_on, [0, 1], rank)),
         "part of one": partial(without_scipy_on, 1, rank, accelerator, store),
