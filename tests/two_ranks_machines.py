@@ -71,7 +71,7 @@ def main(store, shared):
     opened, run = partial(open_together, accelerator), RunFolder(Path(shared, "new/run"))
     calls = {
         "all see it": partial(check_shared, accelerator, {"run": Path(shared, "new/run")}),
-        "own folder": partial(check_shared, accelerator, {"run folder": Path("runs/half")}),
+        "own folder": partial(enter_run, accelerator, RunFolder("runs/half"), {"epochs": 1}),
         "store to write": partial(opened, Path("copy.zarr")),
         "store to read": partial(opened, Path("copy.zarr"), mode="r"),
         "shards of a copy": partial(store_of, ss.open_store(store).urls[0], Path("copy.zarr")),
