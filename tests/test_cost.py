@@ -11,6 +11,7 @@ from tars import write_shards
 
 import shardsieve as ss
 from shardsieve import cli
+from shardsieve.commands.planning import describe_plan
 from shardsieve.commands.training import train_store
 from shardsieve.cost import NO_COST, Cost, Plan, account, estimated_full
 from shardsieve.extrapolate.quality import doubt_of_score
@@ -194,6 +195,22 @@ def test_scores_of_everything_are_shared_by_as_many_runs(capsys, monkeypatch, ru
     ours, theirs = (0.2 * 50 + 1 / 3) / runs + 25, 50 / runs + 25
     assert made["epochs_over_everything"]["total"] == pytest.approx(ours, abs=1e-4)
     assert made["times_faster_than_scoring_everything"] == round(theirs / ours, 3)
+
+
+def test_what_several_runs_share_is_planned_once():
+    made = describe_plan(Plan(seeds=0.2, keep=0.4, epochs=60, extrapolation=3, runs=2))
+    assert made["epochs_over_everything"] == {
+        "scoring": 6.0,
+        "embedding": 0.1667,
+        "extrapolation": 1.5,
+        "training": 24.0,
+        "total": 31.6667,
+        "full_run": 60,
+    }
+    assert made["saved_fraction"] == 0.4722
+    assert made["times_faster_than_full_run"] == 1.895
+    assert made["times_faster_than_scoring_everything"] == 1.705  # (60 / 2 + 24) / 31.67
+    assert made["break_even_keep_fraction"] == 0.8722
 
 
 @pytest.mark.parametrize(
