@@ -11,7 +11,7 @@ from tars import write_shards
 
 import shardsieve as ss
 from shardsieve import cli
-from shardsieve.commands.planning import describe_plan
+from shardsieve.commands.planning import describe_plan, plan_store
 from shardsieve.commands.training import train_store
 from shardsieve.cost import NO_COST, Cost, Plan, account, estimated_full
 from shardsieve.extrapolate.quality import doubt_of_score
@@ -195,6 +195,20 @@ def test_scores_of_everything_are_shared_by_as_many_runs(capsys, monkeypatch, ru
     ours, theirs = (0.2 * 50 + 1 / 3) / runs + 25, 50 / runs + 25
     assert made["epochs_over_everything"]["total"] == pytest.approx(ours, abs=1e-4)
     assert made["times_faster_than_scoring_everything"] == round(theirs / ours, 3)
+
+
+def test_a_plan_counts_the_samples_of_a_store(tmp_path):
+    path = ss.index(write_shards(tmp_path / "d", [30, 20]), tmp_path / "s.zarr").path
+    made = plan_store(Plan(seeds=0.2, keep=0.5, epochs=4, score_epochs=3), path, 0.9)
+    seeds = {"seeds": 10, "trained_on_for_scores": 30, "embedded": 50}
+    rest = {"all": 50, "kept": 25, "trained_on": 100, "full_run": 200}
+    assert made["samples"] == seeds | rest
+    assert made["hours"]["full_run"] == 0.001
+    blind = plan_store(Plan(seeds=0, keep=0.5, epochs=4), path, None)
+    assert blind["samples"] == dict.fromkeys(seeds, 0) | rest
+    assert "hours" not in blind
+    with pytest.raises(ValueError, match="seconds_per_epoch must be above 0, got 0"):
+        plan_store(Plan(seeds=0, keep=0.5, epochs=4), None, 0)
 
 
 def test_what_several_runs_share_is_planned_once():
