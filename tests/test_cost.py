@@ -225,6 +225,13 @@ def test_what_several_runs_share_is_planned_once():
     assert made["times_faster_than_full_run"] == 1.895
     assert made["times_faster_than_scoring_everything"] == 1.705  # (60 / 2 + 24) / 31.67
     assert made["break_even_keep_fraction"] == 0.8722
+    assert made["verdict"] == "saves time: keep 0.4 is below the break-even of 0.872"
+    for keep, wanted in ((0.75, "saves nothing: keep 0.75 is not"), (0.7, "saves time: keep 0.7")):
+        plan = Plan(seeds=0, keep=keep, epochs=4, extrapolation=1.0)
+        assert describe_plan(plan)["verdict"].startswith(wanted)
+    dear = describe_plan(Plan(seeds=1, keep=0.5, epochs=4))
+    assert dear["verdict"].startswith("scoring alone costs more than the full run")
+    assert dear["break_even_keep_fraction"] is None
 
 
 @pytest.mark.parametrize(
