@@ -250,6 +250,20 @@ def test_select_is_each_rules_own_function(store):
     assert rows_of(store, rule="moderate", keep_fraction=0.3) == want
 
 
+@pytest.mark.parametrize(
+    ("rule", "how"),
+    [
+        ("random", {"drop_missing": True, "keep_fraction": 0.5}),
+        ("top", {"drop_missing": True, "keep_fraction": 1}),
+        ("ccs", {"hard_cutoff": 0.3, "keep_fraction": 1}),
+    ],
+)
+def test_what_a_score_alone_could_leave_out_is_not_passed_over(store, rule, how):
+    """Of all samples too, which nothing else needs a score for."""
+    with pytest.raises(ss.MissingScoreError, match="name a stored score"):
+        ss.select(store, rule=rule, **how)
+
+
 def test_the_strata_of_a_store_without_labels_are_of_the_score(tmp_path):
     shard = write_tar(tmp_path / "s.tar", [(f"{row:02d}.jpg", b"x") for row in range(40)])
     bare = ss.index(shard, tmp_path / "bare.zarr")

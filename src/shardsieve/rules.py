@@ -66,7 +66,7 @@ def chosen_rows(
     if asked.keep_fraction is None:
         raise ValueError(f"keep_fraction must be given for rule {rule!r}, got None")
     count = num_kept(len(store), asked.keep_fraction)
-    sieved = rule == "moderate" and asked.drop_missing
+    sieved = asked.drop_missing or asked.hard_cutoff
     if asked.score is None and asked.keep_fraction == 1 and not sieved:
         return np.arange(len(store))
     if rule == "moderate":
@@ -133,7 +133,7 @@ def is_blind(rule: str, drop_missing: bool) -> bool:
 
 
 def _random(store: Store, asked: Asked, count: int) -> Rows:
-    if is_blind("random", asked.drop_missing) or asked.score is None:
+    if is_blind("random", asked.drop_missing):
         return random_rows(len(store), count, asked.seed)
     present = _scored(store, asked.score, True, count)[1]
     return present[random_rows(len(present), count, asked.seed)]
