@@ -1,7 +1,9 @@
 """`prune_loader` against the real FFCV."""
 
+import copy
 import json
 import os
+import shutil
 from itertools import chain
 
 import forks
@@ -143,6 +145,43 @@ def test_a_users_order_loses_only_the_rows_that_are_not_kept(store, loaders, mon
     monkeypatch.setattr(loader, "distributed", True)
     with pytest.raises(ValueError, match="order must be 'pages' for a distributed loader with a c"):
         prune_loader(loader, store, keep_fraction=0.5, score="up")
+
+
+def test_rows_are_those_that_the_traversal_order_has(store, loaders):
+    loader = loaders("RANDOM", True, batches_ahead=4)
+    loader.traversal_order.indices = np.arange(150, 350)
+    loader.indices = np.arange(10)
+    for how in ("loader", "pages"):
+        pruned = prune_loader(loader, store, keep_fraction=0.5, score="up", order=how)
+        assert sorted(i for batch in pruned for i in batch.ids.tolist()) == list(range(200, 350))
+
+
+def test_a_class_that_iterates_in_its_own_way_is_refused(store, folder):
+    class Mixing(Loader):
+        def __iter__(self):
+            return ((images.flip(0), labels) for images, labels in super().__iter__())
+
+    class Ordered(Loader):
+        def next_traversal_order(self):
+            return super().next_traversal_order()[::-1].copy()
+
+    for kind, name in ((Mixing, "__iter__"), (Ordered, "next_traversal_order")):
+        loader = kind(str(folder / "train.beton"), batch_size=32, num_workers=1)
+        with pytest.raises(ss.ShardsieveError, match=f"{kind.__name__} has a method {name} of its"):
+            ss.prune(loader, store, keep_fraction=0.5, score="up")
+
+
+def test_what_a_loader_has_and_a_pruned_one_has_not_says_where_it_is(store, loaders):
+    pruned = prune_loader(loaders("RANDOM"), store, keep_fraction=0.5, score="up")
+    assert pruned.batch_size == 32
+    with pytest.raises(AttributeError, match=r"no next_traversal_order: rows\(epoch\) tells it"):
+        pruned.next_traversal_order()
+    with pytest.raises(AttributeError, match="no next_epoch: set_epoch says it"):
+        pruned.next_epoch = 3
+    with pytest.raises(AttributeError, match="no indices: set_keep_set says"):
+        pruned.indices = range(10)
+    assert not hasattr(pruned, "dataset")
+    assert copy.copy(pruned).rows(1).tolist() == pruned.rows(1).tolist()
 
 
 def test_custom_fields_and_disabled_pipelines_stay(tmp_path):
@@ -334,11 +373,19 @@ def test_an_error_in_a_pipeline_reaches_the_loop(store, folder):
         list(prune_loader(loader, store, keep_fraction=0.5, score="up"))
 
 
-def test_what_does_not_belong_together_is_refused(store, loaders, tmp_path, monkeypatch):
+def test_what_does_not_belong_together_is_refused(folder, store, loaders, tmp_path, monkeypatch):
     write_beton(tmp_path / "other.beton", 50)
     other = ss.index(tmp_path / "other.beton", tmp_path / "o.zarr")
     with pytest.raises(ss.StoreMismatchError, match="index that file"):
         prune_loader(loaders(), other)
+    copied = shutil.copyfile(folder / "train.beton", tmp_path / "copy.beton")
+    loader = Loader(str(copied), batch_size=32, num_workers=1)
+    with pytest.raises(
+        ss.StoreMismatchError, match="if it is a copy give it the time of the other"
+    ):
+        prune_loader(loader, store)
+    shutil.copystat(folder / "train.beton", copied)
+    assert len(prune_loader(loader, store, keep_fraction=0.5, score="up")) == 6
     with pytest.raises(ss.StoreMismatchError, match="another shard index"):
         prune_loader(loaders(), store, keep_set=ss.select(other, keep_fraction=1.0))
     nothing = ss.KeepSet.from_ids(store, np.zeros(0, dtype=np.int64))

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 
-from shardsieve._errors import MissingDependencyError, StoreMismatchError
+from shardsieve._errors import MissingDependencyError, ShardsieveError, StoreMismatchError
 from shardsieve.io.source import cheap_fingerprint
 from shardsieve.keepset import KeepSet, keep_set_of
 from shardsieve.loaders.ffcv_order import LoaderOrder
@@ -20,6 +20,16 @@ from shardsieve.scores.inputs import one_of
 from shardsieve.store.store import Store
 
 ORDERS = ("loader", "pages")
+_ITERATING = ("__iter__", "next_traversal_order")
+# What an FFCV loader has, and what of a pruned one to use in its place.
+_ELSEWHERE = {
+    "indices": "set_keep_set says what is kept, rows(epoch) tells it",
+    "next_epoch": "set_epoch says it, epoch tells it",
+    "next_traversal_order": "rows(epoch) tells it, and batch.ids those of a batch",
+    "first_traversal_order": "rows(0) tells it",
+    "traversal_order": "the one of loader is asked, change that before pruning",
+    "filter": "filter the loader before pruning",
+}
 _NO_FFCV = (
     "FFCV is not installed; run `apt-get install g++ pkg-config libopencv-dev libturbojpeg0-dev` "
     "and `pip install 'shardsieve[ffcv]'`, or tools/setup.sh"
@@ -63,8 +73,8 @@ def prune_loader(
     Everything of the given loader stays: pipelines, custom fields, caching, threads, compiled code.
     Its memory manager's dictionaries of samples are let go, and arrays answer in their place; a
     `LeanLoader` never builds them.
-    Its own `indices` are intersected with the keep set. A distributed loader's ranks read every
-    kept row once, in equally many steps.
+    The `indices` of its traversal order are intersected with the keep set. A distributed loader's
+    ranks read every kept row once, in equally many steps.
 
     Args:
         loader: An `ffcv.loader.Loader`.
@@ -88,12 +98,14 @@ def prune_loader(
 
     Raises:
         MissingDependencyError: If FFCV is not installed.
+        ShardsieveError: If the loader is of a class that iterates in its own way.
         StoreMismatchError: If store, keep set and file do not belong together.
         TypeError: If `loader` is no FFCV loader, or a rule is given beside a keep set.
         ValueError: If an argument is out of range.
     """
     if not isinstance(loader, need_ffcv()):
         raise TypeError(f"loader must be an ffcv.loader.Loader, got {type(loader).__name__}")
+    _refuse_own_iteration(loader)
     one_of("order", order, ORDERS)
     if tail is not None:
         one_of("tail", tail, TAILS)
@@ -182,8 +194,27 @@ class PrunedLoader:
         self.keep_set, self._weights = keep_set, values
         self._is_kept = np.zeros(len(self.store), dtype=bool)
         self._is_kept[keep_set.ids()] = True
-        own = np.asarray(self.loader.indices)
+        # FFCV's orders have rows of their own, which a user may have changed; it reads those.
+        own = np.asarray(getattr(self.loader.traversal_order, "indices", self.loader.indices))
         self._kept = own[self._is_kept[own]]
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a whole batch on one rank: FFCV's."""
+        return int(self.loader.batch_size)
+
+    def __getattr__(self, name: str) -> Any:
+        """Tell where that is which FFCV's loader has under this name."""
+        cure = _ELSEWHERE.get(name)
+        raise AttributeError(
+            f"a pruned loader has no {name}" + (f": {cure}" if cure else ""), name=name, obj=self
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse what would decide something on FFCV's loader, and nothing here."""
+        if name in _ELSEWHERE:
+            raise AttributeError(f"a pruned loader has no {name}: {_ELSEWHERE[name]}")
+        super().__setattr__(name, value)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass; it starts at its beginning unless just restored.
@@ -324,6 +355,17 @@ def need_ffcv() -> Any:
     return Loader
 
 
+def _refuse_own_iteration(loader: Any) -> None:
+    kind, ffcvs = type(loader), need_ffcv()
+    for name in _ITERATING:
+        if getattr(kind, name) is not getattr(ffcvs, name):
+            raise ShardsieveError(
+                f"{kind.__name__} has a method {name} of its own, which a pruned loader does not "
+                "call; give prune an ffcv.loader.Loader of the same arguments, and do what that "
+                "method does to its traversal_order, or to the pruned loader's batches"
+            )
+
+
 def _check_same_file(loader: Any, store: Store) -> None:
     if store.kind != "ffcv":
         raise StoreMismatchError(
@@ -335,7 +377,8 @@ def _check_same_file(loader: Any, store: Store) -> None:
     if rows != len(store) or got != cheap_fingerprint(store.urls[0]):
         raise StoreMismatchError(
             f"{store.path} was made from {store.urls[0]} ({len(store)} rows), the loader reads "
-            f"{loader.reader.file_name} ({rows} rows); index that file"
+            f"{loader.reader.file_name} ({rows} rows); index that file, or if it is a copy give it "
+            "the time of the other one (cp -p, touch -r)"
         )
 
 
