@@ -4,9 +4,11 @@ import copy
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from itertools import chain
 
 import forks
+import lightning
 import numpy as np
 import pytest
 import torch
@@ -145,6 +147,25 @@ def test_a_users_order_loses_only_the_rows_that_are_not_kept(store, loaders, mon
     monkeypatch.setattr(loader, "distributed", True)
     with pytest.raises(ValueError, match="order must be 'pages' for a distributed loader with a c"):
         prune_loader(loader, store, keep_fraction=0.5, score="up")
+
+
+def test_an_order_that_draws_anew_is_asked_once_in_a_pass(store, loaders):
+    class Drawn(TraversalOrder):
+        """Fewer rows every time that it is asked."""
+
+        asked = 0
+
+        def sample_order(self, epoch):
+            self.asked += 1
+            return self.indices[: N - 32 * self.asked]
+
+    loader = loaders("SEQUENTIAL", True, batches_ahead=1)
+    loader.traversal_order = Drawn(loader)
+    pruned = prune_loader(loader, store, keep_fraction=0.5, score="up")
+    for asked in (1, 2, 3):
+        steps = [(len(pruned), batch.ids.tolist()) for batch in pruned]
+        assert flat(ids for _, ids in steps) == list(range(N // 2, N - 32 * asked))
+        assert {known for known, _ in steps} == {len(steps)}
 
 
 def test_rows_are_those_that_the_traversal_order_has(store, loaders):
@@ -341,6 +362,63 @@ def test_a_state_is_of_one_plan(store, loaders):
     one, same = (pruned(kept=range(N), how="QUASI_RANDOM") for _ in range(2))
     assert one.rows(0).tolist() != one.rows(1).tolist() == same.rows(1).tolist()
     assert not len(pruned(kept=(), how="QUASI_RANDOM").rows(0))
+
+
+def test_a_pass_begins_with_its_first_batch(store, loaders):
+    def pruned():
+        return prune_loader(loaders("RANDOM"), store, keep_fraction=0.5, score="up")
+
+    loader, want = pruned(), pruned()
+    for _ in range(2):
+        iter(loader)
+        iter(loader)
+        assert [b.ids.tolist() for b in loader] == [b.ids.tolist() for b in want]
+    loader = pruned()
+    next(iter(loader))
+    again = pruned()
+    again.load_state_dict(loader.state_dict())
+    iter(again)
+    # A trainer adds the steps that are left to those that it has counted.
+    assert [len(again) for _ in again] == [7] * 6
+    assert len(again) == 7
+
+
+def test_lightning_stops_and_goes_on(store, loaders, tmp_path):
+    class Module(lightning.LightningModule):
+        def __init__(self, stop=None):
+            super().__init__()
+            self.net, self.stop, self.seen = torch.nn.Linear(1, 1), stop, []
+            self.loader = prune_loader(loaders("RANDOM"), store, keep_fraction=0.5, score="up")
+
+        def train_dataloader(self):
+            self.loader.set_epoch(self.current_epoch)
+            return self.loader
+
+        def training_step(self, batch, batch_idx):
+            assert batch.weights.tolist() == [1] * len(batch.ids)
+            self.seen.append((self.current_epoch, batch.ids.tolist(), batch[1].ravel().tolist()))
+            return self.net(torch.zeros(1)).sum()
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            if self.global_step == self.stop:
+                self.trainer.save_checkpoint(tmp_path / "a.ckpt")
+                raise InterruptedError
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    def run(stop=None, path=None):
+        module, off = Module(stop), ("logger", "enable_progress_bar", "enable_checkpointing")
+        how = {"max_epochs": 3, "reload_dataloaders_every_n_epochs": 1, "accelerator": "cpu"}
+        trainer = lightning.Trainer(default_root_dir=tmp_path, **how, **dict.fromkeys(off, False))
+        with pytest.raises(InterruptedError) if stop else nullcontext():
+            trainer.fit(module, ckpt_path=path, weights_only=False)
+        return module.seen
+
+    whole = run()
+    assert [epoch for epoch, _, _ in whole] == sorted([0, 1, 2] * 7)
+    assert all(ids == labels for _, ids, labels in whole)
+    assert run(stop=10) + run(path=tmp_path / "a.ckpt") == whole
 
 
 @pytest.mark.slow

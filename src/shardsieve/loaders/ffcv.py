@@ -51,6 +51,13 @@ class Batch(tuple[Any, ...]):
     ids: torch.Tensor
     weights: torch.Tensor
 
+    def to(self, *args: Any, **kwargs: Any) -> "Batch":
+        """Return it with all tensors moved; without, Lightning would lose ids and weights."""
+        moved = Batch(x.to(*args, **kwargs) if isinstance(x, torch.Tensor) else x for x in self)
+        moved.ids = self.ids.to(*args, **kwargs)
+        moved.weights = self.weights.to(*args, **kwargs)
+        return moved
+
 
 def prune_loader(
     loader: Any,
@@ -131,9 +138,17 @@ def prune_loader(
 
 
 class _Pass(NamedTuple):
-    """What a pass was begun with; another keep set is for the one after it."""
+    """What a pass was begun with; another keep set is for the one after it.
+
+    Attributes:
+        steps: From where it started.
+        whole: From the epoch's beginning.
+        plan: What states of it name.
+        weights: A loss weight per sample of the store, if there are any.
+    """
 
     steps: Steps
+    whole: Steps
     plan: str
     weights: NDArray[np.float32] | None
 
@@ -141,7 +156,8 @@ class _Pass(NamedTuple):
 class PrunedLoader:
     """Iterates `Batch`es of kept samples; made by `prune_loader`.
 
-    Passes count epochs as FFCV does: each starts the next one unless `set_epoch` chose another.
+    Passes count epochs as FFCV does: each starts the next one unless `set_epoch` chose another. But
+    a pass begins with its first batch: some trainers make iterators that they do not use.
 
     Attributes:
         loader: The FFCV loader behind it.
@@ -228,19 +244,24 @@ class PrunedLoader:
         self._pass = None
 
     def __len__(self) -> int:
-        """Return the steps of the running pass, or of the next one when none is running."""
-        if self._ended:
-            return len(self._steps(self.epoch + 1, 0))
-        return len(self._steps_under_way())
+        """Return the steps of the running epoch, or of the next one when none is running.
+
+        They are those from its beginning, also where a pass goes on after a stop.
+        """
+        if self._pass is not None and not self._ended:
+            return len(self._pass.whole)
+        return len(self._steps(self.epoch + self._ended, 0))
 
     def __iter__(self) -> Iterator[Batch]:
         if self._begun:
             self.epoch, self._start = self.epoch + 1, 0
         self._begun, self._ended, self._yielded = True, False, 0
-        steps = self._steps(self.epoch, self._start)
-        self._pass = _Pass(steps, self._plan_name(), self._weights)
-        batches = self._batches(steps, self.rows(self.epoch)[self._start :])
-        return self._read(batches, self._weights)
+        # Asked for once: a user's own order may draw other rows, and as many others, every time.
+        rows = self.rows(self.epoch)
+        whole, rows = self._steps_over(len(rows)), rows[self._start :]
+        steps = self._steps_over(len(rows))
+        self._pass = _Pass(steps, whole, self._plan_name(), self._weights)
+        yield from self._read(self._batches(steps, rows), self._weights)
 
     def rows(self, epoch: int) -> NDArray[np.generic]:
         """Return the rows of one epoch over all ranks, in order: what FFCV calls sample order."""
@@ -287,7 +308,10 @@ class PrunedLoader:
         # A user's own order may draw another number of rows than there are.
         drawn = self._own is not None and not self._own.is_ffcvs
         total = len(self.rows(epoch)) if drawn else len(self._kept)
-        return Steps(max(total - start, 0), int(self.loader.batch_size), self.world.size, self.tail)
+        return self._steps_over(max(total - start, 0))
+
+    def _steps_over(self, places: int) -> Steps:
+        return Steps(places, int(self.loader.batch_size), self.world.size, self.tail)
 
     def _batches(
         self, steps: Steps, rows: NDArray[np.generic]
