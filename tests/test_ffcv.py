@@ -251,6 +251,21 @@ def test_a_rank_without_a_sample_repeats_one(store, loaders):
     assert seen == [[([64], [1])], [([65], [1])], [([64], [0])]]
 
 
+def test_ranks_of_a_world_that_is_given_share_an_order(store, folder):
+    def rank(number):
+        # FFCV draws a seed for a loader without one, another one in every process.
+        how = {"order": OrderOption.RANDOM, "batch_size": 32, "num_workers": 1}
+        loader = Loader(str(folder / "train.beton"), drop_last=False, **how)
+        world = ss.World(number, 2)
+        return prune_loader(loader, store, keep_fraction=0.5, score="up", world=world)
+
+    one, other = rank(0), rank(1)
+    assert one.state_dict() == other.state_dict()
+    seen = [[b.ids.tolist() for b in loader] for loader in (one, other)]
+    assert len(seen[0]) == len(seen[1]) == 4
+    assert sorted(flat(seen[0] + seen[1])) == list(range(N // 2, N))
+
+
 def test_drop_last_drops_and_len_is_right(store, loaders):
     pruned = prune_loader(loaders(drop_last=True), store, keep_fraction=0.25, score="up")
     sizes = [len(batch.ids) for batch in pruned]

@@ -93,7 +93,7 @@ def prune_loader(
         weights: float (n,), a loss weight per sample of the store in id order; the keep set's own,
             or ones, if left out.
         seed: Of the order, and of `rule="random"`. Left out: the loader's own seed for its own
-            order, else 0.
+            order, else 0, as over ranks of which FFCV does not know.
         order: `loader` (the order the loader itself would use for these rows: the same batches as
             FFCV's `indices=`; QUASI_RANDOM has an order of its own, which is a function of the
             epoch) or `pages` (few pages at a time, also for a distributed loader).
@@ -124,16 +124,17 @@ def prune_loader(
     release_tables(loader)
     how = {"keep_fraction": keep_fraction, "score": score, "rule": rule, "seed": seed or 0}
     kept = keep_set_of(store, keep_set, **how, **selection)
+    world = checked_world(world) or _world(loader)
     return PrunedLoader(
         loader,
         store,
         kept,
         weights=weights,
-        seed=_seed(loader, order) if seed is None else seed,
+        seed=_seed(loader, order, world) if seed is None else seed,
         order=order,
         window=window,
         tail=tail or ("drop" if loader.drop_last else "uneven"),
-        world=checked_world(world) or _world(loader),
+        world=world,
     )
 
 
@@ -406,11 +407,13 @@ def _check_same_file(loader: Any, store: Store) -> None:
         )
 
 
-def _seed(loader: Any, order: str) -> int:
+def _seed(loader: Any, order: str, world: World) -> int:
     from ffcv.traversal_order import Random
 
-    # FFCV draws a seed per process when none is given, but for RANDOM: ranks would differ.
-    shared = not loader.distributed or isinstance(loader.traversal_order, Random)
+    # FFCV draws a seed per process when none is given: ranks would differ. But for RANDOM over
+    # ranks that it knows of.
+    known = loader.distributed and isinstance(loader.traversal_order, Random)
+    shared = known or (not loader.distributed and world.size == 1)
     return int(loader.seed) if shared and order == "loader" else 0
 
 
