@@ -16,7 +16,9 @@ from PIL import Image
 from tars import by_webdataset, write_tar
 
 import shardsieve as ss
+from shardsieve.commands.packing import kind_of
 from shardsieve.commands.showing import describe, kept_per_class
+from shardsieve.commands.sources import store_of
 from shardsieve.loaders.pages import default_pages, estimate_reads, page_order
 from shardsieve.pack import pack
 from shardsieve.pack.beton import keep_rows, pack_beton
@@ -351,6 +353,22 @@ def test_page_order_touches_few_pages_and_is_pinned():
 
 
 PINNED = [6, 0, 7, 2, 8, 1, 3, 9, 5, 4]
+
+
+def test_a_file_of_ffcv_is_known_by_either_of_its_names(path, tmp_path):
+    named = tmp_path / "train_500_0.50_90.ffcv"
+    other = tmp_path / "train.dat"
+    for link in (named, other):
+        link.symlink_to(path)
+    store = ss.index(named, tmp_path / "s.zarr")
+    assert (store.kind, len(store)) == ("ffcv", 300)
+    loader = Loader(str(named), batch_size=100, num_workers=1, drop_last=False)
+    pruned = ss.prune(loader, store, keep_fraction=0.5, rule="random")
+    assert [i for b in pruned for i in b.ids.tolist()] == pruned.keep_set.ids().tolist()
+    assert kind_of(str(named)) == "beton"
+    assert store_of(str(named), None) == tmp_path / "train_500_0.50_90.zarr"
+    with pytest.raises(ss.CorruptShardError, match=r"not a tar.* FFCV file under a name that ends"):
+        ss.index(other, tmp_path / "o.zarr")
 
 
 SIZES = st.one_of(st.integers(0, 9000), st.sampled_from([0, 4096, 8192]))

@@ -17,6 +17,7 @@ from shardsieve.pack.beton import keep_rows, pack_beton
 from shardsieve.pack.beton_tars import beton_to_tars
 from shardsieve.pack.writer import PackedSplit
 from shardsieve.scores.inputs import one_of
+from shardsieve.shards.beton import SUFFIXES
 from shardsieve.store.create import index
 from shardsieve.store.realign import realign
 from shardsieve.store.store import Store, open_store
@@ -70,7 +71,7 @@ def pack_source(
             }
             packed = pack(source, out, **sizes, **draw, overwrite=overwrite, progress=progress)
             return _shown(packed)
-        if to == "beton" and out.suffix != ".beton":
+        if to == "beton" and out.suffix not in SUFFIXES:
             raise ShardsieveError(f"OUT must be the .beton to make, got {out}; name the file")
         if held == to and (held == "tar" or wanted.keep is None):
             raise ShardsieveError(
@@ -102,7 +103,7 @@ def realign_scores(source: Path, target: Path, scores: list[str]) -> dict[str, A
 
 def kind_of(source: str) -> str:
     """Return what a source holds: `images`, `tar` or `beton`."""
-    if source.endswith(".beton"):
+    if source.endswith(SUFFIXES):
         return "beton"
     is_list = source.startswith("@") or source.endswith(".txt")
     return "tar" if is_list or source.endswith(".tar") else "images"

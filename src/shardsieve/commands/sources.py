@@ -5,7 +5,7 @@ from pathlib import Path
 from shardsieve._errors import ShardsieveError
 from shardsieve.loaders.ffcv import need_ffcv
 from shardsieve.loaders.ffcv_images import image_field
-from shardsieve.shards.beton import read_beton
+from shardsieve.shards.beton import SUFFIXES, read_beton
 from shardsieve.store.create import index
 from shardsieve.store.layout import holds_store
 from shardsieve.store.store import open_store
@@ -29,10 +29,10 @@ def store_of(data: str | None, store: Path | None, *, precision: str = "no") -> 
             images that FFCV could decode.
         MissingDependencyError: If the data is a `.beton` and FFCV is not installed.
     """
-    if data is None and store is not None and store.suffix == ".beton":
+    if data is None and store is not None and store.suffix in SUFFIXES:
         data, store = str(store), None
     if store is None:
-        if data is None or not data.endswith(".beton"):
+        if data is None or not data.endswith(SUFFIXES):
             raise ShardsieveError("--store must be given, or --data FILE.beton; got neither")
         store = Path(data).with_suffix(".zarr")
     accelerator, found = make_accelerator(precision=precision), store
@@ -49,6 +49,6 @@ def _check_trainable(data: str | None, store: Path) -> None:
     if data is None:
         opened = open_store(store, mode="r")
         data = opened.urls[0] if opened.kind == "ffcv" else ""
-    if data.endswith(".beton"):
+    if data.endswith(SUFFIXES):
         need_ffcv()
         image_field(read_beton(data))

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from shardsieve._errors import CorruptShardError, ShardsieveError
 
 VERSION = 2
+SUFFIXES = (".beton", ".ffcv")
+"""How names of these files end: FFCV itself takes any."""
 KEYS_MAGIC = b"SIEVEKEY"
 HEADER = np.dtype(
     [

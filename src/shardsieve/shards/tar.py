@@ -396,7 +396,10 @@ def _what_is_wrong(head: bytes, offset: int, url: str) -> str:
     if offset == 0 and packed is not None:
         return f"shard {url} is {packed}-compressed; unpack it: byte ranges need a plain tar"
     if offset == 0:
-        return f"shard {url} is not a tar: no valid header at byte 0; give tar shards"
+        return (
+            f"shard {url} is not a tar: no valid header at byte 0; give tar shards, or an FFCV "
+            "file under a name that ends in .beton or .ffcv (ln -s)"
+        )
     if len(head) < BLOCK:
         return f"shard {url} is truncated at byte {offset}; write or download it again"
     return _damaged(offset, url)

@@ -7,7 +7,7 @@ import numpy as np
 from shardsieve._errors import ANOTHER_STORE, ShardsieveError, StoreMismatchError
 from shardsieve.io.objects import is_remote
 from shardsieve.io.source import cheap_fingerprint
-from shardsieve.shards.beton import Beton, read_beton
+from shardsieve.shards.beton import SUFFIXES, Beton, read_beton
 from shardsieve.store.indexed import IndexedShard
 from shardsieve.store.store import Store
 
@@ -21,7 +21,7 @@ def is_beton(shards: list[str]) -> bool:
     Raises:
         ShardsieveError: If an FFCV file is named beside other shards, or is not local.
     """
-    found = [s for s in shards if s.endswith(".beton")]
+    found = [s for s in shards if s.endswith(SUFFIXES)]
     if found and len(shards) > 1:
         raise ShardsieveError(
             f"a store holds one .beton, got {len(shards)} shards with {found[0]}; "
