@@ -21,9 +21,12 @@ from shardsieve.store.store import Store
 
 ORDERS = ("loader", "pages")
 _ITERATING = ("__iter__", "next_traversal_order")
-# What an FFCV loader has, and what of a pruned one to use in its place.
+# What scripts ask of an FFCV loader or set on it, and what of a pruned one to use in its place.
 _ELSEWHERE = {
-    "indices": "set_keep_set says what is kept, rows(epoch) tells it",
+    "batch_size": "loader.batch_size decides it",
+    "indices": "set_keep_set says what is kept",
+    "reader": "len(indices) samples are kept, loader.reader is that of all",
+    "dataset": "len(indices) samples are kept",
     "next_epoch": "set_epoch says it, epoch tells it",
     "next_traversal_order": "rows(epoch) tells it, and batch.ids those of a batch",
     "first_traversal_order": "rows(0) tells it",
@@ -213,12 +216,17 @@ class PrunedLoader:
         self._is_kept[keep_set.ids()] = True
         # FFCV's orders have rows of their own, which a user may have changed; it reads those.
         own = np.asarray(getattr(self.loader.traversal_order, "indices", self.loader.indices))
-        self._kept = own[self._is_kept[own]]
+        self._kept: NDArray[np.generic] = own[self._is_kept[own]]
 
     @property
     def batch_size(self) -> int:
         """Samples of a whole batch on one rank: FFCV's."""
         return int(self.loader.batch_size)
+
+    @property
+    def indices(self) -> NDArray[np.generic]:
+        """Rows of the next pass, over all ranks and in the order of the loader's own `indices`."""
+        return self._kept
 
     def __getattr__(self, name: str) -> Any:
         """Tell where that is which FFCV's loader has under this name."""
@@ -230,7 +238,7 @@ class PrunedLoader:
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse what would decide something on FFCV's loader, and nothing here."""
         if name in _ELSEWHERE:
-            raise AttributeError(f"a pruned loader has no {name}: {_ELSEWHERE[name]}")
+            raise AttributeError(f"a pruned loader's {name} cannot be set: {_ELSEWHERE[name]}")
         super().__setattr__(name, value)
 
     def set_epoch(self, epoch: int) -> None:
