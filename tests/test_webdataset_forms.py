@@ -262,6 +262,23 @@ def test_a_state_of_a_loader_that_repeats_is_of_the_epoch_that_it_has_come_to(
         assert given(again, 5) == order[stop : stop + 5]
 
 
+@pytest.mark.parametrize("workers", [None, 0, 2])
+def test_an_epoch_that_is_chosen_in_a_pass_that_repeats_is_of_the_next_pass(urls, store, workers):
+    """Workers come to the end of an epoch each at a time of its own."""
+    once = ss.prune(with_ids(urls).batched(4), store, seed=1)
+    pipeline = with_ids(urls).batched(4).repeat()
+    if workers is not None:
+        how = {"num_workers": workers, "persistent_workers": workers > 0}
+        pipeline = wds.WebLoader(pipeline, batch_size=None, **how)
+    pruned = ss.prune(pipeline, store, seed=1)
+    order = [given(once, 99) for _ in range(8)]  # 8 batches each
+    items = iter(pruned)
+    assert given(items, 5) == order[0][:5]
+    pruned.set_epoch(7)
+    assert given(items, 5) == [*order[0][5:], *order[1][:2]]
+    assert given(pruned, 3) == order[7][:3]
+
+
 @pytest.mark.parametrize("made", ["by the loader", "behind it"])
 def test_batches_of_two_epochs_make_a_state_inexact(urls, store, made, caplog):
     pipeline = with_ids(urls).repeat()

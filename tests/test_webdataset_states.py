@@ -180,6 +180,20 @@ def test_a_pipelines_state_knows_the_pass_under_way(urls, store):
     assert sorted(seen) == store.ids().tolist()
 
 
+def test_a_pipelines_state_before_a_last_batch_of_one_sample_leaves_it(urls, store):
+    def pipeline():
+        pipeline = pipeline_of(urls).batched(4, collation_fn=None)
+        return ss.prune(pipeline, store, keep_fraction=0.7, score="up", seed=1)
+
+    whole = list(pipeline())
+    assert [len(batch) for batch in whole] == [4, 4, 4, 4, 4, 1]
+    for stop in range(1, 7):
+        first, again = pipeline(), pipeline()
+        seen = [batch for _, batch in zip(range(stop), first, strict=False)]
+        again.load_state_dict(first.state_dict())
+        assert ids_of([*seen, *again]) == ids_of(whole)
+
+
 @pytest.mark.parametrize("persistent", [False, True])
 def test_a_pipeline_does_not_guess_what_workers_gave_to_a_loop(urls, store, persistent):
     pruned = ss.prune(pipeline_of(urls).batched(4, collation_fn=None), store, seed=1, window=4)

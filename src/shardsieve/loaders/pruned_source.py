@@ -74,7 +74,7 @@ class PrunedSource(IterableDataset[Sample]):
         self._starts = Starts()
         self._taken = self._skip = 0
         self._spare: Sample | None = None
-        self._ended, self._turn = False, 0
+        self._ended, self._turn, self._goes_on = False, 0, False
 
     @property
     def ledger(self) -> Ledger:
@@ -105,7 +105,9 @@ class PrunedSource(IterableDataset[Sample]):
         self._starts.begin_by_loader()
         return self.pass_size(batches=batches)
 
-    def state_dict(self, samples_done: int | None = None) -> dict[str, Any]:
+    def state_dict(
+        self, samples_done: int | None = None, *, batched: bool = False
+    ) -> dict[str, Any]:
         """Return epoch, place and the plan they belong to.
 
         Warns, once, where later stages do not let the place be told.
@@ -113,6 +115,7 @@ class PrunedSource(IterableDataset[Sample]):
         Args:
             samples_done: Over all ranks, in this pass. Left out: what was taken from this object;
                 inside a worker then the state is that worker's own.
+            batched: Whether a later stage makes batches of what is taken.
 
         Raises:
             ShardsieveError: If that is left out and the workers of a loader read the pass.
@@ -127,7 +130,8 @@ class PrunedSource(IterableDataset[Sample]):
                     "loader, ss.prune(DataLoader(pipeline, ...), store, ...), and take its state, "
                     "or say samples_done="
                 )
-            samples_done = self._places(start.place, self._taken, batches=False)
+            taken = self._given() if batched else self._taken
+            samples_done = self._places(start.place, taken, batches=False)
         return self._state_behind(start, samples_done)
 
     def state_after(self, items: int, *, batches: bool, on: bool = False) -> dict[str, Any]:
@@ -182,7 +186,7 @@ class PrunedSource(IterableDataset[Sample]):
 
     def begin_turns(self) -> None:
         """Begin a pass: the first item is the first worker's."""
-        self._turn = 0
+        self._turn, self._goes_on = 0, False
 
     def missed_turn(self) -> bool:
         """Return whether the epoch that is over was too short for this worker, and none else is."""
@@ -190,7 +194,8 @@ class PrunedSource(IterableDataset[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         _, _, worker, workers = pytorch_worker_info()
-        start, worker = self._starts.begin(), (worker - self._turn) % workers
+        start, worker = self._starts.begin(on=self._goes_on), (worker - self._turn) % workers
+        self._goes_on = True
         parts = _without_first(self._parts(start, worker, workers), self._skip)
         self._taken, self._skip, self._ended = self._skip, 0, False
         for ids, following in _with_next(_grouped(parts)):

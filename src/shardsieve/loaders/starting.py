@@ -30,10 +30,10 @@ class Starts:
 
     def __init__(self) -> None:
         self._start, self._times = shared(torch.tensor([*Start(0)])), shared(torch.tensor([0]))
-        # At how many tellings workers, this process and a loader of it began their last pass, and
-        # how many this process has begun since.
+        # At how many tellings workers, this process and a loader of it began their last pass.
         self._by_workers = shared(torch.tensor([-1]))
-        self._heard, self._by_loader, self._passes = -1, -1, 0
+        self._heard, self._by_loader = -1, -1
+        self._begun = Start(0)  # where the last epoch of this process began
 
     def tell(self, start: Start) -> None:
         """Let the next pass start here."""
@@ -47,18 +47,21 @@ class Starts:
 
     @property
     def under_way(self) -> Start:
-        """Where this process' pass started, or where its first one will."""
-        ahead = self._passes - 1 if self._heard == self._now else 0
-        return Start(self.told.epoch + ahead) if ahead > 0 else self.told
+        """Where this process' epoch started, or where its first one will."""
+        return self._begun if self._heard == self._now else self.told
 
-    def begin(self) -> Start:
-        """Begin a pass of this process."""
-        if get_worker_info() is not None:
+    def begin(self, *, on: bool = False) -> Start:
+        """Begin an epoch of this process.
+
+        Args:
+            on: Whether its pass goes on with it: what was told meanwhile is of the next pass.
+        """
+        if get_worker_info() is not None and not on:
             self._by_workers[:] = self._times
-        if self._heard != self._now:
-            self._heard, self._passes = self._now, 0
-        self._passes += 1
-        return self.under_way
+        follows = on or self._heard == self._now
+        self._begun = Start(self._begun.epoch + 1) if follows else self.told
+        self._heard = self._heard if on else self._now
+        return self._begun
 
     def begin_by_loader(self) -> None:
         """Begin a pass of a loader, which its workers may make."""

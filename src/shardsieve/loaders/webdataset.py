@@ -395,7 +395,8 @@ class PrunedPipeline(wds.WebDataset):  # type: ignore[misc]
             samples_done: Over all ranks, in this pass. Left out: what was taken from this very
                 object; a loader with workers has a `state_dict` of its own.
         """
-        return self.source.state_dict(samples_done)
+        batched = makes_batches(self.pipeline[1:])
+        return self.source.state_dict(samples_done, batched=batched)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` stands, on any number of ranks and workers."""
