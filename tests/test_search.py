@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import shardsieve as ss
 from shardsieve.extrapolate import KNN, neighbours
@@ -199,6 +200,29 @@ def test_a_gpu_without_room_leaves_the_search_to_the_cpu(cloud, monkeypatch, fre
     if kind == "scan":  # it asks for no device that is not there
         _, ids, _ = next(ExactSearch(cloud[0], "cuda")(cloud[2][:2], 3))
         assert ids.shape[0] == 2
+
+
+class Sizes(TorchDispatchMode):
+    """Writes down how many numbers every operation returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.of_tensors = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **kwargs or {})
+        self.of_tensors += [made.numel()] if isinstance(made, torch.Tensor) else []
+        return made
+
+
+def test_a_gpu_holds_seeds_twice_and_never_once_more(cloud, monkeypatch):
+    """Whether they fit is told by that."""
+    seeds = cloud[0]
+    monkeypatch.setattr("shardsieve.extrapolate.on_gpu._BUDGET", 48 * 100)
+    with Sizes() as sizes:
+        SeedsOnGpu(seeds, seeds.mean(axis=0), "cpu")
+    whole = [size for size in sizes.of_tensors if size > 48 * 100]
+    assert whole == 2 * [seeds.size]  # as they are, and about the mean
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="old torch")

@@ -32,7 +32,9 @@ class SeedsOnGpu:
         self._device = torch.device(device)
         self._seeds, self._mean = self._there(seeds), self._there(mean)
         self._centred = self._seeds - self._mean
-        self._squares = self._centred.square().sum(dim=1)
+        step = max(1, _BUDGET // seeds.shape[1])  # all at once would take as much again
+        parts = [self._centred[at : at + step] for at in range(0, len(seeds), step)]
+        self._squares = torch.cat([part.square().sum(dim=1) for part in parts])
 
     @torch.inference_mode()
     def propose(self, block: Floats, width: int) -> tuple[Floats, NDArray[np.int64]]:
