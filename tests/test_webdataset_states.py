@@ -2,6 +2,7 @@
 
 import functools
 import json
+import multiprocessing
 
 import pytest
 import webdataset as wds
@@ -178,6 +179,24 @@ def test_a_pipelines_state_knows_the_pass_under_way(urls, store):
     again.load_state_dict(first.state_dict())
     seen += [sample["__id__"] for sample in again]
     assert sorted(seen) == store.ids().tolist()
+
+
+def wait_in_second(event, worker):
+    """Let the first worker alone begin."""
+    if worker == 1:
+        event.wait()
+
+
+def test_a_worker_that_begins_late_reads_the_epoch_of_the_others(urls, store):
+    """A loop was left before it came to the batches of all workers, which stay."""
+    pipeline, event = pipeline_of(urls).batched(4, collation_fn=None), multiprocessing.Event()
+    how = {"num_workers": 2, "persistent_workers": True}
+    how["worker_init_fn"] = functools.partial(wait_in_second, event)
+    loader = ss.prune(wds.WebLoader(pipeline, batch_size=None, **how), store, seed=1, window=4)
+    next(iter(loader))
+    loader.set_epoch(3)
+    event.set()
+    assert sorted(ids_of(loader)) == store.ids().tolist()
 
 
 def test_a_pipelines_state_before_a_last_batch_of_one_sample_leaves_it(urls, store):

@@ -56,9 +56,12 @@ class Starts:
         Args:
             on: Whether its pass goes on with it: what was told meanwhile is of the next pass.
         """
-        if get_worker_info() is not None and not on:
+        in_worker = get_worker_info() is not None
+        if in_worker and not on:
             self._by_workers[:] = self._times
-        follows = on or self._heard == self._now
+        # A loader tells each pass, of which its workers may hear while still busy with one before.
+        told_each = in_worker and self._by_loader >= 0
+        follows = on or (self._heard == self._now and not told_each)
         self._begun = Start(self._begun.epoch + 1) if follows else self.told
         self._heard = self._heard if on else self._now
         return self._begun
