@@ -192,9 +192,14 @@ def test_a_row_whose_numbers_overflow_proves_nothing(cloud):
     assert (SeedsOnGpu(seeds[:50], held._mean.numpy(), "cpu").propose(points[:4], 3)[1] >= 0).all()
 
 
-@pytest.mark.parametrize(("free", "kind"), [(4, "exact"), (3, "scan")])
-def test_a_gpu_without_room_leaves_the_search_to_the_cpu(cloud, monkeypatch, free, kind):
+@pytest.mark.parametrize(
+    ("free", "kept", "kind"), [(4, 0, "exact"), (3, 0, "scan"), (1, 3, "exact")]
+)
+def test_a_gpu_without_room_leaves_the_search_to_the_cpu(cloud, monkeypatch, free, kept, kind):
+    """What torch keeps of what ended, as of a fold or a training, is room."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * 2**30, 2**40))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: (5 + kept) * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5 * 2**30)
     assert kind_for("auto", 2**18, 2**20, 512, "cuda") == kind
     assert kind_for("auto", 2**18, 2**20, 512) == "scan"
     if kind == "scan":  # it asks for no device that is not there

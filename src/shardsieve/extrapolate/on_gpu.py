@@ -21,8 +21,10 @@ def bytes_of(num_seeds: int, dim: int) -> int:
 
 
 def free_bytes(device: str) -> int:
-    """Return the bytes that are free on a device."""
-    return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    """Return the bytes that are free on a device, with those that torch keeps and does not use."""
+    there = torch.device(device)
+    kept = torch.cuda.memory_reserved(there) - torch.cuda.memory_allocated(there)
+    return int(torch.cuda.mem_get_info(there)[0] + kept)
 
 
 class SeedsOnGpu:
