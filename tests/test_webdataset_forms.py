@@ -291,6 +291,21 @@ def test_batches_of_two_epochs_make_a_state_inexact(urls, store, made, caplog):
     assert "not exact: .repeat()" in caplog.text
 
 
+@pytest.mark.parametrize(("kept", "exact"), [(30, False), (28, True)])
+def test_ranks_that_repeat_shares_of_other_sizes_make_a_state_inexact(
+    urls, store, caplog, kept, exact
+):
+    keep, states = ss.KeepSet.from_ids(store, store.ids()[:kept]), []
+    for rank in range(4):
+        loader = loading(with_ids(urls).repeat(), 0)
+        pruned = ss.prune(loader, store, keep_set=keep, world=ss.World(rank, 4))
+        items = iter(pruned)
+        given(items, 9)
+        states.append(pruned.state_dict())
+    assert all(state == states[0] for state in states) == exact
+    assert ("not exact: .repeat()" in caplog.text) != exact
+
+
 def test_workers_go_on_through_epochs_that_are_too_short_for_them(urls, store):
     keep = ss.select(store, keep_fraction=0.1, score="up")  # 3 samples: a batch
     pruned = ss.prune(loading(with_ids(urls).batched(4).repeat(), 2), store, keep_set=keep)

@@ -87,6 +87,11 @@ class PrunedSource(IterableDataset[Sample]):
             self._tell(Start(epoch))
 
     @property
+    def is_uneven(self) -> bool:
+        """Whether some ranks have a sample more in an epoch, as nothing makes batches."""
+        return self.batch_size is None and len(self.keep) % self.own_world().size > 0
+
+    @property
     def begun(self) -> bool:
         """Whether a loader has begun a pass since epoch and place were set."""
         return self._starts.begun_by_loader

@@ -177,8 +177,9 @@ def prune_loader(loader: Any, store: Store, **options: Any) -> Any:
     own, source = pruned.__dict__, prune_pipeline(loader.dataset, store, **options)
     source.workers = max(loader.num_workers, 1)
     source.source.batched_inside = _hands_out_batches(loader)
-    if loader.batch_size is not None and _goes_on(source):
-        source.source.inexact += ("repeat",)  # its batches hold samples of two epochs
+    if _goes_on(source) and (loader.batch_size is not None or source.source.is_uneven):
+        # Its batches hold samples of two epochs, or ranks come to an epoch's end one by one.
+        source.source.inexact += ("repeat",)
     # A DataLoader refuses a new dataset, and its sampler says no more than "go on".
     own["dataset"], own["_iterator"] = source, None
     own["_is_accelerate_prepared"] = True
