@@ -291,6 +291,15 @@ def test_batches_of_two_epochs_make_a_state_inexact(urls, store, made, caplog):
     assert "not exact: .repeat()" in caplog.text
 
 
+def test_workers_keep_their_turns_behind_a_stage_that_does_not_ask_for_all(urls, store):
+    """Of 5 batches the first worker has 3, of which 2 are asked for, and the other one 2."""
+    keep = ss.select(store, keep_fraction=0.57, score="up")
+    pipeline = with_ids(urls).batched(4).slice(2).repeat(2)
+    items = iter(ss.prune(loading(pipeline, 2), store, keep_set=keep))
+    for _ in range(2):
+        assert len({one for batch in given(items, 4) for one in batch}) == 16
+
+
 @pytest.mark.parametrize(("kept", "exact"), [(30, False), (28, True)])
 def test_ranks_that_repeat_shares_of_other_sizes_make_a_state_inexact(
     urls, store, caplog, kept, exact

@@ -200,6 +200,8 @@ class PrunedSource(IterableDataset[Sample]):
     def __iter__(self) -> Iterator[Sample]:
         _, _, worker, workers = pytorch_worker_info()
         start, worker = self._starts.begin(on=self._goes_on), (worker - self._turn) % workers
+        # Now, as a later stage may not ask for all of it; in every worker alike.
+        self._turn += self._items(start.place, batches=self.batched_inside)
         self._goes_on = True
         parts = _without_first(self._parts(start, worker, workers), self._skip)
         self._taken, self._skip, self._ended = self._skip, 0, False
@@ -208,7 +210,6 @@ class PrunedSource(IterableDataset[Sample]):
                 self._taken += 1
                 if sample is not None:
                     yield sample
-        self._turn += self._items(start.place, batches=self.batched_inside)
         self._ended = True
 
     # Inside ---------------------------------------------------------------------------------
