@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import multiprocessing
 
 import pytest
@@ -250,6 +251,33 @@ def test_torchdatas_loader_goes_on_over_a_pipeline(urls, store, workers, batched
         again = loader()
         again.load_state_dict(first.state_dict())
         assert seen + [ids(item) for item in again] == whole
+
+
+@pytest.mark.parametrize(
+    ("workers", "change", "said"),
+    [
+        (2, lambda p: p.repeat(2), ".repeat()"),
+        (1, lambda p: p.with_epoch(5), ".with_epoch()"),
+        (2, lambda p: p.shuffle(4), ".shuffle()"),
+        (2, lambda p: p, ""),
+    ],
+)
+def test_states_of_workers_that_are_not_exact_are_warned_of(
+    urls, store, tmp_path, workers, change, said
+):
+    heard = logging.FileHandler(tmp_path / "said")  # workers have no log of this process
+    logging.getLogger("shardsieve").addHandler(heard)
+    try:
+        pruned = ss.prune(change(pipeline_of(urls)), store)
+        loader = StatefulDataLoader(pruned, batch_size=None, num_workers=workers)
+        next(iter(loader))
+        loader.state_dict()
+    finally:
+        logging.getLogger("shardsieve").removeHandler(heard)
+        heard.close()
+    lines = (tmp_path / "said").read_text().splitlines()
+    assert bool(lines) == bool(said)
+    assert all(f"is not exact: {said} holds" in line for line in lines)
 
 
 def test_a_worker_goes_on_in_the_middle_of_what_it_orders_at_once(tmp_path):

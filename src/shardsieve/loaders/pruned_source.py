@@ -127,6 +127,7 @@ class PrunedSource(IterableDataset[Sample]):
         """
         start = self._starts.under_way
         if samples_done is None and get_worker_info() is not None:
+            self._warn_of_inexact()
             return {**self._state(start, start.place), "taken": self._given()}
         if samples_done is None:
             if self._starts.begun_by_workers:

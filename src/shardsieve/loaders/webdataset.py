@@ -376,6 +376,9 @@ class PrunedPipeline(wds.WebDataset):  # type: ignore[misc]
         workers = 1 if info is None else info.num_workers
         ranks = self.source.own_world().size
         refuse_second_split(self.pipeline[1:], ranks=ranks, workers=workers)
+        if info is not None and self.repetitions != 1:
+            # Workers end an epoch one by one: a state that each of them gives knows no turns.
+            self.source.inexact += ("repeat" if self.nsamples <= 0 else "with_epoch",)
         self.source.begin_turns()
         return self._epochs()
 
