@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shardsieve.extrapolate.protocol import Floats
 
-# Numbers in a temporary table: 1 GiB of float32, or of half as many float64.
+# Numbers in a temporary table of float32, 1 GiB; of float64 a quarter, as there are copies of it.
 _BUDGET = 2**28
 _TABLES = 3 * 2**30
 

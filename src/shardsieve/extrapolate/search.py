@@ -38,7 +38,7 @@ def searches_on_gpu(num_seeds: int, dim: int, device: str) -> bool:
 def _fit(num_seeds: int, dim: int, device: str) -> bool:
     if not device.startswith("cuda"):
         return False
-    from shardsieve.extrapolate.on_gpu import bytes_of, free_bytes
+    from shardsieve.extrapolate.on_gpu import bytes_of, free_bytes  # torch takes seconds to import
 
     return bytes_of(num_seeds, dim) <= free_bytes(device)
 

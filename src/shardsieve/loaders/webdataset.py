@@ -378,7 +378,9 @@ class PrunedPipeline(wds.WebDataset):  # type: ignore[misc]
         refuse_second_split(self.pipeline[1:], ranks=ranks, workers=workers)
         if info is not None and self.repetitions != 1:
             # Workers end an epoch one by one: a state that each of them gives knows no turns.
-            self.source.inexact += ("repeat" if self.nsamples <= 0 else "with_epoch",)
+            stage = "repeat" if self.nsamples <= 0 else "with_epoch"
+            if stage not in self.source.inexact:  # of a worker that stays, in every pass
+                self.source.inexact += (stage,)
         self.source.begin_turns()
         return self._epochs()
 
