@@ -73,7 +73,7 @@ def good(tmp_path):
         (gzip.compress, "is gzip-compressed"),
         (lambda raw: b"\xff\xd8" * 4000, "is not a tar"),
         (lambda raw: raw[:3600] + b"zzzz" + raw[3604:], "is damaged: no valid header at byte 3584"),
-        (lambda raw: bytes(10240), "holds no samples"),
+        (lambda raw: bytes(5 << 20), "is damaged: it has 5242880 bytes and no files"),
     ],
 )
 def test_a_bad_shard_is_named_with_what_is_wrong(tmp_path, damage, message):
@@ -82,6 +82,12 @@ def test_a_bad_shard_is_named_with_what_is_wrong(tmp_path, damage, message):
     with pytest.raises(CorruptShardError, match=message) as caught:
         table_of(path)
     assert str(path) in str(caught.value)
+
+
+def test_files_that_are_no_samples_are_refused(tmp_path):
+    path = write_tar(tmp_path / "x.tar", [("nodot", b"1"), ("__meta__", b"2")])
+    with pytest.raises(CorruptShardError, match=r"holds no samples: .* a name like 12\.jpg"):
+        table_of(path)
 
 
 def test_hidden_files_that_webdataset_takes_for_samples_are_warned_of(tmp_path, caplog):

@@ -48,8 +48,11 @@ def describe(path: Path) -> dict[str, Any]:
 def _embedding_row(store: Store, name: str) -> dict[str, Any]:
     array = store.embedding_array(name)
     row = {"name": name, "dim": array.shape[2]}
+    if over_http(store.path):
+        return row
     # A pass that was stopped has made the array, but not every chunk of it.
-    return row if over_http(store.path) else {**row, "embedded_shards": array.nchunks_initialized}
+    whole = array.nchunks_initialized + np.count_nonzero(store.samples == 0)
+    return {**row, "embedded_shards": int(whole)}
 
 
 def estimated_reads(path: Path, keep_fraction: float, score: str | None) -> dict[str, Any]:

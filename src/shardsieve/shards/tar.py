@@ -18,6 +18,7 @@ _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x
 _REGULAR = frozenset(b"0\x007")
 _OTHERS = frozenset(b"123456")
 _LONGEST_LABEL = 20
+_LONGEST_EMPTY = 1 << 20  # programs that pack fill up to a record, mostly of 10 KiB
 _PIECE = 1 << 20
 # GNU tar's three ways to say in pax records that a member is a map of holes and what lies between.
 _SPARSE = {"GNU.sparse.major", "GNU.sparse.size", "GNU.sparse.map"}
@@ -126,10 +127,11 @@ class SampleTable:
 def sample_table(read: ReadAt, total: int, url: str, *, label_member: str = "cls") -> SampleTable:
     """Group the members of a tar into samples by webdataset's rules.
 
-    Adjacent members with one key are a sample; a repeated suffix within a sample is an error.
+    Adjacent members with one key are a sample; a repeated suffix within a sample is an error. A tar
+    without files has no samples: who packs what could be downloaded may get one.
 
     Raises:
-        CorruptShardError: If the tar is damaged, holds no sample, or repeats a member.
+        CorruptShardError: If the tar is damaged, holds files but no sample, or repeats a member.
     """
     keys: list[str] = []
     starts: list[int] = []
@@ -137,7 +139,7 @@ def sample_table(read: ReadAt, total: int, url: str, *, label_member: str = "cls
     labels: list[bytes] = []
     present: list[int] = []
     bit_of: dict[str, int] = {}
-    current, bits = None, 0
+    current, bits, end = None, 0, 0
     for name, start, data, size, end in walk(read, total, url):
         parts = split_key(name)
         if parts is None:
@@ -168,9 +170,7 @@ def sample_table(read: ReadAt, total: int, url: str, *, label_member: str = "cls
                 f"shard {url} has members whose suffix is not UTF-8, {suffix!r}; pack it again"
             )
     if not keys:
-        raise CorruptShardError(
-            f"shard {url} holds no samples: a member needs a name like 12.jpg; leave it out"
-        )
+        _need_no_files(end, total, url)
     offset = np.array(starts, dtype=np.int64)
     return SampleTable(
         keys=keys,
@@ -180,6 +180,18 @@ def sample_table(read: ReadAt, total: int, url: str, *, label_member: str = "cls
         suffixes=tuple(bit_of),
         split=_num_split(keys, present),
     )
+
+
+def _need_no_files(end: int, total: int, url: str) -> None:
+    """Check that a tar of `total` bytes without samples, whose last file ends there, is empty."""
+    if end:
+        raise CorruptShardError(
+            f"shard {url} holds no samples: a member needs a name like 12.jpg; leave it out"
+        )
+    if total > _LONGEST_EMPTY:
+        raise CorruptShardError(
+            f"shard {url} is damaged: it has {total} bytes and no files; write or download it again"
+        )
 
 
 def _num_split(keys: list[str], present: list[int]) -> int:

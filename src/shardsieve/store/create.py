@@ -51,6 +51,7 @@ Progress = Callable[[int, int], None]
 LABEL_MEMBER = "cls"
 _LOG = logging.getLogger("shardsieve")
 _MOST_LABEL = np.iinfo(np.int32).max
+_EMPTY = "tars without files, which add no samples: %d, the first of them %s"
 _HIDDEN = (
     "%d samples are hidden files such as a Mac's ._1.jpg, the first of them in %s, which "
     "webdataset reads too and which are no images; pack the shards without them "
@@ -72,7 +73,8 @@ def index(
     """Index shards into a new store, or return the store that already holds just these shards.
 
     A killed run resumes: finished shards are kept beside the store until it is complete, and the
-    store appears under its name in one rename. Of processes that index into one store at once, as
+    store appears under its name in one rename. A tar without files, as a download that failed
+    leaves, adds no samples and is warned of. Of processes that index into one store at once, as
     ranks do, one makes it and the others wait.
 
     Args:
@@ -118,6 +120,11 @@ def _make(
             _write(folder, shards * len(blocks), blocks, label_member, attributes)
     else:
         done = walked(shards, partial, label_member, progress)
+        if not any(entry.keys for entry in done):
+            shutil.rmtree(partial, ignore_errors=True)
+            raise CorruptShardError(
+                f"{len(done)} shards hold no files, the first of them {shards[0]}"
+            )
         with _made(target, partial) as folder:
             _write(folder, shards, done, label_member)
     shutil.rmtree(partial, ignore_errors=True)
@@ -154,12 +161,14 @@ def walked(
 
 
 def _warn_of(shards: list[str], entries: list[IndexedShard]) -> None:
-    """Warn of samples that webdataset reads, but that nobody meant.
+    """Warn of what webdataset reads in silence, but what nobody meant.
 
     The keys of members whose names begin with a dot in a folder end at that folder.
     """
+    empty = [not entry.keys for entry in entries]
     hidden = [sum(key.endswith("/") for key in entry.keys) for entry in entries]
-    for counts, what in ((hidden, _HIDDEN), ([entry.split for entry in entries], _SPLIT)):
+    split = [entry.split for entry in entries]
+    for counts, what in ((empty, _EMPTY), (hidden, _HIDDEN), (split, _SPLIT)):
         if any(counts):
             first = shards[next(i for i, count in enumerate(counts) if count)]
             _LOG.warning(what, sum(counts), first)
@@ -243,7 +252,8 @@ def _write(
         if column.dtype == object:
             _write_strings(group, f"shard/{name}", column)
         else:
-            group.create_array(f"shard/{name}", data=column, compressors=CHECKED)
+            how: dict[str, Any] = {"compressors": CHECKED, "fill_value": -1}
+            group.create_array(f"shard/{name}", data=column, **how)
     samples = columns["samples"]
     shape = (len(shards), rows_per_shard(int(samples.max())))
     fills: list[tuple[str, str, int]] = [("offset", "int64", -1), ("length", "int64", 0)]

@@ -81,8 +81,10 @@ class Store(SampleTables):
         self._need_chunks("shard/url", np.array([bool(url) for url in self.urls]))
         self._num_shards = len(self.urls)
         self.samples: NDArray[np.int64] = self._read("shard/samples")
-        some = (self.samples > 0) & (self.samples <= self.rows_per_shard)
-        self._need_chunks("shard/samples", some)
+        # A lost chunk reads as 0 in stores of earlier releases, which have no empty shards.
+        known = self.samples != self._array("shard/samples").fill_value
+        fits = (self.samples >= 0) & (self.samples <= self.rows_per_shard)
+        self._need_chunks("shard/samples", known & fits)
         self.sample_scores: dict[str, NDArray[np.float32]] = {}
 
     def __repr__(self) -> str:
@@ -162,7 +164,8 @@ class Store(SampleTables):
         """
         table = self._read("sample/label")
         if need_all:
-            self._need_chunks("sample/label", (table != LOST_LABEL).any(axis=1))
+            known = (table != LOST_LABEL).any(axis=1)
+            self._need_chunks("sample/label", known | (self.samples == 0))
         return unpad(table, self.samples).astype(np.int64)
 
     def labels_by_shard(self) -> list[NDArray[np.int64]]:

@@ -118,12 +118,7 @@ def embed(
     begin = time.perf_counter()
     mine = range(accelerator.process_index, store.num_shards, accelerator.num_processes)
     rows = {shard: int(store.samples[shard]) for shard in mine}
-    # A chunk is written at once or not at all: any number in it says that it is done.
-    todo = [
-        shard
-        for shard in mine
-        if any(np.isnan(read_part(array, (shard, slice(rows[shard])))).all() for array in arrays)
-    ]
+    todo = [shard for shard in mine if rows[shard] and _is_to_do(arrays, shard, rows[shard])]
     ids = {shard: _ids(store, shard) for shard in todo}
     batches = iter(_batches(data, ids.values(), batch_size, workers, accelerator.device))
     for done, shard in enumerate(todo, start=1 + len(mine) - len(todo)):
@@ -137,6 +132,14 @@ def embed(
     spent = Cost(forward=embedded * pass_.networks, nbytes=data.ledger.total.kept)
     _add_cost(store, arrays[0], spent, begin, accelerator)
     return sum(gather_object([embedded]))
+
+
+def _is_to_do(arrays: list[Any], shard: int, rows: int) -> bool:
+    """Return whether a shard is still to be written to one of the arrays.
+
+    A chunk is written at once or not at all: any number in it says that it is done.
+    """
+    return any(np.isnan(read_part(array, (shard, slice(rows)))).all() for array in arrays)
 
 
 def _ids(store: Store, shard: int) -> range:
