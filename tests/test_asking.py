@@ -30,7 +30,7 @@ def said(tmp_path):
     logits = torch.from_numpy(rng.normal(size=(2, 20, 10)).astype(np.float32))
     labels = torch.from_numpy(store.labels())
     signals = np.stack([measure(STORED, one, labels)[1].numpy() for one in logits], axis=1)
-    signals[3, 1] = np.nan  # as where there is no label
+    signals[3, :, np.array(STORED) != "entropy"] = np.nan  # as where there is no label
     array, points = store.signal_array("e", 2, STORED), store.embedding_array("e", 2)
     for shard, rows in enumerate((slice(0, 12), slice(12, 20))):
         array[shard, : rows.stop - rows.start] = signals[rows]
@@ -53,7 +53,7 @@ def test_what_the_networks_say_is_a_score_of_every_sample(said):
     wanted = [el2n.mean(axis=0), el2n[1], ss.scores.cross_entropy(probs[1], labels)]
     wanted += [-p_true.mean(axis=0), p_true.std(axis=0), ss.scores.entropy(probs[1])]
     for name, values in zip(made["scores"], wanted, strict=True):
-        values[3] = np.nan
+        values[3] = values[3] if name == "now_entropy" else np.nan
         np.testing.assert_allclose(store.score(name), values, rtol=1e-5)
 
 
@@ -148,10 +148,19 @@ def test_only_networks_that_classify_can_be_asked(said):
         ask_networks(store.path, "plain", ["el2n"])
     store.signal_array("nothing", 1, STORED)
     store.embedding_array("nothing", 2)[0, :12] = 1
-    with pytest.raises(
-        ss.MissingScoreError, match="labels must be known to ask for el2n, aum, got"
-    ):
+    with pytest.raises(ss.MissingScoreError, match="embedding 'nothing' must hold samples, got n"):
         ask_networks(store.path, "nothing", ["el2n", "aum"])
+
+
+def test_without_any_label_the_entropy_alone_can_be_asked_for(said):
+    store, _ = said
+    array = store.signal_array("e")
+    array[:, :, :, [name != "entropy" for name in STORED]] = np.nan
+    with pytest.raises(ss.MissingScoreError, match="be known to ask for el2n, aum, got none; in"):
+        ask_networks(store.path, None, ["el2n", "entropy", "aum"])
+    assert not store.scores
+    assert ask_networks(store.path, None, ["entropy"])["scored"] == 20
+    assert np.isfinite(store.score("asked_entropy")).all()
 
 
 def test_what_networks_cannot_be_asked_for_is_refused_before_anything_is_stored(said):

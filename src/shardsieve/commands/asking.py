@@ -1,18 +1,26 @@
 """The `ask` command: scores by what the networks behind an embedding say of every sample."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shardsieve._errors import MissingScoreError
 from shardsieve.commands.trust import unembedded, warned
 from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet
 from shardsieve.scores.inputs import one_of
-from shardsieve.scores.recorded import RECORDED, SeedScore, about, defined, from_signals
+from shardsieve.scores.recorded import (
+    RECORDED,
+    SeedScore,
+    about,
+    defined,
+    from_signals,
+    name_of,
+)
 from shardsieve.store.alone import in_turn
 from shardsieve.store.store import Store, open_store
 from shardsieve.train.measures import STORED
@@ -25,7 +33,10 @@ _ASKED = sorted(name for name, row in RECORDED.items() if row.signal in STORED)
 def ask_networks(
     path: Path, embedding: str | None, specs: Sequence[str], *, prefix: str = PREFIX
 ) -> dict[str, Any]:
-    """Store scores of every labelled sample by the signals that were stored with an embedding.
+    """Store scores by the signals that were stored with an embedding.
+
+    A score is of the samples whose signal is known: all that are embedded for the entropy, those
+    with a label for the others.
 
     Args:
         path: Of the store.
@@ -34,8 +45,8 @@ def ask_networks(
         prefix: Of the stored names, with `_` behind it.
 
     Returns:
-        The names of the scores, and a `warning` if the networks were trained on some samples alone
-        or some are not embedded.
+        The names of the scores, how many samples have all of them, and a `warning` if the networks
+        were trained on some samples alone or some are not embedded.
 
     Raises:
         MissingScoreError: If nothing is stored that could be asked.
@@ -50,15 +61,13 @@ def ask_networks(
             "run `shardsieve embed` with a seed run's network"
         )
     begin, signals = time.perf_counter(), store.signals(embedding)
-    seen = np.isfinite(signals).all(axis=(1, 2))
-    if not seen.any():
-        raise MissingScoreError(
-            f"labels must be known to ask for {', '.join(specs)}, got none; index again with "
-            "their --label-member"
-        )
     names: Any = store.signal_array(embedding).attrs["signals"]
-    known = {name: signals[seen, :, at].T for at, name in enumerate(names)}
-    made = {f"{prefix}_{one.name}": one for one in (_asked(spec, known) for spec in specs)}
+    whole = np.asarray(np.isfinite(signals).all(axis=1))
+    seen = {name: whole[:, at] for at, name in enumerate(names)}
+    _need_known(specs, seen, embedding)
+    known = {name: signals[seen[name], :, at].T for at, name in enumerate(names)}
+    made = {f"{prefix}_{name_of(spec)}": _asked(spec, known) for spec in specs}
+    whose = {f"{prefix}_{name_of(spec)}": seen[_signal_of(spec)] for spec in specs}
     spent = time.perf_counter() - begin
     said = {name: _said(store, embedding, score) for name, score in made.items()}
     with in_turn(store.path):  # ranks may ask at once
@@ -66,10 +75,11 @@ def ask_networks(
             store.check_score(name, how["definition"])
         for name, score in made.items():
             values = np.full(len(store), np.nan)
-            values[seen] = score.values
+            values[whose[name]] = score.values
             cost = Cost.timed(spent / len(made)).to_dict()
             store.put_score(name, values, provenance={**said[name], "cost": cost})
-    result = {"embedding": embedding, "scored": int(seen.sum()), "scores": [*made]}
+    scored = int(np.all([*whose.values()], axis=0).sum())
+    result = {"embedding": embedding, "scored": scored, "scores": [*made]}
     unseen = int(np.isnan(signals).all(axis=(1, 2)).sum())
     return result | warned(_doubt(store, embedding), unembedded(unseen, embedding))
 
@@ -85,13 +95,36 @@ def check_asked(specs: Sequence[str], networks: int) -> list[str]:
 
 
 def _asked(spec: str, signals: dict[str, Any]) -> SeedScore:
-    one_of("score", spec.partition(":")[0], _ASKED)
+    _ = _signal_of(spec)
     try:
         return from_signals(spec, signals)
     except ValueError as error:
         raise ValueError(
             f"{error} (asking for {spec!r}, where networks stand for epochs)"
         ) from error
+
+
+def _signal_of(spec: str) -> str:
+    """Return the name of the signal that a score comes from."""
+    name = spec.partition(":")[0]
+    one_of("score", name, _ASKED)
+    return RECORDED[name].signal
+
+
+def _need_known(
+    specs: Sequence[str], seen: Mapping[str, NDArray[np.bool_]], embedding: str
+) -> None:
+    """Check that of every score's signal, if it is stored, something is known."""
+    unknown = [spec for spec in specs if not np.any(seen.get(_signal_of(spec), True))]
+    if unknown and any(rows.any() for rows in seen.values()):
+        raise MissingScoreError(
+            f"labels must be known to ask for {', '.join(unknown)}, got none; index again with "
+            "their --label-member"
+        )
+    if unknown:
+        raise MissingScoreError(
+            f"embedding {embedding!r} must hold samples, got none; run `shardsieve embed` again"
+        )
 
 
 def _said(store: Store, embedding: str, score: SeedScore) -> dict[str, Any]:
