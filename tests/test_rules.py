@@ -124,6 +124,9 @@ def test_both_kinds_of_strata_go_through_one_door():
     assert ss.keep_stratified(scores, labels, 0.4).tolist() == [6, 7, 8, 9]
     ccs = ss.keep_ccs(scores, 0.4, hard_cutoff=0.2, seed=3).tolist()
     assert ss.keep_stratified(scores, None, 0.4, hard_cutoff=0.2, seed=3).tolist() == ccs
+    drawn = [ss.keep_stratified(scores, 0.4, bins=2, seed=seed).tolist() for seed in range(4)]
+    assert drawn == [ss.keep_ccs(scores, 0.4, bins=2, seed=seed).tolist() for seed in range(4)]
+    assert drawn[0] not in drawn[1:]
     plain = ss.keep_ccs(scores, 0.4).tolist()
     assert ss.keep_stratified(scores, keep_fraction=0.4).tolist() == plain
     assert ss.keep_stratified(scores, 0.4).tolist() == plain
@@ -287,6 +290,14 @@ def test_the_strata_of_a_store_with_some_labels_are_classes_and_a_missing_one_is
     some.put_score("mine", range(3))
     with pytest.raises(ss.MissingScoreError, match="labels must be known"):
         ss.select(some, rule="stratified", score="mine", keep_fraction=0.5)
+
+
+def test_one_class_is_a_stratum_too(tmp_path):
+    members = [(f"{row:02d}.cls", b"0") for row in range(40)]
+    store = ss.index(write_tar(tmp_path / "s.tar", members), tmp_path / "s.zarr")
+    store.put_score("mine", scores := np.random.default_rng(0).normal(size=40))
+    kept = rows_of(store, rule="stratified", score="mine", keep_fraction=0.5)
+    assert kept == ss.keep_top(scores, 0.5).tolist() != ss.keep_ccs(scores, 0.5).tolist()
 
 
 @pytest.mark.parametrize("rule", ["top", "random", "stratified", "ccs", "threshold"])
