@@ -141,6 +141,9 @@ def test_a_run_on_everything_is_its_own_measured_full_run():
     assert compared["saved"]["device_seconds"] == 2.0  # 4 for scores, 10 for half of the samples
     assert compared["break_even_keep_fraction"] == 0.6
     assert compared["uncounted"] == ["embedding"]
+    slow = Cost(400, 400, 40.0, 80.0, 99)  # more than twice what half of it took: any share saves
+    saved = ledger(Cost(200, 200, 5.0, 10.0), NOTHING, seen=200, samples=100, epochs=4, full=slow)
+    assert saved["break_even_keep_fraction"] == 1.0
     nothing = ledger(NO_COST, NOTHING, seen=0, samples=100, epochs=4)
     assert nothing["break_even_keep_fraction"] is None
     assert estimated_full(NO_COST, 0, 100) == NO_COST
