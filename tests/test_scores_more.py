@@ -81,6 +81,17 @@ def test_frequency_matches_the_reference(q):
     np.testing.assert_allclose(scores.frequency(q), reference.frequency(q.tolist()), atol=1e-9)
 
 
+def test_frequencies_of_many_samples_take_no_multiple_of_their_signal():
+    q = np.random.default_rng(0).random((20, 100_001))
+    tracemalloc.start()
+    try:
+        found = scores.frequency(q)
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * q.nbytes
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(found[:3], scores.frequency(q[:, :3]))
+
+
 @given(outputs())
 def test_least_confidence_is_one_less_the_largest(recorded):
     p, _ = recorded

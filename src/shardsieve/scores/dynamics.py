@@ -10,6 +10,10 @@ from numpy.typing import ArrayLike
 from shardsieve.scores.inputs import Floats, enough_epochs, one_of, probabilities, whole_number
 from shardsieve.scores.windows import deviation, dual_window, mean_of
 
+# Samples or more whose frequencies are made at a time: complex numbers of all of them would take
+# twice the memory of the signal.
+_AT_ONCE = 16_384
+
 
 @dataclass(frozen=True, slots=True)
 class Variant:
@@ -176,5 +180,5 @@ def frequency(p_true: ArrayLike) -> Floats:
     [2.0]
     """
     q = probabilities("p_true", p_true, "T n")
-    strengths: Floats = np.abs(np.fft.fft(q, axis=0)[1:]).sum(axis=0)
-    return strengths
+    parts = np.array_split(q, max(1, q.shape[1] // _AT_ONCE), axis=1)
+    return np.concatenate([np.abs(np.fft.fft(part, axis=0)[1:]).sum(axis=0) for part in parts])
