@@ -16,8 +16,8 @@ import shardsieve as ss
 from shardsieve import scores
 from shardsieve.train import Recorder
 from shardsieve.train import recorder as module
-from shardsieve.train.measures import KNOWN, SIGNALS
-from shardsieve.train.seedscores import put_seed_scores
+from shardsieve.train.measures import KNOWN, PLAIN, SIGNALS
+from shardsieve.train.seedscores import put_seed_scores, seed_scores, signals_for
 
 
 def same_table(one, other):
@@ -283,3 +283,64 @@ def test_a_table_is_loaded_without_room_for_outputs(tmp_path):
     assert loaded.num_classes == 1000
     same_table(loaded, recorder)
     assert peak < 4 * 1000 * 1000
+
+
+def test_a_table_too_large_for_any_memory_is_one_line_with_the_cure():
+    recorder = Recorder(np.arange(1000), 10**13)
+    with pytest.raises(ss.ShardsieveError, match=r"^the .* 1000 seeds .* 40000000 GB .* tdds"):
+        recorder.state_dict()
+
+
+def test_only_scores_that_need_the_divergence_have_it_recorded():
+    assert signals_for(None) == SIGNALS
+    assert signals_for(["dyn_unc", "el2n:last=5"]) == PLAIN
+    assert signals_for(["el2n", "tdds:window=5", "grand_last_layer"]) == KNOWN
+
+
+def test_a_state_of_more_signals_serves_a_recorder_of_fewer():
+    """A run that recorded all of them goes on under a release that records what is needed."""
+    ids = np.array([3, 2**60])
+    more, fewer = Recorder(ids, 4), Recorder(ids, 4, signals=("loss", "p_true"))
+    for recorder in (more, fewer):
+        recorder.record(ids, *outputs(ids, 0, 1))
+        recorder.end_epoch()
+        recorder.record(ids[:1], *outputs(ids[:1], 1, 1))
+    going_on = Recorder(ids, 4, signals=("loss", "p_true"))
+    going_on.load_state_dict(more.state_dict())
+    for recorder in (going_on, fewer):
+        recorder.record(ids, *outputs(ids, 2, 1))
+        recorder.end_epoch()
+    same_table(going_on, fewer)
+
+
+def test_a_state_holds_no_second_copy_of_ended_epochs():
+    recorder = Recorder(np.arange(10_000), 2, signals=("loss", "p_true", "el2n", "correct"))
+    tracemalloc.start()
+    try:
+        for _ in range(20):
+            recorder.end_epoch()
+        before, table = tracemalloc.get_traced_memory()[0], 4 * 4 * 20 * 10_000
+        state = recorder.state_dict()
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert state["signals"]["loss"].shape == (20, 10_000)
+    assert after - before < table / 4
+    assert peak - before < table / 2
+
+
+def test_scores_are_made_of_one_signal_at_a_time():
+    recorder = Recorder(np.arange(20_000), 2)
+    recorder.load_state_dict(
+        recorder.state_dict()
+        | {"epochs": 12}
+        | {"signals": {name: torch.ones(12, 20_000) for name in SIGNALS}}
+    )
+    tracemalloc.start()
+    try:
+        made = seed_scores(recorder, ["cross_entropy", "entropy"])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [score.values.max() for score in made] == [1, 1]
+    assert peak < 5 * 4 * 12 * 20_000

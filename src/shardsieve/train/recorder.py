@@ -47,7 +47,7 @@ class Recorder:
     Memory of a process, for m seeds, C classes, S signals and T epochs: 4·m·(C + S·(T + 1)) bytes
     (without `divergence` no C), plus at most 16 MiB and a batch of outputs that wait to be
     measured, plus 16 MiB per rank while ranks join. ImageNet with 128,117 seeds, 90 epochs and 8
-    signals: 0.51 + 0.37 GB. A checkpoint holds the same.
+    signals: 0.51 + 0.37 GB. A checkpoint holds the same; a state shares ended epochs with it.
 
     Attributes:
         ids: int64 (m,), seed sample ids, ascending.
@@ -203,7 +203,8 @@ class Recorder:
         """
         self._share()
         state: dict[str, Any] = {"ids": torch.from_numpy(self.ids), "epochs": self.epochs}
-        state["signals"] = {name: torch.from_numpy(self.signal(name)) for name in self.signals}
+        tables = {name: self._stacked(name) for name in self.signals}
+        state["signals"] = {name: torch.from_numpy(table) for name, table in tables.items()}
         arrays = {"logs": self._logs, "now": self._now, "seen": self._seen}
         return state | {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
@@ -211,27 +212,30 @@ class Recorder:
         """Go on from `state`.
 
         Raises:
-            ValueError: If it is no state, or of other seeds, signals or numbers of classes; nothing
-                is changed then.
+            ValueError: If it is no state, lacks a signal, or is of other seeds or another number of
+                classes; nothing is changed then.
         """
         refuse_no_state("Recorder", state, _STATE)
         if not np.array_equal(state["ids"].numpy(), self.ids):
             raise ValueError("state must belong to the same seed ids, got others")
-        if tuple(state["signals"]) != self.signals:
+        held = list(state["signals"])
+        if not set(self.signals) <= set(held):
             raise ValueError(
-                f"state must hold the signals {', '.join(self.signals)}, "
-                f"got {', '.join(state['signals'])}"
+                f"state must hold the signals {', '.join(self.signals)}, got {', '.join(held)}"
             )
-        outputs = (len(self.ids), self._outputs_kept)
-        if state["logs"].shape != outputs:
+        outputs, kept = (len(self.ids), self._outputs_kept), state["logs"]
+        if "divergence" in held and not self._outputs_kept:  # of a run that recorded more
+            kept = kept[:, :0]
+        if kept.shape != outputs:
             raise ValueError(
-                f"logs of the state must have shape {outputs}, got {tuple(state['logs'].shape)}; "
+                f"logs of the state must have shape {outputs}, got {tuple(kept.shape)}; "
                 "use as many classes as when it was saved"
             )
         self.epochs = int(state["epochs"])
         self._history = {name: list(state["signals"][name].numpy()) for name in self.signals}
         self._start_epoch()
-        self._logs, self._now = state["logs"].numpy().copy(), state["now"].numpy().copy()
+        columns = [held.index(name) for name in self.signals]
+        self._logs, self._now = kept.numpy().copy(), state["now"].numpy()[:, columns].copy()
         self._seen = state["seen"].numpy().copy()
 
     # Inside ---------------------------------------------------------------------------------
@@ -240,7 +244,16 @@ class Recorder:
     def _logs(self) -> Signals:
         """log(P + 1e-8): of the epoch before until a sample is seen, then of this one."""
         # By far the largest table: a recorder that was loaded to be read never makes it.
-        return self._blank(self._outputs_kept)
+        try:
+            return self._blank(self._outputs_kept)
+        except MemoryError as error:
+            size = 4e-9 * len(self.ids) * self._outputs_kept
+            raise ShardsieveError(
+                f"the divergence of {len(self.ids)} seeds with {self.num_classes} classes takes "
+                f"{size:.0f} GB of memory in every process; name the scores to make without tdds, "
+                "which alone needs it (`shardsieve score --scores dyn_unc,el2n`), or draw fewer "
+                "seeds"
+            ) from error
 
     @property
     def _outputs_kept(self) -> int:
@@ -248,6 +261,12 @@ class Recorder:
 
     def _blank(self, columns: int) -> Signals:
         return np.full((len(self.ids), columns), np.nan, dtype=np.float32)
+
+    def _stacked(self, name: str) -> Signals:
+        """Return `signal`, whose rows the history holds from now on: with a state it lies once."""
+        table = self.signal(name)
+        self._history[name] = list(table)
+        return table
 
     def _start_epoch(self) -> None:
         self._now = self._blank(len(self.signals))

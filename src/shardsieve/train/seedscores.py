@@ -1,6 +1,6 @@
 """From recorded dynamics to stored scores of the seed samples."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from shardsieve.scores.recorded import (
     name_of,
 )
 from shardsieve.store.store import Store
-from shardsieve.train.measures import SIGNALS
+from shardsieve.train.measures import KNOWN, PLAIN, SIGNALS
 from shardsieve.train.recorder import Recorder
 
 _PLENTY, _USUAL_WINDOW = 1000, 10
@@ -24,9 +24,16 @@ Progress = Callable[[int, int], None]
 
 
 def signals_for(specs: Iterable[str] | None) -> tuple[str, ...]:
-    """Return the signals to record: the usual ones, and those that only some scores need."""
-    named = {spec.partition(":")[0] for spec in specs or ()}
-    return (*SIGNALS, "grand") if "grand_last_layer" in named else SIGNALS
+    """Return the signals to record: the usual ones, or those that cost little and what specs need.
+
+    >>> signals_for(["tdds:window=5"]) == signals_for(None), "divergence" in signals_for(["el2n"])
+    (True, False)
+    """
+    if specs is None:
+        return SIGNALS
+    named = {spec.partition(":")[0] for spec in specs}
+    needed = {row.signal for name, row in RECORDED.items() if name in named}
+    return tuple(name for name in KNOWN if name in PLAIN or name in needed)
 
 
 def check_specs(
@@ -92,7 +99,7 @@ def seed_scores(
     Raises:
         ValueError: If a specification is wrong, or there are too few epochs for it.
     """
-    signals = {name: recorder.signal(name)[:, seen_always(recorder)] for name in recorder.signals}
+    signals = _Seen(recorder)
     wanted = computable(signals) if specs is None else list(specs)
     made = list[SeedScore]()
     for spec in wanted:
@@ -100,6 +107,25 @@ def seed_scores(
         if progress:
             progress(len(made), len(wanted))
     return made
+
+
+class _Seen(Mapping[str, NDArray[np.float32]]):
+    """Signals (T, n) of the seeds that were seen in every epoch, each made when it is asked for."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder, self._seen = recorder, seen_always(recorder)
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        return self._recorder.signal(name)[:, self._seen]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._recorder.signals
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._recorder.signals)
+
+    def __len__(self) -> int:
+        return len(self._recorder.signals)
 
 
 def seen_always(recorder: Recorder) -> NDArray[np.bool_]:
