@@ -20,7 +20,7 @@ from shardsieve.scores import (
     prototypicality,
     semdedup,
 )
-from shardsieve.scores.embedded import finite_rows
+from shardsieve.scores.embedded import finite_rows, rows_by_value
 from shardsieve.scores.inputs import one_of, whole_number
 from shardsieve.scores.recorded import defined, name_of, parsed
 from shardsieve.scores.table import said_of
@@ -236,8 +236,7 @@ def _within_groups(
     # A sample is its own nearest neighbour, hence k + 1; naming oneself makes no edge.
     ids = np.repeat(np.arange(len(points))[:, None], k + 1, axis=1)
     distances = np.zeros(ids.shape)
-    for group in np.unique(groups):
-        own = np.flatnonzero(groups == group)
+    for own in rows_by_value(groups):
         found, apart = neighbours(points[own], points[own], k + 1, search=search)
         ids[own, : found.shape[1]] = own[found]
         distances[own, : found.shape[1]] = apart

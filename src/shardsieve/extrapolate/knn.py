@@ -207,7 +207,7 @@ def neighbours(
     given = as_rows(seed_embeddings)
     rows = as_rows(query_embeddings, given.shape[1])
     kind = kind_for(search, given.shape[0], rows.shape[0], given.shape[1], device)
-    seeds = _seeds(given, whole=kind == "exact")
+    seeds, _ = checked_seeds(given, np.zeros(given.shape[0]), halves=kind != "exact")
     finder = finder_for(seeds, rows, k, kind=kind, recall=min_recall, device=device)
     return looked_up(finder, rows, k, part)
 
@@ -268,15 +268,6 @@ def others(ids: Ids, own: Ids) -> NDArray[np.bool_]:
     # Among more than k equal points a row may not find itself: drop the last instead.
     itself[~itself.any(axis=1), -1] = True
     return np.asarray(~itself)
-
-
-def _seeds(given: Rows, *, whole: bool) -> NDArray[Any]:
-    """Return checked seeds: float32, or as they are where codes stand in for them."""
-    if whole or not isinstance(given, np.ndarray) or given.dtype != np.float16:
-        return checked_seeds(given, np.zeros(given.shape[0]))[0]
-    for _ in blocks(given, 65_536):  # only to be checked: a copy would be twice as large
-        pass
-    return given
 
 
 def _check_search(search: str, recall: float) -> None:

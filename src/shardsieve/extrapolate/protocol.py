@@ -1,5 +1,6 @@
 """What every extrapolator offers, and the checks of what it is given."""
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, Protocol, overload
 
@@ -84,15 +85,26 @@ def blocks(rows: Rows, size: int, part: slice = slice(None)) -> Iterator[tuple[i
         yield start, block
 
 
-def checked_seeds(embeddings: Rows | ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:
+def checked_seeds(
+    embeddings: Rows | ArrayLike, scores: ArrayLike, *, halves: bool = False
+) -> tuple[NDArray[Any], Floats]:
     """Return the seeds' embeddings (m, d) and scores (m,), both finite float32, m at least 1.
+
+    Args:
+        embeddings: (m, d).
+        scores: (m,).
+        halves: Leave an array of half precision as it is: a copy would be twice as large.
 
     Raises:
         ValueError: If shapes disagree, there is no seed, or a number is not finite.
     """
-    rows = as_rows(embeddings)
+    rows: Any = as_rows(embeddings)
     values = checked_scores(scores, rows.shape[0])
-    return np.concatenate([block for _, block in blocks(rows, 65_536)]), values
+    checked = (block for _, block in blocks(rows, 65_536))
+    if halves and isinstance(rows, np.ndarray) and rows.dtype == np.float16:
+        deque(checked, maxlen=0)
+        return rows, values
+    return np.concatenate(list(checked)), values
 
 
 def checked_scores(scores: ArrayLike, num_seeds: int) -> Floats:

@@ -18,6 +18,7 @@ from shardsieve.extrapolate.correlations import (
 from shardsieve.extrapolate.protocol import Extrapolator, Rows, checked_labels, checked_seeds
 from shardsieve.extrapolate.resampling import Interval, intervals
 from shardsieve.order import permutation
+from shardsieve.scores.embedded import rows_by_value
 from shardsieve.selection import check_fraction, keep_top, num_kept
 
 FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -102,25 +103,22 @@ def by_class(
         keep_fraction: In `(0, 1]`, keeping at least one of n.
     """
     want, got = checked_pair(true, predicted)
-    names, place = np.unique(checked_labels(labels, len(want)), return_inverse=True)
+    classes = checked_labels(labels, len(want))
     kept, kept_predicted = (
         np.isin(np.arange(len(want)), keep_top(values, keep_fraction)) for values in (want, got)
     )
-    rows = []
-    for one, name in enumerate(names.tolist()):
-        inside = place == one
-        rows.append(
-            {
-                "class": name,
-                "samples": int(inside.sum()),
-                "spearman": spearman(want[inside], got[inside]),
-                "measured_mean": float(want[inside].mean()),
-                "predicted_mean": float(got[inside].mean()),
-                "kept": float(kept[inside].mean()),
-                "kept_predicted": float(kept_predicted[inside].mean()),
-            }
-        )
-    return rows
+    return [
+        {
+            "class": int(classes[inside[0]]),
+            "samples": len(inside),
+            "spearman": spearman(want[inside], got[inside]),
+            "measured_mean": float(want[inside].mean()),
+            "predicted_mean": float(got[inside].mean()),
+            "kept": float(kept[inside].mean()),
+            "kept_predicted": float(kept_predicted[inside].mean()),
+        }
+        for inside in rows_by_value(classes)
+    ]
 
 
 def doubt(quality: Mapping[str, Any], keep_fraction: float) -> str | None:
@@ -199,7 +197,7 @@ def cross_validate(
     Raises:
         ValueError: If there are fewer seeds than folds, or the inputs are not as above.
     """
-    points, values = checked_seeds(embeddings, scores)
+    points, values = checked_seeds(embeddings, scores, halves=True)
     _check_folds(folds, len(values))
     asked = _fractions(len(values), fractions)  # before the work, not after it
     predicted = out_of_fold(make_extrapolator, points, values, folds=folds, seed=seed)
@@ -238,7 +236,7 @@ def out_of_fold(
     Raises:
         ValueError: If there are fewer seeds to try than folds, or the inputs are not as above.
     """
-    points, values = checked_seeds(embeddings, scores)
+    points, values = checked_seeds(embeddings, scores, halves=True)
     places = np.arange(len(values)) if tried is None else np.flatnonzero(tried)
     _check_folds(folds, len(places))
     fold = np.full(len(values), -1)
@@ -250,11 +248,15 @@ def out_of_fold(
             progress(one, folds)
         model: Any = make_extrapolator()
         fitted, out = fold != one, fold == one
-        model.fit(points[fitted], values[fitted], **cut(beside, fitted))
-        predicted[out] = model.predict(points[out], **cut(asked, out))
+        model.fit(_single(points[fitted]), values[fitted], **cut(beside, fitted))
+        predicted[out] = model.predict(_single(points[out]), **cut(asked, out))
     if progress:
         progress(folds, folds)
     return predicted
+
+
+def _single(points: NDArray[Any]) -> NDArray[np.float32]:
+    return np.asarray(points, dtype=np.float32)
 
 
 def _check_folds(folds: int, num_seeds: int) -> None:

@@ -1,0 +1,61 @@
+"""What grows with the number of samples alone, also where classes and shards are many."""
+
+import tracemalloc
+from contextlib import contextmanager
+
+import numpy as np
+
+from shardsieve.commands import scoring
+from shardsieve.extrapolate import out_of_fold
+
+
+class Counted(np.ndarray):
+    """Counts the numbers that functions of numpy look at."""
+
+    looked_at = 0
+
+    def __array_ufunc__(self, function, method, *inputs, **how):
+        plain = [np.asarray(one) if isinstance(one, Counted) else one for one in inputs]
+        Counted.looked_at += max(np.size(one) for one in plain)
+        return getattr(function, method)(*plain, **how)
+
+
+@contextmanager
+def peak_below(nbytes):
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < nbytes
+    finally:
+        tracemalloc.stop()
+
+
+class Nothing:
+    """An extrapolator that takes no memory."""
+
+    def fit(self, embeddings, scores):
+        assert embeddings.dtype == np.float32
+        return self
+
+    def predict(self, embeddings):
+        assert embeddings.dtype == np.float32
+        return embeddings[:, 0]
+
+
+def test_groups_are_told_apart_by_one_look_at_every_sample(monkeypatch):
+    groups = np.arange(1000) % 200
+    points = np.random.default_rng(0).normal(size=(1000, 2)).astype(np.float16)
+    want = scoring._within_groups(points, groups, 2, "exact")
+    monkeypatch.setattr(Counted, "looked_at", 0)
+    got = scoring._within_groups(points, groups.view(Counted), 2, "exact")
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert (got[0] % 200 == (np.arange(1000) % 200)[:, None]).all()
+    assert Counted.looked_at < 4 * 1000
+
+
+def test_seeds_are_tried_without_a_copy_of_all_of_them():
+    points = np.random.default_rng(0).normal(size=(20_000, 64)).astype(np.float16)
+    with peak_below(3 * points.nbytes):
+        found = out_of_fold(Nothing, points, points[:, 0])
+    np.testing.assert_array_equal(found, points[:, 0].astype(np.float32))
