@@ -373,6 +373,7 @@ def test_no_file_of_a_store_is_damaged_unnoticed(indexed, left):
     [
         (".", b'"members"', b'"memberr"'),
         (".", b'"members": ', b'"members": 7, "m": '),
+        (".", b'"members"', b'"classes": 7, "members"'),
         (".", rb'"rows_per_shard": \d+', b'"rows_per_shard": null'),
         (".", rb'"rows_per_shard": ', b'"rows_per_shard": 9' + b"0" * 30),
         (".", rb'"num_shards": \d+', b'"num_shards": 0'),

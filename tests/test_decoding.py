@@ -49,8 +49,10 @@ def test_a_sample_is_decoded_to_pixels_label_id_and_weight():
     assert ImageDecoder()(told)[1:] == (7, 5, 2.5)
     named = ImageDecoder(label_member="y")
     assert named({**SAMPLE, "y": b"1"})[1] == 1
-    with pytest.raises(ValueError, match="a sample must have a y member, got none"):
+    with pytest.raises(ValueError, match=r"a y member .*, got none; .*labels=store.labels"):
         named(SAMPLE)
+    with pytest.raises(ValueError, match=r"number of its class, got b'cat'; "):
+        named({**SAMPLE, "y": b"cat"})
 
 
 def test_images_have_the_channels_and_the_size_that_are_asked_for():

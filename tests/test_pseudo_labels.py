@@ -134,7 +134,7 @@ def test_training_on_them_is_training_on_labels_with_these_values(folder, tmp_pa
     """Also where the shards have no labels at all, and to the bit."""
     bare, on = opened(folder, "bare"), replace(CONFIG, pseudo_labels="truth")
     with pytest.raises(
-        ss.ShardsieveError, match=r"have no label; .* number as text, .* train on pseudo-labels"
+        ss.ShardsieveError, match=r"have no label; .*json:label.* train on pseudo-labels"
     ):
         trained(bare, tmp_path / "none")
     put_truth(folder, bare)

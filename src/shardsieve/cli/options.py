@@ -43,7 +43,10 @@ MatchSteps = Annotated[
 ]
 LabelMember = Annotated[
     str | None,
-    typer.Option(help="Suffix of the member with the label; by default cls, or the store's."),
+    typer.Option(
+        help="Where the label stands: a member's suffix, json:FIELD, or / for the folder; by "
+        "default cls, or the store's."
+    ),
 ]
 KeepFraction = Annotated[float, keep_option(help="Share of all samples to keep, in (0, 1].")]
 ScoreName = Annotated[str | None, keep_option(help="Stored score to keep by.")]

@@ -67,7 +67,8 @@ def check_trainings(
             _check_chosen_by(recipe, store, made)
     if test is not None and recipe.train is not None:
         with blamed("test"):
-            check_test(test, None if recipe.train.pseudo_labels else count_classes(store))
+            classes = None if recipe.train.pseudo_labels else count_classes(store)
+            check_test(test, store, classes)
 
 
 def _check_labels(recipe: Recipe, section: Any, store: Store) -> None:

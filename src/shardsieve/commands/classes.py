@@ -1,4 +1,4 @@
-"""The names of classes, as they lie beside the shards."""
+"""The names of classes, as the shards say them or as they lie beside."""
 
 import json
 from collections.abc import Iterable
@@ -26,11 +26,14 @@ def names_beside(url: str) -> bytes | None:
 
 
 def class_names(store: Store) -> list[str] | None:
-    """Return the names that `shardsieve pack` wrote beside the shards, by label; None without them.
+    """Return the classes' names by label; None without them.
 
-    Somebody else's file of that name is left alone unless it is a list of names too. They are not
-    those of labels that were indexed from another member.
+    They are the store's own, or those that `shardsieve pack` wrote beside the shards. Somebody
+    else's file of that name is left alone unless it is a list of names too. They are not those of
+    labels that were indexed from another member.
     """
+    if store.classes:
+        return [*store.classes]
     names = names_beside(store.urls[0]) if member_of(store) == LABEL_MEMBER else None
     if names is None:
         return None

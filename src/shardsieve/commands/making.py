@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from shardsieve.commands.progress import bar
 from shardsieve.store.append import append_shards
 from shardsieve.store.create import check, index
@@ -16,12 +18,14 @@ def make_index(
     make = append_shards if append else index
     with bar("index") as progress:
         store = make(urls, target, label_member=label_member, progress=progress)
+    labels = store.labels()
     return {
         "store": str(target),
         "shards": store.num_shards,
         "samples": len(store),
         "members": list(store.members),
-        "unlabelled": int((store.labels() < 0).sum()),
+        "classes": len(np.unique(labels[labels >= 0])),
+        "unlabelled": int((labels < 0).sum()),
     }
 
 

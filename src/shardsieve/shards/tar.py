@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardsieve._errors import ANOTHER_STORE, CorruptShardError
+from shardsieve.shards.labels import FOLDER, folder_of, label_source
 from shardsieve.shards.names import is_utf8, split_key
 
 BLOCK = 512
@@ -17,7 +18,6 @@ _ZERO = bytes(BLOCK)
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _REGULAR = frozenset(b"0\x007")
 _OTHERS = frozenset(b"123456")
-_LONGEST_LABEL = 20
 _LONGEST_EMPTY = 1 << 20  # programs that pack fill up to a record, mostly of 10 KiB
 _PIECE = 1 << 20
 # GNU tar's three ways to say in pax records that a member is a map of holes and what lies between.
@@ -107,7 +107,7 @@ class SampleTable:
         keys: One per sample, webdataset's `__key__`.
         offset: int64 (n,), first byte of the first member's headers.
         length: int64 (n,), bytes up to the end of the last member's padding.
-        label: Content of each sample's label member, empty where absent or too long for a number.
+        label: What each sample says of its class, empty where it says nothing or too much.
         suffixes: Distinct suffixes, in the order met.
         split: Samples that hold only other members of an earlier sample's key: their files are not
             next to each other, and webdataset too takes them for samples of their own.
@@ -139,6 +139,7 @@ def sample_table(read: ReadAt, total: int, url: str, *, label_member: str = "cls
     labels: list[bytes] = []
     present: list[int] = []
     bit_of: dict[str, int] = {}
+    member, longest, text_in = label_source(label_member)
     current, bits, end = None, 0, 0
     for name, start, data, size, end in walk(read, total, url):
         parts = split_key(name)
@@ -161,9 +162,9 @@ def sample_table(read: ReadAt, total: int, url: str, *, label_member: str = "cls
         bits |= bit
         present[-1] = bits
         ends[-1] = end
-        if suffix == label_member and size <= _LONGEST_LABEL:
+        if suffix == member and size <= longest:
             # Here and now: of an object the block around it is at hand.
-            labels[-1] = read(data, size)
+            labels[-1] = text_in(read(data, size))
     for suffix in bit_of:
         if not is_utf8(suffix):
             raise CorruptShardError(
@@ -176,7 +177,7 @@ def sample_table(read: ReadAt, total: int, url: str, *, label_member: str = "cls
         keys=keys,
         offset=offset,
         length=np.array(ends, dtype=np.int64) - offset,
-        label=labels,
+        label=list(map(folder_of, keys)) if label_member == FOLDER else labels,
         suffixes=tuple(bit_of),
         split=_num_split(keys, present),
     )

@@ -14,7 +14,7 @@ from shardsieve.shards.names import expand_urls
 from shardsieve.store.alone import alone_in, in_turn, remove_left_folder
 from shardsieve.store.contents import has_contents, write_contents
 from shardsieve.store.create import Progress, beside, member_of, walked
-from shardsieve.store.indexed import IndexedShard, shard_columns
+from shardsieve.store.indexed import IndexedShard, class_names_of, numbered, shard_columns
 from shardsieve.store.layout import (
     PER_SHARD,
     need_writable,
@@ -35,8 +35,9 @@ def append_shards(
     """Index further shards behind those of a store, and return it.
 
     Shards that the store holds already are passed over. New rows have no embedding and no score:
-    run `embed` and `extrapolate --append`. Sample ids do not change. The store's fingerprint does,
-    so that keep sets and runs from before are refused.
+    run `embed` and `extrapolate --append`. Sample ids do not change, nor do the numbers of classes
+    that have names: new ones come behind them. The store's fingerprint does, so that keep sets and
+    runs from before are refused.
 
     Killed at any point before its last step, it leaves the store as it was; started again, it
     finishes. Processes that append at the same time do so one after the other.
@@ -107,6 +108,10 @@ def _check_size(url: str, rows: int, store: Store) -> None:
 
 def _grow(store: Store, urls: list[str], entries: list[IndexedShard]) -> None:
     before, total = store.num_shards, store.num_shards + len(entries)
+    classes = [*store.classes]
+    if classes:
+        classes += [name for name in class_names_of(entries) if name not in classes]
+    entries = [numbered(entry, classes) for entry in entries]
     # Says how long the store is before any array is longer, and changes last.
     store.group.attrs["num_shards"] = before
     for kind in PER_SHARD:
@@ -136,6 +141,7 @@ def _grow(store: Store, urls: list[str], entries: list[IndexedShard]) -> None:
             "num_shards": total,
             "members": sorted(names),
             "fingerprint": index_fingerprint(tables),
+            **({"classes": classes} if classes else {}),
         }
     )
     write_contents(store.group)

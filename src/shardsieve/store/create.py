@@ -25,13 +25,14 @@ from shardsieve.io.objects import is_remote
 from shardsieve.io.replacing import temporary_folder
 from shardsieve.io.source import absolute, at_once, cheap_fingerprint, cheap_fingerprints, walkable
 from shardsieve.shards.fingerprint import index_fingerprint
+from shardsieve.shards.labels import class_in
 from shardsieve.shards.names import expand_urls
 from shardsieve.shards.tar import sample_table
 from shardsieve.store.alone import alone_in, remove_left_folder
 from shardsieve.store.contents import write_contents
 from shardsieve.store.create_beton import beton_blocks, check_beton, is_beton
 from shardsieve.store.damage import CHECKED
-from shardsieve.store.indexed import IndexedShard, shard_columns
+from shardsieve.store.indexed import IndexedShard, class_names_of, numbered, shard_columns
 from shardsieve.store.layout import (
     FORMAT_VERSION,
     LOST_LABEL,
@@ -50,7 +51,6 @@ from shardsieve.store.store import Store, open_store
 Progress = Callable[[int, int], None]
 LABEL_MEMBER = "cls"
 _LOG = logging.getLogger("shardsieve")
-_MOST_LABEL = np.iinfo(np.int32).max
 _EMPTY = "tars without files, which add no samples: %d, the first of them %s"
 _HIDDEN = (
     "%d samples are hidden files such as a Mac's ._1.jpg, the first of them in %s, which "
@@ -81,9 +81,11 @@ def index(
         urls: Brace pattern, glob, `.txt` list, or several of them; order defines the sample ids.
             Or one FFCV `.beton`, whose sample ids are its rows.
         store: Folder to make, or the URL of a place in an object store.
-        label_member: Suffix of the member that holds the label as a decimal number (left out:
-            `cls`); of a `.beton` an integer field (left out: `label`, or the only integer field).
-            A store that is there must have its labels from it.
+        label_member: Suffix of the member that holds the label (left out: `cls`), `json:FIELD`
+            for a field of a JSON member, or `/` for the folder of the sample's key. Labels are
+            decimal numbers, or where there are none, names: these are numbered as they sort. Of a
+            `.beton` an integer field (left out: `label`, or the only integer field). A store that
+            is there must have its labels from it.
         progress: Called with (shards done, shards in all).
 
     Raises:
@@ -126,7 +128,9 @@ def _make(
                 f"{len(done)} shards hold no files, the first of them {shards[0]}"
             )
         with _made(target, partial) as folder:
-            _write(folder, shards, done, label_member)
+            names = class_names_of(done)
+            named = {"classes": names} if names else None
+            _write(folder, shards, [numbered(one, names) for one in done], label_member, named)
     shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -134,6 +138,8 @@ def walked(
     shards: list[str], partial: Path, label_member: str, progress: Progress | None
 ) -> list[IndexedShard]:
     """Return the index entries of tars, from the folder of finished ones where they are there.
+
+    Classes that are said by name have no numbers yet.
 
     The folder is this process' own: see `alone_in`.
 
@@ -191,32 +197,31 @@ def _made(target: Path | str, partial: Path) -> AbstractContextManager[Path]:
 
 
 def index_shard(url: str, *, label_member: str = LABEL_MEMBER) -> IndexedShard:
-    """Walk one tar and return its index entry."""
+    """Walk one tar and return its index entry; see `numbered`."""
     fingerprint = cheap_fingerprint(url)
     with walkable(url, fingerprint) as (read, total):
         table = sample_table(read, total, url, label_member=label_member)
+    found = [class_in(text) for text in table.label]
+    names = list(dict.fromkeys(one for one in found if isinstance(one, str)))
+    number: dict[int | str, int] = {name: -2 - place for place, name in enumerate(names)}
     return IndexedShard(
         keys=table.keys,
         offset=table.offset,
         length=table.length,
-        label=np.array(list(map(_label, table.label)), dtype=np.int32),
+        label=np.array([number.get(one, one) for one in found], dtype=np.int32),
         suffixes=list(table.suffixes),
         nbytes=total,
         fingerprint=fingerprint,
         split=table.split,
+        names=names,
     )
-
-
-def _label(content: bytes) -> int:
-    text = content.strip()
-    label = int(text) if text.isdigit() else -1
-    return label if label <= _MOST_LABEL else -1
 
 
 def _save(partial: Path, number: int, url: str, label_member: str) -> IndexedShard:
     shard = index_shard(url, label_member=label_member)
     whence = [url, shard.fingerprint, label_member]
-    note = json.dumps([*whence, shard.nbytes, shard.split, shard.suffixes, shard.keys])
+    parts = [shard.nbytes, shard.split, shard.names, shard.suffixes, shard.keys]
+    note = json.dumps([*whence, *parts])
     path = partial / f"{number:08d}.npz"
     with told_about_disk(partial):
         temporary = path.with_suffix(".tmp.npz")
@@ -228,14 +233,15 @@ def _save(partial: Path, number: int, url: str, label_member: str) -> IndexedSha
 def _resumed(partial: Path, number: int, url: str, label_member: str) -> IndexedShard | None:
     try:
         with (partial / f"{number:08d}.npz").open("rb") as file, np.load(file) as saved:
-            *whence, nbytes, split, suffixes, keys = json.loads(str(saved["note"]))
+            *whence, nbytes, split, names, suffixes, keys = json.loads(str(saved["note"]))
             arrays = {k: saved[k] for k in ("offset", "length", "label")}
     except (OSError, EOFError, ValueError, KeyError, BadZipFile):
         return None  # it is not there, or not whole after a power cut
     if whence != [url, fingerprint := cheap_fingerprint(url), label_member]:
         return None
+    arrays |= {"split": split, "names": names}
     return IndexedShard(
-        keys=keys, suffixes=suffixes, nbytes=nbytes, fingerprint=fingerprint, split=split, **arrays
+        keys=keys, suffixes=suffixes, nbytes=nbytes, fingerprint=fingerprint, **arrays
     )
 
 
@@ -360,7 +366,7 @@ def _check_tars(store: Store, progress: Progress | None) -> list[str]:
     found = list[str]()
     for number, (url, table, labels, shard) in enumerate(each):
         same_samples = table == shard.table
-        if not (same_samples and np.array_equal(labels, shard.label)):
+        if not (same_samples and np.array_equal(labels, numbered(shard, store.classes).label)):
             other = "labels" if same_samples else "samples"
             raise StoreMismatchError(
                 f"shard {url} holds other {other} than the index of {store.path}; {ANOTHER_STORE}"

@@ -1,7 +1,7 @@
 """What the index keeps of one shard, whatever its format."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,13 @@ from shardsieve.shards.fingerprint import table_fingerprint
 
 @dataclass(frozen=True)
 class IndexedShard:
-    """What the index keeps of one shard."""
+    """What the index keeps of one shard.
+
+    Attributes:
+        label: int32 (n,): number of the class, -1 where there is none, and until `numbered` is
+            called -2 - i where it is said by `names[i]`.
+        names: Of the shard's classes that are said by name, in the order met.
+    """
 
     keys: list[str]
     offset: NDArray[np.int64]
@@ -23,6 +29,7 @@ class IndexedShard:
     nbytes: int
     fingerprint: str
     split: int = 0
+    names: list[str] = field(default_factory=list)
 
     @property
     def table(self) -> str:
@@ -39,3 +46,23 @@ def shard_columns(urls: Sequence[str], shards: Sequence[IndexedShard]) -> dict[s
         "fingerprint": np.array([shard.fingerprint for shard in shards], object),
         "table": np.array([shard.table for shard in shards], object),
     }
+
+
+def class_names_of(shards: Iterable[IndexedShard]) -> list[str]:
+    """Return the names of the classes, sorted; none if a label is a number, and names then none."""
+    shards = list(shards)
+    if any((shard.label >= 0).any() for shard in shards):
+        return []
+    return sorted({name for shard in shards for name in shard.names})
+
+
+def numbered(shard: IndexedShard, names: Sequence[str]) -> IndexedShard:
+    """Return a shard whose labels are all numbers: the places of its classes among these names.
+
+    A class that is not among them has none, nor have numbers a meaning beside names.
+    """
+    places = {name: place for place, name in enumerate(names)}
+    of_name = np.array([places.get(name, -1) for name in shard.names], np.int32)
+    label, said = np.full_like(shard.label, -1) if names else shard.label.copy(), shard.label < -1
+    label[said] = of_name[-2 - shard.label[said]]
+    return replace(shard, label=label, names=[])

@@ -44,7 +44,7 @@ from shardsieve.store.tables import SampleTables
 # What holds of every stored score, of which nothing else is said.
 _UNSAID = {"definition": "user", "orientation": "higher is kept first"}
 _COUNTS = {"rows_per_shard": int, "num_shards": int}
-_ATTRIBUTES = {"kind": str, "fingerprint": str, "members": list, **_COUNTS}
+_ATTRIBUTES = {"kind": str, "fingerprint": str, "members": list, "classes": list, **_COUNTS}
 _KEYS_AT_ONCE = 128  # shards
 _MOST_LISTED = 12  # scores in an error
 
@@ -63,6 +63,7 @@ class Store(SampleTables):
         samples: int64 (S,), samples per shard.
         fingerprint: Digest of the shard index.
         members: Suffixes that samples have, such as `jpg` and `cls`.
+        classes: Names of the classes by label, where the shards say names and not numbers.
         sample_scores: Values float32 (n,) by row, of every score that a sampler selects by: what
             samples carry as `__score__` where the data set itself was told of no score.
     """
@@ -75,6 +76,7 @@ class Store(SampleTables):
         self.rows_per_shard = int(group.attrs["rows_per_shard"])  # type: ignore[arg-type]
         self.fingerprint = str(group.attrs["fingerprint"])
         self.members: tuple[str, ...] = tuple(map(str, group.attrs["members"]))  # type: ignore[arg-type]
+        self.classes: tuple[str, ...] = tuple(map(str, group.attrs.get("classes", ())))  # type: ignore[arg-type]
         # While shards are being appended the arrays are longer than the store.
         self._num_shards: Any = group.attrs.get("num_shards")
         self.urls: list[str] = [str(u) for u in self._read("shard/url")]
@@ -398,8 +400,8 @@ def open_store(path: str | Path, *, mode: str = "r+", check_shards: bool = True)
             f"{path} has format version {version}, this release reads up to {FORMAT_VERSION}; "
             "upgrade shardsieve"
         )
-    # Stores of earlier releases do not say how many shards they have.
-    held: dict[str, Any] = {"num_shards": 1, **group.attrs}
+    # Stores of earlier releases do not say how many shards they have, and others no classes.
+    held: dict[str, Any] = {"num_shards": 1, "classes": [], **group.attrs}
     lost = [name for name, kind in _ATTRIBUTES.items() if not isinstance(held.get(name), kind)]
     if lost := lost or [name for name in _COUNTS if not 0 < held[name] < 1 << 31]:
         raise damaged(group.store, "zarr.json", f"it does not say {lost[0]}")

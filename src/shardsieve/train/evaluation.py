@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shardsieve._errors import MissingDependencyError
@@ -23,6 +25,7 @@ def evaluate(
     accelerator: Accelerator,
     *,
     matched: bool = False,
+    numbers: NDArray[np.int64] | None = None,
 ) -> float:
     """Return the share of samples that are told right, in `[0, 1]`, every sample counted once.
 
@@ -33,6 +36,8 @@ def evaluate(
         config: Of the images.
         accelerator: The ranks share the samples.
         matched: What the model says are pseudo-classes; see `matched_accuracy`.
+        numbers: What the model calls the store's classes, where it is not by their labels, and -1
+            behind.
     """
     loader = accelerator.prepare(make_loader(store, keep, config, in_order=True)[0])
     model.eval()
@@ -48,6 +53,8 @@ def evaluate(
     finally:
         let_go(accelerator, loader)
     taken, labels = torch.cat(said), torch.cat(true)
+    if numbers is not None:
+        labels = torch.from_numpy(numbers).to(labels.device)[labels]
     known = max(int((store.labels()[store.rows(keep.ids())] >= 0).sum()), 1)
     if not matched:
         return int(accelerator.reduce((taken == labels).sum(), "sum")) / known

@@ -71,8 +71,14 @@ class ImageDecoder:
     def __call__(self, sample: Sample) -> Decoded:
         """Return (uint8 (c, h, w), label, id, weight). No image or no label is a ValueError."""
         label = sample.get("__label__", sample.get(self.label_member))
-        if label is None:
-            raise ValueError(f"a sample must have a {self.label_member} member, got none")
+        try:
+            label = int(label)  # type: ignore[arg-type]
+        except (ValueError, TypeError) as error:
+            said = "none" if label is None else repr(label)[:40]
+            raise ValueError(
+                f"a sample must have a {self.label_member} member with the number of its class, "
+                f"got {said}; or say ShardDataset(store, decode, labels=store.labels())"
+            ) from error
         sample_id = int(sample["__id__"])
         image, mode = image_of(sample), "RGB" if self.channels == 3 else "L"
         if self.crops is not None and self.size is not None:
@@ -88,7 +94,7 @@ class ImageDecoder:
         image_tensor = torch.from_numpy(np.ascontiguousarray(pixels))
         if self.crops is not None and self.transform is not None:
             image_tensor = self.transform(image_tensor, epoch=self.crops.epoch, sample_id=sample_id)
-        return image_tensor, int(label), sample_id, float(sample.get("__weight__", 1.0))
+        return image_tensor, label, sample_id, float(sample.get("__weight__", 1.0))
 
 
 def collate(samples: list[Decoded]) -> Batch:

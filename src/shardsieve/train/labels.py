@@ -67,9 +67,7 @@ def count_classes(
         cure = f"embed all of them and score under another name than {pseudo_labels!r}"
     else:
         cure = (
-            "pack them with a `cls` member that holds the class' number as text, name the member "
-            "with `shardsieve index --label-member`, or train on pseudo-labels (`score`, `train "
-            "--paradigm unsupervised`)"
+            f"{_cure(store)}, or train on pseudo-labels (`score`, `train --paradigm unsupervised`)"
         )
     missing = int((labels < 0).sum())
     if missing:
@@ -86,11 +84,21 @@ def count_classes(
     return classes
 
 
-def check_test(test: Store, classes: int | None = None) -> None:
+def _cure(store: Store) -> str:
+    if store.kind == "ffcv":
+        return "name the integer field with the class in `shardsieve index --label-member`"
+    return (
+        "say in `shardsieve index --label-member` where the class stands, such as `txt` for a "
+        "member, `json:label` for a field of a JSON member or `/` for the folder"
+    )
+
+
+def check_test(test: Store, store: Store, classes: int | None = None) -> None:
     """Refuse a store to evaluate on without labels, or with labels that training cannot learn.
 
     Args:
         test: Open.
+        store: Of the training samples.
         classes: How many the network tells; None for one that tells pseudo-classes.
 
     Raises:
@@ -99,14 +107,30 @@ def check_test(test: Store, classes: int | None = None) -> None:
     largest = int(test.labels().max(initial=-1))
     if largest < 0:
         raise ShardsieveError(
-            f"test must have labels, got {test.path} without any; pack it with a `cls` member, "
-            "name the member with `shardsieve index --label-member`, or leave test out"
+            f"test must have labels, got {test.path} without any; {_cure(test)}, or leave test out"
+        )
+    foreign = sorted(set(test.classes).difference(store.classes))
+    if classes is not None and store.classes and foreign:
+        raise ShardsieveError(
+            f"test must have the classes of {store.path}, got {foreign[0]!r} in {test.path}; is it "
+            "a split of the same data set?"
         )
     if classes is not None and largest >= classes:
         raise ShardsieveError(
             f"test must have labels below {classes}, the classes of the training samples, got "
             f"{largest} in {test.path}; is it a split of the same data set?"
         )
+
+
+def numbers_in(store: Store, test: Store) -> NDArray[np.int64] | None:
+    """Return the number in `store` of every class of `test`, and -1 behind; None if it is the same.
+
+    Classes that have names are numbered by those that there are, and a test split may lack some.
+    """
+    if not store.classes or not test.classes:
+        return None
+    number = {name: place for place, name in enumerate(store.classes)}
+    return np.array([*(number[name] for name in test.classes), -1], dtype=np.int64)
 
 
 def count_pseudo_classes(store: Store, classes: int | None) -> int:

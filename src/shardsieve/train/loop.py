@@ -23,6 +23,7 @@ from shardsieve.train.config import TrainConfig
 from shardsieve.train.ending import Stopped
 from shardsieve.train.evaluation import evaluate
 from shardsieve.train.images import Batch
+from shardsieve.train.labels import numbers_in
 from shardsieve.train.launch import let_go, on_main
 from shardsieve.train.loading import make_loader, set_epoch
 from shardsieve.train.machines import on_all
@@ -152,6 +153,8 @@ class Trainer:
         network = self.stepper.evaluated()
         labelled = replace(self.config, pseudo_labels=None)
         how: dict[str, Any] = {"matched": labelled != self.config}
+        if not how["matched"]:
+            how["numbers"] = numbers_in(self.store, store)
         accuracy = evaluate(network, store, keep, labelled, self.accelerator, **how)
         seen = Cost(forward=len(keep), nbytes=keep.nbytes(store))
         self.done.evaluation += seen + self.spent(begin)

@@ -157,7 +157,7 @@ def _checked(
         store, config, ids=keep.ids() if isinstance(keep, KeepSet) else None
     )
     if test is not None:
-        check_test(test, None if matched else classes)
+        check_test(test, store, None if matched else classes)
         if matched:
             need_matching()
     if policy_score is not None:
