@@ -100,7 +100,7 @@ def test_the_image_of_a_sample_is_the_one_that_is_called_so():
         ({"a.b.png": first, "cls": b"0"}, 1),
     ]:
         assert image_of(sample).getpixel((0, 0)) == value
-    with pytest.raises(ValueError, match=r"one of jpg, .*ppm, got txt, png\.txt$"):
+    with pytest.raises(ValueError, match=r"one of jpg, .*tga, got txt, png\.txt$"):
         image_of({"__key__": "k", "txt": b"", "png.txt": b""})
     with pytest.raises(OSError, match=r"^it is no image that Pillow knows$"):
         image_of({"png": b"none"})

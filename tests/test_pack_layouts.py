@@ -98,6 +98,38 @@ def test_a_folder_of_classes_may_have_the_name_of_placess_images(places, tmp_pat
     assert split.classes == ("cat", "dog")
 
 
+@pytest.mark.parametrize(
+    ("named", "splits"),
+    [
+        (("training", "validation"), ["train", "val"]),
+        (("Train", "TEST", "valid"), ["train", "test", "val"]),
+        (("test", "Validation"), ["test", "val"]),
+    ],
+)
+def test_splits_are_known_by_any_of_their_names(tmp_path, named, splits):
+    """They were classes, or left out without a word."""
+    for split in named:
+        for label, name in enumerate(["cat", "dog"]):
+            write_image(tmp_path / "in" / split / name / "1.png", label, 0)
+    packed = pack(tmp_path / "in", tmp_path / "out")
+    assert [(one.split, one.classes) for one in packed] == [(s, ("cat", "dog")) for s in splits]
+    write_image(tmp_path / "in" / "VAL" / "cat" / "1.png", 0, 0)
+    write_image(tmp_path / "in" / "val" / "cat" / "1.png", 0, 0)
+    with pytest.raises(ss.ShardsieveError, match="one folder of the val split, got VAL and "):
+        pack(tmp_path / "in", tmp_path / "out")
+
+
+def test_a_class_may_have_the_name_of_a_split(tmp_path):
+    """CIFAR-100 has trains."""
+    for label, name in enumerate(["bus", "train"]):
+        write_image(tmp_path / "in" / name / "1.png", label, 0)
+    (split,) = pack(tmp_path / "in", tmp_path / "out")
+    assert (split.split, split.classes) == ("train", ("bus", "train"))
+    write_image(tmp_path / "flat" / "train" / "1.png", 0, 0)
+    with pytest.raises(ss.ShardsieveError, match="flat/train has no class folders"):
+        pack(tmp_path / "flat", tmp_path / "out")
+
+
 def test_splits_with_other_class_folders_are_refused(tmp_path):
     """ImageNet's validation images lie flat; a class more was left out without a word."""
     for split in ("train", "val"):

@@ -19,7 +19,11 @@ from shardsieve.shards.pixels import is_image
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _IDX = {"train": "train", "test": "t10k"}
-_SPLITS = ("train", "test", "val")
+_SPLITS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "val": ("val", "valid", "validation"),
+}
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,11 @@ def find_splits(source: str | Path, *, test_fraction: float = 0.0, seed: int = 0
 
     Args:
         source: `digits`, `fashion-mnist`, a folder with the four IDX files (gzipped or not), or an
-            image folder `CLASS/...` or `{train,test,val}/CLASS/...`; a split may lie flat in
-            `images/` beside a `NAME_annotations.txt`, as in Tiny-ImageNet; or Places365 as it is
-            handed out, with its lists. What is hidden (`.ipynb_checkpoints`, macOS's `._1.jpg`) is
-            neither class nor image.
+            image folder `CLASS/...` or `{train,test,val}/CLASS/...` (`Train`, `validation` and the
+            like are splits, too); a split may lie flat in `images/` beside a
+            `NAME_annotations.txt`, as in Tiny-ImageNet; or Places365 as it is handed out, with its
+            lists. What is hidden (`.ipynb_checkpoints`, macOS's `._1.jpg`) is neither class nor
+            image.
         test_fraction: Share of every class held out for `test` where the source has no split of
             its own, in `[0, 1)`. Digits default to 0.2.
         seed: Of that draw.
@@ -75,10 +80,10 @@ def find_splits(source: str | Path, *, test_fraction: float = 0.0, seed: int = 0
     if is_places(folder):
         classes, listed = places_splits(folder)
         return [_of_files(one.name, classes, one.files, one.labels) for one in listed]
-    own = [name for name in _SPLITS if (folder / name).is_dir()]
+    own = _own_splits(folder)
     if own:
-        classes = _class_names(folder / own[0])
-        return [_image_folder(folder / name, name, classes) for name in own]
+        classes = _class_names(next(iter(own.values())))
+        return [_image_folder(path, name, classes) for name, path in own.items()]
     return held_out(_image_folder(folder, "train", _class_names(folder)), test_fraction, seed)
 
 
@@ -104,6 +109,23 @@ def _rows(split: Split, name: str, rows: NDArray[np.int64]) -> Split:
 
 def _class_folders(folder: Path) -> set[str]:
     return {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
+
+
+def _own_splits(folder: Path) -> dict[str, Path]:
+    """Return the folders of the splits by name; none where such a name is that of a class."""
+    held = _class_folders(folder)
+    own: dict[str, Path] = {}
+    for split, words in _SPLITS.items():
+        found = sorted(name for name in held if name.lower() in words)
+        if len(found) > 1:
+            raise ShardsieveError(
+                f"{folder} must hold one folder of the {split} split, got {found[0]} and "
+                f"{found[1]}; move one elsewhere"
+            )
+        own.update((split, folder / name) for name in found)
+    # Of classes, `train` is one of CIFAR-100's.
+    is_class = len(own) < len(held) and not any(map(_class_folders, own.values()))
+    return {} if is_class else own
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:

@@ -3,7 +3,11 @@
 import numpy as np
 from PIL import Image
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
+IMAGE_SUFFIXES = (
+    *("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm"),
+    *("jfif", "jpe", "jp2", "pgm", "pbm", "pnm", "tga"),
+)
+"""Of what webdataset decodes, what photographs and scans are kept in."""
 
 
 def is_image(name: str) -> bool:
