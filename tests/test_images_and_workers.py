@@ -353,6 +353,11 @@ def test_pixels_beyond_sixteen_bits_are_white_and_those_below_nothing_black():
     assert found.tolist() == [[0, 0, 0, 1, 255, 255, 255, 255]]
 
 
+def test_floating_point_is_no_range_of_pixels():
+    with pytest.raises(OSError, match="its pixels are floating point; write them as 8 or 16"):
+        in_8_bits(Image.fromarray(np.ones((2, 2), np.float32)))
+
+
 def test_an_accelerator_forgets_what_is_let_go_and_nothing_else():
     accelerator = make_accelerator()
     made = [

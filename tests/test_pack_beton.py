@@ -76,6 +76,18 @@ def test_tars_to_beton_to_tars_keeps_bytes_order_and_keys(call, tars, tmp_path):
     assert len(raw(tars)) == N
 
 
+def test_samples_without_a_label_are_told_of_and_a_folder_may_be_one(call, tmp_path, caplog):
+    names = ["dog", "cat", "dog"]
+    members = [(f"{name}/{row}.jpg", jpeg(row)) for row, name in enumerate(names)]
+    tar, how = write_tar(tmp_path / "s.tar", members), ("--to", "beton", "--page-size", PAGE)
+    call("pack", tar, tmp_path / "named.beton", *how, "--label-member", "/")
+    assert ss.index(tmp_path / "named.beton", tmp_path / "n.zarr").labels().tolist() == [1, 0, 1]
+    assert caplog.messages == []
+    call("pack", tar, tmp_path / "bare.beton", *how)
+    (said,) = caplog.messages
+    assert said.startswith("3 of 3 samples have no label: -1 is written in its place")
+
+
 def test_tars_of_a_beton_whose_packing_was_killed_are_packed_to_their_end(call, tars, tmp_path):
     """The same call refused the shards that it had written, and those of another stay."""
     call("pack", f"{tars}/s-*.tar", tmp_path / "a.beton", "--to", "beton", "--page-size", PAGE)

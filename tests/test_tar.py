@@ -105,6 +105,25 @@ def test_hidden_files_that_webdataset_takes_for_samples_are_warned_of(tmp_path, 
     assert "some.tar" in said
 
 
+def test_tars_in_a_tar_are_warned_of(tmp_path, caplog):
+    inner = [write_tar(tmp_path / f"n{i}.tar", [(f"n{i}_1.JPEG", b"1")]) for i in range(3)]
+    outer = write_tar(tmp_path / "train.tar", [(one.name, one.read_bytes()) for one in inner])
+    ss.index(inner, tmp_path / "inner.zarr")
+    assert caplog.messages == []
+    ss.index(outer, tmp_path / "outer.zarr")
+    (said,) = caplog.messages
+    assert said.startswith("3 samples are tars themselves, the first of them in")
+    assert "shardsieve pack" in said
+
+
+@pytest.mark.parametrize(("begin", "what"), [(b"PAR1", "a Parquet"), (b"PK\3\4", "a zip")])
+def test_what_is_no_tar_is_called_what_it_is(tmp_path, begin, what):
+    path = tmp_path / "0000.parquet"
+    path.write_bytes(begin + bytes(2000))
+    with pytest.raises(CorruptShardError, match=f"parquet is {what} file, not a tar; write its"):
+        table_of(path)
+
+
 def test_a_repeated_member_is_refused(tmp_path):
     path = write_tar(tmp_path / "x.tar", [("a.jpg", b"1"), ("a.JPG", b"2")])
     with pytest.raises(CorruptShardError, match=r"repeats the member a\.JPG"):

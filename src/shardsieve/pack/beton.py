@@ -6,6 +6,7 @@ users see no extra field.
 """
 
 import io
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import chain, pairwise
@@ -31,6 +32,11 @@ from shardsieve.store.store import Store
 
 _FIELDS = (("image", IMAGE), ("label", INT))
 _ROW = row_type((IMAGE, INT))
+_LOG = logging.getLogger("shardsieve")
+_UNLABELLED = (
+    "%d of %d samples have no label: -1 is written in its place; --label-member says where the "
+    "class stands"
+)
 _AT_ONCE = 256  # samples that are read together: as many again are under way
 Progress = Callable[[int, int], None]
 
@@ -71,6 +77,9 @@ def pack_beton(
     if isinstance(source, Store):
         rows = np.arange(len(source)) if ids is None else source.rows(ids)
         wanted = source.ids()[rows]
+        unlabelled = int((source.labels()[rows] < 0).sum())
+        if unlabelled:
+            _LOG.warning(_UNLABELLED, unlabelled, len(rows))
         jobs = [_Job("train", target, _rows_of_tars(source, wanted, rows), len(wanted), ())]
     else:
         jobs = [

@@ -23,7 +23,13 @@ def in_8_bits(image: Image.Image) -> Image.Image:
     """Return a grey image of 16 bits in 8, any other as it is; what is more than 16 bits is white.
 
     Pillow's own conversions cut every value off at 255: nearly all of such an image would be white.
+    Of floating point they know no range either: values in [0, 1] would be black.
+
+    Raises:
+        OSError: If the image is of floating point.
     """
+    if image.mode == "F":
+        raise OSError("its pixels are floating point; write them as 8 or 16 bits per channel")
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))

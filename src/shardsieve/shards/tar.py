@@ -16,6 +16,7 @@ from shardsieve.shards.names import is_utf8, split_key
 BLOCK = 512
 _ZERO = bytes(BLOCK)
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_NO_TAR = {b"PAR1": "a Parquet file", b"PK\3\4": "a zip file"}
 _REGULAR = frozenset(b"0\x007")
 _OTHERS = frozenset(b"123456")
 _LONGEST_EMPTY = 1 << 20  # programs that pack fill up to a record, mostly of 10 KiB
@@ -408,6 +409,12 @@ def _what_is_wrong(head: bytes, offset: int, url: str) -> str:
     packed = next((name for magic, name in _PACKED.items() if head.startswith(magic)), None)
     if offset == 0 and packed is not None:
         return f"shard {url} is {packed}-compressed; unpack it: byte ranges need a plain tar"
+    other = next((name for magic, name in _NO_TAR.items() if head.startswith(magic)), None)
+    if offset == 0 and other is not None:
+        return (
+            f"shard {url} is {other}, not a tar; write its images to tars, as "
+            "docs/streaming.md shows under Packing"
+        )
     if offset == 0:
         return (
             f"shard {url} is not a tar: no valid header at byte 0; give tar shards, or an FFCV "

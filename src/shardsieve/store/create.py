@@ -57,6 +57,10 @@ _HIDDEN = (
     "webdataset reads too and which are no images; pack the shards without them "
     "(tar --exclude '._*')"
 )
+_NESTED = (
+    "%d samples are tars themselves, the first of them in %s, as ImageNet's are handed out; unpack "
+    "each into a folder of its class' name, and give `shardsieve pack` the folder that holds them"
+)
 _SPLIT = (
     "%d samples are the rest of an earlier one, the first of them in %s: its files are not next to "
     "each other, and webdataset too yields them one by one; pack the shards with tar --sort=name"
@@ -173,8 +177,10 @@ def _warn_of(shards: list[str], entries: list[IndexedShard]) -> None:
     """
     empty = [not entry.keys for entry in entries]
     hidden = [sum(key.endswith("/") for key in entry.keys) for entry in entries]
+    nested = [len(entry.keys) * (entry.suffixes == ["tar"]) for entry in entries]
     split = [entry.split for entry in entries]
-    for counts, what in ((empty, _EMPTY), (hidden, _HIDDEN), (split, _SPLIT)):
+    told = ((empty, _EMPTY), (hidden, _HIDDEN), (nested, _NESTED), (split, _SPLIT))
+    for counts, what in told:
         if any(counts):
             first = shards[next(i for i, count in enumerate(counts) if count)]
             _LOG.warning(what, sum(counts), first)
