@@ -97,6 +97,17 @@ def test_measures_and_texts_are_no_names(tmp_path):
     assert class_in(label_source("json:a")[2](b'{"a": "%s"}' % (b"x" * 300))) == -1
 
 
+def test_captions_are_no_classes(tmp_path, caplog):
+    few = [f"photo {i}" for i in range(1000)]
+    many = [*few, "another"]
+    for name, said in (("few", few), ("many", many), ("twice", [*many, *many])):
+        store = ss.index(shard(tmp_path / f"{name}.tar", said), tmp_path / name, label_member="txt")
+        assert len(store.classes) == (0 if name == "many" else len(set(said)))
+        assert (store.labels() < 0).all() == (name == "many")
+    (told,) = caplog.messages
+    assert told.startswith("txt says 1001 different texts in 1001 samples, such as captions, ")
+
+
 def test_appended_shards_leave_the_numbers_of_named_classes(tmp_path):
     store = ss.index(shard(tmp_path / "a.tar", NAMES), tmp_path / "s.zarr", label_member="txt")
     more = [shard(tmp_path / "b.tar", ["dog", "cat", "bee"]), shard(tmp_path / "c.tar", [0, "cat"])]

@@ -52,6 +52,11 @@ Progress = Callable[[int, int], None]
 LABEL_MEMBER = "cls"
 _LOG = logging.getLogger("shardsieve")
 _EMPTY = "tars without files, which add no samples: %d, the first of them %s"
+_FEW_CLASSES = 1000
+_TEXTS = (
+    "%s says %d different texts in %d samples, such as captions, which are taken for no classes; "
+    "--label-member says where the class stands"
+)
 _HIDDEN = (
     "%d samples are hidden files such as a Mac's ._1.jpg, the first of them in %s, which "
     "webdataset reads too and which are no images; pack the shards without them "
@@ -108,6 +113,15 @@ def index(
     return _existing(target, shards, label_member)
 
 
+def _classes(shards: list[IndexedShard], label_member: str) -> list[str]:
+    """Return the names of the classes; none, with a warning, where texts are hardly names."""
+    names, samples = class_names_of(shards), sum(len(shard.keys) for shard in shards)
+    if len(names) <= max(_FEW_CLASSES, samples // 2):
+        return names
+    _LOG.warning(_TEXTS, label_member, len(names), samples)
+    return []
+
+
 def _is_there(target: Path | str) -> bool:
     return holds_store(target) or (isinstance(target, Path) and target.exists())
 
@@ -132,7 +146,7 @@ def _make(
                 f"{len(done)} shards hold no files, the first of them {shards[0]}"
             )
         with _made(target, partial) as folder:
-            names = class_names_of(done)
+            names = _classes(done, label_member)
             named = {"classes": names} if names else None
             _write(folder, shards, [numbered(one, names) for one in done], label_member, named)
     shutil.rmtree(partial, ignore_errors=True)
