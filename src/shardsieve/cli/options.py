@@ -44,8 +44,8 @@ MatchSteps = Annotated[
 LabelMember = Annotated[
     str | None,
     typer.Option(
-        help="Where the label stands: a member's suffix, json:FIELD, or / for the folder; by "
-        "default cls, or the store's."
+        help="Where the label stands: a member's suffix, json:FIELD, / for the folder, or a field "
+        "of a .beton; by default cls, or the store's."
     ),
 ]
 KeepFraction = Annotated[float, keep_option(help="Share of all samples to keep, in (0, 1].")]
