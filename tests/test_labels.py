@@ -90,9 +90,9 @@ def test_beside_numbers_no_name_is_a_class(tmp_path):
 
 
 def test_measures_and_texts_are_no_names(tmp_path):
-    said = ["0.5", "nan", "1e-5", "[1, 0]", "1 2", "", "-1", b"\xff", "long " * 60, "3d"]
+    said = ["0.5", "nan", "1e-5", "[1, 0]", "1 2", "", "-1", b"\xff", "long " * 60, "a\nb", "3d"]
     store = ss.index(shard(tmp_path / "a.tar", said), tmp_path / "s.zarr", label_member="txt")
-    assert (store.classes, labels(store)) == (("3d",), [-1] * 9 + [0])
+    assert (store.classes, labels(store)) == (("3d",), [-1] * 10 + [0])
     assert class_in(str(1 << 31).encode()) == -1
     assert class_in(label_source("json:a")[2](b'{"a": "%s"}' % (b"x" * 300))) == -1
 

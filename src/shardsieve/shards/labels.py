@@ -32,7 +32,8 @@ def folder_of(key: str) -> bytes:
 def class_in(text: bytes) -> int | str:
     """Return the class that a text says: a number, or a name; -1 where it says none.
 
-    Measures and vectors are no names: a name has a letter and is no number of another kind.
+    Measures and vectors are no names: a name has a letter, is no number of another kind and stands
+    in one line.
 
     >>> [class_in(text) for text in (b"7", b"n01440764", b"0.5", b"[1, 0]", b"-1", b"")]
     [7, 'n01440764', -1, -1, -1, -1]
@@ -44,7 +45,7 @@ def class_in(text: bytes) -> int | str:
         return -1
     with suppress(UnicodeDecodeError):
         name = text.decode()
-        return name if any(map(str.isalpha, name)) else -1
+        return name if any(map(str.isalpha, name)) and len(name.splitlines()) == 1 else -1
     return -1
 
 
