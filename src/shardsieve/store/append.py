@@ -110,7 +110,7 @@ def _grow(store: Store, urls: list[str], entries: list[IndexedShard]) -> None:
     before, total = store.num_shards, store.num_shards + len(entries)
     classes = [*store.classes]
     if classes:
-        classes += [name for name in class_names_of(entries) if name not in classes]
+        classes = [*dict.fromkeys([*classes, *class_names_of(entries)])]
     entries = [numbered(entry, classes) for entry in entries]
     # Says how long the store is before any array is longer, and changes last.
     store.group.attrs["num_shards"] = before
