@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 
+import numpy as np
 from numpy.typing import NDArray
 
 
@@ -14,6 +15,9 @@ def table_fingerprint(keys: Iterable[str], offsets: NDArray, lengths: NDArray) -
     digest.update(offsets.astype("<i8").tobytes())
     digest.update(lengths.astype("<i8").tobytes())
     return digest.hexdigest()
+
+
+NO_SAMPLES = table_fingerprint([], np.array([]), np.array([]))
 
 
 def index_fingerprint(tables: Iterable[str]) -> str:

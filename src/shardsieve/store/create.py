@@ -278,8 +278,7 @@ def _write(
         if column.dtype == object:
             _write_strings(group, f"shard/{name}", column)
         else:
-            how: dict[str, Any] = {"compressors": CHECKED, "fill_value": -1}
-            group.create_array(f"shard/{name}", data=column, **how)
+            group.create_array(f"shard/{name}", data=column, compressors=CHECKED)
     samples = columns["samples"]
     shape = (len(shards), rows_per_shard(int(samples.max())))
     fills: list[tuple[str, str, int]] = [("offset", "int64", -1), ("length", "int64", 0)]

@@ -21,6 +21,7 @@ from shardsieve._version import __version__
 from shardsieve.io.objects import is_remote
 from shardsieve.io.source import cheap_fingerprint, cheap_fingerprints, same_fingerprint
 from shardsieve.scores.inputs import integers, real
+from shardsieve.shards.fingerprint import NO_SAMPLES
 from shardsieve.store.alone import in_turn
 from shardsieve.store.contents import unlist, write_contents
 from shardsieve.store.damage import damaged, read_part
@@ -83,10 +84,10 @@ class Store(SampleTables):
         self._need_chunks("shard/url", np.array([bool(url) for url in self.urls]))
         self._num_shards = len(self.urls)
         self.samples: NDArray[np.int64] = self._read("shard/samples")
-        # A lost chunk reads as 0 in stores of earlier releases, which have no empty shards.
-        known = self.samples != self._array("shard/samples").fill_value
-        fits = (self.samples >= 0) & (self.samples <= self.rows_per_shard)
-        self._need_chunks("shard/samples", known & fits)
+        some = (self.samples > 0) & (self.samples <= self.rows_per_shard)
+        if not some.all():  # a lost chunk reads as 0, and so does a shard without samples
+            some |= (self.samples == 0) & np.array([table == NO_SAMPLES for table in self.tables()])
+        self._need_chunks("shard/samples", some)
         self.sample_scores: dict[str, NDArray[np.float32]] = {}
 
     def __repr__(self) -> str:
