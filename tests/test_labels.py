@@ -116,8 +116,10 @@ def test_appended_shards_leave_the_numbers_of_named_classes(tmp_path):
     assert labels(grown) == [2, 0, 1, 0, 2, 2, 4, 1, 3]
     grown = append_shards(more, store.path)
     assert grown.classes == (*SORTED, "bee", "dog")
-    assert labels(grown)[-2:] == [-1, 1]  # the first class was not meant
+    assert labels(grown)[-2:] == [-1, 1]  # a number is no class there
     assert check(grown) == 0
+    grown = append_shards(shard(tmp_path / "d.tar", [7, "elk"]), store.path)
+    assert (grown.classes[5:], labels(grown)[-2:]) == (("elk",), [-1, 5])
     numbers = ss.index(shard(tmp_path / "n.tar", [1, 2]), tmp_path / "n.zarr", label_member="txt")
     assert labels(append_shards(tmp_path / "a.tar", numbers.path)) == [1, 2, *[-1] * 6]
     assert ss.open_store(numbers.path).classes == ()

@@ -111,7 +111,7 @@ def _grow(store: Store, urls: list[str], entries: list[IndexedShard]) -> None:
     classes = [*store.classes]
     if classes:
         classes = [*dict.fromkeys([*classes, *class_names_of(entries)])]
-    entries = [numbered(entry, classes) for entry in entries]
+    entries = list(numbered(entries, classes))
     # Says how long the store is before any array is longer, and changes last.
     store.group.attrs["num_shards"] = before
     for kind in PER_SHARD:

@@ -114,7 +114,9 @@ def index(
 
 
 def _classes(shards: list[IndexedShard], label_member: str) -> list[str]:
-    """Return the names of the classes; none, with a warning, where texts are hardly names."""
+    """Return the names of the classes; none beside numbers, nor where texts are hardly names."""
+    if any((shard.label >= 0).any() for shard in shards):
+        return []
     names, samples = class_names_of(shards), sum(len(shard.keys) for shard in shards)
     if len(names) <= max(_FEW_CLASSES, samples // 2):
         return names
@@ -148,7 +150,7 @@ def _make(
         with _made(target, partial) as folder:
             names = _classes(done, label_member)
             named = {"classes": names} if names else None
-            _write(folder, shards, [numbered(one, names) for one in done], label_member, named)
+            _write(folder, shards, list(numbered(done, names)), label_member, named)
     shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -381,11 +383,12 @@ def _check_tars(store: Store, progress: Progress | None) -> list[str]:
     remote = any(map(is_remote, store.urls))
     member = member_of(store)
     shards = at_once(lambda url: index_shard(url, label_member=member), store.urls, remote=remote)
-    each = zip(store.urls, store.tables(), store.labels_by_shard(), shards, strict=True)
+    told = numbered(shards, store.classes)
+    each = zip(store.urls, store.tables(), store.labels_by_shard(), told, strict=True)
     found = list[str]()
     for number, (url, table, labels, shard) in enumerate(each):
         same_samples = table == shard.table
-        if not (same_samples and np.array_equal(labels, numbered(shard, store.classes).label)):
+        if not (same_samples and np.array_equal(labels, shard.label)):
             other = "labels" if same_samples else "samples"
             raise StoreMismatchError(
                 f"shard {url} holds other {other} than the index of {store.path}; {ANOTHER_STORE}"

@@ -1,6 +1,6 @@
 """What the index keeps of one shard, whatever its format."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -49,20 +49,20 @@ def shard_columns(urls: Sequence[str], shards: Sequence[IndexedShard]) -> dict[s
 
 
 def class_names_of(shards: Iterable[IndexedShard]) -> list[str]:
-    """Return the names of the classes, sorted; none if a label is a number, and names then none."""
-    shards = list(shards)
-    if any((shard.label >= 0).any() for shard in shards):
-        return []
+    """Return the names of the classes, sorted."""
     return sorted({name for shard in shards for name in shard.names})
 
 
-def numbered(shard: IndexedShard, names: Sequence[str]) -> IndexedShard:
-    """Return a shard whose labels are all numbers: the places of its classes among these names.
+def numbered(shards: Iterable[IndexedShard], names: Sequence[str]) -> Iterator[IndexedShard]:
+    """Yield shards whose labels are all numbers: the places of their classes among these names.
 
     A class that is not among them has none, nor have numbers a meaning beside names.
     """
     places = {name: place for place, name in enumerate(names)}
-    of_name = np.array([places.get(name, -1) for name in shard.names], np.int32)
-    label, said = np.full_like(shard.label, -1) if names else shard.label.copy(), shard.label < -1
-    label[said] = of_name[-2 - shard.label[said]]
-    return replace(shard, label=label, names=[])
+    for shard in shards:
+        of_name = np.array([places.get(name, -1) for name in shard.names], np.int32)
+        label, said = shard.label.copy(), shard.label < -1
+        if names:
+            label[~said] = -1
+        label[said] = of_name[-2 - shard.label[said]]
+        yield replace(shard, label=label, names=[])
