@@ -15,9 +15,10 @@ from shardsieve.commands.classes import class_names
 from shardsieve.shards.labels import class_in, label_source
 from shardsieve.store.append import append_shards
 from shardsieve.store.create import check, index_shard, walked
+from shardsieve.store.store import numbers_in
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.evaluation import evaluate
-from shardsieve.train.labels import count_classes, numbers_in
+from shardsieve.train.labels import count_classes
 from shardsieve.train.subset import train_subset
 
 NAMES = ["hen", "ant", "cat", "ant", "hen", "hen"]
@@ -123,6 +124,23 @@ def test_appended_shards_leave_the_numbers_of_named_classes(tmp_path):
     numbers = ss.index(shard(tmp_path / "n.tar", [1, 2]), tmp_path / "n.zarr", label_member="txt")
     assert labels(append_shards(tmp_path / "a.tar", numbers.path)) == [1, 2, *[-1] * 6]
     assert ss.open_store(numbers.path).classes == ()
+
+
+def test_scores_go_to_a_store_whose_named_classes_have_other_numbers(tmp_path):
+    """As classes that were appended have where all shards are indexed anew."""
+    how, tars = {"label_member": "/"}, [folders(tmp_path / "a.tar", SORTED)]
+    store = ss.index(tars, tmp_path / "s.zarr", **how)
+    tars.append(folders(tmp_path / "b.tar", ["bee"] * 9))
+    grown, anew = append_shards(tars, store.path), ss.index(tars, tmp_path / "n.zarr", **how)
+    assert (labels(grown)[2:4], labels(anew)[2:4]) == ([2, 3], [3, 1])
+    grown.put_score("mine", np.arange(12))
+    assert ss.realign(grown, anew) == ["mine"]
+    said = [
+        ss.index(shard(tmp_path / f"{i}.tar", [name]), tmp_path / f"{i}.zarr", label_member="txt")
+        for i, name in enumerate(["cat", "dog"])
+    ]
+    with pytest.raises(ss.StoreMismatchError, match="1 of 1 labels of"):
+        ss.realign(*said)
 
 
 def test_shards_that_are_finished_keep_their_names(tmp_path, monkeypatch):

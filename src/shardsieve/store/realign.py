@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardsieve._errors import StoreMismatchError
-from shardsieve.store.store import Store, refuse_path
+from shardsieve.store.store import Store, numbers_in, refuse_path
 
 _MOST_RELABELLED = 0.1
 
@@ -63,7 +63,10 @@ def _refuse_other_samples(store_from: Store, store_to: Store, rows: NDArray[np.i
     """Refuse keys that name other samples: some labels may have been mended, not most of them."""
     old, new = store_from.labels(need_all=False)[rows], store_to.labels()
     known = (old >= 0) & (new >= 0)
-    other, count = int((old != new)[known].sum()), int(known.sum())
+    old, new, numbers = old[known], new[known], numbers_in(store_to, store_from)
+    if numbers is not None:
+        old = numbers[old]
+    other, count = int((old != new).sum()), len(old)
     if other > _MOST_RELABELLED * count:
         raise StoreMismatchError(
             f"{other} of {count} labels of {store_to.path} are others than those of "

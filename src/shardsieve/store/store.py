@@ -372,6 +372,19 @@ def refuse_path(store: object) -> None:
         raise TypeError(f"store must be what open_store or index returns, got {store!r}")
 
 
+def numbers_in(store: Store, other: Store) -> NDArray[np.int64] | None:
+    """Return what `store` calls every class of `other`, and -1 behind; None if by its number.
+
+    Classes that have names are numbered by those that there are: a test split may lack some, and
+    those that were appended come behind. One that `store` lacks has the number behind all others.
+    """
+    if not store.classes or not other.classes:
+        return None
+    number = {name: place for place, name in enumerate(store.classes)}
+    found = [number.get(name, len(number)) for name in other.classes]
+    return np.array([*found, -1], dtype=np.int64)
+
+
 def open_store(path: str | Path, *, mode: str = "r+", check_shards: bool = True) -> Store:
     """Open a store and check that its shards are still those it was made from.
 

@@ -122,17 +122,6 @@ def check_test(test: Store, store: Store, classes: int | None = None) -> None:
         )
 
 
-def numbers_in(store: Store, test: Store) -> NDArray[np.int64] | None:
-    """Return the number in `store` of every class of `test`, and -1 behind; None if it is the same.
-
-    Classes that have names are numbered by those that there are, and a test split may lack some.
-    """
-    if not store.classes or not test.classes:
-        return None
-    number = {name: place for place, name in enumerate(store.classes)}
-    return np.array([*(number[name] for name in test.classes), -1], dtype=np.int64)
-
-
 def count_pseudo_classes(store: Store, classes: int | None) -> int:
     """Return how many pseudo-classes to find: `classes`, or as many as there are labels.
 

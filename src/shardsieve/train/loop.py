@@ -17,13 +17,12 @@ from shardsieve.io.counts import Counts, size_of
 from shardsieve.keepset import KeepSet
 from shardsieve.plan import PADDING, Steps
 from shardsieve.policy.base import Policy
-from shardsieve.store.store import Store
+from shardsieve.store.store import Store, numbers_in
 from shardsieve.train.adversary import Adversary
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.ending import Stopped
 from shardsieve.train.evaluation import evaluate
 from shardsieve.train.images import Batch
-from shardsieve.train.labels import numbers_in
 from shardsieve.train.launch import let_go, on_main
 from shardsieve.train.loading import make_loader, set_epoch
 from shardsieve.train.machines import on_all
