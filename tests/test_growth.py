@@ -4,9 +4,12 @@ import tracemalloc
 from contextlib import contextmanager
 
 import numpy as np
+from tars import write_shards
 
+import shardsieve as ss
 from shardsieve.commands import scoring
 from shardsieve.extrapolate import out_of_fold
+from shardsieve.store import create
 
 
 class Counted(np.ndarray):
@@ -59,3 +62,24 @@ def test_seeds_are_tried_without_a_copy_of_all_of_them():
     with peak_below(3 * points.nbytes):
         found = out_of_fold(Nothing, points, points[:, 0])
     np.testing.assert_array_equal(found, points[:, 0].astype(np.float32))
+
+
+def test_an_index_holds_the_samples_of_a_few_shards(tmp_path, monkeypatch):
+    """Shards beyond those that are written together add nothing of their samples to the peak."""
+    monkeypatch.setattr(create, "_SHARDS_AT_ONCE", 4)
+    (shard,) = write_shards(tmp_path / "d", [1000])
+
+    def peak(count):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number:03d}.tar").hardlink_to(shard)
+        tracemalloc.start()
+        try:
+            assert len(ss.index(str(folder / "*.tar"), folder / "s.zarr")) == 1000 * count
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(2)  # what is loaded once
+    assert peak(44) - peak(4) < 40 * 1000 * 16

@@ -14,7 +14,7 @@ import shardsieve as ss
 from shardsieve.commands.classes import class_names
 from shardsieve.shards.labels import class_in, label_source
 from shardsieve.store.append import append_shards
-from shardsieve.store.create import check, index_shard, walked
+from shardsieve.store.create import check, finished, walked
 from shardsieve.store.store import numbers_in
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.evaluation import evaluate
@@ -146,11 +146,13 @@ def test_scores_go_to_a_store_whose_named_classes_have_other_numbers(tmp_path):
 def test_shards_that_are_finished_keep_their_names(tmp_path, monkeypatch):
     path = str(shard(tmp_path / "a.tar", NAMES))
     (tmp_path / "p").mkdir()
-    (first,) = walked([path], tmp_path / "p", "txt", None)
+    walked([path], tmp_path / "p", "txt", None)
     monkeypatch.setattr("shardsieve.store.create.index_shard", None)
     (again,) = walked([path], tmp_path / "p", "txt", None)
-    assert again.names == first.names == index_shard(path, label_member="txt").names
-    assert again.label.tolist() == first.label.tolist() == [-2, -3, -4, -3, -2, -2]
+    assert (again.names, again.has_numbers) == (("hen", "ant", "cat"), False)
+    (entry,) = finished(tmp_path / "p", 1)
+    assert entry.names == ["hen", "ant", "cat"]
+    assert entry.label.tolist() == [-2, -3, -4, -3, -2, -2]
 
 
 def test_a_store_says_where_a_class_could_stand(tmp_path):

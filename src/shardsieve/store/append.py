@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import zarr
 
 from shardsieve._errors import ShardsieveError, StoreMismatchError
@@ -13,13 +12,25 @@ from shardsieve.shards.fingerprint import index_fingerprint
 from shardsieve.shards.names import expand_urls
 from shardsieve.store.alone import alone_in, in_turn, remove_left_folder
 from shardsieve.store.contents import has_contents, write_contents
-from shardsieve.store.create import Progress, beside, member_of, walked
-from shardsieve.store.indexed import IndexedShard, class_names_of, numbered, shard_columns
+from shardsieve.store.create import (
+    Progress,
+    beside,
+    finished,
+    member_of,
+    walked,
+    write_samples,
+)
+from shardsieve.store.indexed import (
+    IndexedShard,
+    ShardRow,
+    class_names_of,
+    numbered,
+    shard_columns,
+)
 from shardsieve.store.layout import (
     PER_SHARD,
     need_writable,
     place_of,
-    stored_key,
     told_about_disk,
 )
 from shardsieve.store.store import Store, open_store
@@ -67,11 +78,11 @@ def append_shards(
         new = _new(urls, old)
         if not new:  # another process was faster
             return old
-        entries = walked(new, partial, label_member, progress)
-        for url, entry in zip(new, entries, strict=True):
-            _check_size(url, len(entry.keys), old)
+        rows = walked(new, partial, label_member, progress)
+        for url, row in zip(new, rows, strict=True):
+            _check_size(url, row.samples, old)
         with told_about_disk(old.path), in_turn(old.path):
-            _grow(old, new, entries)
+            _grow(old, new, rows, finished(partial, len(rows)))
         shutil.rmtree(partial, ignore_errors=True)
     return open_store(store)
 
@@ -106,12 +117,13 @@ def _check_size(url: str, rows: int, store: Store) -> None:
         )
 
 
-def _grow(store: Store, urls: list[str], entries: list[IndexedShard]) -> None:
-    before, total = store.num_shards, store.num_shards + len(entries)
+def _grow(
+    store: Store, urls: list[str], rows: list[ShardRow], shards: Iterable[IndexedShard]
+) -> None:
+    before, total = store.num_shards, store.num_shards + len(rows)
     classes = [*store.classes]
     if classes:
-        classes = [*dict.fromkeys([*classes, *class_names_of(entries)])]
-    entries = list(numbered(entries, classes))
+        classes = [*dict.fromkeys([*classes, *class_names_of(rows)])]
     # Says how long the store is before any array is longer, and changes last.
     store.group.attrs["num_shards"] = before
     for kind in PER_SHARD:
@@ -121,19 +133,12 @@ def _grow(store: Store, urls: list[str], entries: list[IndexedShard]) -> None:
             # What a killed run had appended goes: it may have been other shards.
             array.resize((before, *array.shape[1:]))
             array.resize((total, *array.shape[1:]))
-    new = slice(before, total)
-    columns = shard_columns(urls, entries)
+    columns = shard_columns(urls, rows)
     for name, column in columns.items():
-        _array(store, f"shard/{name}")[new] = column
-    for number, entry in enumerate(entries, start=before):
-        rows = len(entry.keys)
-        _array(store, "sample/key")[number, :rows] = np.array(
-            list(map(stored_key, entry.keys)), object
-        )
-        for name in ("offset", "length", "label"):
-            _array(store, f"sample/{name}")[number, :rows] = getattr(entry, name)
+        _array(store, f"shard/{name}")[before:total] = column
+    write_samples(store.group, before, numbered(shards, classes))
     tables = [*store.tables(), *columns["table"].tolist()]
-    names = set(store.members).union(*(entry.suffixes for entry in entries))
+    names = set(store.members).union(*(row.suffixes for row in rows))
     # One file, replaced in one step: before it the store is the old one, after it the new one.
     # (`attrs.update` would write it once per key.)
     store.group.update_attributes(

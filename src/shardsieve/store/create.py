@@ -5,15 +5,15 @@ import json
 import logging
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 import zarr
-from numpy.typing import NDArray
 
 from shardsieve._errors import (
     ANOTHER_STORE,
@@ -32,7 +32,13 @@ from shardsieve.store.alone import alone_in, remove_left_folder
 from shardsieve.store.contents import write_contents
 from shardsieve.store.create_beton import beton_blocks, check_beton, is_beton
 from shardsieve.store.damage import CHECKED
-from shardsieve.store.indexed import IndexedShard, class_names_of, numbered, shard_columns
+from shardsieve.store.indexed import (
+    IndexedShard,
+    ShardRow,
+    class_names_of,
+    numbered,
+    shard_columns,
+)
 from shardsieve.store.layout import (
     FORMAT_VERSION,
     LOST_LABEL,
@@ -42,7 +48,6 @@ from shardsieve.store.layout import (
     place_of,
     renamed_folder,
     rows_per_shard,
-    stored_key,
     told_about_disk,
     uploaded_folder,
 )
@@ -51,6 +56,13 @@ from shardsieve.store.store import Store, open_store
 Progress = Callable[[int, int], None]
 LABEL_MEMBER = "cls"
 _LOG = logging.getLogger("shardsieve")
+_OF_SAMPLES: dict[str, tuple[Any, Any]] = {
+    "offset": ("int64", -1),
+    "length": ("int64", 0),
+    "label": ("int32", LOST_LABEL),
+    "key": (str, ""),
+}
+_SHARDS_AT_ONCE = 32
 _EMPTY = "tars without files, which add no samples: %d, the first of them %s"
 _FEW_CLASSES = 1000
 _TEXTS = (
@@ -113,11 +125,11 @@ def index(
     return _existing(target, shards, label_member)
 
 
-def _classes(shards: list[IndexedShard], label_member: str) -> list[str]:
+def _classes(rows: list[ShardRow], label_member: str) -> list[str]:
     """Return the names of the classes; none beside numbers, nor where texts are hardly names."""
-    if any((shard.label >= 0).any() for shard in shards):
+    if any(row.has_numbers for row in rows):
         return []
-    names, samples = class_names_of(shards), sum(len(shard.keys) for shard in shards)
+    names, samples = class_names_of(rows), sum(row.samples for row in rows)
     if len(names) <= max(_FEW_CLASSES, samples // 2):
         return names
     _LOG.warning(_TEXTS, label_member, len(names), samples)
@@ -139,10 +151,11 @@ def _make(
     if is_beton(shards):
         blocks, attributes = beton_blocks(shards[0], label_member)
         with _made(target, partial) as folder:
-            _write(folder, shards * len(blocks), blocks, label_member, attributes)
+            rows = [block.row for block in blocks]
+            _write(folder, shards * len(blocks), rows, blocks, label_member, attributes)
     else:
         done = walked(shards, partial, label_member, progress)
-        if not any(entry.keys for entry in done):
+        if not any(row.samples for row in done):
             shutil.rmtree(partial, ignore_errors=True)
             raise CorruptShardError(
                 f"{len(done)} shards hold no files, the first of them {shards[0]}"
@@ -150,18 +163,17 @@ def _make(
         with _made(target, partial) as folder:
             names = _classes(done, label_member)
             named = {"classes": names} if names else None
-            _write(folder, shards, list(numbered(done, names)), label_member, named)
+            told = numbered(finished(partial, len(done)), names)
+            _write(folder, shards, done, told, label_member, named)
     shutil.rmtree(partial, ignore_errors=True)
 
 
 def walked(
     shards: list[str], partial: Path, label_member: str, progress: Progress | None
-) -> list[IndexedShard]:
-    """Return the index entries of tars, from the folder of finished ones where they are there.
+) -> list[ShardRow]:
+    """Walk tars that the folder of finished ones lacks, and return what is known of each.
 
-    Classes that are said by name have no numbers yet.
-
-    The folder is this process' own: see `alone_in`.
+    The folder is this process' own: see `alone_in`. Their samples are in it: see `finished`.
 
     A damaged file empties the folder; anything else that stops it leaves what is finished.
     """
@@ -169,13 +181,11 @@ def walked(
     if remote:
         cheap_fingerprints(shards)  # one that is missing is named now, not after hours
     try:
-        entries = at_once(
-            lambda one: _resumed(partial, *one, label_member) or _save(partial, *one, label_member),
-            enumerate(shards),
-            remote=remote,
+        rows = at_once(
+            lambda one: _finished(partial, *one, label_member).row, enumerate(shards), remote=remote
         )
-        for entry in entries:
-            done.append(entry)
+        for row in rows:
+            done.append(row)
             if progress:
                 progress(len(done), len(shards))
         _warn_of(shards, done)
@@ -186,15 +196,11 @@ def walked(
     return done
 
 
-def _warn_of(shards: list[str], entries: list[IndexedShard]) -> None:
-    """Warn of what webdataset reads in silence, but what nobody meant.
-
-    The keys of members whose names begin with a dot in a folder end at that folder.
-    """
-    empty = [not entry.keys for entry in entries]
-    hidden = [sum(key.endswith("/") for key in entry.keys) for entry in entries]
-    nested = [len(entry.keys) * (entry.suffixes == ["tar"]) for entry in entries]
-    split = [entry.split for entry in entries]
+def _warn_of(shards: list[str], rows: list[ShardRow]) -> None:
+    """Warn of what webdataset reads in silence, but what nobody meant."""
+    empty = [not row.samples for row in rows]
+    nested = [row.samples * (row.suffixes == ("tar",)) for row in rows]
+    hidden, split = [row.hidden for row in rows], [row.split for row in rows]
     told = ((empty, _EMPTY), (hidden, _HIDDEN), (nested, _NESTED), (split, _SPLIT))
     for counts, what in told:
         if any(counts):
@@ -252,54 +258,65 @@ def _save(partial: Path, number: int, url: str, label_member: str) -> IndexedSha
     return shard
 
 
-def _resumed(partial: Path, number: int, url: str, label_member: str) -> IndexedShard | None:
+def _finished(partial: Path, number: int, url: str, label_member: str) -> IndexedShard:
+    """Return a shard's entry, from the folder if it is there, else from a walk that leaves it."""
     try:
-        with (partial / f"{number:08d}.npz").open("rb") as file, np.load(file) as saved:
-            *whence, nbytes, split, names, suffixes, keys = json.loads(str(saved["note"]))
-            arrays = {k: saved[k] for k in ("offset", "length", "label")}
+        whence, shard = _read(partial, number)
     except (OSError, EOFError, ValueError, KeyError, BadZipFile):
-        return None  # it is not there, or not whole after a power cut
-    if whence != [url, fingerprint := cheap_fingerprint(url), label_member]:
-        return None
-    arrays |= {"split": split, "names": names}
-    return IndexedShard(
-        keys=keys, suffixes=suffixes, nbytes=nbytes, fingerprint=fingerprint, **arrays
-    )
+        pass  # it is not there, or not whole after a power cut
+    else:
+        if whence == [url, cheap_fingerprint(url), label_member]:
+            return shard
+    return _save(partial, number, url, label_member)
+
+
+def finished(partial: Path, count: int) -> Iterator[IndexedShard]:
+    """Yield the entries of shards that were all walked; one is in memory at a time.
+
+    Classes that are said by name have no numbers yet.
+    """
+    for number in range(count):
+        yield _read(partial, number)[1]
+
+
+def _read(partial: Path, number: int) -> tuple[list[str], IndexedShard]:
+    """Return whence an entry of the folder is, and the entry."""
+    with (partial / f"{number:08d}.npz").open("rb") as file, np.load(file) as saved:
+        *whence, nbytes, split, names, suffixes, keys = json.loads(str(saved["note"]))
+        arrays: dict[str, Any] = {k: saved[k] for k in ("offset", "length", "label")}
+    how: dict[str, Any] = {"nbytes": nbytes, "split": split, "names": names}
+    how |= {"keys": keys, "suffixes": suffixes, "fingerprint": whence[1]}
+    return whence, IndexedShard(**how, **arrays)
 
 
 def _write(
     where: Path,
     urls: list[str],
-    shards: list[IndexedShard],
+    rows: list[ShardRow],
+    shards: Iterable[IndexedShard],
     label_member: str,
     attributes: dict[str, Any] | None = None,
 ) -> None:
     group = zarr.open_group(where, mode="w", zarr_format=3)
-    columns = shard_columns(urls, shards)
+    columns = shard_columns(urls, rows)
     for name, column in columns.items():
+        how: dict[str, Any] = {"compressors": CHECKED}
         if column.dtype == object:
-            _write_strings(group, f"shard/{name}", column)
+            how |= {"dtype": str, "fill_value": "", "shape": column.shape, "chunks": column.shape}
+            group.create_array(f"shard/{name}", **how)[:] = column
         else:
-            group.create_array(f"shard/{name}", data=column, compressors=CHECKED)
-    samples = columns["samples"]
-    shape = (len(shards), rows_per_shard(int(samples.max())))
-    fills: list[tuple[str, str, int]] = [("offset", "int64", -1), ("length", "int64", 0)]
-    for name, dtype, fill in [*fills, ("label", "int32", LOST_LABEL)]:
-        rows = np.full(shape, fill, dtype=dtype)
-        for number, shard in enumerate(shards):
-            rows[number, : samples[number]] = getattr(shard, name)
-        make_array(group, f"sample/{name}", shape, dtype, fill)[:] = rows
-    keys = np.full(shape, "", dtype=object)
-    for number, shard in enumerate(shards):
-        keys[number, : samples[number]] = [stored_key(key) for key in shard.keys]
-    _write_strings(group, "sample/key", keys)
+            group.create_array(f"shard/{name}", data=column, **how)
+    shape = (len(rows), rows_per_shard(int(columns["samples"].max())))
+    for name, (dtype, fill) in _OF_SAMPLES.items():
+        make_array(group, f"sample/{name}", shape, dtype, fill)
+    write_samples(group, 0, shards)
     group.update_attributes(
         {
             "kind": "webdataset",
             # Who opens the store while shards are appended must not read longer arrays.
-            "num_shards": len(shards),
+            "num_shards": len(rows),
             "rows_per_shard": shape[1],
-            "members": sorted({name for shard in shards for name in shard.suffixes}),
+            "members": sorted({name for row in rows for name in row.suffixes}),
             "fingerprint": index_fingerprint(columns["table"].tolist()),
             "label_member": label_member,
             **(attributes or {}),
@@ -309,11 +326,18 @@ def _write(
     write_contents(group)
 
 
-def _write_strings(group: zarr.Group, name: str, values: NDArray[np.object_]) -> None:
-    chunks = values.shape if values.ndim == 1 else (1, values.shape[1])
-    how: dict[str, Any] = {"dtype": str, "compressors": CHECKED, "fill_value": ""}
-    array = group.create_array(name, shape=values.shape, chunks=chunks, **how)
-    array[:] = values
+def write_samples(group: zarr.Group, first: int, shards: Iterable[IndexedShard]) -> None:
+    """Write what a store holds of samples from a shard on; of a few shards it is in memory."""
+    left = iter(shards)
+    while part := list(islice(left, _SHARDS_AT_ONCE)):
+        for name, (dtype, fill) in _OF_SAMPLES.items():
+            array: Any = group[f"sample/{name}"]
+            size = len(part), array.shape[1]
+            table = np.full(size, fill, dtype=object if dtype is str else dtype)
+            for row, shard in zip(table, part, strict=True):
+                row[: len(shard.keys)] = shard.stored(name)
+            array[first : first + len(part)] = table
+        first += len(part)
 
 
 def _existing(target: Path | str, shards: list[str], label_member: str | None) -> Store:
@@ -332,7 +356,8 @@ def _existing(target: Path | str, shards: list[str], label_member: str | None) -
             f"{store.urls[0]} was the first; name them in that order, or choose another --store"
         )
     if store.urls != wanted:
-        other = next((a for a in wanted if a not in store.urls), f"{len(wanted)} shards")
+        held = set(store.urls)
+        other = next((a for a in wanted if a not in held), f"{len(wanted)} shards")
         grown = wanted[: store.num_shards] == store.urls
         cure = "add the new ones with --append" if grown else "choose another --store"
         raise StoreMismatchError(

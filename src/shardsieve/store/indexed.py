@@ -1,5 +1,6 @@
 """What the index keeps of one shard, whatever its format."""
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from shardsieve.io.source import absolute
 from shardsieve.shards.fingerprint import table_fingerprint
+from shardsieve.store.layout import stored_key
 
 
 @dataclass(frozen=True)
@@ -36,21 +38,70 @@ class IndexedShard:
         """Exact fingerprint: digest of the sample table."""
         return table_fingerprint(self.keys, self.offset, self.length)
 
+    def stored(self, name: str) -> Any:
+        """Return what `sample/<name>` of a store holds of it, (samples,)."""
+        return list(map(stored_key, self.keys)) if name == "key" else getattr(self, name)
 
-def shard_columns(urls: Sequence[str], shards: Sequence[IndexedShard]) -> dict[str, NDArray[Any]]:
+    @property
+    def row(self) -> "ShardRow":
+        """What is known of it among all shards."""
+        hidden = sum(key.endswith("/") for key in self.keys)
+        return ShardRow(
+            samples=len(self.keys),
+            nbytes=self.nbytes,
+            fingerprint=self.fingerprint,
+            table=self.table,
+            suffixes=tuple(self.suffixes),
+            split=self.split,
+            hidden=hidden,
+            # Most shards name the same classes: one string of each.
+            names=tuple(map(sys.intern, self.names)),
+            has_numbers=bool((self.label >= 0).any()),
+        )
+
+
+@dataclass(frozen=True)
+class ShardRow:
+    """What is held of every shard at once while a store is written: nothing of its samples.
+
+    Attributes:
+        samples: Their number.
+        nbytes: Of the shard.
+        fingerprint: The cheap one.
+        table: The exact one.
+        suffixes: Of its members.
+        split: Samples that are the rest of an earlier one.
+        hidden: Samples that are hidden files: the keys of members whose names begin with a dot in
+            a folder end at that folder.
+        names: Of its classes that are said by name.
+        has_numbers: Whether a class is said by its number.
+    """
+
+    samples: int
+    nbytes: int
+    fingerprint: str
+    table: str
+    suffixes: tuple[str, ...]
+    split: int
+    hidden: int
+    names: tuple[str, ...]
+    has_numbers: bool
+
+
+def shard_columns(urls: Sequence[str], rows: Sequence[ShardRow]) -> dict[str, NDArray[Any]]:
     """Return what a store holds of its shards, (S,) each, by the names in its group `shard`."""
     return {
         "url": np.array([absolute(url) for url in urls], object),
-        "samples": np.array([len(shard.keys) for shard in shards], np.int64),
-        "nbytes": np.array([shard.nbytes for shard in shards], np.int64),
-        "fingerprint": np.array([shard.fingerprint for shard in shards], object),
-        "table": np.array([shard.table for shard in shards], object),
+        "samples": np.array([row.samples for row in rows], np.int64),
+        "nbytes": np.array([row.nbytes for row in rows], np.int64),
+        "fingerprint": np.array([row.fingerprint for row in rows], object),
+        "table": np.array([row.table for row in rows], object),
     }
 
 
-def class_names_of(shards: Iterable[IndexedShard]) -> list[str]:
+def class_names_of(rows: Iterable[ShardRow]) -> list[str]:
     """Return the names of the classes, sorted."""
-    return sorted({name for shard in shards for name in shard.names})
+    return sorted({name for row in rows for name in row.names})
 
 
 def numbered(shards: Iterable[IndexedShard], names: Sequence[str]) -> Iterator[IndexedShard]:

@@ -72,7 +72,7 @@ def is_name(name: object) -> bool:
 
 
 def make_array(
-    group: zarr.Group, name: str, shape: tuple[int, ...], dtype: str, fill: Any
+    group: zarr.Group, name: str, shape: tuple[int, ...], dtype: Any, fill: Any
 ) -> zarr.Array[Any]:
     """Create an array whose chunks are the shards: one row of the first axis each."""
     return group.create_array(
