@@ -9,6 +9,9 @@ from tars import write_shards
 import shardsieve as ss
 from shardsieve.commands import scoring
 from shardsieve.extrapolate import out_of_fold
+from shardsieve.keepset import KeepSet
+from shardsieve.loaders.passing import _by_step
+from shardsieve.plan import Steps
 from shardsieve.store import create
 
 
@@ -21,6 +24,11 @@ class Counted(np.ndarray):
         plain = [np.asarray(one) if isinstance(one, Counted) else one for one in inputs]
         Counted.looked_at += max(np.size(one) for one in plain)
         return getattr(function, method)(*plain, **how)
+
+    def __array_function__(self, function, types, given, how):
+        if function is np.concatenate:
+            Counted.looked_at += sum(map(len, given[0]))
+        return super().__array_function__(function, types, given, how)
 
 
 @contextmanager
@@ -55,6 +63,28 @@ def test_groups_are_told_apart_by_one_look_at_every_sample(monkeypatch):
         np.testing.assert_array_equal(one, other)
     assert (got[0] % 200 == (np.arange(1000) % 200)[:, None]).all()
     assert Counted.looked_at < 4 * 1000
+
+
+def test_kept_samples_of_many_shards_are_found_by_one_look_at_each(monkeypatch):
+    rng = np.random.default_rng(0)
+    kept = rng.random((300, 100)) < 0.3
+    kept[:, 99] = True
+    keep = KeepSet(np.packbits(kept, axis=1), 128, "none")
+    shard = rng.integers(0, 300, 5000)
+    ordinal = (rng.random(5000) * keep.counts[shard]).astype(np.int64)
+    monkeypatch.setattr(Counted, "looked_at", 0)
+    got = keep.ids_at(shard.view(Counted), ordinal)
+    want = [s * 128 + np.flatnonzero(kept[s])[o] for s, o in zip(shard, ordinal, strict=True)]
+    np.testing.assert_array_equal(got, want)
+    assert Counted.looked_at < 4 * 5000
+
+
+def test_a_step_of_many_parts_joins_them_once(monkeypatch):
+    parts = [np.arange(i, i + 10).view(Counted) for i in range(0, 4000, 10)]
+    monkeypatch.setattr(Counted, "looked_at", 0)
+    steps = dict(_by_step(Steps(4000, 2000, 1), iter(parts)))
+    np.testing.assert_array_equal(np.concatenate([steps[0], steps[1]]), np.arange(4000))
+    assert Counted.looked_at < 3 * 4000
 
 
 def test_seeds_are_tried_without_a_copy_of_all_of_them():

@@ -15,6 +15,10 @@ from shardsieve.scores.inputs import plain, real
 from shardsieve.store.alone import in_turn
 from shardsieve.store.store import Store, refuse_path
 
+_BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+# Where a byte has its nth bit: (256, 8), of which the first `bitwise_count` of each row count.
+_NTH_BIT = np.argsort(1 - _BYTES, axis=1, kind="stable")
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class KeepSet:
@@ -93,11 +97,17 @@ class KeepSet:
 
     def ids_at(self, shard: NDArray[np.int64], ordinal: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the ids of these kept samples, counted within their shards: int64, same shape."""
-        position = np.empty_like(ordinal)
-        for one in np.unique(shard):
-            rows = shard == one
-            position[rows] = self.positions(int(one))[ordinal[rows]]
-        return shard * self.rows_per_shard + position
+        used = np.zeros(len(self.bits), dtype=np.bool_)
+        used[shard] = True
+        bits, width = self.bits[used].ravel(), self.bits.shape[1]
+        sizes = np.bitwise_count(bits)
+        ends = np.cumsum(sizes, dtype=np.int64)
+        # Places among what these shards keep, and the bytes that hold them.
+        first = np.concatenate([[0], ends[width - 1 :: width]])
+        place = first[np.cumsum(used)[shard] - 1] + ordinal
+        byte = np.searchsorted(ends, place, side="right")
+        bit = _NTH_BIT[bits[byte], place - ends[byte] + sizes[byte]]
+        return np.asarray(shard * self.rows_per_shard + byte % width * 8 + bit)
 
     def within(self, shards: NDArray[np.bool_]) -> "KeepSet":
         """Return what it keeps of some shards: bool (S,)."""

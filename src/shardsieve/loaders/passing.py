@@ -155,8 +155,11 @@ def _by_step(steps: Steps, parts: Iterator[Ids]) -> Iterator[tuple[int, Ids]]:
     held = np.zeros(0, dtype=np.int64)
     for step in range(len(steps)):
         start, stop = steps.bounds(step)
-        while len(held) < stop - start:
-            held = np.concatenate([held, next(parts)])
+        taken, size = [held], len(held)
+        while size < stop - start:
+            taken.append(next(parts))
+            size += len(taken[-1])
+        held = np.concatenate(taken) if len(taken) > 1 else held
         yield step, held[: stop - start]
         held = held[stop - start :]
 
