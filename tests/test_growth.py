@@ -4,6 +4,9 @@ import tracemalloc
 from contextlib import contextmanager
 
 import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tars import write_shards
 
 import shardsieve as ss
@@ -12,6 +15,7 @@ from shardsieve.extrapolate import out_of_fold
 from shardsieve.keepset import KeepSet
 from shardsieve.loaders.passing import _by_step
 from shardsieve.plan import Steps
+from shardsieve.policy import random
 from shardsieve.store import create
 
 
@@ -39,6 +43,12 @@ def peak_below(nbytes):
         assert tracemalloc.get_traced_memory()[1] < nbytes
     finally:
         tracemalloc.stop()
+
+
+@pytest.fixture(scope="module")
+def shards_of_hundred(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    return ss.index(write_shards(folder / "d", [40, 23, 37]), folder / "s.zarr")
 
 
 class Nothing:
@@ -113,3 +123,21 @@ def test_an_index_holds_the_samples_of_a_few_shards(tmp_path, monkeypatch):
 
     peak(2)  # what is loaded once
     assert peak(44) - peak(4) < 40 * 1000 * 16
+
+
+@given(st.floats(0.05, 1), st.integers(0, 40), st.integers(0, 9))
+def test_a_late_epoch_is_chosen_without_the_order_of_every_pass_before(
+    shards_of_hundred, fraction, epoch, seed
+):
+    started, again = (ss.RandomDynamic(fraction, seed=seed) for _ in range(2))
+    started.bind(shards_of_hundred)
+    again.bind(shards_of_hundred)
+    for number in range(epoch + 1):
+        want = started.choose(number).rows
+    orders, permutation = [], random.permutation
+    random.permutation = lambda *key: orders.append(key) or permutation(*key)
+    try:
+        np.testing.assert_array_equal(again.choose(epoch).rows, want)
+    finally:
+        random.permutation = permutation
+    assert len(orders) <= 3

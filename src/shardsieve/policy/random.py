@@ -3,8 +3,9 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from shardsieve.order import permutation
+from shardsieve.order import permutation, random_bits
 from shardsieve.policy.base import Choice, Expected, Policy
 from shardsieve.policy.inbox import Rows
 from shardsieve.selection import check_fraction, num_kept
@@ -58,11 +59,27 @@ class RandomDynamic(Policy):
         if self._pass is None or self._pass[0] > number:
             self._pass = 0, permutation(n, self.seed, _PASS, 0)
         at, order = self._pass
-        while at < number:
-            at += 1
-            left = order[at * n // kept * kept - (at - 1) * n :]
-            order = permutation(n, self.seed, _PASS, at)
-            late = np.isin(order, left)
-            order = np.concatenate([order[~late], order[late]])
-        self._pass = at, order
+        if at < number:
+            late = np.zeros(n, dtype=np.bool_)
+            late[order[n - (at + 1) * n % kept :]] = True
+            for between in range(at + 1, number):
+                bits = random_bits(n, self.seed, _PASS, between)
+                late = _last(bits, late, (between + 1) * n % kept)
+            order = permutation(n, self.seed, _PASS, number)
+            order = np.concatenate([order[~late[order]], order[late[order]]])
+        self._pass = number, order
         return order
+
+
+def _last(bits: NDArray[np.uint64], late: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
+    """Return which rows are the last `count` where late ones come last, and else by their bits.
+
+    No order is made of the others: of a pass only what it leaves to the next one decides.
+    """
+    short = count - int(late.sum())
+    last = late.copy() if short >= 0 else np.zeros_like(late)
+    among, wanted = np.flatnonzero(~late if short >= 0 else late), short if short >= 0 else count
+    first = len(among) - wanted
+    if wanted:
+        last[among[np.argpartition(bits[among], first)[first:]]] = True
+    return last
