@@ -141,3 +141,13 @@ def test_a_late_epoch_is_chosen_without_the_order_of_every_pass_before(
     finally:
         random.permutation = permutation
     assert len(orders) <= 3
+
+
+def test_ids_take_little_more_than_themselves(tmp_path):
+    store = ss.index(write_shards(tmp_path / "d", [3000, 1, 2999]), tmp_path / "s.zarr")
+    with peak_below(1.6 * 8 * 6000):
+        ids = store.ids()
+    assert ids.dtype == np.int64
+    assert len(ids) == 6000
+    np.testing.assert_array_equal(store.rows(ids), np.arange(6000))
+    assert [ids[0], ids[3000], ids[3001], ids[-1]] == [0, 3008, 6016, 6016 + 2998]

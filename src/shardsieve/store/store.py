@@ -100,9 +100,8 @@ class Store(SampleTables):
 
     def ids(self) -> NDArray[np.int64]:
         """Return every sample id, ascending: int64 (n,)."""
-        starts = np.repeat(np.arange(self.num_shards) * self.rows_per_shard, self.samples)
-        first = np.repeat(np.cumsum(self.samples) - self.samples, self.samples)
-        return (starts + np.arange(len(starts)) - first).astype(np.int64)
+        used = used_slots(self.samples, self.rows_per_shard)  # an id is the place of a slot
+        return np.flatnonzero(used).astype(np.int64, copy=False)
 
     def rows(self, ids: ArrayLike) -> NDArray[np.int64]:
         """Return the place of each id among `ids()`: int64, same shape.
