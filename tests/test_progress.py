@@ -15,6 +15,7 @@ from tars import write_shards
 import shardsieve as ss
 from shardsieve.commands import progress as commands_progress
 from shardsieve.commands.exporting import export_keep_set
+from shardsieve.commands.extrapolating import extrapolate_score
 from shardsieve.commands.progress import Bar, Rate, bar
 from shardsieve.commands.reporting import report_score
 from shardsieve.commands.scoring import score_from_embedding
@@ -251,3 +252,21 @@ def test_the_figures_of_a_report_are_counted_and_named(monkeypatch, tmp_path):
     assert told[0] == (0, 5, "histogram")
     assert [done for done, _, _ in told] == [0, 1, 2, 3, 4, 5]
     assert page.read_text().count("data:image/png") == 5
+
+
+def test_draws_of_intervals_are_told_beside_the_bar(monkeypatch, tmp_path):
+    """Of millions of seeds they take minutes."""
+    store = ss.index(write_shards(tmp_path / "d", [30]), tmp_path / "s.zarr")
+    store.embedding_array("e", 3)[0, :30] = np.random.default_rng(0).normal(size=(30, 3))
+    store.put_score("seed", [*range(20), *[np.nan] * 10], provenance={"definition": "x"})
+    store.put_score("truth", range(30), provenance={"definition": "x"})
+    notes = []
+    monkeypatch.setattr(Bar, "__call__", lambda bar, done, total, note="": notes.append(note))
+    extrapolate_score(store.path, "seed", "full", None, k=2)
+    assert [note for note in notes if "draw" in note][::199] == [
+        "intervals, draw 1 of 200",
+        "intervals, draw 200 of 200",
+    ]
+    page = tmp_path / "r.html"
+    report_score(store.path, page, score="full", keep_fraction=0.5, reference="truth")
+    assert notes[-2:] == ["agreement, draw 200 of 200", ""]

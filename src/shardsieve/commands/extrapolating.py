@@ -199,9 +199,13 @@ def _trust(
             cross: dict[str, Any] = {"folds": folds, "seed": made["seed"], "progress": progress}
             return task.out_of_fold(prediction.rows, **cross)
 
+        def drawn(draw: int, draws: int) -> None:
+            progress(folds, folds, note=f"intervals, draw {draw} of {draws}")
+
         # Of what ranks do not make together the main process alone sees the folds.
         folded = out_of_fold() if task.together else None
         how: dict[str, Any] = {"match": made["matched_quantiles"], "keep_fraction": keep_fraction}
+        how["progress"] = drawn
         return on_main(
             accelerator,
             lambda: judged(

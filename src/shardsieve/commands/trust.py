@@ -1,6 +1,6 @@
 """How far to trust an extrapolated score: what is stored with it, printed, and warned of."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,13 @@ _SHOWN_CLASSES = 10
 
 
 def judged(
-    store: Store, task: Task, held_out: Values, *, match: bool, keep_fraction: float
+    store: Store,
+    task: Task,
+    held_out: Values,
+    *,
+    match: bool,
+    keep_fraction: float,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Return what is known of a prediction's quality, JSON-ready.
 
@@ -26,6 +32,7 @@ def judged(
         held_out: (n,), predictions of the tried samples from other folds.
         match: Whether predictions are given the distribution of measured scores.
         keep_fraction: Of the keep set to doubt or not.
+        progress: As in `measure`.
 
     Returns:
         `quality`, `speaks_of`, and where the seed run was made twice `ceiling` (how well its scores
@@ -34,7 +41,8 @@ def judged(
     """
     wanted, found = task.values[task.tried], held_out[task.tried]
     found = match_quantiles(found, wanted) if match else found
-    quality = measure(wanted, found, labels=store.labels()[task.tried]).to_dict()
+    labels = store.labels()[task.tried]
+    quality = measure(wanted, found, labels=labels, progress=progress).to_dict()
     known: dict[str, Any] = {"quality": quality, "speaks_of": task.speaks_of}
     ceiling = store.provenance(task.target).get("ceiling")
     if ceiling is not None:
@@ -42,7 +50,7 @@ def judged(
     if ceiling is not None and store.has_score(ceiling["of"]):  # a realigned score came without it
         again = store.score(ceiling["of"])[task.tried]
         both = np.isfinite(again)
-        figures = measure(again[both], found[both]).to_dict()
+        figures = measure(again[both], found[both], progress=progress).to_dict()
         known["against_second_run"] = {name: figures[name] for name in _FIGURES}
     warning = doubt_of_score(known, keep_fraction)
     return known | ({"warning": warning} if warning else {})

@@ -65,6 +65,7 @@ def measure(
     fractions: tuple[float, ...] | None = None,
     *,
     labels: ArrayLike | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Quality:
     """Return how well predicted scores (n,) agree with measured ones (n,).
 
@@ -74,6 +75,7 @@ def measure(
         fractions: Keep fractions to compare at, in `(0, 1]`, each keeping at least one sample;
             None takes those of `FRACTIONS` that do.
         labels: Integers (n,), for a breakdown by class.
+        progress: As in `intervals`, which take the longest.
     """
     want, got = checked_pair(true, predicted)
     asked = _fractions(len(want), fractions)
@@ -82,7 +84,7 @@ def measure(
         spearman=spearman(want, got),
         agreement={str(f): keep_agreement(want, got, f) for f in asked},
         num_held_out=len(want),
-        intervals=intervals(want, got, asked),
+        intervals=intervals(want, got, asked, progress=progress),
         spread=spread(want, got),
         classes=[] if labels is None else by_class(want, got, labels),
     )

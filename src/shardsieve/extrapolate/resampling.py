@@ -1,5 +1,7 @@
 """Bootstrap intervals of correlations and keep-set agreement."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -27,6 +29,7 @@ def intervals(
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Interval]:
     """Return 95 % percentile intervals over samples drawn anew with replacement.
 
@@ -40,6 +43,7 @@ def intervals(
         fractions: Keep fractions, in `(0, 1]`, each keeping at least one of n.
         resamples: Draws, at least 1.
         seed: Decides the draws, on every machine and in every release.
+        progress: Called with (draws done, draws in all).
 
     Returns:
         `pearson`, `spearman` and each fraction as a string -> (low, high).
@@ -49,9 +53,11 @@ def intervals(
     for fraction in fractions:
         check_keeps(len(want), fraction)
     sides = _Side(want), _Side(got)
-    rows = [
-        _figures(sides, resampled(len(want), seed, draw), fractions) for draw in range(resamples)
-    ]
+    rows = []
+    for draw in range(resamples):
+        rows.append(_figures(sides, resampled(len(want), seed, draw), fractions))
+        if progress:
+            progress(len(rows), resamples)
     low, high = np.percentile(np.array(rows), [_TAIL, 100 - _TAIL], axis=0)
     names = ["pearson", "spearman", *map(str, fractions)]
     pairs = zip(low.tolist(), high.tolist(), strict=True)

@@ -88,7 +88,13 @@ def write_report(
         truth = store.score(reference)
         _need_all(reference, truth)
         pair = values[~measured], truth[rows][~measured]
-        figures |= {"against": lambda: against(*pair), "agreement": lambda: measure(*pair[::-1])}
+
+        def told(draw: int, draws: int) -> None:
+            if progress:
+                progress(len(figures) - 1, len(figures), f"agreement, draw {draw} of {draws}")
+
+        figures["against"] = lambda: against(*pair)
+        figures["agreement"] = lambda: measure(*pair[::-1], progress=told)
     for done, (name, draw) in enumerate(figures.items()):
         if progress:
             progress(done, len(figures), name)
