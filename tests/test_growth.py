@@ -17,6 +17,7 @@ from shardsieve.loaders.passing import _by_step
 from shardsieve.plan import Steps
 from shardsieve.policy import random
 from shardsieve.store import create
+from shardsieve.store import store as store_module
 
 
 class Counted(np.ndarray):
@@ -49,6 +50,14 @@ def peak_below(nbytes):
 def shards_of_hundred(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
     return ss.index(write_shards(folder / "d", [40, 23, 37]), folder / "s.zarr")
+
+
+def alike(folder, count, rows):
+    """Shards of one content, which takes room on the disk once."""
+    (shard,) = write_shards(folder, [rows])
+    for number in range(1, count):
+        (folder / f"s-{number:03d}.tar").hardlink_to(shard)
+    return str(folder / "*.tar")
 
 
 class Nothing:
@@ -107,16 +116,12 @@ def test_seeds_are_tried_without_a_copy_of_all_of_them():
 def test_an_index_holds_the_samples_of_a_few_shards(tmp_path, monkeypatch):
     """Shards beyond those that are written together add nothing of their samples to the peak."""
     monkeypatch.setattr(create, "_SHARDS_AT_ONCE", 4)
-    (shard,) = write_shards(tmp_path / "d", [1000])
 
     def peak(count):
-        folder = tmp_path / str(count)
-        folder.mkdir()
-        for number in range(count):
-            (folder / f"{number:03d}.tar").hardlink_to(shard)
+        shards = alike(tmp_path / f"d{count}", count, 1000)
         tracemalloc.start()
         try:
-            assert len(ss.index(str(folder / "*.tar"), folder / "s.zarr")) == 1000 * count
+            assert len(ss.index(shards, tmp_path / f"{count}.zarr")) == 1000 * count
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -143,11 +148,15 @@ def test_a_late_epoch_is_chosen_without_the_order_of_every_pass_before(
     assert len(orders) <= 3
 
 
-def test_ids_take_little_more_than_themselves(tmp_path):
-    store = ss.index(write_shards(tmp_path / "d", [3000, 1, 2999]), tmp_path / "s.zarr")
-    with peak_below(1.6 * 8 * 6000):
+def test_ids_and_ranges_take_little_more_than_themselves(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "_RANGES_AT_ONCE", 4, raising=False)
+    store = ss.index(alike(tmp_path / "d", 150, 500), tmp_path / "s.zarr")
+    with peak_below(1.6 * 8 * 150 * 500):
         ids = store.ids()
     assert ids.dtype == np.int64
-    assert len(ids) == 6000
-    np.testing.assert_array_equal(store.rows(ids), np.arange(6000))
-    assert [ids[0], ids[3000], ids[3001], ids[-1]] == [0, 3008, 6016, 6016 + 2998]
+    np.testing.assert_array_equal(ids, (np.arange(150)[:, None] * 512 + np.arange(500)).ravel())
+    np.testing.assert_array_equal(store.rows(ids), np.arange(150 * 500))
+    offset, length = (store.group[f"sample/{name}"][:] for name in ("offset", "length"))
+    with peak_below(1.8 * 16 * 150 * 512):
+        ranges = store.ranges
+    np.testing.assert_array_equal(ranges, np.stack([offset, length], axis=-1))

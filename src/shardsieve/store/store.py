@@ -46,7 +46,7 @@ from shardsieve.store.tables import SampleTables
 _UNSAID = {"definition": "user", "orientation": "higher is kept first"}
 _COUNTS = {"rows_per_shard": int, "num_shards": int}
 _ATTRIBUTES = {"kind": str, "fingerprint": str, "members": list, "classes": list, **_COUNTS}
-_KEYS_AT_ONCE = 128  # shards
+_KEYS_AT_ONCE = _RANGES_AT_ONCE = 128  # shards
 _MOST_LISTED = 12  # scores in an error
 
 
@@ -123,12 +123,24 @@ class Store(SampleTables):
 
         Samples of a `.beton` that lie wholly in its tables have (-1, 0).
         """
-        offset, length = self._read("sample/offset"), self._read("sample/length")
-        free, inside = ~used_slots(self.samples, self.rows_per_shard), self.kind == "ffcv"
-        somewhere, some = offset >= 0, length > 0
-        self._need_chunks("sample/offset", (somewhere | free | (inside & ~some)).all(axis=1))
-        self._need_chunks("sample/length", (some | free | (inside & ~somewhere)).all(axis=1))
-        return np.stack([offset, length], axis=-1)
+        columns = [self._array(f"sample/{name}") for name in ("offset", "length")]
+        found = np.empty((self.num_shards, self.rows_per_shard, 2), dtype=np.int64)
+        for first in range(0, self.num_shards, _RANGES_AT_ONCE):
+            part = slice(first, min(first + _RANGES_AT_ONCE, self.num_shards))
+            for number, column in enumerate(columns):
+                found[part, :, number] = read_part(column, part)
+            self._need_ranges(found[part], first)
+        return found
+
+    def _need_ranges(self, ranges: NDArray[np.int64], first: int) -> None:
+        """Refuse ranges, of shards from the first on, that have lost a chunk."""
+        samples = self.samples[first : first + len(ranges)]
+        free, inside = ~used_slots(samples, self.rows_per_shard), self.kind == "ffcv"
+        somewhere, some = ranges[..., 0] >= 0, ranges[..., 1] > 0
+        placed = (somewhere | free | (inside & ~some)).all(axis=1)
+        sized = (some | free | (inside & ~somewhere)).all(axis=1)
+        self._need_chunks("sample/offset", np.asarray(placed), first=first)
+        self._need_chunks("sample/length", np.asarray(sized), first=first)
 
     def keys(self, shard: int) -> list[str]:
         """Return the keys of one shard's samples, in position order.
