@@ -71,6 +71,7 @@ def test_every_method_keeps_what_was_measured_and_fills_the_rest(store, method):
     assert low < made["spearman"] < high
     assert made["num_held_out"] == 150
     assert sorted(row["class"] for row in made["classes"]) == [0, 1]
+    assert kept["quality"]["classes"]["class"] == "[0,1]"
 
 
 @pytest.mark.parametrize("graph", ["all", "seeds"])

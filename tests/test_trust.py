@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from shardsieve.extrapolate import (
     spearman,
     spread,
 )
+from shardsieve.extrapolate.quality import as_stored, quality_of_score
 from shardsieve.extrapolate.resampling import resampled
 
 # Few levels, so that ties are common.
@@ -183,6 +186,24 @@ def test_classes_that_a_prediction_undervalues_show_in_their_kept_shares():
     assert [row["kept"] for row in rows] == [1, 0]
     assert [row["kept_predicted"] for row in rows] == [0, 1]
     assert [row["spearman"] for row in rows] == pytest.approx([-1, 1])
+
+
+def test_classes_are_stored_in_short_and_come_back_as_rows():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 500, size=9000)
+    told = measure(*rng.normal(size=(2, 9000)), labels=labels).to_dict()
+    kept = as_stored(told)
+    assert all(isinstance(text, str) for text in kept["classes"].values())
+    assert len(json.dumps(kept["classes"])) < 60 * 500
+    back = quality_of_score({"quality": kept})
+    assert back.keys() == told.keys()
+    for row, want in zip(back["classes"], told["classes"], strict=True):
+        assert row == pytest.approx(want, rel=1e-3)
+        assert (row["class"], row["samples"]) == (want["class"], want["samples"])
+    earlier = quality_of_score({"quality": told})
+    assert earlier["classes"] == told["classes"]
+    unlabelled = measure([1, 2, 3], [1, 3, 2]).to_dict()
+    assert quality_of_score({"quality": as_stored(unlabelled)})["classes"] == []
 
 
 def test_chance_is_doubted_and_a_good_prediction_is_not():

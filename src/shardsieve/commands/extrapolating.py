@@ -26,6 +26,7 @@ from shardsieve.commands.trust import judged, told, unembedded, warned
 from shardsieve.cost import Cost
 from shardsieve.extrapolate.choosing import choose_k
 from shardsieve.extrapolate.knn import KNN
+from shardsieve.extrapolate.quality import as_stored
 from shardsieve.scores.inputs import one_of
 from shardsieve.selection import check_fraction
 from shardsieve.store.rows import StoredRows
@@ -122,7 +123,7 @@ def extrapolate_score(
     made["seeds"] = counts["seeds"]
     on_main(accelerator, lambda: refuse_other_prediction(store, name, made))
     trust = _trust(accelerator, prediction, folds=folds, keep_fraction=keep_fraction)
-    made |= {**trust, "of": store.provenance(score)}
+    made |= {**trust, "quality": as_stored(trust["quality"]), "of": store.provenance(score)}
     chosen = prediction.write(accelerator)
     if accelerator.is_main_process:
         cost = Cost.timed(time.perf_counter() - begin, accelerator.num_processes)

@@ -1,5 +1,6 @@
 """How well predicted scores agree with measured ones, and how far to trust that figure."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -170,7 +171,32 @@ def doubt_of_score(made: Mapping[str, Any], keep_fraction: float) -> str | None:
 def quality_of_score(made: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the `quality` in a provenance; who puts a score may mean something else by it."""
     quality = made.get("quality")
-    return quality if isinstance(quality, Mapping) and "agreement" in quality else None
+    if not isinstance(quality, Mapping) or "agreement" not in quality:
+        return None
+    columns = quality.get("classes")
+    if not isinstance(columns, Mapping):  # rows, by an earlier release
+        return quality
+    values = zip(*map(json.loads, columns.values()), strict=True)
+    return {**quality, "classes": [dict(zip(columns, row, strict=True)) for row in values]}
+
+
+def as_stored(quality: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a quality with its classes as columns, four digits of each figure in a line of text.
+
+    Whoever opens a store reads what is known of all its scores, where Zarr gives every number of a
+    list a line of its own: of tens of thousands of classes that were megabytes for each score.
+
+    >>> as_stored({"classes": [{"class": 0, "kept": 0.123456}, {"class": 1, "kept": 0.5}]})
+    {'classes': {'class': '[0,1]', 'kept': '[0.1235,0.5]'}}
+    """
+    rows = quality["classes"]
+    columns = {name: [_four_digits(row[name]) for row in rows] for name in rows[0]} if rows else {}
+    texts = {name: json.dumps(column, separators=(",", ":")) for name, column in columns.items()}
+    return {**quality, "classes": texts}
+
+
+def _four_digits(figure: float) -> float:
+    return figure if isinstance(figure, int) else float(f"{figure:.4g}")
 
 
 def cross_validate(
