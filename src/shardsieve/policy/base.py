@@ -45,8 +45,9 @@ class Policy(ABC):
     Bound to a store, `choose(epoch)` is a function of the policy's settings, its seed, the epoch
     and the losses taken in before it, the same on every rank: losses wait on the rank that saw
     them and are joined once per epoch, by integer ids. Memory per rank: 8 bytes per sample for
-    each array in `_arrays`, and 16 bytes per loss that waits. Tensors on a device are left there
-    until then: no step waits for them.
+    each array in `_arrays`, and 16 bytes per loss that waits; for the moment in which an epoch is
+    chosen, up to eight times 8 bytes per sample more. Tensors on a device are left there until
+    losses are joined: no step waits for them.
 
     A sample whose loss is not finite is named in a warning and counted in `not_finite`; policies
     that go by losses keep it until its loss is finite again.
