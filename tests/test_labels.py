@@ -18,7 +18,7 @@ from shardsieve.store.create import check, finished, walked
 from shardsieve.store.store import numbers_in
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.evaluation import evaluate
-from shardsieve.train.labels import count_classes
+from shardsieve.train.labels import check_test, count_classes
 from shardsieve.train.subset import train_subset
 
 NAMES = ["hen", "ant", "cat", "ant", "hen", "hen"]
@@ -218,5 +218,9 @@ def test_a_test_split_of_other_classes_is_refused(tmp_path):
     how = {"folder": tmp_path / "run", "accelerator": Accelerator(cpu=True)}
     with pytest.raises(ss.ShardsieveError, match=r"test must have the classes of .*, got 'hen' in"):
         train_subset(store, keep, config, test=test, **how)
-    assert numbers_in(ss.index(shard(tmp_path / "n.tar", [1]), tmp_path / "n.zarr"), test) is None
+    numbers = ss.index(shard(tmp_path / "n.tar", [0, 2], "cls"), tmp_path / "n.zarr")
+    assert numbers_in(numbers, test) is None
+    check_test(test, numbers, 2)
+    with pytest.raises(ss.ShardsieveError, match=r"got names of 2 classes in .* for 3 numbers"):
+        check_test(test, numbers, 3)
     assert np.array_equal(numbers_in(test, test), [0, 1, -1])

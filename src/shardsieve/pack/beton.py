@@ -37,6 +37,10 @@ _UNLABELLED = (
     "%d of %d samples have no label: -1 is written in its place; --label-member says where the "
     "class stands"
 )
+_NAMED = (
+    "of %d classes that have names the numbers alone are written: another split is numbered alike "
+    "if it has the same classes"
+)
 _AT_ONCE = 256  # samples that are read together: as many again are under way
 Progress = Callable[[int, int], None]
 
@@ -80,6 +84,8 @@ def pack_beton(
         unlabelled = int((source.labels()[rows] < 0).sum())
         if unlabelled:
             _LOG.warning(_UNLABELLED, unlabelled, len(rows))
+        if source.classes:
+            _LOG.warning(_NAMED, len(source.classes))
         jobs = [_Job("train", target, _rows_of_tars(source, wanted, rows), len(wanted), ())]
     else:
         jobs = [

@@ -115,6 +115,11 @@ def check_test(test: Store, store: Store, classes: int | None = None) -> None:
             f"test must have the classes of {store.path}, got {foreign[0]!r} in {test.path}; is it "
             "a split of the same data set?"
         )
+    if classes is not None and test.classes and not store.classes and len(test.classes) != classes:
+        raise ShardsieveError(
+            f"test must number its classes as {store.path} does, got names of {len(test.classes)} "
+            f"classes in {test.path} for {classes} numbers; index both by the same --label-member"
+        )
     if classes is not None and largest >= classes:
         raise ShardsieveError(
             f"test must have labels below {classes}, the classes of the training samples, got "
