@@ -229,7 +229,7 @@ REFUSED = {
     ),
     "other signals": (
         lambda: Recorder([1], 2).load_state_dict(Recorder([1], 2, signals=("loss",)).state_dict()),
-        r"^state must hold the signals p_true, .*, got loss",
+        r"^state must hold the signals p_true, .*, got loss.*; ask for scores of these",
     ),
     "no state": (
         lambda: Recorder([1], 2).load_state_dict(None),

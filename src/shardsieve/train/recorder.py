@@ -221,7 +221,8 @@ class Recorder:
         held = list(state["signals"])
         if not set(self.signals) <= set(held):
             raise ValueError(
-                f"state must hold the signals {', '.join(self.signals)}, got {', '.join(held)}"
+                f"state must hold the signals {', '.join(self.signals)}, got {', '.join(held)}; "
+                "ask for scores of these (`--scores`), as when it was saved, or record in a new run"
             )
         outputs, kept = (len(self.ids), self._outputs_kept), state["logs"]
         if "divergence" in held and not self._outputs_kept:  # of a run that recorded more
