@@ -105,8 +105,11 @@ def test_captions_are_no_classes(tmp_path, caplog):
         store = ss.index(shard(tmp_path / f"{name}.tar", said), tmp_path / name, label_member="txt")
         assert len(store.classes) == (0 if name == "many" else len(set(said)))
         assert (store.labels() < 0).all() == (name == "many")
-    (told,) = caplog.messages
-    assert told.startswith("txt says 1001 different texts in 1001 samples, such as captions, ")
+    grown = append_shards(tmp_path / "many.tar", tmp_path / "few")
+    assert (len(grown.classes), labels(grown)[-2:]) == (1000, [999, -1])
+    first, again = caplog.messages
+    assert first.startswith("txt says 1001 different texts in 1001 samples, such as captions, ")
+    assert again == first
 
 
 def test_appended_shards_leave_the_numbers_of_named_classes(tmp_path):

@@ -17,13 +17,13 @@ from shardsieve.store.create import (
     beside,
     finished,
     member_of,
+    names_of_classes,
     walked,
     write_samples,
 )
 from shardsieve.store.indexed import (
     IndexedShard,
     ShardRow,
-    class_names_of,
     numbered,
     shard_columns,
 )
@@ -123,7 +123,8 @@ def _grow(
     before, total = store.num_shards, store.num_shards + len(rows)
     classes = [*store.classes]
     if classes:
-        classes = [*dict.fromkeys([*classes, *class_names_of(rows)])]
+        new_names = names_of_classes(rows, member_of(store))
+        classes = [*dict.fromkeys([*classes, *new_names])]
     # Says how long the store is before any array is longer, and changes last.
     store.group.attrs["num_shards"] = before
     for kind in PER_SHARD:

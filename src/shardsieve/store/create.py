@@ -35,7 +35,6 @@ from shardsieve.store.damage import CHECKED
 from shardsieve.store.indexed import (
     IndexedShard,
     ShardRow,
-    class_names_of,
     numbered,
     shard_columns,
 )
@@ -125,11 +124,10 @@ def index(
     return _existing(target, shards, label_member)
 
 
-def _classes(rows: list[ShardRow], label_member: str) -> list[str]:
-    """Return the names of the classes; none beside numbers, nor where texts are hardly names."""
-    if any(row.has_numbers for row in rows):
-        return []
-    names, samples = class_names_of(rows), sum(row.samples for row in rows)
+def names_of_classes(rows: list[ShardRow], label_member: str) -> list[str]:
+    """Return the names of the classes, sorted; none, with a warning, where texts are no names."""
+    names = sorted({name for row in rows for name in row.names})
+    samples = sum(row.samples for row in rows)
     if len(names) <= max(_FEW_CLASSES, samples // 2):
         return names
     _LOG.warning(_TEXTS, label_member, len(names), samples)
@@ -161,7 +159,8 @@ def _make(
                 f"{len(done)} shards hold no files, the first of them {shards[0]}"
             )
         with _made(target, partial) as folder:
-            names = _classes(done, label_member)
+            by_number = any(row.has_numbers for row in done)
+            names = [] if by_number else names_of_classes(done, label_member)
             named = {"classes": names} if names else None
             told = numbered(finished(partial, len(done)), names)
             _write(folder, shards, done, told, label_member, named)

@@ -99,11 +99,6 @@ def shard_columns(urls: Sequence[str], rows: Sequence[ShardRow]) -> dict[str, ND
     }
 
 
-def class_names_of(rows: Iterable[ShardRow]) -> list[str]:
-    """Return the names of the classes, sorted."""
-    return sorted({name for row in rows for name in row.names})
-
-
 def numbered(shards: Iterable[IndexedShard], names: Sequence[str]) -> Iterator[IndexedShard]:
     """Yield shards whose labels are all numbers: the places of their classes among these names.
 
