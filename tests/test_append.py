@@ -13,7 +13,7 @@ from test_store import contents
 from zarr.storage import LocalStore
 
 import shardsieve as ss
-from shardsieve.store import append, create
+from shardsieve.store import append, create, walking
 from shardsieve.store.create import check
 from shardsieve.store.layout import opened_group
 from shardsieve.store.store import Store
@@ -186,8 +186,8 @@ def test_killed_anywhere_it_is_the_old_store_and_finishes_when_started_again(
 def test_finished_shards_are_not_walked_again(tmp_path, monkeypatch):
     shards = write_shards(tmp_path / "d", SIZES)
     ss.index(shards[:1], tmp_path / "s.zarr")
-    walked, walk = [], create.index_shard
-    monkeypatch.setattr(create, "index_shard", lambda url, **k: walked.append(url) or walk(url))
+    walked, walk = [], walking.index_shard
+    monkeypatch.setattr(walking, "index_shard", lambda url, **k: walked.append(url) or walk(url))
 
     def killed(done, total):
         assert total == 4

@@ -10,20 +10,20 @@ import pytest
 from tars import write_shards
 
 import shardsieve as ss
-from shardsieve.store import append, create
+from shardsieve.store import append, create, walking
 from shardsieve.store.alone import alone_in, in_turn
 
 SIZES = [5, 9, 4, 7, 5, 3, 6, 8, 2, 5]
 
 
 def make(call, arguments, start, walked, told):
-    walk = create.index_shard
+    walk = walking.index_shard
 
     def counted(url, **how):
         walked.put(url)
         return walk(url, **how)
 
-    create.index_shard = counted
+    walking.index_shard = counted
     start.wait(200)
     try:
         told.put(len(call(*arguments)))

@@ -70,7 +70,7 @@ def test_a_ctrl_c_is_one_line(cli, capfd, monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     write_shards(tmp_path / "d", [4])
-    monkeypatch.setattr("shardsieve.store.create.index_shard", walked)
+    monkeypatch.setattr("shardsieve.store.walking.index_shard", walked)
     status, _, said = cli("index", tmp_path / "d" / "s-000.tar", "--store", tmp_path / "s.zarr")
     assert (status, said.count("\n")) == (130, 1)
     assert "interrupted; the same command goes on" in said

@@ -14,8 +14,9 @@ import shardsieve as ss
 from shardsieve.commands.classes import class_names
 from shardsieve.shards.labels import class_in, label_source
 from shardsieve.store.append import append_shards
-from shardsieve.store.create import check, finished, walked
+from shardsieve.store.create import check
 from shardsieve.store.store import numbers_in
+from shardsieve.store.walking import finished, walked
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.evaluation import evaluate
 from shardsieve.train.labels import check_test, count_classes
@@ -150,7 +151,7 @@ def test_shards_that_are_finished_keep_their_names(tmp_path, monkeypatch):
     path = str(shard(tmp_path / "a.tar", NAMES))
     (tmp_path / "p").mkdir()
     walked([path], tmp_path / "p", "txt", None)
-    monkeypatch.setattr("shardsieve.store.create.index_shard", None)
+    monkeypatch.setattr("shardsieve.store.walking.index_shard", None)
     (again,) = walked([path], tmp_path / "p", "txt", None)
     assert (again.names, again.has_numbers) == (("hen", "ant", "cat"), False)
     (entry,) = finished(tmp_path / "p", 1)

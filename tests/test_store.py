@@ -25,7 +25,7 @@ import shardsieve as ss
 from shardsieve.commands.making import check_store
 from shardsieve.io.source import same_fingerprint
 from shardsieve.shards.names import expand_urls
-from shardsieve.store import create
+from shardsieve.store import create, walking
 from shardsieve.store.create import check
 
 
@@ -185,8 +185,8 @@ def killed_before_the_last(folder, *arguments, remove=shutil.rmtree, **how):
 
 def test_finished_shards_are_not_walked_again(shards, tmp_path, monkeypatch):
     walked = []
-    walk = create.index_shard
-    monkeypatch.setattr(create, "index_shard", lambda url, **k: walked.append(url) or walk(url))
+    walk = walking.index_shard
+    monkeypatch.setattr(walking, "index_shard", lambda url, **k: walked.append(url) or walk(url))
 
     def killed(done, total):
         raise KeyboardInterrupt
@@ -221,7 +221,7 @@ def test_a_shard_that_cannot_be_opened_is_one_line(shards):
     shards[1].unlink()
     os.mknod(shards[1], stat.S_IFSOCK)
     with pytest.raises(ss.CorruptShardError, match=rf"cannot read shard {shards[1]}: No such dev"):
-        create.index_shard(str(shards[1]))
+        walking.index_shard(str(shards[1]))
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_store(shards, tmp_path, monkeypatch):

@@ -8,8 +8,9 @@ from typing import Any
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.io.objects import fetch_whole, is_remote
-from shardsieve.store.create import LABEL_MEMBER, member_of
+from shardsieve.store.create import member_of
 from shardsieve.store.store import Store
+from shardsieve.store.walking import LABEL_MEMBER
 
 NAMES = "classes.json"
 

@@ -12,28 +12,11 @@ from shardsieve.shards.fingerprint import index_fingerprint
 from shardsieve.shards.names import expand_urls
 from shardsieve.store.alone import alone_in, in_turn, remove_left_folder
 from shardsieve.store.contents import has_contents, write_contents
-from shardsieve.store.create import (
-    Progress,
-    beside,
-    finished,
-    member_of,
-    names_of_classes,
-    walked,
-    write_samples,
-)
-from shardsieve.store.indexed import (
-    IndexedShard,
-    ShardRow,
-    numbered,
-    shard_columns,
-)
-from shardsieve.store.layout import (
-    PER_SHARD,
-    need_writable,
-    place_of,
-    told_about_disk,
-)
+from shardsieve.store.create import beside, member_of, write_samples
+from shardsieve.store.indexed import IndexedShard, ShardRow, numbered, shard_columns
+from shardsieve.store.layout import PER_SHARD, need_writable, place_of, told_about_disk
 from shardsieve.store.store import Store, open_store
+from shardsieve.store.walking import Progress, finished, names_of_classes, walked
 
 
 def append_shards(

@@ -1,16 +1,13 @@
-"""Make a store from shards: walk each tar once, resume where a killed run stopped."""
+"""Make a store from shards, and check that they are still the ones it was made from."""
 
 import hashlib
-import json
-import logging
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import zarr
@@ -23,21 +20,14 @@ from shardsieve._errors import (
 )
 from shardsieve.io.objects import is_remote
 from shardsieve.io.replacing import temporary_folder
-from shardsieve.io.source import absolute, at_once, cheap_fingerprint, cheap_fingerprints, walkable
+from shardsieve.io.source import absolute, at_once
 from shardsieve.shards.fingerprint import index_fingerprint
-from shardsieve.shards.labels import class_in
 from shardsieve.shards.names import expand_urls
-from shardsieve.shards.tar import sample_table
 from shardsieve.store.alone import alone_in, remove_left_folder
 from shardsieve.store.contents import write_contents
 from shardsieve.store.create_beton import beton_blocks, check_beton, is_beton
 from shardsieve.store.damage import CHECKED
-from shardsieve.store.indexed import (
-    IndexedShard,
-    ShardRow,
-    numbered,
-    shard_columns,
-)
+from shardsieve.store.indexed import IndexedShard, ShardRow, numbered, shard_columns
 from shardsieve.store.layout import (
     FORMAT_VERSION,
     LOST_LABEL,
@@ -47,14 +37,18 @@ from shardsieve.store.layout import (
     place_of,
     renamed_folder,
     rows_per_shard,
-    told_about_disk,
     uploaded_folder,
 )
 from shardsieve.store.store import Store, open_store
+from shardsieve.store.walking import (
+    LABEL_MEMBER,
+    Progress,
+    finished,
+    index_shard,
+    names_of_classes,
+    walked,
+)
 
-Progress = Callable[[int, int], None]
-LABEL_MEMBER = "cls"
-_LOG = logging.getLogger("shardsieve")
 _OF_SAMPLES: dict[str, tuple[Any, Any]] = {
     "offset": ("int64", -1),
     "length": ("int64", 0),
@@ -62,25 +56,6 @@ _OF_SAMPLES: dict[str, tuple[Any, Any]] = {
     "key": (str, ""),
 }
 _SHARDS_AT_ONCE = 32
-_EMPTY = "tars without files, which add no samples: %d, the first of them %s"
-_FEW_CLASSES = 1000
-_TEXTS = (
-    "%s says %d different texts in %d samples, such as captions, which are taken for no classes; "
-    "--label-member says where the class stands"
-)
-_HIDDEN = (
-    "%d samples are hidden files such as a Mac's ._1.jpg, the first of them in %s, which "
-    "webdataset reads too and which are no images; pack the shards without them "
-    "(tar --exclude '._*')"
-)
-_NESTED = (
-    "%d samples are tars themselves, the first of them in %s, as ImageNet's are handed out; unpack "
-    "each into a folder of its class' name, and give `shardsieve pack` the folder that holds them"
-)
-_SPLIT = (
-    "%d samples are the rest of an earlier one, the first of them in %s: its files are not next to "
-    "each other, and webdataset too yields them one by one; pack the shards with tar --sort=name"
-)
 
 
 def index(
@@ -124,16 +99,6 @@ def index(
     return _existing(target, shards, label_member)
 
 
-def names_of_classes(rows: list[ShardRow], label_member: str) -> list[str]:
-    """Return the names of the classes, sorted; none, with a warning, where texts are no names."""
-    names = sorted({name for row in rows for name in row.names})
-    samples = sum(row.samples for row in rows)
-    if len(names) <= max(_FEW_CLASSES, samples // 2):
-        return names
-    _LOG.warning(_TEXTS, label_member, len(names), samples)
-    return []
-
-
 def _is_there(target: Path | str) -> bool:
     return holds_store(target) or (isinstance(target, Path) and target.exists())
 
@@ -167,46 +132,6 @@ def _make(
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def walked(
-    shards: list[str], partial: Path, label_member: str, progress: Progress | None
-) -> list[ShardRow]:
-    """Walk tars that the folder of finished ones lacks, and return what is known of each.
-
-    The folder is this process' own: see `alone_in`. Their samples are in it: see `finished`.
-
-    A damaged file empties the folder; anything else that stops it leaves what is finished.
-    """
-    done, remote = [], any(map(is_remote, shards))
-    if remote:
-        cheap_fingerprints(shards)  # one that is missing is named now, not after hours
-    try:
-        rows = at_once(
-            lambda one: _finished(partial, *one, label_member).row, enumerate(shards), remote=remote
-        )
-        for row in rows:
-            done.append(row)
-            if progress:
-                progress(len(done), len(shards))
-        _warn_of(shards, done)
-    except CorruptShardError:
-        if not remote:  # of objects it may as well be the network, after hours
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return done
-
-
-def _warn_of(shards: list[str], rows: list[ShardRow]) -> None:
-    """Warn of what webdataset reads in silence, but what nobody meant."""
-    empty = [not row.samples for row in rows]
-    nested = [row.samples * (row.suffixes == ("tar",)) for row in rows]
-    hidden, split = [row.hidden for row in rows], [row.split for row in rows]
-    told = ((empty, _EMPTY), (hidden, _HIDDEN), (nested, _NESTED), (split, _SPLIT))
-    for counts, what in told:
-        if any(counts):
-            first = shards[next(i for i, count in enumerate(counts) if count)]
-            _LOG.warning(what, sum(counts), first)
-
-
 def beside(target: Path | str) -> Path:
     """Return the local folder that keeps finished shards until the store is complete."""
     if isinstance(target, Path):
@@ -221,71 +146,6 @@ def _made(target: Path | str, partial: Path) -> AbstractContextManager[Path]:
     if isinstance(target, Path):
         return renamed_folder(target, partial)
     return uploaded_folder(target, partial)
-
-
-def index_shard(url: str, *, label_member: str = LABEL_MEMBER) -> IndexedShard:
-    """Walk one tar and return its index entry; see `numbered`."""
-    fingerprint = cheap_fingerprint(url)
-    with walkable(url, fingerprint) as (read, total):
-        table = sample_table(read, total, url, label_member=label_member)
-    found = [class_in(text) for text in table.label]
-    names = list(dict.fromkeys(one for one in found if isinstance(one, str)))
-    number: dict[int | str, int] = {name: -2 - place for place, name in enumerate(names)}
-    return IndexedShard(
-        keys=table.keys,
-        offset=table.offset,
-        length=table.length,
-        label=np.array([number.get(one, one) for one in found], dtype=np.int32),
-        suffixes=list(table.suffixes),
-        nbytes=total,
-        fingerprint=fingerprint,
-        split=table.split,
-        names=names,
-    )
-
-
-def _save(partial: Path, number: int, url: str, label_member: str) -> IndexedShard:
-    shard = index_shard(url, label_member=label_member)
-    whence = [url, shard.fingerprint, label_member]
-    parts = [shard.nbytes, shard.split, shard.names, shard.suffixes, shard.keys]
-    note = json.dumps([*whence, *parts])
-    path = partial / f"{number:08d}.npz"
-    with told_about_disk(partial):
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, offset=shard.offset, length=shard.length, label=shard.label, note=note)
-        temporary.rename(path)
-    return shard
-
-
-def _finished(partial: Path, number: int, url: str, label_member: str) -> IndexedShard:
-    """Return a shard's entry, from the folder if it is there, else from a walk that leaves it."""
-    try:
-        whence, shard = _read(partial, number)
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile):
-        pass  # it is not there, or not whole after a power cut
-    else:
-        if whence == [url, cheap_fingerprint(url), label_member]:
-            return shard
-    return _save(partial, number, url, label_member)
-
-
-def finished(partial: Path, count: int) -> Iterator[IndexedShard]:
-    """Yield the entries of shards that were all walked; one is in memory at a time.
-
-    Classes that are said by name have no numbers yet.
-    """
-    for number in range(count):
-        yield _read(partial, number)[1]
-
-
-def _read(partial: Path, number: int) -> tuple[list[str], IndexedShard]:
-    """Return whence an entry of the folder is, and the entry."""
-    with (partial / f"{number:08d}.npz").open("rb") as file, np.load(file) as saved:
-        *whence, nbytes, split, names, suffixes, keys = json.loads(str(saved["note"]))
-        arrays: dict[str, Any] = {k: saved[k] for k in ("offset", "length", "label")}
-    how: dict[str, Any] = {"nbytes": nbytes, "split": split, "names": names}
-    how |= {"keys": keys, "suffixes": suffixes, "fingerprint": whence[1]}
-    return whence, IndexedShard(**how, **arrays)
 
 
 def _write(
