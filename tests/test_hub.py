@@ -100,6 +100,15 @@ def test_who_is_not_let_in_is_told_how_to_get_there(hub, tmp_path, file):
         ss.index(f"{NAME}/{file}", tmp_path / "hub.zarr")
 
 
+def test_who_logs_in_after_a_refusal_is_let_in(hub, tmp_path, monkeypatch):
+    """As in a notebook: the process goes on."""
+    write_shards(tmp_path / "main", [4])
+    with pytest.raises(ss.ShardsieveError, match="or set HF_TOKEN"):
+        ss.index(f"{NAME}/s-000.tar", tmp_path / "hub.zarr")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    assert len(ss.index(f"{NAME}/s-000.tar", tmp_path / "hub.zarr")) == 4
+
+
 def test_nobody_else_hears_the_token(hub, tmp_path, monkeypatch):
     write_shards(tmp_path / "main", [4])
     monkeypatch.setenv("HF_TOKEN", "secret")  # which this server would refuse

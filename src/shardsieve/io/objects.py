@@ -43,6 +43,7 @@ _HOPELESS = (
     exceptions.NotSupportedError,
     exceptions.UnknownConfigurationKeyError,
 )
+_REFUSED = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
 _MOST_LISTED = 20  # objects to be passed over for each that is looked for
 _BEYOND_THE_END, _NOT_IMPLEMENTED = "status code: 416", "status code: 501"
 _NO_HEAD = "status code: 403", "status code: 405"
@@ -417,6 +418,10 @@ def _tried(once: Callable[[], Any], what: str, kind: type[ShardsieveError]) -> t
         try:
             return once(), attempt
         except _HOPELESS as error:
+            if isinstance(error, _REFUSED) and attempt == 0:
+                # Keys are read when a client is made: since then somebody may have logged in.
+                _client.cache_clear()
+                continue
             raise kind(f"cannot {what}: {_cause(error)}") from error
         except (exceptions.BaseError, OSError) as error:
             if attempt + 1 == ATTEMPTS:
