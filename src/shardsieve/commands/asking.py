@@ -13,14 +13,7 @@ from shardsieve.commands.trust import unembedded, warned
 from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet
 from shardsieve.scores.inputs import one_of
-from shardsieve.scores.recorded import (
-    RECORDED,
-    SeedScore,
-    about,
-    defined,
-    from_signals,
-    name_of,
-)
+from shardsieve.scores.recorded import RECORDED, SeedScore, about, defined, from_signals, name_of
 from shardsieve.store.alone import in_turn
 from shardsieve.store.store import Store, open_store
 from shardsieve.train.measures import STORED
@@ -66,8 +59,9 @@ def ask_networks(
     seen = {name: whole[:, at] for at, name in enumerate(names)}
     _need_known(specs, seen, embedding)
     known = {name: signals[seen[name], :, at].T for at, name in enumerate(names)}
-    made = {f"{prefix}_{name_of(spec)}": _asked(spec, known) for spec in specs}
-    whose = {f"{prefix}_{name_of(spec)}": seen[_signal_of(spec)] for spec in specs}
+    asked = {f"{prefix}_{name_of(spec)}": spec for spec in specs}
+    made = {name: _asked(spec, known) for name, spec in asked.items()}
+    whose = {name: seen[_signal_of(spec)] for name, spec in asked.items()}
     spent = time.perf_counter() - begin
     said = {name: _said(store, embedding, score) for name, score in made.items()}
     with in_turn(store.path):  # ranks may ask at once
