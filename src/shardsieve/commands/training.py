@@ -158,29 +158,14 @@ def embed_store(
     check_pass(**seen)
     accelerator = make_accelerator(precision=precision)
     store = open_together(accelerator, path)
-    given, model = model, model or on_main(accelerator, lambda: _seed_run_of(path, name))
-
-    def loaded() -> Encoder:
-        if given is None and not Path(model).is_dir():
-            raise ShardsieveError(
-                f"no seed run at {model}; run `shardsieve score` first, or pass --model"
-            )
-        classes = count_classes(store) if weights is None and model in MODELS else None
-        # A run's network knows its channels; a built-in one takes the images'.
-        seen = fixed_size(store)[1] if channels is None and model in MODELS else channels
-        return load_encoder(model, weights=weights, num_classes=classes, channels=seen)
-
-    encoder = on_all(accelerator, loaded)
-    if channels is not None and encoder.channels not in (None, channels):
-        raise ValueError(
-            f"channels must be {encoder.channels} for the network of {model}, got {channels}; "
-            "leave it out"
-        )
-    if weights is None and model in MODELS and accelerator.is_main_process:
+    found = model or on_main(accelerator, lambda: _seed_run_of(path, name))
+    how: dict[str, Any] = {"weights": weights, "channels": channels, "given": model is not None}
+    encoder = on_all(accelerator, lambda: _encoder_of(found, store, **how))
+    if weights is None and found in MODELS and accelerator.is_main_process:
         _LOG.warning(
             "model %s embeds untrained, with the weights it was made with; give --weights, or the "
             "folder of a run",
-            model,
+            found,
         )
     learned = encoder.pseudo_labels
     if learned is not None and learned not in store.pseudo_label_sets:
@@ -208,7 +193,28 @@ def embed_store(
     dim = store.embedding_array(name).shape[-1]
     counts = {"dim": dim, "samples": len(store), "embedded_now": embedded}
     counts["signals_of_networks"] = _num_networks(store, name)
-    return {"embedding": name, "model": model, **counts}
+    return {"embedding": name, "model": found, **counts}
+
+
+def _encoder_of(
+    model: str, store: Store, *, weights: Path | None, channels: int | None, given: bool
+) -> Encoder:
+    """Return the network to embed with; `given` by the user, or looked for among seed runs."""
+    if not given and not Path(model).is_dir():
+        raise ShardsieveError(
+            f"no seed run at {model}; run `shardsieve score` first, or pass --model"
+        )
+    built_in = model in MODELS
+    classes = count_classes(store) if weights is None and built_in else None
+    # A run's network knows its channels; a built-in one takes the images'.
+    seen = fixed_size(store)[1] if channels is None and built_in else channels
+    encoder = load_encoder(model, weights=weights, num_classes=classes, channels=seen)
+    if channels is not None and encoder.channels not in (None, channels):
+        raise ValueError(
+            f"channels must be {encoder.channels} for the network of {model}, got {channels}; "
+            "leave it out"
+        )
+    return encoder
 
 
 def _classes_asked(store: Store, name: str, labels: NDArray[np.int64]) -> int:

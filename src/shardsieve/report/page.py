@@ -18,6 +18,9 @@ from shardsieve.store.store import Store
 
 _SHEET = 40
 
+# Draws one; it is given what takes in how far it is.
+_Figure = Callable[[Callable[[str], None]], Any]
+
 
 def write_report(
     store: Store,
@@ -56,8 +59,6 @@ def write_report(
     values, measured = found[rows], _measured(store, made)[rows]
     count = min(num_kept(len(store), keep_fraction), len(rows))
     kept = top_rows(values.astype(np.float64), count)
-    order = np.argsort(values, kind="stable")
-    ids = store.ids()[rows]
     shown: dict[str, Any] = {
         "score": score,
         "definition": made["definition"],
@@ -71,37 +72,57 @@ def write_report(
         "spread": None,
         "reference": reference,
     }
-
-    def drawn_shares() -> str:
-        return shares(*_class_shares(store, rows[kept], classes), keep_fraction)
-
-    figures: dict[str, Callable[[], Any]] = {
-        "histogram": lambda: histogram(values, measured, float(values[kept].min())),
-        "shares": drawn_shares,
-        "lowest": lambda: contact_sheet(store, ids[order[:_SHEET]]),
-        "highest": lambda: contact_sheet(store, ids[order[::-1][:_SHEET]]),
+    figures: dict[str, _Figure] = {
+        "histogram": lambda _: histogram(values, measured, float(values[kept].min())),
+        "shares": lambda _: shares(*_class_shares(store, rows[kept], classes), keep_fraction),
+        **_contact_sheets(store, rows, values),
     }
     if 0 < measured.sum() < len(values):
-        figures["spread"] = lambda: spread_of(values, measured)
+        figures["spread"] = lambda _: spread_of(values, measured)
     # Seeds among the predictions would flatter them.
     if reference is not None and not measured.all() and shown["gone"] is None:
         truth = store.score(reference)
         _need_all(reference, truth)
-        pair = values[~measured], truth[rows][~measured]
-
-        def told(draw: int, draws: int) -> None:
-            if progress:
-                progress(len(figures) - 1, len(figures), f"agreement, draw {draw} of {draws}")
-
-        figures["against"] = lambda: against(*pair)
-        figures["agreement"] = lambda: measure(*pair[::-1], progress=told)
-    for done, (name, draw) in enumerate(figures.items()):
-        if progress:
-            progress(done, len(figures), name)
-        shown[name] = draw()
+        figures |= _comparisons(truth[rows][~measured], values[~measured])
+    shown |= _drawn(figures, progress)
     _write(Path(out), shown)
     if progress:
         progress(len(figures), len(figures), "")
+
+
+def _contact_sheets(
+    store: Store, rows: NDArray[np.int64], values: NDArray[np.float32]
+) -> dict[str, _Figure]:
+    ids, order = store.ids()[rows], np.argsort(values, kind="stable")
+    return {
+        "lowest": lambda _: contact_sheet(store, ids[order[:_SHEET]]),
+        "highest": lambda _: contact_sheet(store, ids[order[::-1][:_SHEET]]),
+    }
+
+
+def _comparisons(truth: NDArray[np.float32], predicted: NDArray[np.float32]) -> dict[str, _Figure]:
+    def agreement(told: Callable[[str], None]) -> Any:
+        def drawn(draw: int, draws: int) -> None:
+            told(f"agreement, draw {draw} of {draws}")
+
+        return measure(truth, predicted, progress=drawn)
+
+    return {"against": lambda _: against(predicted, truth), "agreement": agreement}
+
+
+def _drawn(
+    figures: dict[str, _Figure], progress: Callable[[int, int, str], None] | None
+) -> dict[str, Any]:
+    drawn = {}
+    for done, (name, draw) in enumerate(figures.items()):
+
+        def told(note: str, done: int = done) -> None:
+            if progress:
+                progress(done, len(figures), note)
+
+        told(name)
+        drawn[name] = draw(told)
+    return drawn
 
 
 def _need_all(name: str, values: NDArray[np.float32]) -> None:
