@@ -34,7 +34,8 @@ from shardsieve.train.nets import resnet50
 from shardsieve.train.runfolder import RunFolder
 from shardsieve.train.seeding import score_seeds
 from shardsieve.train.stepping import Stepper
-from shardsieve.train.subset import tracked_as, train_subset
+from shardsieve.train.subset import train_subset
+from shardsieve.train.tracking import tracked_as
 
 TOOL = str(ROOT / "tools/train_subset.py")
 

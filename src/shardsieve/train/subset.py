@@ -1,7 +1,5 @@
 """Train on a keep set, from a fresh network to a result that says what it took."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from functools import partial
@@ -29,6 +27,7 @@ from shardsieve.train.machines import check_same, enter_run, on_all
 from shardsieve.train.progress import Progress
 from shardsieve.train.runfolder import RESULT, RunFolder
 from shardsieve.train.seeding import known_task
+from shardsieve.train.tracking import finish_trackers, log_epoch, start_trackers
 
 LEARNED = "learned.pt"
 
@@ -84,11 +83,7 @@ def train_subset(
     checked = partial(_checked, store, keep, config, policy_score, test, **how)
     num_classes, config = on_all(accelerator, checked)
     run = RunFolder(folder)
-    identity: dict[str, Any] = {"kind": "train", "store": store.fingerprint, **_of(keep)}
-    identity |= {"test": test.fingerprint if test else None, **config.to_dict()}
-    identity |= identity_of(store, config.pseudo_labels)
-    identity |= {"test_labels_digest": labels_digest(test)} if test else {}
-    identity |= {"adversary": adversary.to_dict()} if adversary is not None else {}
+    identity = _identity(store, keep, config, test, adversary)
     finished = enter_run(accelerator, run, identity)
     if finished is not None:
         _hand_over(run, store, keep, policy_score, accelerator)
@@ -101,18 +96,8 @@ def train_subset(
     # Stores that are copies of each other may hold other scores.
     check_same(accelerator, {"keep set": trainer.keep.digest})
     on_main(accelerator, lambda: run.claim(identity))
-    if accelerator.log_with and accelerator.is_main_process:  # the others' trackers do nothing
-        with run.told_about_disk():
-            how = tracked_as(run, identity)
-            accelerator.init_trackers("shardsieve", config=_plain(config), init_kwargs=how)
-    everything = select(test, keep_fraction=1.0) if test else None
-    for epoch in trainer.epochs(progress=progress):
-        row, last = trainer.done.history[-1], epoch + 1 == config.epochs
-        due = last or (evaluate_every and (epoch + 1) % evaluate_every == 0)
-        if due and test is not None and everything is not None:
-            row["accuracy"] = round(trainer.evaluate(test, everything), 6)
-        with run.told_about_disk():
-            accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=trainer.done.steps)
+    start_trackers(accelerator, run, identity, config)
+    _train(trainer, run, test, evaluate_every, progress)
     if policy_score is not None and isinstance(keep, Policy):
         learned = torch.from_numpy(keep.learned())  # every rank takes part
         if accelerator.is_main_process:
@@ -125,19 +110,40 @@ def train_subset(
         run.write_json(RESULT, result)
         run.forget_checkpoints()
     accelerator.wait_for_everyone()
-    with run.told_about_disk():
-        for tracker in accelerator.trackers:  # the process group stays: steps may follow
-            tracker.finish()
+    finish_trackers(accelerator, run)
     return result
 
 
-def tracked_as(run: RunFolder, identity: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the settings of trackers: W&B keeps its files with the run, and goes on with it."""
-    logs = run.path / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    which = json.dumps([str(run.path.resolve()), identity], sort_keys=True)
-    name = hashlib.blake2b(which.encode(), digest_size=8).hexdigest()
-    return {"wandb": {"dir": str(logs), "name": run.path.name, "id": name, "resume": "allow"}}
+def _identity(
+    store: Store,
+    keep: KeepSet | Policy,
+    config: TrainConfig,
+    test: Store | None,
+    adversary: Adversary | None,
+) -> dict[str, Any]:
+    """Return what makes a run this one: a folder that holds another is refused."""
+    identity: dict[str, Any] = {"kind": "train", "store": store.fingerprint, **_of(keep)}
+    identity |= {"test": test.fingerprint if test else None, **config.to_dict()}
+    identity |= identity_of(store, config.pseudo_labels)
+    identity |= {"test_labels_digest": labels_digest(test)} if test else {}
+    return identity | ({"adversary": adversary.to_dict()} if adversary is not None else {})
+
+
+def _train(
+    trainer: Trainer,
+    run: RunFolder,
+    test: Store | None,
+    evaluate_every: int,
+    progress: Progress | None,
+) -> None:
+    """Train to the end, and log every epoch, evaluated where that is due."""
+    everything = select(test, keep_fraction=1.0) if test else None
+    for epoch in trainer.epochs(progress=progress):
+        row, last = trainer.done.history[-1], epoch + 1 == trainer.config.epochs
+        due = last or (evaluate_every and (epoch + 1) % evaluate_every == 0)
+        if due and test is not None and everything is not None:
+            row["accuracy"] = round(trainer.evaluate(test, everything), 6)
+        log_epoch(trainer.accelerator, run, row, trainer.done.steps)
 
 
 def _checked(
@@ -239,8 +245,3 @@ def _result(
         },
         "cost": {**cost, "evaluation": done.evaluation.to_dict()},
     }
-
-
-def _plain(config: TrainConfig) -> dict[str, Any]:
-    values = {name: value for name, value in config.to_dict().items() if value is not None}
-    return {k: v if isinstance(v, int | float | str) else str(v) for k, v in values.items()}
