@@ -14,8 +14,9 @@ import shardsieve as ss
 from shardsieve import CorruptShardError
 from shardsieve.io.local import mapped
 from shardsieve.shards import names, tar
+from shardsieve.shards.fields import parse_sample, plain_fields
 from shardsieve.shards.fingerprint import index_fingerprint, table_fingerprint
-from shardsieve.shards.tar import parse_sample, plain_fields, sample_table
+from shardsieve.shards.samples import sample_table
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 keys = st.lists(

@@ -22,7 +22,7 @@ from shardsieve.plan import PADDING
 from shardsieve.scores.inputs import integers, whole_number
 from shardsieve.shards.beton import read_beton
 from shardsieve.shards.beton_fields import BetonFields
-from shardsieve.shards.tar import fill_plain, members_of, parse_sample, plain_fields
+from shardsieve.shards.fields import fill_plain, members_of, parse_sample, plain_fields
 from shardsieve.store.create_beton import label_field_of
 from shardsieve.store.store import Store, refuse_path
 

@@ -26,8 +26,8 @@ from shardsieve.pack.writer import PackedSplit, naming_classes, packing_order, t
 from shardsieve.scores.inputs import integers
 from shardsieve.shards.beton import IMAGE, INT, POINTERS, Beton, read_beton, row_type
 from shardsieve.shards.beton_fields import JPEG, RAW, BetonFields
+from shardsieve.shards.fields import parse_sample
 from shardsieve.shards.pixels import IMAGE_SUFFIXES, in_8_bits, is_image
-from shardsieve.shards.tar import parse_sample
 from shardsieve.store.store import Store
 
 _FIELDS = (("image", IMAGE), ("label", INT))

@@ -14,7 +14,7 @@ from shardsieve._errors import CorruptShardError
 from shardsieve.io.objects import is_remote
 from shardsieve.io.source import at_once, cheap_fingerprint, cheap_fingerprints, walkable
 from shardsieve.shards.labels import class_in
-from shardsieve.shards.tar import sample_table
+from shardsieve.shards.samples import sample_table
 from shardsieve.store.indexed import IndexedShard, ShardRow
 from shardsieve.store.layout import told_about_disk
 
