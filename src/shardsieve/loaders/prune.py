@@ -7,7 +7,8 @@ from webdataset import DataPipeline
 
 from shardsieve.loaders.ffcv import prune_loader as prune_ffcv
 from shardsieve.loaders.stages import flat
-from shardsieve.loaders.webdataset import prune_loader, prune_pipeline, warn_of_long_passes
+from shardsieve.loaders.webdataset import prune_pipeline
+from shardsieve.loaders.webloader import prune_loader, warn_of_long_passes
 from shardsieve.store.store import Store, refuse_path
 
 
