@@ -13,13 +13,13 @@ from servers import range_server
 from tars import write_shards
 
 import shardsieve as ss
-from shardsieve.io import objects
+from shardsieve.io import clients
 from shardsieve.io.helper import Helper
 
 
 def test_a_helper_outlives_a_ctrl_c():
     helper = Helper(1)
-    call = (objects.is_remote, ("s3://a/b",))
+    call = (clients.is_remote, ("s3://a/b",))
     with helper._process as process:
         assert helper.call_all([call]) == [True]
         process.send_signal(signal.SIGINT)
@@ -43,7 +43,7 @@ def test_an_answer_that_nobody_waited_for_is_not_the_next_ones(tmp_path):
             with pytest.raises(KeyboardInterrupt):
                 helper.call_all([(Path.read_bytes, (waits,))])
             stopped.set()
-            assert helper.call_all([(objects.is_remote, ("s3://a/b",))]) == [True]
+            assert helper.call_all([(clients.is_remote, ("s3://a/b",))]) == [True]
     finally:
         stopped.set()
         signal.signal(signal.SIGUSR1, before)
@@ -53,7 +53,7 @@ HELPED = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from shardsieve.io.helper import Helper
-from shardsieve.io.objects import is_remote
+from shardsieve.io.clients import is_remote
 with (helper := Helper(1))._process:
     assert helper.call_all([(is_remote, ("s3://a/b",))]) == [True]
 """
@@ -110,11 +110,11 @@ def test_a_helper_ends_with_the_process_that_asked_also_at_work(tmp_path):
 INTERRUPTED = """
 import signal, sys, time
 import shardsieve as ss
-from shardsieve.io import objects
+from shardsieve.io import clients, retries
 # A shell that starts the tests in the background has them, and so this program, ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-objects.FIRST_WAIT = 1000
-objects._TIMEOUTS["read_timeout"] = "1h"
+retries.FIRST_WAIT = 1000
+clients._TIMEOUTS["read_timeout"] = "1h"
 data = ss.ShardDataset(ss.open_store(sys.argv[1]))
 shard = data.store.urls[0]
 

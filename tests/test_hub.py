@@ -7,7 +7,8 @@ from servers import hub_server, range_server
 from tars import write_shards
 
 import shardsieve as ss
-from shardsieve.io import objects
+from shardsieve.io import clients, objects, retries
+from shardsieve.io.hub import address, advice
 
 NAME = "hf://datasets/owner/name"
 
@@ -15,7 +16,7 @@ NAME = "hf://datasets/owner/name"
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """Yield the server that a private data set lies on; `main` holds its files."""
-    monkeypatch.setattr(objects, "FIRST_WAIT", 0.002)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.002)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))  # nobody has logged in there
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with range_server(tmp_path / "main") as behind, hub_server(behind, "secret") as url:
@@ -29,7 +30,7 @@ def test_a_private_data_set_is_read_by_who_has_its_token(hub, tmp_path, monkeypa
     paths = write_shards(tmp_path / "main", [4, 3])
     monkeypatch.setenv("HF_TOKEN", "secret")
     hub.heads = heads
-    front = objects.hub.address(f"{NAME}/x").removesuffix("/x") if by == "https" else NAME
+    front = address(f"{NAME}/x").removesuffix("/x") if by == "https" else NAME
     store = ss.index(f"{front}/s-{{000..001}}.tar", tmp_path / "hub.zarr")
     near = ss.index(paths, tmp_path / "near.zarr")
     assert store.urls == [f"{front}/s-{shard:03d}.tar" for shard in range(2)]
@@ -67,9 +68,9 @@ def test_too_many_requests_to_the_hub_are_waited_for_longer_than_other_faults(
     s3, monkeypatch, caplog, of_hub, status, least, most
 ):
     """It counts those of five minutes: seconds of patience ended a run."""
-    objects._warn_of_limit.cache_clear()
+    retries._warn_of_limit.cache_clear()
     waits = []
-    monkeypatch.setattr(objects, "pause", waits.append)
+    monkeypatch.setattr(retries, "pause", waits.append)
     monkeypatch.setenv("HF_ENDPOINT", s3.endpoint if of_hub else "")
     s3.refuse = lambda environ: status
     with pytest.raises(ss.ShardsieveError, match=f"in 7 attempts: .* {status[:3]}"):
@@ -80,8 +81,8 @@ def test_too_many_requests_to_the_hub_are_waited_for_longer_than_other_faults(
 
 def test_without_an_endpoint_in_the_environment_the_hub_is_the_hub(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "")
-    assert objects.hub.address(f"{NAME}/a.tar").startswith("https://huggingface.co/datasets/owner/")
-    assert objects.hub.advice("HEAD https://example.org/a.tar: 401 Unauthorized") == ""
+    assert address(f"{NAME}/a.tar").startswith("https://huggingface.co/datasets/owner/")
+    assert advice("HEAD https://example.org/a.tar: 401 Unauthorized") == ""
 
 
 def test_a_store_on_the_hub_is_read(hub, tmp_path, monkeypatch):
@@ -136,18 +137,18 @@ def test_a_revision_and_names_that_need_quotes_are_kept():
         ("datasets/a/b@v1.0/c d#é%20.tar", "datasets/a/b/resolve/v1.0/c d#é%20.tar"),
         ("a/b/c/d.tar", "a/b/resolve/main/c/d.tar"),
     ):
-        assert objects.client(f"hf://{name}")[1] == path
+        assert clients.client(f"hf://{name}")[1] == path
 
 
 def test_a_mirrors_address_may_end_in_a_slash(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example/")
-    found = objects.hub.address("hf://datasets/a/b/c.tar")
+    found = address("hf://datasets/a/b/c.tar")
     assert found == "https://mirror.example/datasets/a/b/resolve/main/c.tar"
-    assert objects.hub.advice(f"Error performing HEAD {found}: 401 Unauthorized")
+    assert advice(f"Error performing HEAD {found}: 401 Unauthorized")
 
 
 @pytest.mark.parametrize(("status", "told"), [(401, True), (403, True), (404, False), (500, False)])
 def test_who_may_not_read_is_told_how_to_and_nobody_else(monkeypatch, status, told):
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     error = f"Error performing HEAD https://huggingface.co/datasets/a/b.tar: {status} Said"
-    assert ("accept the terms" in objects.hub.advice(error)) == told
+    assert ("accept the terms" in advice(error)) == told

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 import shardsieve as ss
 from shardsieve.commands.showing import describe
-from shardsieve.io import objects, source
+from shardsieve.io import clients, objects, retries, source
 from shardsieve.io.joined import JoinedReader
 from shardsieve.io.local import LocalReader
 from shardsieve.io.source import measure_storage, walkable
@@ -25,7 +25,7 @@ def shards(tmp_path):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(objects, "FIRST_WAIT", 0.002)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.002)
 
 
 def test_a_store_and_its_shards_live_in_s3(s3, shards, tmp_path):
@@ -123,15 +123,15 @@ def test_a_lasting_fault_names_shard_range_and_cause(shards, tmp_path):
         with pytest.raises(ss.CorruptShardError, match=r"s-000\.tar, bytes 0-2\d+: "):
             ss.ShardDataset(store)[0]
     with pytest.raises(ss.ShardsieveError, match="must begin with one of s3, gs, az, hf, http"):
-        objects.client("ftp://host/a.tar")
+        clients.client("ftp://host/a.tar")
     with pytest.raises(
         ss.ShardsieveError, match=r"not have a query .*, got https://host/a\.tar\?\.{3}$"
     ):
-        objects.client("https://host/a.tar?signature=1")
+        clients.client("https://host/a.tar?signature=1")
     with pytest.raises(ss.ShardsieveError, match=r"a password, .*, got https://\.{3}@host/a\.tar"):
         ss.open_store("https://me:secret@host/a.tar")
     with pytest.raises(ss.ShardsieveError, match=r"a password, .*, got https://\.{3}@host/a\.tar$"):
-        objects.client("https://me:secret@host/a.tar?signature=1")
+        clients.client("https://me:secret@host/a.tar?signature=1")
 
 
 def test_reads_begun_ahead_are_not_made_twice(shards, tmp_path):

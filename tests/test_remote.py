@@ -16,7 +16,7 @@ from tars import write_shards, write_tar
 from torch.utils.data import DataLoader
 
 import shardsieve as ss
-from shardsieve.io import local, objects, source
+from shardsieve.io import clients, local, objects, retries, source
 from shardsieve.io.joined import JoinedReader
 from shardsieve.io.spans import Storage
 from shardsieve.store import create
@@ -24,7 +24,7 @@ from shardsieve.store import create
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(objects, "FIRST_WAIT", 0.002)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.002)
 
 
 def test_indexing_into_a_place_that_is_not_empty_deletes_nothing(s3, tmp_path):
@@ -98,7 +98,7 @@ def test_a_host_without_ranges_is_named_at_once(tmp_path):
             ss.ShardsieveError, match=r"copy it to a .* host that answers byte ranges"
         ):
             ss.index(f"{server.url}/s-000.tar", tmp_path / "s.zarr")
-        assert server.asked < objects.ATTEMPTS
+        assert server.asked < retries.ATTEMPTS
 
 
 def test_indexing_reads_an_object_once(tmp_path, monkeypatch):
@@ -218,7 +218,7 @@ def test_names_after_a_host_may_be_percent_encoded(tmp_path):
     ["b.s3.us-east-1.amazonaws.com", "s3.us-east-1.amazonaws.com", "a.blob.core.windows.net"],
 )
 def test_a_public_object_of_a_cloud_needs_no_key_over_https(host):
-    client, path = objects.client(f"https://{host}/b/a.tar")
+    client, path = clients.client(f"https://{host}/b/a.tar")
     assert isinstance(client, HTTPStore)
     assert path == "b/a.tar"
 
@@ -460,13 +460,13 @@ def test_a_shard_replaced_while_it_is_read_is_refused(s3, tmp_path, workers):
 
 
 def test_a_body_may_take_long_but_not_stand_still(tmp_path, monkeypatch):
-    monkeypatch.setitem(objects._TIMEOUTS, "read_timeout", "3s")
+    monkeypatch.setitem(clients._TIMEOUTS, "read_timeout", "3s")
     (tmp_path / "a").write_bytes(bytes(1 << 20))
     with range_server(tmp_path, bandwidth=2.5e5, piece=32 << 10) as server:
         # Four seconds, in pieces that come far faster than the timeout. A busy machine may lose an
         # attempt; with a timeout for the whole body every one would be lost.
         assert len(objects.fetch(f"{server.url}/a", 0, 1 << 20).data) == 1 << 20
-        monkeypatch.setattr(objects, "ATTEMPTS", 1)
+        monkeypatch.setattr(retries, "ATTEMPTS", 1)
         server.latency = 60
         with pytest.raises(ss.CorruptShardError, match="in 1 attempts"):
             objects.fetch(f"{server.url}/a", 0, 100)

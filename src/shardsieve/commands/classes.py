@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.io.objects import fetch_whole, is_remote
+from shardsieve.io.clients import is_remote
+from shardsieve.io.objects import fetch_whole
 from shardsieve.store.create import member_of
 from shardsieve.store.store import Store
 from shardsieve.store.walking import LABEL_MEMBER

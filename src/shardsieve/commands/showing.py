@@ -9,8 +9,8 @@ from shardsieve.commands.classes import with_names
 from shardsieve.commands.doubts import doubt_of, rule_behind
 from shardsieve.commands.progress import bar
 from shardsieve.epoch import SHUFFLES
+from shardsieve.io.clients import over_http
 from shardsieve.io.local import readahead_of
-from shardsieve.io.objects import over_http
 from shardsieve.io.replacing import write_whole
 from shardsieve.keepset import KeepSet, keep_set_of, select
 from shardsieve.loaders.mixing import mixing

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from shardsieve._errors import CorruptShardError
+from shardsieve.io.clients import forked_after_use, is_remote
 from shardsieve.io.counts import Counts
 from shardsieve.io.helper import helper_here
 from shardsieve.io.local import EndsEarly, LocalReader
-from shardsieve.io.objects import Fetched, fetch, forked_after_use, is_remote
+from shardsieve.io.objects import Fetched, fetch
 from shardsieve.io.spans import Spans, Storage, plan_spans
 from shardsieve.io.stopping import StoppingPool
 

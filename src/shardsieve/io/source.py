@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from shardsieve._errors import ShardsieveError
+from shardsieve.io.clients import is_remote, over_http
 from shardsieve.io.joined import JoinedReader
 from shardsieve.io.local import LocalReader, mapped
-from shardsieve.io.objects import fetch, is_remote, listed_marks, mark_of, over_http, size_of
+from shardsieve.io.objects import fetch, listed_marks, mark_of, size_of
 from shardsieve.io.spans import OBJECTS, Storage
 from shardsieve.io.stopping import StoppingPool
 

@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
 from shardsieve._errors import CorruptShardError, ShardsieveError, UnreadableSampleError
+from shardsieve.io.clients import is_remote
 from shardsieve.io.local import too_short, unreadable
-from shardsieve.io.objects import is_remote
 from shardsieve.io.source import reader_of
 from shardsieve.io.spans import Storage
 from shardsieve.loaders.asking import caller_of, planned_samples

@@ -18,7 +18,7 @@ from shardsieve._errors import (
     StoreFormatError,
     StoreMismatchError,
 )
-from shardsieve.io.objects import is_remote
+from shardsieve.io.clients import is_remote
 from shardsieve.io.replacing import temporary_folder
 from shardsieve.io.source import absolute, at_once
 from shardsieve.shards.fingerprint import index_fingerprint

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from shardsieve._errors import ANOTHER_STORE, ShardsieveError, StoreMismatchError
-from shardsieve.io.objects import is_remote
+from shardsieve.io.clients import is_remote
 from shardsieve.io.source import cheap_fingerprint
 from shardsieve.shards.beton import SUFFIXES, Beton, read_beton
 from shardsieve.store.indexed import IndexedShard

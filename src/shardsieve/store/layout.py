@@ -12,7 +12,8 @@ import zarr
 from numpy.typing import NDArray
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.io.objects import SCHEMES, is_remote, object_exists, over_http, put
+from shardsieve.io.clients import SCHEMES, is_remote, over_http
+from shardsieve.io.objects import object_exists, put
 from shardsieve.io.replacing import is_full
 from shardsieve.io.source import at_once
 from shardsieve.shards.names import local_name

@@ -9,11 +9,10 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
 
+from shardsieve.io.clients import forked_after_use, group_client
 from shardsieve.io.objects import (
     create,
     fetch_whole,
-    forked_after_use,
-    group_client,
     names_below,
     replace,
     told_about_objects,

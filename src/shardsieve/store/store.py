@@ -18,7 +18,7 @@ from shardsieve._errors import (
     StoreMismatchError,
 )
 from shardsieve._version import __version__
-from shardsieve.io.objects import is_remote
+from shardsieve.io.clients import is_remote
 from shardsieve.io.source import cheap_fingerprint, cheap_fingerprints, same_fingerprint
 from shardsieve.scores.inputs import integers, real
 from shardsieve.shards.fingerprint import NO_SAMPLES

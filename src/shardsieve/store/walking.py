@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from shardsieve._errors import CorruptShardError
-from shardsieve.io.objects import is_remote
+from shardsieve.io.clients import is_remote
 from shardsieve.io.source import at_once, cheap_fingerprint, cheap_fingerprints, walkable
 from shardsieve.shards.labels import class_in
 from shardsieve.shards.samples import sample_table

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from shardsieve._errors import ShardsieveError, StoreFormatError
-from shardsieve.io.objects import is_remote
+from shardsieve.io.clients import is_remote
 from shardsieve.policy.inbox import world_size
 from shardsieve.scores.inputs import one_of, plain, refuse_no_state, whole_number
 from shardsieve.store.contents import unlist, write_contents
