@@ -285,6 +285,36 @@ def test_a_table_is_loaded_without_room_for_outputs(tmp_path):
     assert peak < 4 * 1000 * 1000
 
 
+@pytest.mark.parametrize("classes", [64, 2**18 + 1])
+def test_what_waits_is_measured_some_at_a_time_and_comes_to_the_same(monkeypatch, classes):
+    """Of all that waits at once, what is computed would take a dozen times its 16 MiB."""
+    rng, measure, sizes = np.random.default_rng(0), module.measure, []
+    ids = rng.permutation(2**23 // classes)
+    logits = torch.from_numpy(rng.random((len(ids), classes), dtype=np.float32))
+    labels, features = torch.from_numpy(ids % classes), torch.from_numpy(rng.random((len(ids), 2)))
+
+    def seen(names, logits, *others, **more):
+        sizes.append(len(logits))
+        return measure(names, logits, *others, **more)
+
+    def recorded():
+        recorder = Recorder(ids[1:], classes, signals=KNOWN)
+        for _ in range(2):
+            recorder.record(ids, logits, labels, features)
+            recorder.end_epoch()
+        return recorder
+
+    monkeypatch.setattr(module, "measure", seen)
+    one = recorded()
+    assert sum(sizes) == 2 * (len(ids) - 1)
+    assert max(sizes) == max(2**18 // classes, 1)
+    monkeypatch.setattr(module, "_AT_ONCE", 2**24)
+    other = recorded()
+    assert max(sizes) == len(ids) - 1
+    same_table(one, other)
+    assert np.isfinite(one.signal("grand")).all()
+
+
 def test_a_table_too_large_for_any_memory_is_one_line_with_the_cure():
     recorder = Recorder(np.arange(1000), 10**13)
     with pytest.raises(ss.ShardsieveError, match=r"^the .* 1000 seeds .* 40000000 GB .* tdds"):

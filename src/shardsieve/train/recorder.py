@@ -23,6 +23,8 @@ from shardsieve.train.measures import KNOWN, SIGNALS, measure
 
 # Numbers that wait to be measured, and that are joined over ranks at a time: 16 MiB of float32.
 _BUDGET = 2**22
+# Logits that are measured at a time: what is computed of them takes a dozen times as much.
+_AT_ONCE = 2**18
 _STATE = ("ids", "epochs", "signals", "logs", "now", "seen")
 
 Signals = NDArray[np.float32]
@@ -45,8 +47,9 @@ class Recorder:
     gradient). NaN where a sample was not seen.
 
     Memory of a process, for m seeds, C classes, S signals and T epochs: 4·m·(C + S·(T + 1)) bytes
-    (without `divergence` no C), plus at most 16 MiB and a batch of outputs that wait to be
-    measured, plus 16 MiB per rank while ranks join. ImageNet with 128,117 seeds, 90 epochs and 8
+    (without `divergence` no C). Besides, outputs that wait to be measured, at most 16 MiB and a
+    batch, and as much again while they are measured, with a dozen MiB for what is computed of some
+    at a time; and 16 MiB per rank while ranks join. ImageNet with 128,117 seeds, 90 epochs and 8
     signals: 0.51 + 0.37 GB. A checkpoint holds the same; a state shares ended epochs with it.
 
     Attributes:
@@ -296,12 +299,20 @@ class Recorder:
                 f"labels must lie in [0, {self.num_classes}), got {int(labels[first])} for sample "
                 f"id {ids[places[first]]}; number the classes from 0"
             )
-        logits = columns[1][picked.to(columns[1].device)].float()
+        step = max(1, _AT_ONCE // self.num_classes)
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            self._take_in(rows[part], picked[part], labels[part], columns)
+
+    def _take_in(self, rows: Rows, picked: Tensor, labels: Tensor, columns: list[Tensor]) -> None:
+        """Measure some of what waited: the places `picked` of the columns, which belong to rows."""
+        places = picked.to(columns[1].device)
+        logits = columns[1][places].float()
         more: dict[str, Tensor] = {}
         if "divergence" in self.signals:
             more["before"] = torch.from_numpy(self._logs[rows]).to(logits.device)
         if "grand" in self.signals:
-            more["features"] = columns[3][picked.to(logits.device)]
+            more["features"] = columns[3][places]
         logs, measured = measure(self.signals, logits, labels.to(logits.device), **more)
         self._now[rows] = measured.cpu().numpy()
         if "divergence" in self.signals:
