@@ -118,6 +118,25 @@ def test_select_follows_its_rule_on_a_store(tmp_path):
         ss.select(store, score="up", keep_fraction=0.5, rule="best")
 
 
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_scores_that_equal_a_threshold_are_kept_in_every_precision(kind):
+    for threshold in np.arange(-20, 21) / 10:
+        scores = np.array([threshold - 0.1, threshold, threshold + 0.1], dtype=kind)
+        assert ss.keep_threshold(scores, threshold).tolist() == [1, 2]
+    assert ss.keep_threshold(scores, 1e300).tolist() == []
+    assert ss.keep_threshold(scores, -1e300).tolist() == [0, 1, 2]
+    assert ss.keep_threshold(scores, -np.inf).tolist() == [0, 1, 2]
+
+
+def test_stored_scores_that_equal_a_threshold_are_kept(tmp_path):
+    """The store holds float32: that of 0.7 is less than what was put, that of 0.1 is more."""
+    store = ss.index(write_shards(tmp_path / "d", [3]), tmp_path / "s.zarr")
+    for threshold in (0.7, 0.1, -0.1, 1 / 3):
+        store.put_score("own", [threshold - 0.1, threshold, threshold + 0.1])
+        kept = ss.select(store, score="own", rule="threshold", threshold=threshold)
+        assert kept.ids().tolist() == [1, 2], threshold
+
+
 def test_the_permutation_is_pinned_and_is_one():
     """Runs resume across releases, so a new order is a breaking change: announce it."""
     assert permutation(8, 0, 0).tolist() == [0, 7, 2, 5, 4, 6, 3, 1]

@@ -14,6 +14,7 @@ from shardsieve.scores.inputs import one_of
 from shardsieve.selection import (
     check_floor,
     check_threshold,
+    in_precision,
     known_labels,
     middle_rows,
     num_kept,
@@ -119,7 +120,8 @@ def _check_values(rule: str, asked: Asked) -> None:
 def _above(store: Store, asked: Asked) -> Rows:
     assert asked.threshold is not None
     values, present = _scored(store, asked.score, asked.drop_missing)
-    return present[rows_above(values, asked.threshold)]
+    # A stored score of 0.7 is its float32, and less than 0.7.
+    return present[rows_above(values, in_precision(asked.threshold, np.dtype(np.float32)))]
 
 
 def _top(store: Store, asked: Asked, count: int) -> Rows:

@@ -159,7 +159,8 @@ def keep_threshold(scores: ArrayLike, threshold: float) -> Ids:
 
     Args:
         scores: Shape (n,), finite.
-        threshold: Any number, of any sign; infinities keep all or nothing.
+        threshold: Any number, of any sign; infinities keep all or nothing. To scores of fewer than
+            64 bits it is what they hold of it, so that equals stay together there, too.
 
     Raises:
         MissingScoreError: If a score is NaN or infinite.
@@ -168,7 +169,21 @@ def keep_threshold(scores: ArrayLike, threshold: float) -> Ids:
     >>> keep_threshold([-0.5, 0.5, -0.25], -0.25)
     array([1, 2])
     """
-    return rows_above(finite_scores(scores), threshold)
+    given = real("scores", scores)
+    return rows_above(finite_scores(given), in_precision(threshold, given.dtype))
+
+
+def in_precision(threshold: float, kind: np.dtype[Any]) -> float:
+    """Return the threshold as scores of that kind hold it: 0.7 as float32 is less than 0.7.
+
+    >>> in_precision(0.7, np.dtype(np.float32)) < 0.7
+    True
+    """
+    check_threshold(threshold)
+    if kind.kind != "f":
+        return threshold
+    with np.errstate(over="ignore"):  # beyond every score of the kind
+        return float(np.float64(threshold).astype(kind))
 
 
 def check_threshold(threshold: float) -> None:
