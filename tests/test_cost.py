@@ -12,6 +12,7 @@ from tars import write_shards
 import shardsieve as ss
 from shardsieve import cli
 from shardsieve.commands.planning import describe_plan, plan_store
+from shardsieve.commands.scoring import score_from_embedding
 from shardsieve.commands.training import train_store
 from shardsieve.cost import NO_COST, Cost, Plan, account, estimated_full
 from shardsieve.extrapolate.quality import doubt_of_score
@@ -307,6 +308,35 @@ def test_what_scores_took_is_added_up_and_what_they_have_in_common_counted_once(
     lost = {"definition": "far", "embedding": "gone", "cost": run.to_dict()}
     store.put_score("d", range(8), provenance=lost)
     assert overhead_of(store, "d") == ({"scoring": run}, ("embedding",))
+
+
+def test_what_a_score_was_made_from_is_counted_with_it(tmp_path):
+    """D2 goes by other scores, whose seed run cost more than all of it."""
+    store = ss.index(write_shards(tmp_path / "d", [8]), tmp_path / "s.zarr")
+    run, points, near = Cost(8, 8, 4.0, 8.0, 80), Cost(8, 0, 1.0, 1.0), Cost.timed(2.0)
+    embedding = store.embedding_array("e", 2)
+    embedding[:] = np.random.default_rng(0).random(embedding.shape)
+    embedding.attrs["cost"] = points.to_dict()
+    made = {"embedding": "e", "of": {"cost": run.to_dict()}, "cost": near.to_dict()}
+    store.put_score("du", range(8), provenance=made)
+    store.put_score("hard", range(8), provenance={"cost": Cost(5, 5, 1.0, 1.0, 50).to_dict()})
+    specs = ["d2:score=du:k=2", "d2:score=du:k=2:difficulty=hard:hard_cutoff=0.2"]
+    names = score_from_embedding(store.path, "e", specs, prefix=None)["scores"]
+    store = ss.open_store(store.path)
+    for name, trained in zip(names, (8, 13), strict=True):
+        phases, uncounted = overhead_of(store, name)
+        assert uncounted == ()
+        assert (phases["scoring"].backward, phases["scoring"].nbytes) == (trained, 10 * trained)
+        own = store.provenance(name)["cost"]["seconds"]
+        assert phases["scoring"].seconds == pytest.approx(own + (4.0 if trained == 8 else 5.0))
+        assert (phases["embedding"], phases["extrapolation"]) == (points, near)
+    store.put_score("bought", range(8))
+    twice = ["d2:score=bought:k=2", f"d2:score={names[0]}:k=2"]
+    unknown, again = score_from_embedding(store.path, "e", twice, prefix=None)["scores"]
+    assert overhead_of(store, unknown) == ({"embedding": points}, ("scoring",))
+    assert overhead_of(store, again).phases["scoring"].backward == 8
+    store.put_score("words", range(8), provenance={"made_from": "thin air"})
+    assert overhead_of(store, "words") == ({}, ("scoring",))
 
 
 def test_a_full_run_is_a_finished_training_on_everything(tmp_path):

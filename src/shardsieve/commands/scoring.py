@@ -28,12 +28,14 @@ from shardsieve.store.store import Store, open_store
 from shardsieve.strata import without_hardest
 from shardsieve.train.labels import count_pseudo_classes
 from shardsieve.train.launch import make_accelerator, on_main
+from shardsieve.train.ledger import MADE_FROM
 from shardsieve.train.machines import open_together
 from shardsieve.train.seeding import draw_seeds
 from shardsieve.train.seedscores import scores_from_dynamics
 from shardsieve.train.turtle import TurtleConfig, score_unsupervised
 
 Points = NDArray[np.float16]
+_SOURCES = ("score", "difficulty")  # options that name a stored score
 
 # Scores of `--from-embedding`: their options with types.
 EMBEDDED: dict[str, dict[str, type]] = {
@@ -161,6 +163,8 @@ def score_from_embedding(
             made = {"definition": definition, "parameters": how, "embedding": embedding}
             made |= said_of("moderate_distance" if kind == "moderate" else kind)
             made["cost"] = Cost.timed(time.perf_counter() - begin).to_dict()
+            sources = {use: store.provenance(how[use]) for use in _SOURCES if use in how}
+            made |= {MADE_FROM: sources} if sources else {}
             names.append(f"{prefix}_{name_of(spec)}" if prefix else name_of(spec))
             store.put_score(names[-1], values, provenance={**made, "measured": True})
             progress(len(names), len(wanted))

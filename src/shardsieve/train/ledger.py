@@ -9,6 +9,9 @@ from shardsieve.cost import NO_COST, Cost, account, estimated_full
 from shardsieve.store.store import Store
 from shardsieve.train.runfolder import RunFolder, differences
 
+MADE_FROM = "made_from"
+"""Where a score's provenance keeps those of the stored scores that it was made from, by use."""
+
 
 class Overhead(NamedTuple):
     """What was spent before a training.
@@ -30,15 +33,16 @@ def overhead_of(store: Store, *scores: str | None) -> Overhead:
 
     What several of them come from, such as one seed run, is counted once.
     """
-    known = [store.provenance(one) for one in scores if one is not None]
+    named = [store.provenance(one) for one in scores if one is not None]
+    known = [made for one in named for made in _with_sources(one)]
     if not known:
         return NOTHING
     predicted = [made for made in known if isinstance(made.get("of"), Mapping)]
     measured = [made["of"] if made in predicted else made for made in known]
     found: dict[str, list[Any]] = {"scoring": [_cost_in(one) for one in measured]}
     # Of what they were predicted from, and of what the seeds' own scores come from, as TURTLE's.
-    named = (one.get("embedding") for one in (*known, *measured))
-    points = {name for name in named if isinstance(name, str)}
+    embedded = (one.get("embedding") for one in (*known, *measured))
+    points = {name for name in embedded if isinstance(name, str)}
     if points:
         found["embedding"] = [_embedding_cost(store, name) for name in sorted(points)]
         networks = (_embedding_cost(store, name, "network_cost") for name in sorted(points))
@@ -47,6 +51,13 @@ def overhead_of(store: Store, *scores: str | None) -> Overhead:
         found["extrapolation"] = [_cost_in(made) for made in predicted]
     counted = {name: _sum_of_unlike(costs) for name, costs in found.items() if all(costs)}
     return Overhead(counted, tuple(name for name in found if name not in counted))
+
+
+def _with_sources(made: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return a provenance and those of the stored scores that it was made from, as D2's is."""
+    sources = made.get(MADE_FROM)
+    found = list(sources.values()) if isinstance(sources, Mapping) else []
+    return [made, *(m for one in found if isinstance(one, Mapping) for m in _with_sources(one))]
 
 
 def _cost_in(made: Mapping[str, Any]) -> Any:
