@@ -10,6 +10,7 @@ import shardsieve as ss
 from shardsieve.commands import appending, extrapolating, predicting
 from shardsieve.commands.appending import append_score
 from shardsieve.commands.extrapolating import extrapolate_score
+from shardsieve.cost import Cost
 
 SIZES = [60, 64, 40, 50]
 OLD = sum(SIZES[:3])
@@ -78,6 +79,24 @@ def test_a_new_sample_gets_the_score_of_an_old_one_like_it(store, how, match):
     searched = how["method"] != "direct"
     assert ("found_by" in made) == ("found_by" in said) == searched
     assert append_score(store.path, "full")["predicted"] == 0
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_appending_took_is_added_to_what_the_score_has_cost(store, known):
+    extrapolate_score(store.path, "seed_x", "full", "e", k=5, folds=2)
+    attrs = store.score_array("full").attrs
+    attrs["cost"] = Cost(3, 2, 7.0, 8.0, 9).to_dict()
+    if not known:
+        del attrs["cost"]
+    append_score(grown(store).path, "full")
+    made = ss.open_store(store.path).provenance("full")
+    assert made["appended"][0]["samples"] == 50
+    assert ("cost" in made) == known
+    if known:
+        cost = Cost.from_dict(made["cost"])
+        assert cost.seconds > 7.0
+        assert cost.device_seconds - 8.0 == pytest.approx(cost.seconds - 7.0)
+        assert (cost.forward, cost.backward, cost.nbytes) == (3, 2, 9)
 
 
 def test_killed_among_its_rows_the_next_start_says_the_same_of_them(store, monkeypatch):

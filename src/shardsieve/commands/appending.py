@@ -1,5 +1,6 @@
 """`extrapolate --append`: what a predicted score lacks, predicted as its other rows were."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from shardsieve.commands.filling import blocks_of, ranks_of, readable_rows, samp
 from shardsieve.commands.methods import METHODS, SEARCHING, Mask, Task, Values, make_task, taken
 from shardsieve.commands.progress import bar
 from shardsieve.commands.trust import unembedded, warned
+from shardsieve.cost import Cost
 from shardsieve.extrapolate.calibration import match_quantiles
 from shardsieve.extrapolate.correlations import spearman
 from shardsieve.extrapolate.distance import far_share, warn_of_far
@@ -41,7 +43,7 @@ def append_score(path: Path, name: str) -> dict[str, Any]:
             their own row alone: a GNN over a graph of all samples does not make such.
         StoreMismatchError: If, fitted again, the extrapolator predicts otherwise than it did.
     """
-    accelerator = make_accelerator()
+    accelerator, begin = make_accelerator(), time.perf_counter()
     store = open_together(accelerator, path)
     values, made = store.score(name), store.provenance(name)
     method = checked_method(name, made)
@@ -88,6 +90,9 @@ def append_score(path: Path, name: str) -> dict[str, Any]:
                 with told_about_disk(store.path):
                     array[shard, : len(found)] = found
             progress(done, len(mine))
+    if accelerator.is_main_process and "cost" in made:  # else nobody knows what the old rows took
+        spent = Cost.timed(time.perf_counter() - begin, accelerator.num_processes)
+        store.finish_score(name, cost=(Cost.from_dict(made["cost"]) + spent).to_dict())
     accelerator.wait_for_everyone()
     return result | added | warned(warn_of_far(share), missing)
 
