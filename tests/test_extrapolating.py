@@ -269,6 +269,7 @@ def test_predictions_no_better_than_chance_are_warned_of_wherever_they_are_used(
     )
     rule = {"score": "noise", "keep_fraction": 0.5, "rule": "top"}
     assert "at keep fraction 0.5" in kept_per_class(store.path, rule, None)["warning"]
+    assert "warning" not in kept_per_class(store.path, {**rule, "rule": "random"}, None)
     report_score(store.path, tmp_path / "r.html", score="noise", keep_fraction=0.5, reference=None)
     assert "Warning: at keep fraction 0.5" in (tmp_path / "r.html").read_text()
 

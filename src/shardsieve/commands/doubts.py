@@ -18,6 +18,8 @@ def rule_behind(store: Store, rule: Rule) -> Rule:
 def doubt_of(store: Store, rule: Rule) -> str | None:
     """Return the warning about the score that a rule goes by, None where there is none."""
     score, keep_fraction = rule.get("score"), rule.get("keep_fraction")
+    if rule.get("rule") == "random":  # of the score it asks no more than which samples have one
+        return None
     if score is None or keep_fraction is None or score not in store.scores:
         return None
     return doubt_of_score(store.provenance(score), keep_fraction)
