@@ -1,5 +1,7 @@
 """Several processes that make or grow one store at once."""
 
+import errno
+import fcntl
 import os
 import resource
 import shutil
@@ -119,12 +121,13 @@ def test_another_store_that_came_first_is_refused(tmp_path):
     assert "was made from other shards" in refused
 
 
-def test_a_folder_that_cannot_be_opened_is_one_line(tmp_path):
+@pytest.mark.parametrize("turn", [alone_in, in_turn])
+def test_a_folder_that_cannot_be_opened_is_one_line(tmp_path, turn):
     free, limits = os.dup(0), resource.getrlimit(resource.RLIMIT_NOFILE)
     os.close(free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
     try:
-        with pytest.raises(ss.ShardsieveError, match="Too many open files"), alone_in(tmp_path):
+        with pytest.raises(ss.ShardsieveError, match="Too many open files"), turn(tmp_path):
             pass
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
@@ -140,3 +143,20 @@ def test_who_leaves_does_not_take_away_the_folder_of_who_came_after_it_was_remov
     assert folder.is_dir()
     later.__exit__(None, None, None)
     assert not folder.exists()
+
+
+def test_where_nothing_can_be_locked_a_store_is_made_and_grows(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    paths = write_shards(tmp_path / "d", [5, 9, 4])
+    store = ss.index(paths[:2], tmp_path / "s.zarr")
+    store.put_score("up", range(14))
+    left = create.beside(store.path)
+    left.mkdir()  # perhaps another process is in it
+    assert len(ss.index(paths[:2], store.path)) == 14
+    assert left.is_dir()
+    grown = append.append_shards(paths, store.path)
+    assert grown.samples.tolist() == [5, 9, 4]
+    assert grown.score("up")[:14].tolist() == list(range(14))
