@@ -326,5 +326,8 @@ def test_what_repeats_and_holds_nothing_ends(urls, store, kept):
     pipeline = pipeline_of(urls).batched(4, partial=False).repeat()
     keep = ss.KeepSet.from_ids(store, store.ids()[:kept])
     assert list(ss.prune(pipeline, store, keep_set=keep)) == []
+    pruned = ss.prune(loading(pipeline, 0), store, keep_set=keep)
+    assert list(pruned) == []
+    assert pruned.state_dict()["epoch"] == 0
     none = pipeline_of(urls).select(lambda sample: False).repeat()
     assert list(ss.prune(none, store)) == []
