@@ -101,3 +101,17 @@ def test_they_are_appended_alone_and_counts_that_are_lost_are_missed(tmp_path):
             ss.open_store(store.path)
         counts[lost] = kept
     ss.open_store(store.path)
+
+
+def test_an_integer_is_the_id_of_a_sample_or_is_refused(tmp_path):
+    store = ss.index(write_shards(tmp_path / "d", [64, 0, 3]), tmp_path / "s.zarr")
+    data, place = ss.ShardDataset(store), {one: row for row, one in enumerate(store.ids().tolist())}
+    for one in range(-65, 64 * 4 + 1):
+        if one in place:
+            assert store.rows([one]).tolist() == [place[one]]
+            assert data[one]["__id__"] == one
+        else:
+            with pytest.raises(ValueError, match=rf"^ids must name samples of .*, got {one}$"):
+                store.rows([one])
+            with pytest.raises(IndexError):
+                data[one]
