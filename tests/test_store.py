@@ -102,12 +102,14 @@ def test_every_score_says_that_higher_is_kept_first(shards, tmp_path):
     assert found == ["higher is kept first", turned["orientation"]]
 
 
-def test_a_score_made_as_another_one_is_not_listed_before_it_is_written(shards, tmp_path):
+def test_a_score_made_as_another_one_is_none_before_it_is_written(shards, tmp_path):
     """The date of the other one, which its provenance holds, said that it was."""
     store = ss.index(shards, tmp_path / "s.zarr")
     store.put_score("one", np.arange(13.0))
     store.begin_score("two", store.provenance("one"))
     assert ss.open_store(store.path).scores == ["one"]
+    with pytest.raises(ss.MissingScoreError, match=r"\(one\), got 'two'"):
+        store.score("two")
 
 
 def test_one_name_may_be_stored_by_several_at_once(shards, tmp_path):
