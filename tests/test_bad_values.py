@@ -2,6 +2,7 @@
 
 import io
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -141,8 +142,15 @@ def test_an_open_store_is_asked_for_where_something_else_is_given(store):
             ss.select(other, keep_fraction=0.5, rule="random")
         with pytest.raises(TypeError, match="store must be what open_store or index returns"):
             ss.realign(other, store)
-    with pytest.raises(TypeError, match="store must be open, got its path"):
-        ss.realign(store, str(store.path))
+    takes_a_path = (
+        partial(ss.realign, store),
+        ss.ShardDataset,
+        partial(ss.PrunedShardSampler, policy=ss.UCB(0.5)),
+        partial(ss.prune, None),
+    )
+    for call in takes_a_path:
+        with pytest.raises(TypeError, match="store must be open, got its path"):
+            call(str(store.path))
 
 
 def test_a_shard_that_is_not_there_has_no_keys(store):
@@ -297,6 +305,8 @@ def test_a_policy_without_a_store_says_who_gives_it_one(policy):
 def test_what_a_dataset_cannot_use_is_named_before_it_reads(store):
     with pytest.raises(ValueError, match="max_unreadable must be a whole number of at least 0"):
         ss.ShardDataset(store, on_error="skip", max_unreadable="many")
+    with pytest.raises(ValueError, match="on_error must be 'raise' or 'skip', got 'ignore'"):
+        ss.ShardDataset(store, on_error="ignore")
     with pytest.raises(ss.MissingScoreError, match="score must be one of those in"):
         ss.ShardDataset(store, score="")
     with pytest.raises(TypeError, match=r"decode must be a function .*, got 'pil'"):
