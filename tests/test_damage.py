@@ -119,6 +119,9 @@ def test_more_than_the_limit_stops_the_pass(store):
     data = ss.ShardDataset(store, on_error="skip", max_unreadable=2)
     with pytest.raises(ss.UnreadableSampleError, match="more than 2 samples cannot be read"):
         data.__getitems__([0, 1, 2, 3])
+    data = ss.ShardDataset(store, on_error="skip", max_unreadable=3)
+    (stands_in,) = data.__getitems__([0])
+    assert (stands_in["__id__"], stands_in["__weight__"]) == (3, 0)
 
 
 def test_a_shard_rewritten_in_mid_epoch_is_noticed(store, shards, tmp_path):
