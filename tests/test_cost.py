@@ -335,6 +335,8 @@ def test_what_a_score_was_made_from_is_counted_with_it(tmp_path):
     unknown, again = score_from_embedding(store.path, "e", twice, prefix=None)["scores"]
     assert overhead_of(store, unknown) == ({"embedding": points}, ("scoring",))
     assert overhead_of(store, again).phases["scoring"].backward == 8
+    measured = [store.provenance(one)["measured"] for one in (*names, unknown, again)]
+    assert measured == [False, False, True, False]
     store.put_score("words", range(8), provenance={"made_from": "thin air"})
     assert overhead_of(store, "words") == ({}, ("scoring",))
 

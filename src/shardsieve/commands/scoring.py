@@ -160,13 +160,15 @@ def score_from_embedding(
             begin, values = time.perf_counter(), np.full(len(store), np.nan)
             values[rows], how = _embedded(store, kind, points, rows, options, told)
             definition = defined(kind, {"embedding": embedding, **how})
-            made = {"definition": definition, "parameters": how, "embedding": embedding}
+            made: dict[str, Any] = {"definition": definition, "parameters": how}
+            made["embedding"] = embedding
             made |= said_of("moderate_distance" if kind == "moderate" else kind)
             made["cost"] = Cost.timed(time.perf_counter() - begin).to_dict()
             sources = {use: store.provenance(how[use]) for use in _SOURCES if use in how}
             made |= {MADE_FROM: sources} if sources else {}
+            made["measured"] = all(one.get("measured", "of" not in one) for one in sources.values())
             names.append(f"{prefix}_{name_of(spec)}" if prefix else name_of(spec))
-            store.put_score(names[-1], values, provenance={**made, "measured": True})
+            store.put_score(names[-1], values, provenance=made)
             progress(len(names), len(wanted))
     return {"embedding": embedding, "scored": len(rows), "scores": names}
 
