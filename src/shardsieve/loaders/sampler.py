@@ -164,7 +164,8 @@ class PrunedShardSampler(Sampler[int]):
 
         Returns:
             An int with `low` and `high`: the three are equal where the count is known before
-            training; with a policy that goes by losses the int is the expected count.
+            training; with a policy that goes by losses the int is the expected count. That a
+            loader has `drop_last` is known once it has asked: before, `tail="drop"` must say so.
 
         Raises:
             ValueError: If the batch size is not known: it was not given, and no loader has asked.
