@@ -113,5 +113,5 @@ def test_an_integer_is_the_id_of_a_sample_or_is_refused(tmp_path):
         else:
             with pytest.raises(ValueError, match=rf"^ids must name samples of .*, got {one}$"):
                 store.rows([one])
-            with pytest.raises(IndexError):
+            with pytest.raises(IndexError, match=rf"^(sample id must .*, got )?{one}[; ]"):
                 data[one]

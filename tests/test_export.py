@@ -135,16 +135,22 @@ def test_a_key_of_two_lines_is_not_listed_as_two(tmp_path):
     assert not (tmp_path / "keys").exists()
 
 
-def test_a_table_of_every_sample(store, tmp_path):
-    how = ["--score", "up", "--keep-fraction", "0.5"]
+@pytest.mark.parametrize("score", ["up", None])
+def test_a_table_of_every_sample(store, tmp_path, score):
+    rule = HALF if score else {"keep_fraction": 0.5, "rule": "random"}
+    how = [text for name, one in rule.items() for text in (f"--{name.replace('_', '-')}", str(one))]
     command = ["export", "--store", str(store.path), str(tmp_path / "t.csv"), *how]  # csv by name
     assert CliRunner().invoke(app, command).exit_code == 0
     with (tmp_path / "t.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["id"]) for row in rows] == store.ids().tolist()
     assert [int(row["label"]) for row in rows] == store.labels().tolist()
-    assert [float(row["up"]) for row in rows] == list(range(30))
-    assert sum(int(row["kept"]) for row in rows) == 15
+    assert [row["key"] for row in rows] == [key for keys in store.keys_by_shard() for key in keys]
+    kept = [int(row["id"]) for row in rows if int(row["kept"])]
+    assert kept == ss.select(store, **rule).ids().tolist()
+    if score:
+        assert [float(row["up"]) for row in rows] == list(range(30))
+    assert [*rows[0]] == ["id", "shard", "key", "label", "kept", *([score] if score else [])]
 
 
 def test_rows_for_ffcv(store, tmp_path):
