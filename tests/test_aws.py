@@ -71,8 +71,12 @@ def test_a_profile_may_name_another_host(s3, asked_by, tmp_path, monkeypatch):
     assert asked_by == {"third/us-east-1"}
 
 
-def test_a_profile_that_is_nowhere_is_named(s3, asked_by, monkeypatch):
+@pytest.mark.parametrize("files", [True, False])
+def test_a_profile_that_is_nowhere_is_named(s3, asked_by, monkeypatch, files):
     monkeypatch.setenv("AWS_PROFILE", "other")
+    if not files:
+        for name in aws._FILES:
+            Path(os.environ[name]).unlink()
     with pytest.raises(ss.ShardsieveError, match=r"profile of ~/\.aws: .*\(other\) could not"):
         ss.index(f"s3://{s3.bucket}/a.tar", "s.zarr")
     assert not asked_by
@@ -93,6 +97,11 @@ def test_keys_are_asked_for_again_before_boto3_would_let_them_end(asked_by):
     keys = aws.identity("s3://bucket")["credential_provider"]()
     most = timedelta(seconds=RefreshableCredentials._advisory_refresh_timeout)
     assert keys["expires_at"] - datetime.now(UTC) <= most
+
+
+def test_a_profile_is_of_no_other_host(asked_by):
+    for url in ("gs://bucket", "az://bucket", "https://host"):
+        assert aws.identity(url) == {}
 
 
 def test_who_has_no_home_has_no_profile_in_it(monkeypatch):

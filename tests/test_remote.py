@@ -99,6 +99,9 @@ def test_a_host_without_ranges_is_named_at_once(tmp_path):
         ):
             ss.index(f"{server.url}/s-000.tar", tmp_path / "s.zarr")
         assert server.asked < retries.ATTEMPTS
+        with pytest.raises(ss.ShardsieveError, match="404") as told:
+            ss.index(f"{server.url}/gone.tar", tmp_path / "s.zarr")
+        assert "byte ranges" not in str(told.value)
 
 
 def test_indexing_reads_an_object_once(tmp_path, monkeypatch):
