@@ -83,6 +83,14 @@ def test_the_first_error_in_order_is_raised_once_nothing_is_under_way():
     assert under_way == []
 
 
+def test_calls_at_once_leave_no_thread_behind():
+    before = {*threading.enumerate()}
+    assert [*at_once(str, range(5), remote=True)] == [*"01234"]
+    with pytest.raises(TypeError):
+        list(at_once(len, range(5), remote=True))
+    assert {*threading.enumerate()} <= before
+
+
 def test_who_asks_no_further_does_not_wait():
     hold = threading.Event()
     answers = at_once(lambda number: number or hold.wait(), [1, 0], remote=True)
