@@ -15,7 +15,7 @@ from shardsieve.commands.planning import describe_plan, plan_store
 from shardsieve.commands.scoring import score_from_embedding
 from shardsieve.commands.training import train_store
 from shardsieve.cost import NO_COST, Cost, Plan, account, estimated_full
-from shardsieve.extrapolate.quality import doubt_of_score
+from shardsieve.doubts import doubt_of_score
 from shardsieve.pack import pack
 from shardsieve.train.config import TrainConfig
 from shardsieve.train.ledger import (

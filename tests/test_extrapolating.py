@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import webdataset as wds
 from PIL import Image
 
 import shardsieve as ss
@@ -259,7 +260,9 @@ def test_a_measured_score_that_came_without_the_second_run_is_predicted_from(
     assert "against_second_run" not in made
 
 
-def test_predictions_no_better_than_chance_are_warned_of_wherever_they_are_used(store, tmp_path):
+def test_predictions_no_better_than_chance_are_warned_of_wherever_they_are_used(
+    store, tmp_path, caplog
+):
     store, _, trained = store
     noise = np.where(trained, np.random.default_rng(1).normal(size=N), np.nan)
     store.put_score("seed_noise", noise)
@@ -270,6 +273,20 @@ def test_predictions_no_better_than_chance_are_warned_of_wherever_they_are_used(
     rule = {"score": "noise", "keep_fraction": 0.5, "rule": "top"}
     assert "at keep fraction 0.5" in kept_per_class(store.path, rule, None)["warning"]
     assert "warning" not in kept_per_class(store.path, {**rule, "rule": "random"}, None)
+    assert "keep fraction" not in caplog.text  # who prints a result prints its warning
+    pipeline = wds.WebDataset(store.urls, shardshuffle=False)
+    for choose in (
+        ss.select,
+        ss.PrunedShardSampler,
+        lambda *a, **how: ss.prune(pipeline, *a, **how),
+    ):
+        caplog.clear()
+        choose(store, **{**rule, "rule": "random"})
+        measured = {"score": "seed_noise", "keep_fraction": 0.2, "drop_missing": True}
+        choose(store, **measured)
+        assert "keep fraction" not in caplog.text
+        choose(store, **rule)
+        assert caplog.text.count("score 'noise': at keep fraction 0.5 the predicted keep set") == 1
     report_score(store.path, tmp_path / "r.html", score="noise", keep_fraction=0.5, reference=None)
     assert "Warning: at keep fraction 0.5" in (tmp_path / "r.html").read_text()
 

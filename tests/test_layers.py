@@ -10,7 +10,7 @@ import shardsieve
 
 ROOT = pathlib.Path(__file__).parents[1] / "src" / "shardsieve"
 
-CORE = {"_errors", "_faiss", "order", "scores", "selection", "strata", "betadraw"}
+CORE = {"_errors", "_faiss", "order", "scores", "selection", "strata", "betadraw", "doubts"}
 DATA = CORE | {"shards", "io", "store"}
 MAY_IMPORT = {
     "_errors": set(),
@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "order": set(),
     "selection": {"_errors", "order", "scores"},
     "betadraw": {"order", "selection"},
+    "doubts": {"selection"},
     "strata": {"_errors", "order", "scores", "selection"},
     "plan": {"order"},
     "epoch": {"order"},

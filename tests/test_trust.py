@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shardsieve as ss
+from shardsieve.doubts import as_stored, quality_of_score
 from shardsieve.extrapolate import (
     KNN,
     by_class,
@@ -19,7 +20,6 @@ from shardsieve.extrapolate import (
     spearman,
     spread,
 )
-from shardsieve.extrapolate.quality import as_stored, quality_of_score
 from shardsieve.extrapolate.resampling import resampled
 
 # Few levels, so that ties are common.

@@ -1,6 +1,7 @@
 """The keep set of a store: which samples survive, packed to one bit per slot."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,10 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from shardsieve._errors import StoreFormatError, StoreMismatchError
+from shardsieve.doubts import doubt_of_score
 from shardsieve.rules import Asked, chosen_rows
 from shardsieve.scores.inputs import plain, real
 from shardsieve.store.alone import in_turn
 from shardsieve.store.store import Store, refuse_path
+
+_LOG = logging.getLogger("shardsieve")
 
 _BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
 # Where a byte has its nth bit: (256, 8), of which the first `bitwise_count` of each row count.
@@ -283,6 +287,9 @@ def select(
 ) -> KeepSet:
     """Return the keep set that a rule chooses.
 
+    Where the score is a prediction that is not shown to beat chance at the keep fraction, a warning
+    says so.
+
     Args:
         store: An open store.
         keep_fraction: In `(0, 1]`, of all samples; not used by `threshold`.
@@ -310,8 +317,10 @@ def select(
         MissingScoreError: If a score is absent or NaN for any sample, or labels are missing.
         ValueError: If an argument is out of range or belongs to another rule.
     """
-    refuse_path(store)
-    asked = Asked(
+    keep = selected(
+        store,
+        rule=rule,
+        progress=progress,
         keep_fraction=keep_fraction,
         score=score,
         seed=seed,
@@ -323,4 +332,35 @@ def select(
         difficulty=difficulty,
         bins=bins,
     )
-    return KeepSet.from_ids(store, store.ids()[chosen_rows(store, rule, asked, progress)])
+    chosen = {"rule": rule, "score": score, "keep_fraction": keep_fraction}
+    if doubted := doubt_of(store, chosen):
+        _LOG.warning("score %r: %s", score, doubted)
+    return keep
+
+
+def selected(
+    store: Store,
+    *,
+    rule: str = "top",
+    progress: Callable[[int, int], None] | None = None,
+    **asked: Any,
+) -> KeepSet:
+    """Return what `select` does, without its warning."""
+    refuse_path(store)
+    rows = chosen_rows(store, rule, Asked(**asked), progress)
+    return KeepSet.from_ids(store, store.ids()[rows])
+
+
+def doubt_of(store: Store, rule: Mapping[str, Any]) -> str | None:
+    """Return the warning about the score that a rule goes by, None where there is none.
+
+    Args:
+        store: Open.
+        rule: Arguments of `select`.
+    """
+    score, keep_fraction = rule.get("score"), rule.get("keep_fraction")
+    if rule.get("rule") == "random":  # of the score it asks no more than which samples have one
+        return None
+    if score is None or keep_fraction is None or score not in store.scores:
+        return None
+    return doubt_of_score(store.provenance(score), keep_fraction)

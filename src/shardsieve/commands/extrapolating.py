@@ -24,9 +24,9 @@ from shardsieve.commands.predicting import Prediction
 from shardsieve.commands.progress import bar
 from shardsieve.commands.trust import judged, told, unembedded, warned
 from shardsieve.cost import Cost
+from shardsieve.doubts import as_stored
 from shardsieve.extrapolate.choosing import choose_k
 from shardsieve.extrapolate.knn import KNN
-from shardsieve.extrapolate.quality import as_stored
 from shardsieve.scores.inputs import one_of
 from shardsieve.selection import check_fraction
 from shardsieve.store.rows import StoredRows

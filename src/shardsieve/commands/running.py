@@ -30,7 +30,7 @@ from shardsieve.commands.scoring import score_unsupervised_store
 from shardsieve.commands.sections import EMBEDDING, SEED_RUN, Recipe, Shards
 from shardsieve.commands.steps import STEPS, Result
 from shardsieve.commands.training import embed_store, score_store, train_store
-from shardsieve.keepset import select
+from shardsieve.keepset import selected
 from shardsieve.rules import is_blind
 from shardsieve.scores.inputs import one_of
 from shardsieve.store.layout import holds_store
@@ -190,7 +190,7 @@ class _Chain(Chain):
             read |= self._learned(section)
             read["test"] = marks.mark_of_data(open_store(test, mode="r")) if test else None
             if policy is None:
-                read["keep"] = select(store, **rule).digest
+                read["keep"] = selected(store, **rule).digest
             else:
                 read["policy"] = policy.settings()
                 read["started"] = [marks.mark_of_values(store, s) for s in followed_by(policy)]

@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from shardsieve.commands.choosing import kept_by, rule_behind
 from shardsieve.commands.classes import with_names
-from shardsieve.commands.doubts import doubt_of, rule_behind
 from shardsieve.commands.progress import bar
 from shardsieve.epoch import SHUFFLES
 from shardsieve.io.clients import over_http
 from shardsieve.io.local import readahead_of
 from shardsieve.io.replacing import write_whole
-from shardsieve.keepset import KeepSet, keep_set_of, select
+from shardsieve.keepset import KeepSet, doubt_of, selected
 from shardsieve.loaders.mixing import mixing
 from shardsieve.loaders.pages import ReadEstimate, estimate_reads
 from shardsieve.loaders.planned import OrderSettings
@@ -58,7 +58,7 @@ def _embedding_row(store: Store, name: str) -> dict[str, Any]:
 def estimated_reads(path: Path, keep_fraction: float, score: str | None) -> dict[str, Any]:
     """Return the bytes that one cold epoch over a keep set reads, by way of reading."""
     store = open_store(path, mode="r")
-    keep = select(
+    keep = selected(
         store, keep_fraction=keep_fraction, score=score, rule="top" if score else "random"
     )
     kept, total = keep.nbytes(store), int(store.ranges[..., 1].sum())
@@ -153,7 +153,7 @@ def kept_per_class(
 def kept_of(store: Store, rule: dict[str, Any]) -> KeepSet:
     """Return what a rule keeps; a rule that takes long over many samples shows a bar."""
     with bar("select", shown=rule.get("rule") == "moderate") as progress:
-        return keep_set_of(store, **rule, progress=progress)
+        return kept_by(store, rule, progress=progress)
 
 
 def _mixing_row(store: Store, keep: KeepSet, batch_size: int) -> dict[str, float]:

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardsieve._errors import ShardsieveError
-from shardsieve.commands.doubts import doubt_of, rule_behind
+from shardsieve.commands.choosing import kept_by, rule_behind
 from shardsieve.commands.progress import bar
 from shardsieve.extrapolate.quality import measure
-from shardsieve.keepset import KeepSet, keep_set_of
+from shardsieve.keepset import KeepSet, doubt_of
 from shardsieve.policy.base import Policy
 from shardsieve.policy.named import named_policy
 from shardsieve.rules import is_blind
@@ -275,7 +275,7 @@ def train_store(
 
     def chosen() -> KeepSet | Policy:
         if not policy:
-            return keep_set_of(store, **rule)
+            return kept_by(store, rule)
         shared = {"keep_fraction": rule.get("keep_fraction"), "score": rule.get("score")}
         return named_policy(policy, epochs=config.epochs, seed=config.seed, **shared)
 

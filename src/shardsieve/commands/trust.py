@@ -7,8 +7,9 @@ import numpy as np
 
 from shardsieve.commands.classes import with_names
 from shardsieve.commands.methods import Task, Values
+from shardsieve.doubts import doubt_of_score
 from shardsieve.extrapolate.calibration import match_quantiles
-from shardsieve.extrapolate.quality import doubt_of_score, measure
+from shardsieve.extrapolate.quality import measure
 from shardsieve.store.store import Store
 
 _FIGURES = ("pearson", "spearman", "agreement", "intervals", "num_held_out")

@@ -9,8 +9,9 @@ from jinja2 import Environment, PackageLoader
 from numpy.typing import NDArray
 
 from shardsieve._errors import MissingScoreError
+from shardsieve.doubts import doubt_of_score, quality_of_score
 from shardsieve.extrapolate.correlations import check_keeps
-from shardsieve.extrapolate.quality import doubt_of_score, measure, quality_of_score
+from shardsieve.extrapolate.quality import measure
 from shardsieve.io.replacing import write_whole
 from shardsieve.report.figures import against, contact_sheet, histogram, shares, spread_of
 from shardsieve.selection import num_kept, top_rows
