@@ -361,6 +361,6 @@ def doubt_of(store: Store, rule: Mapping[str, Any]) -> str | None:
     score, keep_fraction = rule.get("score"), rule.get("keep_fraction")
     if rule.get("rule") == "random":  # of the score it asks no more than which samples have one
         return None
-    if score is None or keep_fraction is None or score not in store.scores:
+    if score is None or keep_fraction is None or not store.has_score(score):
         return None
     return doubt_of_score(store.provenance(score), keep_fraction)
