@@ -68,6 +68,21 @@ def test_a_folder_is_a_class_as_in_an_image_folder(tmp_path):
     assert labels(ss.index(flat, tmp_path / "f.zarr", label_member="/")) == [-1, -1, 7]
 
 
+def test_the_name_of_a_tar_is_a_class_as_in_imagenet(tmp_path):
+    tars = [
+        write_tar(tmp_path / f"{wnid}.tar", [(f"{wnid}_{i}.JPEG", b"x") for i in range(2)])
+        for wnid in ("n01443537", "n01440764")
+    ]
+    store = ss.index(tars, tmp_path / "s.zarr", label_member=".tar")
+    assert (store.classes, labels(store)) == (("n01440764", "n01443537"), [1, 1, 0, 0])
+    assert check(store) == 0
+    more = write_tar(tmp_path / "n01440000.v2.tar", [("a/1.jpg", b"x")])
+    grown = append_shards(more, store.path)
+    assert (grown.classes[2:], labels(grown)[4:]) == (("n01440000.v2",), [2])
+    numbers = [write_tar(tmp_path / f"{i}.tar", [("1.jpg", b"x")]) for i in (3, 10)]
+    assert labels(ss.index(numbers, tmp_path / "n.zarr", label_member=".tar")) == [3, 10]
+
+
 def test_a_field_of_a_json_member_is_a_class(tmp_path):
     told = [{"label": 3, "in12k": -1}, {"label": "4", "in12k": 5}, {"x": 1}, {"label": True}]
     told += [{"label": [1]}, {"label": 1.5}, [3], {"label": None}]
@@ -161,7 +176,7 @@ def test_shards_that_are_finished_keep_their_names(tmp_path, monkeypatch):
 
 def test_a_store_says_where_a_class_could_stand(tmp_path):
     store = ss.index(shard(tmp_path / "a.tar", NAMES), tmp_path / "s.zarr")
-    with pytest.raises(ss.ShardsieveError, match=r"6 of 6 .* `json:label` for a field .* the fol"):
+    with pytest.raises(ss.ShardsieveError, match=r"6 of 6 .* `json:label` for a field .*`.tar`"):
         count_classes(store)
 
 

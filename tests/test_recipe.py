@@ -88,6 +88,7 @@ OF_TRAINING = {
     "channels_last": True,
     "compile": True,
     "pseudo_labels": "mine",
+    "shuffle": "global",
     "shuffle_window": 2,
     "seed": 1,
 }

@@ -27,6 +27,7 @@ from shardsieve.cli.options import (
     RuleEmbedding,
     ScoreName,
     Seed,
+    Shuffle,
     Size,
     StoredKeepSet,
     Threshold,
@@ -85,6 +86,7 @@ class NetworkOptions:
     channels: Channels = None
     precision: Precision = "no"
     pseudo_labels: PseudoLabels = None
+    shuffle: Shuffle = "auto"
     max_unreadable: Unreadable = 0
     workers: Workers = 0
     seed: Seed = 0

@@ -44,8 +44,8 @@ MatchSteps = Annotated[
 LabelMember = Annotated[
     str | None,
     typer.Option(
-        help="Where the label stands: a member's suffix, json:FIELD, / for the folder, or a field "
-        "of a .beton; by default cls, or the store's."
+        help="Where the label stands: a member's suffix, json:FIELD, / for the folder, .tar for "
+        "the tar's name, or a field of a .beton; by default cls, or the store's."
     ),
 ]
 KeepFraction = Annotated[float, keep_option(help="Share of all samples to keep, in (0, 1].")]
@@ -67,6 +67,12 @@ Size = Annotated[
 ]
 Channels = Annotated[int | None, network_option(help="3 or 1; by default the first image's.")]
 Precision = Annotated[str, network_option(help="no, bf16 or fp16")]
+Shuffle = Annotated[
+    str,
+    training_option(
+        help="auto, window (of shards) or global; auto is global where shards are sorted by class."
+    ),
+]
 Workers = Annotated[int, typer.Option(help="Loader workers of each process.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 EmbeddingName = Annotated[

@@ -20,8 +20,11 @@ from shardsieve.train.measures import SIGNALS
 
 DECIDE_NOTHING = {"workers", "track", "max_unreadable", "checkpoint_steps"}
 """Settings that decide how a step runs, not what it makes."""
-_NAMED_WHERE_USED = {"pseudo_labels", "adversary", "turtle"}
-"""Settings that earlier releases did not know: left out, a chain of theirs is not made again."""
+_NAMED_WHERE_USED = {"pseudo_labels": None, "adversary": None, "turtle": None, "shuffle": "auto"}
+"""Settings that earlier releases did not know, and what they are where they are not used.
+
+Left out there, a chain of an earlier release is not made again.
+"""
 
 
 def settings(section: Section) -> TrainConfig:
@@ -31,7 +34,8 @@ def settings(section: Section) -> TrainConfig:
 
 def deciding(section: Section) -> dict[str, Any]:
     """Return the settings of a section that decide what its step makes, JSON-ready."""
-    unused = {name for name in _NAMED_WHERE_USED if getattr(section, name, None) is None}
+    held = {name: getattr(section, name, usual) for name, usual in _NAMED_WHERE_USED.items()}
+    unused = {name for name, value in held.items() if value == _NAMED_WHERE_USED[name]}
     return section.model_dump(mode="json", exclude=DECIDE_NOTHING | unused)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardsieve.epoch import EpochOrder
+from shardsieve.store.sorting import page_of_rows
 from shardsieve.store.store import Store
 
 MEMORY_PAGE = 4096
@@ -54,13 +55,6 @@ def page_order(
     plan = EpochOrder(counts.astype(np.int64), seed, epoch, window)
     places = [first[page] + ordinal for page, ordinal in plan.windows()]
     return rows[by_page[np.concatenate(places)]].astype(np.int64)
-
-
-def page_of_rows(store: Store) -> NDArray[np.int64]:
-    """Return the page of every row of an FFCV store, int64 (n,); -1 for rows without bytes."""
-    offsets = store.ranges[..., 0].reshape(-1)[: len(store)]
-    pages: NDArray[np.int64] = offsets // int(store.group.attrs["page_size"])  # type: ignore[arg-type]
-    return pages
 
 
 def ordered_rows(

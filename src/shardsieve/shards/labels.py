@@ -1,4 +1,4 @@
-"""Where a sample in a tar says its class: a member, a field of a JSON member, its folder."""
+"""Where a sample in a tar says its class: a member, a JSON field, its folder, the tar's name."""
 
 import json
 from collections.abc import Callable
@@ -6,6 +6,8 @@ from contextlib import suppress
 
 FOLDER = "/"
 """The label member that stands for the folder a sample lies in."""
+TAR = ".tar"
+"""The label member that stands for the name of the tar, as of ImageNet's tar per class."""
 _LONGEST = 256
 _LONGEST_JSON = 1 << 20
 _MOST_LABEL = (1 << 31) - 1
@@ -19,6 +21,13 @@ def label_source(label_member: str) -> tuple[str, int, Callable[[bytes], bytes]]
     return member, _LONGEST_JSON, lambda content: _field(content, field)
 
 
+def said_by_place(label_member: str, keys: list[str], url: str) -> list[bytes] | None:
+    """Return what folders or the tar's name say of each sample; None if its members shall."""
+    if label_member == TAR:
+        return [tar_of(url)] * len(keys)
+    return list(map(folder_of, keys)) if label_member == FOLDER else None
+
+
 def folder_of(key: str) -> bytes:
     """Return the last folder of a key, nothing where there is none.
 
@@ -27,6 +36,16 @@ def folder_of(key: str) -> bytes:
     """
     folder = key.rpartition("/")[0].rpartition("/")[2]
     return b"" if folder == "." else folder.encode("utf-8", "surrogateescape")
+
+
+def tar_of(url: str) -> bytes:
+    """Return the name of a tar without its folder and its suffix.
+
+    >>> tar_of("/data/n01440764.tar"), tar_of("https://host/a/n01440764.tar?key=a/b")
+    (b'n01440764', b'n01440764')
+    """
+    path = url.partition("?")[0] if "://" in url else url
+    return path.rpartition("/")[2].removesuffix(TAR).encode("utf-8", "surrogateescape")
 
 
 def class_in(text: bytes) -> int | str:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardsieve._errors import CorruptShardError
-from shardsieve.shards.labels import FOLDER, folder_of, label_source
+from shardsieve.shards.labels import label_source, said_by_place
 from shardsieve.shards.names import is_utf8, split_key
 from shardsieve.shards.tar import ReadAt, walk
 
@@ -91,7 +91,7 @@ def sample_table(read: ReadAt, total: int, url: str, *, label_member: str = "cls
         keys=keys,
         offset=offset,
         length=np.array(ends, dtype=np.int64) - offset,
-        label=list(map(folder_of, keys)) if label_member == FOLDER else labels,
+        label=said_by_place(label_member, keys, url) or labels,
         suffixes=tuple(bit_of),
         split=_num_split(keys, present),
     )

@@ -15,6 +15,7 @@ from shardsieve.store.contents import has_contents, write_contents
 from shardsieve.store.create import beside, member_of, write_samples
 from shardsieve.store.indexed import IndexedShard, ShardRow, numbered, shard_columns
 from shardsieve.store.layout import PER_SHARD, need_writable, place_of, told_about_disk
+from shardsieve.store.sorting import warn_if_sorted
 from shardsieve.store.store import Store, open_store
 from shardsieve.store.walking import Progress, finished, names_of_classes, walked
 
@@ -67,7 +68,9 @@ def append_shards(
         with told_about_disk(old.path), in_turn(old.path):
             _grow(old, new, rows, finished(partial, len(rows)))
         shutil.rmtree(partial, ignore_errors=True)
-    return open_store(store)
+    grown = open_store(store)
+    warn_if_sorted(grown)
+    return grown
 
 
 def _finish(store: Store, partial: Path) -> None:

@@ -39,6 +39,7 @@ from shardsieve.store.layout import (
     rows_per_shard,
     uploaded_folder,
 )
+from shardsieve.store.sorting import warn_if_sorted
 from shardsieve.store.store import Store, open_store
 from shardsieve.store.walking import (
     LABEL_MEMBER,
@@ -77,10 +78,10 @@ def index(
             Or one FFCV `.beton`, whose sample ids are its rows.
         store: Folder to make, or the URL of a place in an object store.
         label_member: Suffix of the member that holds the label (left out: `cls`), `json:FIELD`
-            for a field of a JSON member, or `/` for the folder of the sample's key. Labels are
-            decimal numbers, or where there are none, names: these are numbered as they sort. Of a
-            `.beton` an integer field (left out: `label`, or the only integer field). A store that
-            is there must have its labels from it.
+            for a field of a JSON member, `/` for the folder of the sample's key, or `.tar` for the
+            name of the tar before that. Labels are decimal numbers, or where there are none, names:
+            these are numbered as they sort. Of a `.beton` an integer field (left out: `label`, or
+            the only integer field). A store that is there must have its labels from it.
         progress: Called with (shards done, shards in all).
 
     Raises:
@@ -94,7 +95,10 @@ def index(
         with alone_in(partial):
             if not _is_there(target):
                 _make(shards, target, partial, label_member or LABEL_MEMBER, progress)
-                return open_store(target)
+                made = open_store(target)
+                if made.kind == "webdataset":
+                    warn_if_sorted(made)
+                return made
     remove_left_folder(partial)  # by a run that was killed after the store had its name
     return _existing(target, shards, label_member)
 

@@ -34,7 +34,7 @@ _HIDDEN = (
 )
 _NESTED = (
     "%d samples are tars themselves, the first of them in %s, as ImageNet's are handed out; unpack "
-    "each into a folder of its class' name, and give `shardsieve pack` the folder that holds them"
+    "them, and index the tars of the classes with --label-member .tar"
 )
 _SPLIT = (
     "%d samples are the rest of an earlier one, the first of them in %s: its files are not next to "

@@ -12,6 +12,7 @@ SCHEDULES = ("onecycle", "cosine")
 ON_BATCHES = ("none", "crop", "flip")
 AUGMENTS = (*ON_BATCHES, "resized", "trivial", "rand")
 NORMALISE = ("half", "imagenet")
+SHUFFLES = ("auto", "window", "global")
 PRECISIONS = ("no", "bf16", "fp16")
 _WARM = 0.3
 _MOST_PIXELS = 65_535
@@ -122,7 +123,10 @@ class TrainConfig:
         channels_last: Store images and weights channel by channel of a pixel, faster on GPUs.
         compile: Run the network through `torch.compile`.
         pseudo_labels: Name of stored pseudo-labels to train on; None trains on the labels.
-        shuffle_window: Shards shuffled together; 0 keeps their order.
+        shuffle: `window`; `global`, every kept sample anywhere; or `auto`, which is `global` where
+            shards are sorted by class so that windows hold few classes, else `window`.
+        shuffle_window: Shards shuffled together; 0 keeps their order. Of a `.beton` the pages
+            follow from the keep set.
         seed: Of weights, order and augmentation.
         max_unreadable: Samples to skip when they cannot be read; one more stops the run.
         workers: Loader processes per rank; decides nothing but speed.
@@ -147,6 +151,7 @@ class TrainConfig:
     channels_last: bool = False
     compile: bool = False
     pseudo_labels: str | None = None
+    shuffle: str = "auto"
     shuffle_window: int = 16
     seed: int = 0
     max_unreadable: int = 0
@@ -188,6 +193,7 @@ class TrainConfig:
     def _check_names(self) -> None:
         check_precision(self.precision)
         one_of("schedule", self.schedule, SCHEDULES)
+        one_of("shuffle", self.shuffle, SHUFFLES)
         one_of("normalise", self.normalise, NORMALISE)
         if self.augment not in AUGMENTS and ":" not in self.augment:
             raise ValueError(
@@ -204,6 +210,8 @@ class TrainConfig:
         """Return the settings that decide the result, JSON-ready."""
         settings = asdict(self)
         del settings["workers"], settings["max_unreadable"]
+        if self.shuffle == "auto":  # runs of earlier releases do not say it
+            del settings["shuffle"]
         return settings
 
     @property

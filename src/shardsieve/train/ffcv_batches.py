@@ -13,6 +13,7 @@ from shardsieve.store.store import Store
 from shardsieve.train.config import ON_BATCHES, TrainConfig
 from shardsieve.train.images import Batch, ImageDecoder
 from shardsieve.train.labels import labels_of, readable
+from shardsieve.train.ordering import training_order
 
 
 class FfcvBatches:
@@ -54,7 +55,8 @@ def ffcv_loader(
         check_ffcv(config)
     assert config.size is not None
     how: dict[str, Any] = {"seed": config.seed, "batch_size": config.batch_size}
-    sampler = PrunedShardSampler(store, **chosen, **how, window=0 if in_order else None)
+    how |= {"window": 0} if in_order else training_order(store, config)
+    sampler = PrunedShardSampler(store, **chosen, **how)
     how = {"max_unreadable": config.max_unreadable, "pseudo_labels": config.pseudo_labels}
     slowly = readable(store, ImageDecoder(config.size, 3), **how)
     how = {"batch_size": config.batch_size, "size": config.size, "threads": config.workers}

@@ -89,7 +89,8 @@ def _cure(store: Store) -> str:
         return "name the integer field with the class in `shardsieve index --label-member`"
     return (
         "say in `shardsieve index --label-member` where the class stands, such as `txt` for a "
-        "member, `json:label` for a field of a JSON member or `/` for the folder"
+        "member, `json:label` for a field of a JSON member, `/` for the folder or `.tar` for the "
+        "name of the tar"
     )
 
 

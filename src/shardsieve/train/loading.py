@@ -14,6 +14,7 @@ from shardsieve.train.crops import RandomCrops
 from shardsieve.train.ffcv_batches import FfcvBatches, check_ffcv, ffcv_loader
 from shardsieve.train.images import ImageDecoder, collate
 from shardsieve.train.labels import readable
+from shardsieve.train.ordering import training_order
 from shardsieve.train.transforms import transform_of
 
 
@@ -43,8 +44,8 @@ def make_loader(
     sampler = PrunedShardSampler(
         store,
         **chosen,
+        **({"window": 0} if in_order else training_order(store, config)),
         seed=config.seed,
-        window=0 if in_order else config.shuffle_window,
         batch_size=config.batch_size,
     )
     drawn: dict[str, Any] = {}
