@@ -104,6 +104,7 @@ ON_POLICY = {"train__policy": {"name": "ucb"}}
         ({"embed__max_unreadable": -1}, "embed: max_unreadable must be at least 0, got -1"),
         ({"embed__precision": "half"}, "embed: precision must be one of no, bf16, fp16"),
         ({"embed__weights": "file"}, "embed: weights must come with the model"),
+        ({"embed__normalise": "half"}, "embed: normalise must come with the model"),
         ({"extrapolate__seed": -1}, "extrapolate: seed must be at least 0, got -1"),
         ({"extrapolate__layer": "sage"}, "extrapolate: layer must come with method gnn, got 'knn'"),
         (

@@ -127,6 +127,7 @@ TABLE = [
     ("embed__size", 16, {}, AFTER_EMBED),
     ("embed__channels", 1, {}, AFTER_EMBED),
     ("embed__batch_size", 16, {}, AFTER_EMBED),
+    ("embed__normalise", "imagenet", {"embed__model": "chains:tiny"}, AFTER_EMBED),
     ("embed__precision", "bf16", {}, AFTER_EMBED),
     ("embed__max_unreadable", 9, {}, NOTHING),
     ("embed__workers", 1, {}, NOTHING),

@@ -20,6 +20,7 @@ from shardsieve.cli.options import (
     HardCutoff,
     KeepFraction,
     Model,
+    Normalise,
     Precision,
     PseudoLabels,
     Rate,
@@ -84,6 +85,7 @@ class NetworkOptions:
     augment: Augment = "none"
     size: Size = None
     channels: Channels = None
+    normalise: Normalise = "half"
     precision: Precision = "no"
     pseudo_labels: PseudoLabels = None
     shuffle: Shuffle = "auto"

@@ -66,6 +66,9 @@ Size = Annotated[
     int | None, network_option(help="Pixels per side; by default the first image's, at most 224.")
 ]
 Channels = Annotated[int | None, network_option(help="3 or 1; by default the first image's.")]
+Normalise = Annotated[
+    str, network_option(help="Of images: half (mean 0.5, deviation 0.25) or imagenet")
+]
 Precision = Annotated[str, network_option(help="no, bf16 or fp16")]
 Shuffle = Annotated[
     str,

@@ -160,6 +160,9 @@ def embed(
     channels: Annotated[
         int | None, network_option(help="3 or 1; by default the run's, else the first image's.")
     ] = None,
+    normalise: Annotated[
+        str | None, network_option(help="half or imagenet; by default the run's, else half.")
+    ] = None,
     batch_size: BatchSize = 256,
     max_unreadable: Unreadable = 0,
     workers: Workers = 0,
@@ -169,13 +172,14 @@ def embed(
     """Write the embedding of every sample; goes on where it was stopped."""
     if model is None:
         refuse_unused(context, "with --model", "weights")
-    how: dict[str, Any] = {"size": size, "channels": channels, "batch_size": batch_size}
+    how: dict[str, Any] = {"size": size, "channels": channels, "normalise": normalise}
     show(
         commands.training.embed_store(
             store,
             model=model,
             weights=weights,
             name=name,
+            batch_size=batch_size,
             max_unreadable=max_unreadable,
             workers=workers,
             precision=precision,

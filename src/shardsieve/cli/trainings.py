@@ -72,9 +72,6 @@ def train(
     momentum: Annotated[
         float, training_option(help="Momentum of SGD, with Nesterov's step.")
     ] = 0.9,
-    normalise: Annotated[
-        str, network_option(help="Of images: half (mean 0.5, deviation 0.25) or imagenet")
-    ] = "half",
     accumulate: Annotated[int, training_option(help="Batches per optimiser step.")] = 1,
     ema: Annotated[float, training_option(help="Decay of averaged weights; 0: none")] = 0.0,
     resolutions: Annotated[
@@ -99,7 +96,7 @@ def train(
         network = replace(network, pseudo_labels=usual)
     how: dict[str, Any] = {**asdict(network), "epochs": epochs, "schedule": schedule}
     how |= {"weight_decay": weight_decay, "label_smoothing": label_smoothing}
-    how |= {"momentum": momentum, "normalise": normalise, "accumulate": accumulate, "ema": ema}
+    how |= {"momentum": momentum, "accumulate": accumulate, "ema": ema}
     how |= {"channels_last": channels_last, "compile": compiled}
     config = TrainConfig(**how, resolutions=pairs("resolutions", resolutions))
     kept = keep.selection(context, network.seed)

@@ -38,8 +38,9 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.embed is not None:
         with blamed("embed"):
             check_pass(**recipe.embed.model_dump(exclude={"model", "weights"}))
-            if recipe.embed.weights is not None and recipe.embed.model is None:
-                raise ValueError("weights must come with the model that they are of; add it")
+            for name in ("weights", "normalise"):
+                if getattr(recipe.embed, name) is not None and recipe.embed.model is None:
+                    raise ValueError(f"{name} must come with the model that needs it; add it")
     if recipe.embed is not None and recipe.embed.model is None and recipe.score is None:
         raise ValueError("embed must name a model, or come with score; add one")
     _check_unsupervised(recipe)

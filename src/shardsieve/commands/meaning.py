@@ -20,7 +20,8 @@ from shardsieve.train.measures import SIGNALS
 
 DECIDE_NOTHING = {"workers", "track", "max_unreadable", "checkpoint_steps"}
 """Settings that decide how a step runs, not what it makes."""
-_NAMED_WHERE_USED = {"pseudo_labels": None, "adversary": None, "turtle": None, "shuffle": "auto"}
+_NAMED_WHERE_USED: dict[str, Any] = dict.fromkeys(("pseudo_labels", "adversary", "turtle"))
+_NAMED_WHERE_USED |= {"shuffle": "auto", "normalise": None}
 """Settings that earlier releases did not know, and what they are where they are not used.
 
 Left out there, a chain of an earlier release is not made again.

@@ -115,6 +115,7 @@ class Embed(Section):
     weights: Path | None = None
     size: int | None = None
     channels: int | None = None
+    normalise: str | None = None
     batch_size: int = 256
     max_unreadable: int = 0
     workers: int = 0

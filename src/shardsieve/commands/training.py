@@ -132,6 +132,7 @@ def embed_store(
     name: str,
     size: int | None = None,
     channels: int | None = None,
+    normalise: str | None = None,
     batch_size: int = 256,
     max_unreadable: int = 0,
     precision: str = "no",
@@ -147,19 +148,26 @@ def embed_store(
         name: Of the embedding.
         size: As in `embed`.
         channels: As in `embed`.
+        normalise: As in `embed`; None is what the run says, and `half` for another network.
         batch_size: As in `embed`.
         max_unreadable: As in `embed`.
         precision: As in `make_accelerator`.
         workers: As in `embed`.
     """
     checked_name(name)
-    seen: dict[str, Any] = {"size": size, "channels": channels, "precision": precision}
-    seen |= {"batch_size": batch_size, "workers": workers, "max_unreadable": max_unreadable}
+    seen: dict[str, Any] = {"size": size, "channels": channels, "normalise": normalise}
+    seen |= {
+        "precision": precision,
+        "batch_size": batch_size,
+        "workers": workers,
+        "max_unreadable": max_unreadable,
+    }
     check_pass(**seen)
     accelerator = make_accelerator(precision=precision)
     store = open_together(accelerator, path)
     found = model or on_main(accelerator, lambda: _seed_run_of(path, name))
-    how: dict[str, Any] = {"weights": weights, "channels": channels, "given": model is not None}
+    how: dict[str, Any] = {"weights": weights, "channels": channels, "normalise": normalise}
+    how["given"] = model is not None
     encoder = on_all(accelerator, lambda: _encoder_of(found, store, **how))
     if weights is None and found in MODELS and accelerator.is_main_process:
         _LOG.warning(
@@ -197,7 +205,13 @@ def embed_store(
 
 
 def _encoder_of(
-    model: str, store: Store, *, weights: Path | None, channels: int | None, given: bool
+    model: str,
+    store: Store,
+    *,
+    weights: Path | None,
+    channels: int | None,
+    normalise: str | None,
+    given: bool,
 ) -> Encoder:
     """Return the network to embed with; `given` by the user, or looked for among seed runs."""
     if not given and not Path(model).is_dir():
@@ -208,12 +222,16 @@ def _encoder_of(
     classes = count_classes(store) if weights is None and built_in else None
     # A run's network knows its channels; a built-in one takes the images'.
     seen = fixed_size(store)[1] if channels is None and built_in else channels
-    encoder = load_encoder(model, weights=weights, num_classes=classes, channels=seen)
-    if channels is not None and encoder.channels not in (None, channels):
-        raise ValueError(
-            f"channels must be {encoder.channels} for the network of {model}, got {channels}; "
-            "leave it out"
-        )
+    how: dict[str, Any] = {"num_classes": classes, "channels": seen}
+    encoder = load_encoder(model, weights=weights, normalise=normalise or "half", **how)
+    for name, own, asked in (
+        ("channels", encoder.channels, channels),
+        ("normalise", encoder.normalise, normalise),
+    ):
+        if None not in (own, asked) and own != asked:
+            raise ValueError(
+                f"{name} must be {own} for the network of {model}, got {asked}; leave it out"
+            )
     return encoder
 
 

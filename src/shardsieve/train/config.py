@@ -63,9 +63,12 @@ def check_pass(
     batch_size: int,
     workers: int,
     max_unreadable: int,
+    normalise: str | None = None,
 ) -> None:
     """Refuse settings of a pass over all samples that are wrong for any network and store."""
     check_images(size, channels)
+    if normalise is not None:
+        check_normalise(normalise, channels)
     check_precision(precision)
     for name, value, least in (
         ("batch_size", batch_size, 1),
@@ -86,6 +89,16 @@ def check_images(size: int | None, channels: int | None) -> None:
         raise ValueError(f"size must be at most {_MOST_PIXELS} pixels, got {size}")
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}; leave it out for the image's")
+
+
+def check_normalise(normalise: str, channels: int | None) -> None:
+    """Refuse a normalisation that is none of `NORMALISE`, or not for so many channels."""
+    one_of("normalise", normalise, NORMALISE)
+    if normalise == "imagenet" and channels not in (None, 3):
+        raise ValueError(
+            f"normalise must be half for {channels}-channel images, got 'imagenet', which is for "
+            "3; or set channels to 3"
+        )
 
 
 def check_precision(precision: str) -> None:
@@ -194,17 +207,12 @@ class TrainConfig:
         check_precision(self.precision)
         one_of("schedule", self.schedule, SCHEDULES)
         one_of("shuffle", self.shuffle, SHUFFLES)
-        one_of("normalise", self.normalise, NORMALISE)
         if self.augment not in AUGMENTS and ":" not in self.augment:
             raise ValueError(
                 f"augment must be one of {', '.join(AUGMENTS)} or package.module:factory, "
                 f"got {self.augment!r}"
             )
-        if self.normalise == "imagenet" and self.channels not in (None, 3):
-            raise ValueError(
-                f"normalise must be half for {self.channels}-channel images, got 'imagenet', which "
-                "is for 3; or set channels to 3"
-            )
+        check_normalise(self.normalise, self.channels)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings that decide the result, JSON-ready."""

@@ -22,6 +22,7 @@ from shardsieve.store.contents import write_contents
 from shardsieve.store.damage import read_part
 from shardsieve.store.layout import checked_name, told_about_disk
 from shardsieve.store.store import Store
+from shardsieve.train.config import check_normalise
 from shardsieve.train.images import Batch, ImageDecoder, collate, fixed_size, normalised
 from shardsieve.train.labels import readable
 from shardsieve.train.launch import on_main
@@ -103,12 +104,14 @@ def embed(
         Samples that all ranks embedded now.
 
     Raises:
-        StoreMismatchError: If the name holds embeddings of other weights or another size.
+        ValueError: If images of one channel are to be normalised as ImageNet's.
+        StoreMismatchError: If the name holds embeddings of other weights, size or normalisation.
         UnreadableSampleError: If an image cannot be read, naming shard and key.
         ShardsieveError: If embeddings are not finite, or most of a shard too large for float16.
     """
     checked_name(name)  # on every rank, before one makes the arrays
     size, channels = fixed_size(store, size, channels)
+    check_normalise(normalise, channels)
     how: dict[str, Any] = {"max_unreadable": max_unreadable, "pseudo_labels": pseudo_labels}
     data = readable(store, ImageDecoder(size, channels), **how)
     pass_ = _Pass(network, classifiers, accelerator, normalise)
@@ -280,6 +283,7 @@ def _make_arrays(
 ) -> None:
     of_run = {key: value for key, value in known.items() if value is not None}
     arrays = [store.embedding_array(name, pass_.dim(size, channels))]
+    of_run["normalise"] = pass_.normalise
     made = [{"weights": _made(size, pass_.network), **of_run}]
     if pass_.classifiers:
         arrays.append(store.signal_array(name, len(pass_.classifiers), STORED))
@@ -296,11 +300,13 @@ def _checked_arrays(store: Store, name: str, pass_: _Pass, size: int) -> list[An
     if pass_.classifiers:
         wanted.append((store.signal_array(name), _made(size, *pass_.classifiers)))
     for array, made in wanted:
-        if array.attrs.get("weights") != made:
+        # Those of earlier releases do not say how images were normalised.
+        same = array.attrs.get("normalise", pass_.normalise) == pass_.normalise
+        if array.attrs.get("weights") != made or not same:
             raise StoreMismatchError(
-                f"embedding {name!r} of {store.path} was made with other weights or another image "
-                "size; choose another name, or delete it: `shardsieve forget --store "
-                f"{store.path} --embedding {name}`"
+                f"embedding {name!r} of {store.path} was made with other weights or from images of "
+                "another size or normalisation; choose another name, or delete it: `shardsieve "
+                f"forget --store {store.path} --embedding {name}`"
             )
     return [array for array, _ in wanted]
 

@@ -79,6 +79,7 @@ def load_encoder(
     weights: Path | None = None,
     num_classes: int | None = None,
     channels: int | None = None,
+    normalise: str = "half",
 ) -> Encoder:
     """Return the network that `model` names.
 
@@ -88,6 +89,7 @@ def load_encoder(
         num_classes: For a model of `load_model`, as there; its first weights are the same at every
             call.
         channels: For a built-in model.
+        normalise: For a model of `load_model`, as in `normalised`; a run has its own.
 
     Raises:
         ShardsieveError: If the model is not there or the weights do not fit.
@@ -103,7 +105,7 @@ def load_encoder(
         network = load_model(model, num_classes, channels or 3)
     if weights is not None:
         _load_weights(network, weights)
-    return Encoder(network.eval(), None, channels)
+    return Encoder(network.eval(), None, channels, normalise)
 
 
 def _of_run(path: Path) -> Encoder:
