@@ -6,6 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shardsieve._errors import ShardsieveError
 from shardsieve.io.clients import is_remote
 from shardsieve.io.objects import fetch_whole
@@ -14,6 +17,8 @@ from shardsieve.store.store import Store
 from shardsieve.store.walking import LABEL_MEMBER
 
 NAMES = "classes.json"
+KEPT_OF_EACH = "rules class_balanced and stratified with a class floor keep some of each"
+SEEDS_OF_EACH = "draw the same share of every class (--per-class), or more seeds"
 
 
 def names_beside(url: str) -> bytes | None:
@@ -50,6 +55,28 @@ def with_names(rows: Iterable[dict[str, Any]], store: Store) -> list[dict[str, A
     """Return rows that have a `class` with its `name` behind it, where that is known."""
     named = dict(enumerate(class_names(store) or ()))
     return [_with_name(row, named.get(row["class"])) for row in rows]
+
+
+def left_out(
+    store: Store, labels: NDArray[np.int64], ids: NDArray[np.int64], cure: str
+) -> str | None:
+    """Return the warning about classes that are lost, None if there is none.
+
+    Args:
+        store: Open.
+        labels: int64 (n,), in the order of its ids; -1 where there is none.
+        ids: int64 (m,), the samples that are chosen.
+        cure: What keeps some of every class.
+    """
+    held = np.unique(labels[labels >= 0])
+    gone = np.setdiff1d(held, labels[store.rows(ids)])
+    if not len(gone):
+        return None
+    first = dict(enumerate(store.classes)).get(int(gone[0]), gone[0])
+    return (
+        f"{len(gone)} of {len(held)} classes have no sample among the {len(ids)} chosen, the first "
+        f"of them {first}, so that nothing learns them; {cure}"
+    )
 
 
 def _with_name(row: dict[str, Any], name: str | None) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from shardsieve.commands.choosing import kept_by, rule_behind
-from shardsieve.commands.classes import with_names
+from shardsieve.commands.classes import KEPT_OF_EACH, left_out, with_names
 from shardsieve.commands.progress import bar
+from shardsieve.commands.trust import warned
 from shardsieve.epoch import SHUFFLES
 from shardsieve.io.clients import over_http
 from shardsieve.io.local import readahead_of
@@ -136,12 +137,12 @@ def kept_per_class(
         keep.save(store, save, provenance={k: v for k, v in behind.items() if v is not None})
     if out is not None:
         write_whole(out, "".join(f"{one}\n" for one in keep.ids().tolist()).encode())
-    warning = doubt_of(store, behind)
+    lost = left_out(store, store.labels(), keep.ids(), KEPT_OF_EACH)
     mixed, all_bytes = {}, int(store.ranges[..., 1].sum())
     if batch_size is not None and len(keep):  # nothing makes no batches
         mixed["classes_per_batch"] = _mixing_row(store, keep, batch_size)
     return {
-        **({"warning": warning} if warning else {}),
+        **warned(doubt_of(store, behind), lost),
         "kept": len(keep),
         "samples": len(store),
         "bytes_kept_fraction": round(keep.nbytes(store) / max(all_bytes, 1), 4),

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from shardsieve._errors import ShardsieveError
 from shardsieve.commands.choosing import kept_by, rule_behind
+from shardsieve.commands.classes import KEPT_OF_EACH, SEEDS_OF_EACH, left_out
 from shardsieve.commands.progress import bar
+from shardsieve.commands.trust import warned
 from shardsieve.extrapolate.quality import measure
 from shardsieve.keepset import KeepSet, doubt_of
 from shardsieve.policy.base import Policy
@@ -84,6 +86,9 @@ def score_store(
         config = replace(config, epochs=matched_epochs(match_steps_of, **sizes))
         scale = {"epochs": config.epochs, "full_epochs": match_steps_of}
         how["window"] = matched_window(window, **scale)
+    said = on_all(accelerator, lambda: warned(_without_seeds(store, seeds, config)))
+    if accelerator.is_main_process:
+        _tell(said)
     run = partial(score_seeds, store, seeds, held_out=held, accelerator=accelerator, **how)
     folder = folder or runs_of(path) / name
     with bar("score", shown=accelerator.is_main_process) as progress:
@@ -96,7 +101,7 @@ def score_store(
         with bar("score again", shown=accelerator.is_main_process) as progress:
             run(config=second, folder=where, name=f"{name}_again", progress=progress)
         result["ceiling"] = on_main(accelerator, lambda: put_ceilings(store, name))
-    return {**result, "scores": _scores_of(store, name)}
+    return {**result, **said, "scores": _scores_of(store, name)}
 
 
 def put_ceilings(store: Store, run: str) -> dict[str, Any]:
@@ -300,7 +305,9 @@ def train_store(
     keep = on_all(accelerator, chosen)
     full = on_main(accelerator, lambda: full_run_in(full_run) if full_run else None)
     behind = rule_behind(store, rule)
-    warning = doubt_of(store, behind)
+    said = on_all(accelerator, lambda: warned(doubt_of(store, behind), _lost(store, keep, config)))
+    if accelerator.is_main_process:
+        _tell(said)
     with bar("train", shown=accelerator.is_main_process) as progress:
         result = train_subset(
             store,
@@ -317,7 +324,25 @@ def train_store(
             full=full,
             progress=progress,
         )
-    return {**({"warning": warning} if warning else {}), **result}
+    return {**said, **result}
+
+
+def _without_seeds(store: Store, seeds: NDArray[np.int64], config: TrainConfig) -> str | None:
+    """Return the warning about classes of which no seed is trained on."""
+    return left_out(store, labels_of(store, config.pseudo_labels), seeds, SEEDS_OF_EACH)
+
+
+def _lost(store: Store, keep: KeepSet | Policy, config: TrainConfig) -> str | None:
+    """Return the warning about classes of which a static keep set has nothing."""
+    if isinstance(keep, Policy):
+        return None
+    return left_out(store, labels_of(store, config.pseudo_labels), keep.ids(), KEPT_OF_EACH)
+
+
+def _tell(said: dict[str, str]) -> None:
+    """Warn before hours go by, and not only with the result."""
+    for warning in said.values():
+        _LOG.warning("%s", warning)
 
 
 def overhead_behind(store: Store, keep: KeepSet | Policy, rule: dict[str, Any]) -> Overhead:
