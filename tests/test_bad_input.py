@@ -417,7 +417,7 @@ CASES = [
     (half_a_brace, "shards must be named as in train-{000..099}.tar, got"),
     (no_list, "it must be text with one shard a line"),
     (a_place_that_is_taken, "is there and holds no store; choose another place"),
-    (a_shard_that_is_gone, "it was indexed, put it back, or index"),
+    (a_shard_that_is_gone, "were indexed, `shardsieve check --moved-to FOLDER`"),
     (a_full_run_of_seeds, "must be a training of `shardsieve train`, got another run"),
     (a_score_in_no_folder, "got '../x'; run `shardsieve score`"),
     (batches_of_less_than_nothing, "batch_size must be a whole number of at least 1, got -1"),

@@ -79,7 +79,7 @@ def mixed(tmp_path_factory):
 
 def test_shards_of_one_class_each_are_sorted_unless_all_meet_in_a_window(by_class, mixed):
     found = [
-        [is_sorted_by_class(store, store.labels(), window) for window in (1, 16, 39, 40, 99)]
+        [is_sorted_by_class(store, store.labels(), window) for window in (4, 16, 39, 40, 99)]
         for store in (by_class, mixed)
     ]
     assert found == [[True, True, False, False, False], [False] * 5]
@@ -90,7 +90,7 @@ def test_shards_of_one_class_each_are_sorted_unless_all_meet_in_a_window(by_clas
 def test_sorted_shards_are_warned_of_when_they_are_indexed(tmp_path, caplog):
     paths = tars(tmp_path, [*MIXED, *BY_CLASS])
     store = ss.index(paths[:CLASSES], tmp_path / "s.zarr")
-    append_shards(paths[: CLASSES + 2], store.path)
+    append_shards(paths[: CLASSES + 1], store.path)
     assert caplog.messages == []
     append_shards(paths, store.path)
     ss.index(paths[CLASSES:], tmp_path / "by-class.zarr")

@@ -122,9 +122,15 @@ def info(
 
 
 @app.command(epilog=example("check --store train.zarr"))
-def check(store: StorePath, as_json: Json = False) -> None:
+def check(
+    store: StorePath,
+    moved_to: Annotated[
+        str | None, typer.Option(help="Folder, or its URL, that the shards are in now.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Compare the shards' keys, places and labels with the index; then accept equal copies."""
-    show(commands.making.check_store(store), as_json)
+    show(commands.making.check_store(store, moved_to), as_json)
 
 
 @app.command(epilog=example("forget --store train.zarr --score dyn_unc"))

@@ -29,10 +29,10 @@ def make_index(
     }
 
 
-def check_store(path: Path) -> dict[str, Any]:
-    """Compare a store's index with its shards; see `check`."""
-    store = open_store(path, check_shards=False)
+def check_store(path: Path, moved_to: str | None = None) -> dict[str, Any]:
+    """Compare a store's index with its shards, or with those in the folder they are in now."""
+    store = open_store(path, check_shards=False, copies=moved_to)
     with bar("check") as progress:
-        renewed = check(store, progress=progress)
+        renewed = check(store, moved=moved_to is not None, progress=progress)
     counts = {"shards": store.num_shards, "samples": len(store)}
     return {"store": str(path), **counts, "same": True, "renewed": renewed}

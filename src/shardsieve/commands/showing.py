@@ -69,7 +69,7 @@ def estimated_reads(path: Path, keep_fraction: float, score: str | None) -> dict
         return reads | {"ranges": kept, "whole_shards": store.nbytes()}
     ranges = store.ranges.reshape(-1, 2)[: len(store)]
     page_size, nbytes = (int(store.group.attrs[name]) for name in ("page_size", "nbytes"))  # type: ignore[arg-type]
-    readahead = readahead_of(store.urls[0])
+    readahead = readahead_of(store.places[0])
     found = estimate_reads(ranges, keep.ids(), page_size=page_size, readahead=readahead)
     reads |= {
         "os_cache_false": found.pages,

@@ -48,7 +48,7 @@ def store_of(data: str | None, store: Path | None, *, precision: str = "no") -> 
 def _check_trainable(data: str | None, store: Path) -> None:
     if data is None:
         opened = open_store(store, mode="r")
-        data = opened.urls[0] if opened.kind == "ffcv" else ""
+        data = opened.places[0] if opened.kind == "ffcv" else ""
     if data.endswith(SUFFIXES):
         need_ffcv()
         image_field(read_beton(data))

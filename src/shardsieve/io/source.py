@@ -58,9 +58,8 @@ def cheap_fingerprint(url: str) -> str:
         stat = Path(url).stat()
     except OSError as error:
         raise ShardsieveError(
-            f"cannot read shard {url}: {error.strerror}; check its path, or if it was moved after "
-            "it was indexed, put it back, or index the shards where they are now into another "
-            "store and carry the scores over with realign"
+            f"cannot read shard {url}: {error.strerror}; check its path, or if the shards were "
+            "moved after they were indexed, `shardsieve check --moved-to FOLDER`"
         ) from error
     return f"{stat.st_size}-{stat.st_mtime_ns}"
 

@@ -101,7 +101,7 @@ class ShardDataset(Dataset[Any]):
         self._columns: dict[str, NDArray[Any]] = {}
         self._columns |= {"__score__": store.score(score)} if score is not None else {}
         self._columns |= {"__label__": labels} if labels is not None else {}
-        self.reader = reader_of(store.urls, storage, marks=store.shard_fingerprints())
+        self.reader = reader_of(store.places, storage, marks=store.marks())
         self.ledger = Ledger()
         self._skipped = SharedIds(max_unreadable if on_error == "skip" else 0)
 
@@ -174,7 +174,7 @@ class ShardDataset(Dataset[Any]):
             self._prefetch(plan_batch(self.store, self._ranges, ids[ids != PADDING]))
 
     def _prefetch(self, plan: BatchPlan) -> None:
-        urls, ranges = self.store.urls, plan.ranges
+        urls, ranges = self.store.places, plan.ranges
         try:
             self.reader.prefetch((urls[s], ranges[begin:end]) for s, begin, end in plan.runs)
         except CorruptShardError as error:
@@ -186,7 +186,7 @@ class ShardDataset(Dataset[Any]):
 
         That is the end, or behind a sample that was skipped.
         """
-        part, url = slice(begin, end), self.store.urls[shard]
+        part, url = slice(begin, end), self.store.places[shard]
         keys = self._keys_of(shard)[plan.places[part]].tolist()
         beton = self._beton_fields() if self.store.kind == "ffcv" else None
         # A copy of a dictionary with all names in it is made faster than one that grows.
@@ -244,7 +244,7 @@ class ShardDataset(Dataset[Any]):
     def _beton_fields(self) -> BetonFields:
         """Return what cuts an FFCV file's samples; its tables are read once per process."""
         if self._beton is None:
-            beton = read_beton(self.store.urls[0])
+            beton = read_beton(self.store.places[0])
             self._beton = BetonFields(beton, label=label_field_of(self.store, beton), raw="ppm")
         return self._beton
 

@@ -407,11 +407,11 @@ def _check_same_file(loader: Any, store: Store) -> None:
         )
     store.check_shards()
     got, rows = cheap_fingerprint(str(loader.reader.file_name)), int(loader.reader.num_samples)
-    if rows != len(store) or got != cheap_fingerprint(store.urls[0]):
+    if rows != len(store) or got != cheap_fingerprint(store.places[0]):
         raise StoreMismatchError(
-            f"{store.path} was made from {store.urls[0]} ({len(store)} rows), the loader reads "
-            f"{loader.reader.file_name} ({rows} rows); index that file, or if it is a copy give it "
-            "the time of the other one (cp -p, touch -r)"
+            f"{store.path} was made from {store.places[0]} ({len(store)} rows), the loader reads "
+            f"{loader.reader.file_name} ({rows} rows); index that file, or if it is a copy "
+            "open the store with copies=FOLDER"
         )
 
 

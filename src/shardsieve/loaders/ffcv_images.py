@@ -67,7 +67,7 @@ class FfcvImages:
         self.slowly, self.ledger = slowly, Ledger()
         self._labels = torch.from_numpy(store.labels() if labels is None else labels)
         self._lengths = store.ranges[..., 1].reshape(-1)
-        url = store.urls[0]
+        url = store.places[0]
         with _threads_of_torch_kept():
             self.loader = _image_loader(url, cheap_fingerprint(url), batch_size, size, threads)
 

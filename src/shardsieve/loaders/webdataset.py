@@ -234,6 +234,7 @@ def in_a_pass(pipeline: wds.DataPipeline, items: int, workers: int = 1) -> int:
 def _only_shards_of(urls: list[str], store: Store, keep: KeepSet) -> tuple[KeepSet, list[str]]:
     """Return the keep set within these shards, and every store shard's name in the pipeline."""
     place = {_name(url): shard for shard, url in enumerate(store.urls)}
+    place |= {_name(url): shard for shard, url in enumerate(store.places)}
     strange = [url for url in urls if _name(url) not in place]
     if strange:
         raise StoreMismatchError(
@@ -242,7 +243,7 @@ def _only_shards_of(urls: list[str], store: Store, keep: KeepSet) -> tuple[KeepS
         )
     if len(set(map(_name, urls))) < len(urls):
         raise ShardsieveError("the pipeline names a shard twice; name each once")
-    names, read = list(store.urls), np.zeros(store.num_shards, dtype=bool)
+    names, read = list(store.places), np.zeros(store.num_shards, dtype=bool)
     for url in urls:
         shard = place[_name(url)]
         names[shard], read[shard] = url, True

@@ -214,7 +214,7 @@ def _rows_of_tars(store: Store, ids: NDArray[np.int64], rows: NDArray[np.int64])
     keys = {int(shard): store.keys(int(shard)) for shard in np.unique(ids // store.rows_per_shard)}
     for sample_id, label, raw in zip(ids.tolist(), labels, _raws(store, ids), strict=True):
         shard, position = divmod(sample_id, store.rows_per_shard)
-        key, url = keys[shard][position], store.urls[shard]
+        key, url = keys[shard][position], store.places[shard]
         sample = parse_sample(raw, key, url)
         images = [member for name, member in sample.items() if is_image(name)]
         if len(images) != 1 or not isinstance(images[0], bytes):
@@ -227,7 +227,7 @@ def _rows_of_tars(store: Store, ids: NDArray[np.int64], rows: NDArray[np.int64])
 
 def _raws(store: Store, ids: NDArray[np.int64]) -> Iterator[bytes]:
     """Yield the bytes of these samples in this order, those of the next ones on their way."""
-    reader = reader_of(store.urls, marks=store.shard_fingerprints())
+    reader = reader_of(store.places, marks=store.marks())
     blocks = (_runs(store, ids[at : at + _AT_ONCE]) for at in range(0, len(ids), _AT_ONCE))
     for block, following in pairwise(chain([[]], blocks, [[]])):
         reader.prefetch(following)
@@ -241,7 +241,7 @@ def _runs(store: Store, ids: NDArray[np.int64]) -> list[tuple[str, list[tuple[in
     ranges = list(map(tuple, store.ranges[shards, places].tolist()))
     cuts = np.flatnonzero((np.diff(shards) != 0) | (np.diff(ids) < 0)) + 1
     ends = pairwise([0, *cuts.tolist(), len(ids)])
-    return [(store.urls[shards[begin]], ranges[begin:end]) for begin, end in ends]
+    return [(store.places[shards[begin]], ranges[begin:end]) for begin, end in ends]
 
 
 def _read(reader: Reader, url: str, ranges: list[tuple[int, int]]) -> Iterator[bytes]:

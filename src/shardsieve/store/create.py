@@ -57,6 +57,9 @@ _OF_SAMPLES: dict[str, tuple[Any, Any]] = {
     "key": (str, ""),
 }
 _SHARDS_AT_ONCE = 32
+_MOVED = (
+    "choose another --store, or if its shards are there now: `shardsieve check --moved-to FOLDER`"
+)
 
 
 def index(
@@ -222,7 +225,7 @@ def _existing(target: Path | str, shards: list[str], label_member: str | None) -
         held = set(store.urls)
         other = next((a for a in wanted if a not in held), f"{len(wanted)} shards")
         grown = wanted[: store.num_shards] == store.urls
-        cure = "add the new ones with --append" if grown else "choose another --store"
+        cure = "add the new ones with --append" if grown else _MOVED
         raise StoreMismatchError(
             f"{target} was made from other shards: it holds {store.num_shards}, "
             f"got {len(wanted)} with {other}; {cure}"
@@ -245,12 +248,18 @@ def member_of(store: Store, asked: str | None = None) -> str:
     return str(held)
 
 
-def check(store: Store, *, progress: Progress | None = None) -> int:
+def check(store: Store, *, moved: bool = False, progress: Progress | None = None) -> int:
     """Walk every shard again and compare its sample table with the index, byte for byte.
 
     Shards with the same table and labels are the indexed ones, also where size and time say
     otherwise, as after copying: what they say now is then written to the store. Objects are walked
-    several at a time; the first shard in order that is not as indexed is named.
+    several at a time; the first shard in order that is not as indexed is named. Of a store that
+    reads copies these are compared, and nothing is written unless the shards were moved there.
+
+    Args:
+        store: Open for writing.
+        moved: Take the copies for the shards from now on.
+        progress: Called with (shards done, shards in all).
 
     Returns:
         For how many shards size or time were others.
@@ -263,16 +272,18 @@ def check(store: Store, *, progress: Progress | None = None) -> int:
     deque(store.keys_by_shard(), maxlen=0)  # what the index itself has lost is refused
     _ = store.ranges
     found = check_beton(store) if store.kind == "ffcv" else _check_tars(store, progress)
-    return store.renew_fingerprints(found)
+    if moved:
+        store.move_to_places()
+    return 0 if store.reads_copies else store.renew_fingerprints(found)
 
 
 def _check_tars(store: Store, progress: Progress | None) -> list[str]:
     """Compare every tar; return their cheap fingerprints, each from before it was walked."""
-    remote = any(map(is_remote, store.urls))
+    remote = any(map(is_remote, store.places))
     member = member_of(store)
-    shards = at_once(lambda url: index_shard(url, label_member=member), store.urls, remote=remote)
+    shards = at_once(lambda url: index_shard(url, label_member=member), store.places, remote=remote)
     told = numbered(shards, store.classes)
-    each = zip(store.urls, store.tables(), store.labels_by_shard(), told, strict=True)
+    each = zip(store.places, store.tables(), store.labels_by_shard(), told, strict=True)
     found = list[str]()
     for number, (url, table, labels, shard) in enumerate(each):
         same_samples = table == shard.table

@@ -63,8 +63,8 @@ def check_beton(store: Store) -> list[str]:
     Raises:
         StoreMismatchError: If a block differs, naming its rows.
     """
-    member = store.group.attrs.get("label_member")
-    blocks, _ = beton_blocks(store.urls[0], None if member is None else str(member))
+    url, member = store.places[0], store.group.attrs.get("label_member")
+    blocks, _ = beton_blocks(url, None if member is None else str(member))
     want = [*zip(store.tables(), store.labels_by_shard(), strict=True)]
     got = [(block.table, block.label) for block in blocks]
     for number, (table, labels) in enumerate(want):
@@ -72,13 +72,11 @@ def check_beton(store: Store) -> list[str]:
         if not (same and np.array_equal(got[number][1], labels)):
             first = number * store.rows_per_shard
             raise StoreMismatchError(
-                f"{store.urls[0]} holds other samples than the index of {store.path}, or labels, "
+                f"{url} holds other samples than the index of {store.path}, or labels, "
                 f"from row {first} on; {ANOTHER_STORE}"
             )
     if len(got) > len(want):
-        raise StoreMismatchError(
-            f"{store.urls[0]} has more rows than {store.path}; {ANOTHER_STORE}"
-        )
+        raise StoreMismatchError(f"{url} has more rows than {store.path}; {ANOTHER_STORE}")
     return [block.fingerprint for block in blocks]
 
 

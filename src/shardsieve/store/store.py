@@ -18,6 +18,7 @@ from shardsieve.io.clients import is_remote
 from shardsieve.io.source import cheap_fingerprint, cheap_fingerprints, same_fingerprint
 from shardsieve.scores.inputs import integers
 from shardsieve.shards.fingerprint import NO_SAMPLES
+from shardsieve.store.copies import copies_in
 from shardsieve.store.damage import damaged, read_part
 from shardsieve.store.layout import (
     FORMAT_VERSION,
@@ -48,6 +49,7 @@ class Store(StoredScores, SampleTables):
         kind: `webdataset` or `ffcv`.
         rows_per_shard: L, the id stride.
         urls: Shards in id order.
+        places: Where they are read: the same, or copies of them.
         samples: int64 (S,), samples per shard.
         fingerprint: Digest of the shard index.
         members: Suffixes that samples have, such as `jpg` and `cls`.
@@ -70,6 +72,7 @@ class Store(StoredScores, SampleTables):
         self.urls: list[str] = [str(u) for u in self._read("shard/url")]
         self._need_chunks("shard/url", np.array([bool(url) for url in self.urls]))
         self._num_shards = len(self.urls)
+        self.places, self._marks = self.urls, list[str]()
         self.samples: NDArray[np.int64] = self._read("shard/samples")
         some = (self.samples > 0) & (self.samples <= self.rows_per_shard)
         if not some.all():  # a lost chunk reads as 0, and so does a shard without samples
@@ -177,14 +180,34 @@ class Store(StoredScores, SampleTables):
         """Return the cheap fingerprint of every shard when it was indexed."""
         return [str(found) for found in self._read("shard/fingerprint")]
 
+    def read_copies(self, folder: str | Path | None = None) -> None:
+        """Read copies of the shards from now on; see `open_store`."""
+        found = copies_in(folder, self.urls, self.shard_fingerprints())
+        if found is not None:
+            self.places, self._marks = found
+
+    @property
+    def reads_copies(self) -> bool:
+        """Whether copies are read in place of the shards."""
+        return self.places != self.urls
+
+    def move_to_places(self) -> None:
+        """Take what is read for the shards themselves, also when the store is opened again."""
+        self._array("shard/url")[: len(self.places)] = np.array(self.places, dtype=object)
+        self.urls, self._marks = self.places, []
+
+    def marks(self) -> list[str]:
+        """Return the cheap fingerprint that each of `places` must have."""
+        return self._marks or self.shard_fingerprints()
+
     def check_shards(self) -> None:
-        """Compare every shard with its cheap fingerprint (size and time of change).
+        """Compare every shard, or its copy, with its cheap fingerprint (size and time of change).
 
         Raises:
             StoreMismatchError: If a shard is not the one that was indexed, saying how it differs.
         """
-        found = cheap_fingerprints(self.urls)
-        for url, want, got in zip(self.urls, self.shard_fingerprints(), found, strict=True):
+        found = cheap_fingerprints(self.places)
+        for url, want, got in zip(self.places, self.marks(), found, strict=True):
             if same_fingerprint(want, got) or same_fingerprint(want, got := cheap_fingerprint(url)):
                 continue
             raise StoreMismatchError(
@@ -240,17 +263,28 @@ def numbers_in(store: Store, other: Store) -> NDArray[np.int64] | None:
     return np.array([*found, -1], dtype=np.int64)
 
 
-def open_store(path: str | Path, *, mode: str = "r+", check_shards: bool = True) -> Store:
+def open_store(
+    path: str | Path,
+    *,
+    mode: str = "r+",
+    check_shards: bool = True,
+    copies: str | Path | None = None,
+) -> Store:
     """Open a store and check that its shards are still those it was made from.
 
     Args:
         path: Folder of the store, or its `s3://`, `gs://`, `az://`, `hf://`, `http(s)://` URL.
         mode: `r` forbids writing, `r+` allows it.
         check_shards: Compare their sizes and times; False is for who compares their samples.
+        copies: A folder, or the URL of one, with a copy of every shard under its name: these are
+            read in place of the shards, which may be gone. Their sizes are compared. Left out, it
+            is what the variable SHARDSIEVE_COPIES of the environment names, for stores of which
+            shards are there.
 
     Raises:
         StoreFormatError: If there is no store, or a newer version wrote it.
-        StoreMismatchError: If a shard has changed.
+        StoreMismatchError: If a shard has changed, or is no copy.
+        ShardsieveError: If a copy is missing.
     """
     path = place_of(path)
     if mode not in ("r", "r+"):
@@ -275,6 +309,8 @@ def open_store(path: str | Path, *, mode: str = "r+", check_shards: bool = True)
     if lost := lost or [name for name in _COUNTS if not 0 < held[name] < 1 << 31]:
         raise damaged(group.store, "zarr.json", f"it does not say {lost[0]}")
     store = Store(path, group)
+    if check_shards or copies is not None:
+        store.read_copies(copies)
     if check_shards:
         store.check_shards()
     return store
