@@ -12,6 +12,8 @@ from tars import write_shards, write_tar
 
 import shardsieve as ss
 from shardsieve.commands.making import check_store
+from shardsieve.commands.marks import mark_of_data
+from shardsieve.store.append import append_shards
 from shardsieve.store.copies import VARIABLE
 from shardsieve.store.create import check
 
@@ -107,11 +109,21 @@ def test_the_environment_names_a_folder_for_every_store_that_has_copies_there(
     assert near.places == [str(copied / f"s-{n:03d}.tar") for n in range(3)]
     other = ss.index(write_tar(tmp_path / "o.tar", [("1.jpg", b"1")]), tmp_path / "o.zarr")
     assert (other.places, other.reads_copies) == (other.urls, False)
+    assert mark_of_data(near) == mark_of_data(store)  # no step of a recipe is made again
+    more = write_tar(tmp_path / "more.tar", [("1.jpg", b"1")])
+    assert len(append_shards(more, store.path)) == 16
+    shutil.copyfile(more, copied / "more.tar")
+    assert len(list(ss.ShardDataset(ss.open_store(store.path)))) == 16
+    with range_server(copied) as server:
+        monkeypatch.setenv(VARIABLE, server.url)
+        assert ss.open_store(other.path).places == other.urls
+        assert ss.open_store(store.path).places[0] == f"{server.url}/s-000.tar"
+    monkeypatch.setenv(VARIABLE, str(copied))
     (copied / "s-002.tar").unlink()
     with pytest.raises(ss.ShardsieveError, match="must hold a copy of every shard"):
         ss.open_store(store.path)
     monkeypatch.setenv(VARIABLE, "")
-    assert ss.open_store(store.path).places == store.urls
+    assert not ss.open_store(store.path).reads_copies
 
 
 def test_a_store_goes_along_with_its_shards(store, copied, tmp_path):

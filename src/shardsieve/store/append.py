@@ -52,13 +52,13 @@ def append_shards(
     urls = [urls] if isinstance(urls, (str, Path)) else list(urls)
     partial = beside(place)
     partial = partial.with_name(partial.name.replace(".indexing", ".appending"))
-    old = _growing(open_store(store))
+    old = _growing(open_store(store, copies=""))
     label_member = member_of(old, label_member)
     if not _new(urls, old):
         _finish(old, partial)
         return old
     with alone_in(partial):
-        old = _growing(open_store(store))
+        old = _growing(open_store(store, copies=""))
         new = _new(urls, old)
         if not new:  # another process was faster
             return old
@@ -68,7 +68,7 @@ def append_shards(
         with told_about_disk(old.path), in_turn(old.path):
             _grow(old, new, rows, finished(partial, len(rows)))
         shutil.rmtree(partial, ignore_errors=True)
-    grown = open_store(store)
+    grown = open_store(store, copies="")
     warn_if_sorted(grown)
     return grown
 

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from shardsieve._errors import ShardsieveError, StoreMismatchError
 from shardsieve.io.clients import is_remote
-from shardsieve.io.source import absolute, cheap_fingerprints
+from shardsieve.io.source import absolute, cheap_fingerprint, cheap_fingerprints
 
 VARIABLE = "SHARDSIEVE_COPIES"
 """Names the folder in which every store that is opened looks for copies of its shards."""
@@ -18,8 +19,8 @@ def copies_in(
     """Return where copies of shards lie, and their cheap fingerprints; None to read the shards.
 
     Args:
-        folder: Holds all of them under their names; a path, or a URL. None takes that of
-            `SHARDSIEVE_COPIES`, in which there may be none of them.
+        folder: Holds all of them under their names; a path, or a URL; "" reads the shards. None
+            takes that of `SHARDSIEVE_COPIES`, in which there may be none of them.
         urls: Of the shards; those of a `.beton` are all the same.
         fingerprints: Their cheap ones when they were indexed.
 
@@ -38,7 +39,7 @@ def copies_in(
             f"{_name(_twice(urls))}; open the store without copies"
         )
     there = [is_remote(place) or Path(place).is_file() for place in places]
-    if not (any(there) or asked):
+    if not asked and not (_answers(places[0]) if is_remote(places[0]) else any(there)):
         return None
     if not all(there):
         raise ShardsieveError(
@@ -54,6 +55,12 @@ def copies_in(
                 f"{_size(want)}; copy it again"
             )
     return places, found
+
+
+def _answers(url: str) -> bool:
+    with suppress(ShardsieveError):
+        return bool(cheap_fingerprint(url))
+    return False
 
 
 def _name(url: str) -> str:
