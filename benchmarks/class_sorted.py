@@ -54,8 +54,7 @@ def main() -> None:
             keep = ss.select(store, keep_fraction=1.0)
             how = {"folder": folder, "accelerator": Accelerator(cpu=True), "test": unseen}
             found.append(train_subset(store, keep, config, **how)["accuracy"])
-        groups = np.repeat(np.arange(store.num_shards), store.samples)
-        alike = likeness(store.labels(), groups, window)
+        alike = likeness(store.labels_by_shard(), window)
         row = {"shards": order, "shuffle": shuffle, "window": window, "accuracies": found}
         results.append({**row, "likeness": round(1.0 if shuffle == "auto" else alike, 3)})
         spread = stdev(found) if len(found) > 1 else 0.0

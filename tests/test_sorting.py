@@ -34,7 +34,6 @@ def alike(labels):
 def test_likeness_is_that_over_all_windows(shards):
     everything = [label for shard in shards for label in shard]
     count = len(everything)
-    groups = np.repeat(np.arange(len(shards)), [len(shard) for shard in shards])
     for window in range(1, len(shards) + 1):
         windows = [np.concatenate(chosen) for chosen in combinations(shards, window)]
         pairs = sum(len(one) * (len(one) - 1) // 2 for one in windows)
@@ -42,8 +41,8 @@ def test_likeness_is_that_over_all_windows(shards):
         if pairs and alike(everything):
             want = sum(map(alike, windows)) / pairs
             want /= alike(everything) / (count * (count - 1) // 2)
-        assert likeness(np.array(everything), groups, window) == pytest.approx(want)
-    more = likeness(np.array(everything), groups, 99)
+        assert likeness(map(np.array, shards), window) == pytest.approx(want)
+    more = likeness(map(np.array, shards), 99)
     assert more == pytest.approx(1.0)  # there are no more than all
 
 

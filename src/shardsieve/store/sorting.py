@@ -1,6 +1,8 @@
 """Whether shards are sorted by class: then few of them shuffled together hold few classes."""
 
 import logging
+from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +23,7 @@ _WARNING = (
 
 def warn_if_sorted(store: Store) -> None:
     """Warn where a store's tars are sorted by class."""
-    if is_sorted_by_class(store, store.labels(), _USUAL_WINDOW):
+    if likeness(store.labels_by_shard(), _USUAL_WINDOW) > _SORTED:
         _LOG.warning(_WARNING, store.path, _USUAL_WINDOW)
 
 
@@ -33,30 +35,38 @@ def is_sorted_by_class(store: Store, labels: NDArray[np.int64], window: int) -> 
         labels: int64 (n,), in the order of its ids; -1 counts as a class of its own.
         window: Shards or pages shuffled together, at least 1.
     """
-    return likeness(labels, _groups(store), window) > _SORTED
+    if store.kind == "ffcv":
+        pages = page_of_rows(store)
+        by_page = np.argsort(pages, kind="stable")
+        labels, ends = labels[by_page], np.flatnonzero(np.diff(pages[by_page])) + 1
+    else:
+        ends = np.cumsum(store.samples)[:-1]
+    return likeness(np.split(labels, ends), window) > _SORTED
 
 
-def likeness(labels: NDArray[np.int64], groups: NDArray[np.int64], window: int) -> float:
+def likeness(groups: Iterable[NDArray[np.int64]], window: int) -> float:
     """Return how much likelier two samples of a window are of one class than any two samples.
 
     A window is of so many groups drawn at random. 1 says that it mixes classes as the whole does,
     C that it holds a single one of C equal classes.
 
     Args:
-        labels: int64 (n,), any numbers.
-        groups: int64 (n,), the shard or page of each, from 0 on.
+        groups: Labels of each shard or page, any numbers.
         window: At least 1.
 
-    >>> by_class = np.arange(1000) // 100  # ten groups of a class each
-    >>> [round(likeness(by_class, by_class, window), 1) for window in (1, 2, 10)]
+    >>> by_class = [np.full(100, label) for label in range(10)]
+    >>> [round(likeness(by_class, window), 1) for window in (1, 2, 10)]
     [10.1, 5.0, 1.0]
     """
-    _, classes = np.unique(labels, return_inverse=True)
-    both = groups * (int(classes.max(initial=0)) + 1) + classes
-    alike, alike_inside = _pairs(np.bincount(classes)), _pairs(np.unique_counts(both).counts)
-    pairs, pairs_inside = _pairs(np.array([len(labels)])), _pairs(np.bincount(groups))
+    sizes, of_class, alike_inside = list[int](), Counter[int](), 0
+    for labels in groups:
+        classes, counts = np.unique(labels, return_counts=True)
+        of_class.update(dict(zip(classes.tolist(), counts.tolist(), strict=True)))
+        alike_inside += _pairs(counts.tolist())
+        sizes.append(len(labels))
+    alike, pairs, pairs_inside = _pairs(of_class.values()), _pairs([sum(sizes)]), _pairs(sizes)
     # A window that holds one group holds another one with this probability.
-    other = min(1.0, (window - 1) / max(len(np.unique(groups)) - 1, 1))
+    other = min(1.0, (window - 1) / max(sum(map(bool, sizes)) - 1, 1))
     alike_met = alike_inside + other * (alike - alike_inside)
     pairs_met = pairs_inside + other * (pairs - pairs_inside)
     return alike_met / pairs_met * pairs / alike if alike and pairs_met else 1.0
@@ -69,13 +79,6 @@ def page_of_rows(store: Store) -> NDArray[np.int64]:
     return pages
 
 
-def _groups(store: Store) -> NDArray[np.int64]:
-    if store.kind == "ffcv":
-        return np.unique_inverse(page_of_rows(store)).inverse_indices
-    return np.repeat(np.arange(store.num_shards), store.samples)
-
-
-def _pairs(sizes: NDArray[np.int64]) -> float:
+def _pairs(sizes: Iterable[int]) -> int:
     """Return how many pairs lie within groups of these sizes."""
-    each = sizes.astype(np.float64)
-    return float((each * (each - 1)).sum() / 2)
+    return sum(size * (size - 1) // 2 for size in sizes)

@@ -35,7 +35,7 @@ from shardsieve.store.tables import SampleTables
 
 _COUNTS = {"rows_per_shard": int, "num_shards": int}
 _ATTRIBUTES = {"kind": str, "fingerprint": str, "members": list, "classes": list, **_COUNTS}
-_KEYS_AT_ONCE = _RANGES_AT_ONCE = 128  # shards
+_KEYS_AT_ONCE = _RANGES_AT_ONCE = _LABELS_AT_ONCE = 128  # shards
 
 
 class Store(StoredScores, SampleTables):
@@ -156,15 +156,22 @@ class Store(StoredScores, SampleTables):
         Raises:
             StoreFormatError: If it has.
         """
-        table = self._read("sample/label")
+        return self._labels_between(0, self.num_shards, need_all=need_all)
+
+    def labels_by_shard(self) -> Iterator[NDArray[np.int64]]:
+        """Yield `labels()` shard by shard; those of many are read at once."""
+        for first in range(0, self.num_shards, _LABELS_AT_ONCE):
+            end = min(first + _LABELS_AT_ONCE, self.num_shards)
+            labels = self._labels_between(first, end)
+            yield from np.split(labels, np.cumsum(self.samples[first:end])[:-1])
+
+    def _labels_between(self, first: int, end: int, *, need_all: bool = True) -> NDArray[np.int64]:
+        table = read_part(self._array("sample/label"), slice(first, end))
+        samples = self.samples[first:end]
         if need_all:
             known = (table != LOST_LABEL).any(axis=1)
-            self._need_chunks("sample/label", known | (self.samples == 0))
-        return unpad(table, self.samples).astype(np.int64)
-
-    def labels_by_shard(self) -> list[NDArray[np.int64]]:
-        """Return `labels()` shard by shard."""
-        return np.split(self.labels(), np.cumsum(self.samples)[:-1])
+            self._need_chunks("sample/label", known | (samples == 0), first=first)
+        return unpad(table, samples).astype(np.int64)
 
     def nbytes(self) -> int:
         """Return the bytes of all shards."""
