@@ -200,17 +200,19 @@ def test_a_worker_that_begins_late_reads_the_epoch_of_the_others(urls, store):
     assert sorted(ids_of(loader)) == store.ids().tolist()
 
 
-def test_a_pipelines_state_before_a_last_batch_of_one_sample_leaves_it(urls, store):
+@pytest.mark.parametrize("size", [4, 1])
+def test_a_pipelines_state_before_a_last_batch_of_one_sample_leaves_it(urls, store, size):
     def pipeline():
-        pipeline = pipeline_of(urls).batched(4, collation_fn=None)
+        pipeline = pipeline_of(urls).batched(size, collation_fn=None)
         return ss.prune(pipeline, store, keep_fraction=0.7, score="up", seed=1)
 
     whole = list(pipeline())
-    assert [len(batch) for batch in whole] == [4, 4, 4, 4, 4, 1]
+    assert [len(batch) for batch in whole] == [size] * (20 // size) + [1]
     for stop in range(1, 7):
         first, again = pipeline(), pipeline()
         seen = [batch for _, batch in zip(range(stop), first, strict=False)]
         again.load_state_dict(first.state_dict())
+        assert again.state_dict() == first.state_dict()
         assert ids_of([*seen, *again]) == ids_of(whole)
 
 
@@ -230,16 +232,16 @@ def test_a_pipeline_does_not_guess_what_workers_gave_to_a_loop(urls, store, pers
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("batched", [False, True])
-def test_torchdatas_loader_goes_on_over_a_pipeline(urls, store, workers, batched):
+@pytest.mark.parametrize("size", [0, 1, 4])
+def test_torchdatas_loader_goes_on_over_a_pipeline(urls, store, workers, size):
     def loader():
         pipeline = pipeline_of(urls)
-        pipeline = pipeline.batched(4, collation_fn=None) if batched else pipeline
+        pipeline = pipeline.batched(size, collation_fn=None) if size else pipeline
         pruned = ss.prune(pipeline, store, keep_fraction=0.7, score="up", seed=1, window=4)
         return StatefulDataLoader(pruned, batch_size=None, num_workers=workers)
 
     def ids(item):
-        return [sample["__id__"] for sample in (item if batched else [item])]
+        return [sample["__id__"] for sample in (item if size else [item])]
 
     whole = [ids(item) for item in loader()]
     for stop in (1, 4, 6):

@@ -72,7 +72,7 @@ class PrunedSource(IterableDataset[Sample]):
         data.with_raw = self._select is not None
         self._names = [(url, _local_path(url) if source.local_paths else None) for url in urls]
         self._starts = Starts()
-        self._taken = self._skip = 0
+        self._taken = self._skip = self._first = 0
         self._spare: Sample | None = None
         self._ended, self._turn, self._goes_on = False, 0, False
 
@@ -128,7 +128,7 @@ class PrunedSource(IterableDataset[Sample]):
         start = self._starts.under_way
         if samples_done is None and get_worker_info() is not None:
             self._warn_of_inexact()
-            return {**self._state(start, start.place), "taken": self._given()}
+            return {**self._state(start, start.place), "taken": self._given(batched)}
         if samples_done is None:
             if self._starts.begun_by_workers:
                 raise ShardsieveError(
@@ -136,7 +136,7 @@ class PrunedSource(IterableDataset[Sample]):
                     "loader, ss.prune(DataLoader(pipeline, ...), store, ...), and take its state, "
                     "or say samples_done="
                 )
-            taken = self._given() if batched else self._taken
+            taken = self._given(batched) if batched else self._taken
             samples_done = self._places(start.place, taken, batches=False)
         return self._state_behind(start, samples_done)
 
@@ -162,7 +162,7 @@ class PrunedSource(IterableDataset[Sample]):
         if on and self._is_over(int(place)):
             epoch, place, block = int(epoch) + 1, 0, 0
         self._tell(Start(int(epoch), int(place), int(block)))
-        self._taken = self._skip = int(state.get("taken", 0))
+        self._taken = self._skip = self._first = int(state.get("taken", 0))
 
     def own_world(self) -> World:
         """Return this process' rank and the number of ranks."""
@@ -205,7 +205,8 @@ class PrunedSource(IterableDataset[Sample]):
         self._turn += self._items(start.place, batches=self.batched_inside)
         self._goes_on = True
         parts = _without_first(self._parts(start, worker, workers), self._skip)
-        self._taken, self._skip, self._ended = self._skip, 0, False
+        self._taken = self._first = self._skip
+        self._skip, self._ended = 0, False
         for ids, following in _with_next(_grouped(parts)):
             for sample in self._in_step(self._read(ids, following)):
                 self._taken += 1
@@ -217,7 +218,7 @@ class PrunedSource(IterableDataset[Sample]):
 
     def _tell(self, start: Start) -> None:
         self._starts.tell(start)
-        self._taken = self._skip = 0
+        self._taken = self._skip = self._first = 0
 
     def _state(self, start: Start, done: int) -> dict[str, Any]:
         place = {"epoch": start.epoch, "block": start.block or self._block()}
@@ -292,14 +293,15 @@ class PrunedSource(IterableDataset[Sample]):
         left = len(self.keep) - start
         return Steps(left, self.batch_size or 1, self.own_world().size, self.tail)
 
-    def _given(self) -> int:
+    def _given(self, batched: bool) -> int:
         """Return the samples of this worker that have left it.
 
         webdataset's `batched` takes the next batch's first sample before it gives a batch away.
         """
         if self.batch_size is None or self._ended:
             return self._taken
-        return self._taken // self.batch_size * self.batch_size
+        left = max(self._taken - self._first - batched, 0)
+        return self._first + left // self.batch_size * self.batch_size
 
     def _size(self, steps: Steps, step: int) -> int:
         """Return the samples of this rank in a step, those counted that only fill it up."""
