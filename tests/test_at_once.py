@@ -12,7 +12,7 @@ import pytest
 from tars import write_shards
 
 import shardsieve as ss
-from shardsieve.store import append, create, walking
+from shardsieve.store import append, arrays, create, scores, walking
 from shardsieve.store.alone import alone_in, in_turn
 
 SIZES = [5, 9, 4, 7, 5, 3, 6, 8, 2, 5]
@@ -100,6 +100,48 @@ def test_a_store_does_not_grow_while_another_process_changes_its_arrays(tmp_path
         assert not told["_grow"].wait(0.2)
     other.join()
     assert ss.open_store(store.path).samples.tolist() == SIZES[:3]
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "change"),
+    [
+        (arrays, "unlist", lambda store: store.put_pseudo_labels("mine", [1] * len(store))),
+        (arrays, "unlist", lambda store: store.embedding_array("mine", 2)),
+        (arrays, "unlist", lambda store: store.forget_score("old")),
+        (scores, "unlist", lambda store: store.begin_score("mine")),
+        (scores, "stamp", lambda store: store.finish_score("begun")),
+    ],
+    ids=["pseudo-labels", "embedding", "forgotten", "begun", "finished"],
+)
+def test_an_array_that_is_made_while_shards_are_appended_fits_them(
+    tmp_path, monkeypatch, module, name, change
+):
+    paths = write_shards(tmp_path / "d", SIZES[:3])
+    store = ss.index(paths[:2], tmp_path / "s.zarr")
+    store.put_score("old", range(len(store)))
+    store.begin_score("begun")
+    about, grown, real = threading.Event(), threading.Event(), append._grow
+    check = append._check_size
+    monkeypatch.setattr(append, "_check_size", lambda *how: (about.set(), check(*how)))
+    monkeypatch.setattr(append, "_grow", lambda *how: (real(*how), grown.set()))
+    other = threading.Thread(target=ss.append_shards, args=(paths, store.path))
+    done = getattr(module, name)
+
+    def meanwhile(*how):
+        if not other.ident:
+            other.start()
+            assert about.wait(60)
+            assert not grown.wait(0.2)
+        return done(*how)
+
+    monkeypatch.setattr(module, name, meanwhile)
+    change(store)
+    other.join()
+    grew = ss.open_store(store.path)
+    assert grew.samples.tolist() == SIZES[:3]
+    for kind in ("score", "embedding", "pseudo_label"):
+        for one in grew._names(kind):
+            assert grew._array(f"{kind}/{one}").shape[0] == 3
 
 
 def test_another_store_that_came_first_is_refused(tmp_path):

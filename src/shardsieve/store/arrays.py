@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from zarr.core.sync import sync
 
 from shardsieve._errors import StoreFormatError
+from shardsieve.store.alone import in_turn
 from shardsieve.store.contents import WRITTEN_LAST, unlist, write_contents
 from shardsieve.store.damage import damaged, read_part
 from shardsieve.store.layout import is_name, make_array, told_about_disk, used_slots
@@ -45,8 +46,8 @@ class StoreArrays:
     def _new_array(
         self, name: str, sizes: tuple[int, ...], dtype: str, fill: Any = np.nan
     ) -> zarr.Array[Any]:
-        shape = (self._stored_shards(), self.rows_per_shard, *sizes)
-        with told_about_disk(self.path):
+        with told_about_disk(self.path), in_turn(self.path):
+            shape = (self._stored_shards(), self.rows_per_shard, *sizes)
             unlist(self.group, name)
             array = make_array(self.group, name, shape, dtype, fill)
             write_contents(self.group)
@@ -55,7 +56,7 @@ class StoreArrays:
     def _delete(self, name: str) -> None:
         if not is_name(name.partition("/")[2]):
             return
-        with told_about_disk(self.path):
+        with told_about_disk(self.path), in_turn(self.path):
             unlist(self.group, name)
             del self.group[name]
             write_contents(self.group)

@@ -102,7 +102,7 @@ class StoredScores(StoreArrays):
         self.check_score(name, made["definition"])
         if not afresh and self._has(f"score/{name}") and self.provenance(name) == made:
             return
-        with told_about_disk(self.path):
+        with told_about_disk(self.path), in_turn(self.path):
             unlist(self.group, f"score/{name}")
             shape = (self._stored_shards(), self.rows_per_shard)
             array = make_array(self.group, f"score/{name}", shape, "float32", np.nan)
@@ -124,7 +124,7 @@ class StoredScores(StoreArrays):
 
     def finish_score(self, name: str, **more: Any) -> None:
         """List a score that is filled, with version, date and what else is to be kept with it."""
-        with told_about_disk(self.path):
+        with told_about_disk(self.path), in_turn(self.path):
             made = {**more, "version": __version__, "date": stamp()}
             self._array(f"score/{name}").update_attributes(made)
             write_contents(self.group)

@@ -132,10 +132,10 @@ class SampleTables(StoreArrays):
             raise ValueError(
                 f"labels must lie in [-1, {2**31}), got {values.min()} to {values.max()}"
             )
-        made = self.refuse_other_pseudo_labels(name, provenance or {})
         table = pad(values.astype(np.int32), self.samples, self.rows_per_shard, -1)
-        array = self._new_array(f"pseudo_label/{name}", (), "int32", -1)
-        with told_about_disk(self.path):
+        with told_about_disk(self.path), in_turn(self.path):
+            made = self.refuse_other_pseudo_labels(name, provenance or {})
+            array = self._new_array(f"pseudo_label/{name}", (), "int32", -1)
             array[: len(table)] = table
             array.update_attributes({**made, "date": stamp()})
             write_contents(self.group)
