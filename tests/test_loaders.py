@@ -177,6 +177,23 @@ def test_a_loader_that_begins_an_epoch_before_the_end_of_another_is_refused(stor
         [next(given) for _ in range(9)]
 
 
+@pytest.mark.parametrize(
+    ("kind", "size"), [(DataLoader, None), (StatefulDataLoader, 4), (StatefulDataLoader, None)]
+)
+def test_workers_that_stay_may_be_asked_before_their_loader_counts_anew(store, kind, size):
+    sampler, data = ss.PrunedShardSampler(store), ss.ShardDataset(store)
+    how = {"num_workers": 2, "persistent_workers": True}
+    how["collate_fn"] = list if size else lambda sample: [sample]
+    loader = kind(data, batch_size=size, sampler=sampler, **how)
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        batches = iter(loader)
+        found = [next(batches)]
+        assert sampler.state_dict()["samples_done"] == (size or 1)
+        found += batches
+        assert sorted(flat(ids_of(found))) == store.ids().tolist()
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_accelerate_deals_whole_batches_of_a_loader_that_drops_its_last(store, world):
     seen = []

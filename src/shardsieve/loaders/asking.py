@@ -35,10 +35,12 @@ class HandedOut:
     Workers ask for ids ahead of the loop, and Accelerate's loader holds one batch back.
 
     Attributes:
+        begins: Whether the loader begins a pass, and has set no count back yet.
         skipped: Batches before the first one, which Accelerate's `skip_first_batches` left out.
     """
 
-    def __init__(self, iterator: _BaseDataLoaderIter) -> None:
+    def __init__(self, iterator: _BaseDataLoaderIter, *, begins: bool = False) -> None:
+        self.begins = begins
         # Its attributes, not itself: that would keep its workers alive.
         self._attributes = vars(iterator)
         weakref.finalize(iterator, self._keep_count_alone)
@@ -75,7 +77,7 @@ class HandedOut:
 
         Its batches are then of two epochs at a time, and its count is of both.
         """
-        if earlier is None or earlier._attributes is not self._attributes:
+        if earlier is None or self.begins or earlier._attributes is not self._attributes:
             return
         if self._attributes.get("_num_yielded") or self._attributes.get("_send_idx"):
             raise ShardsieveError(
@@ -87,7 +89,8 @@ class HandedOut:
     def __getstate__(self) -> dict[str, Any]:
         """A copy stays at this count: its sampler is not the one that the loop asks."""
         told = self._told() | {"_num_yielded": self.count()}
-        return {"_attributes": told, "workers": self.workers, "shard": None, "skipped": 0}
+        held = {"workers": self.workers, "begins": self.begins, "shard": None, "skipped": 0}
+        return {"_attributes": told, **held}
 
     def _keep_count_alone(self) -> None:
         """Outlive a loop that was left, but not with its queues, samples and open shards.
@@ -201,7 +204,7 @@ def who_asks(sampler: Any) -> Asking:
     batch_size, dealt_over, rank, handed_out, drops_last = None, 1, 0, None, False
     passes_over, skipped, number = None, 0, None
     inside = [sampler]  # and what hands it on to a loader
-    for owner in _owners():
+    for owner, method in _owners():
         _refuse_second_split(owner)
         if isinstance(owner, BatchSamplerShard):
             batch_size = owner.batch_sampler.batch_size
@@ -210,7 +213,8 @@ def who_asks(sampler: Any) -> Asking:
         elif isinstance(owner, SkipBatchSampler):
             skipped = owner.skip_batches
         elif isinstance(owner, _BaseDataLoaderIter):
-            handed_out = HandedOut(owner) if handed_out is None else handed_out
+            if handed_out is None:
+                handed_out = HandedOut(owner, begins=method == "_reset")
             passes_over = getattr(owner, "_sampler_iter_yielded", None)
         elif type(owner) is DataLoaderShard and handed_out is not None:
             handed_out.shard = weakref.ref(owner)
@@ -231,15 +235,15 @@ def _batch_size_of(owner: Any) -> int | None:
     return 1 if unbatched else owner.batch_size
 
 
-def _owners() -> Iterator[Any]:
-    """Yield the `self` of the frames that lead from a loader to the sampler's method."""
+def _owners() -> Iterator[tuple[Any, str]]:
+    """Yield `self` and name of the methods that lead from a loader to the sampler's."""
     frame: Any = sys._getframe(3)
     for _ in range(_DEPTH):
         if frame is None:
             return
         owner = _self_of(frame)
         if owner is not None:
-            yield owner
+            yield owner, frame.f_code.co_name
         frame = frame.f_back
 
 
