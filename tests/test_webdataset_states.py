@@ -255,6 +255,32 @@ def test_torchdatas_loader_goes_on_over_a_pipeline(urls, store, workers, size):
         assert seen + [ids(item) for item in again] == whole
 
 
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("size", [0, 4])
+def test_torchdatas_workers_that_stay_go_on_in_a_later_epoch(urls, store, size, told):
+    def loader():
+        pipeline = pipeline_of(urls)
+        pipeline = pipeline.batched(size, collation_fn=None) if size else pipeline
+        pruned = ss.prune(pipeline, store, seed=1, window=4)
+        how = {"num_workers": 2, "persistent_workers": True}
+        return pruned, StatefulDataLoader(pruned, batch_size=None, **how)
+
+    def ids(items):
+        return [s["__id__"] for item in items for s in (item if size else [item])]
+
+    pruned, first = loader()
+    whole = [ids(first), ids(first)][1]
+    for stop in (1, 2, 3):
+        pruned, first = loader()
+        list(first)
+        if told:
+            pruned.set_epoch(1)
+        seen = ids(item for _, item in zip(range(stop), first, strict=False))
+        again = loader()[1]
+        again.load_state_dict(first.state_dict())
+        assert seen + ids(again) == whole
+
+
 @pytest.mark.parametrize(
     ("workers", "change", "said"),
     [

@@ -74,7 +74,7 @@ class PrunedSource(IterableDataset[Sample]):
         self._starts = Starts()
         self._taken = self._skip = self._first = 0
         self._spare: Sample | None = None
-        self._ended, self._turn, self._goes_on = False, 0, False
+        self._ended, self._turn, self._goes_on, self._waits = False, 0, False, False
 
     @property
     def ledger(self) -> Ledger:
@@ -128,7 +128,10 @@ class PrunedSource(IterableDataset[Sample]):
         start = self._starts.under_way
         if samples_done is None and get_worker_info() is not None:
             self._warn_of_inexact()
-            return {**self._state(start, start.place), "taken": self._given(batched)}
+            # A worker that stays is asked before it begins, too.
+            taken = self._skip if self._waits else self._given(batched)
+            start = self._starts.coming if self._waits else start
+            return {**self._state(start, start.place), "taken": taken}
         if samples_done is None:
             if self._starts.begun_by_workers:
                 raise ShardsieveError(
@@ -192,7 +195,7 @@ class PrunedSource(IterableDataset[Sample]):
 
     def begin_turns(self) -> None:
         """Begin a pass: the first item is the first worker's."""
-        self._turn, self._goes_on = 0, False
+        self._turn, self._goes_on, self._waits = 0, False, True
 
     def missed_turn(self) -> bool:
         """Return whether the epoch that is over was too short for this worker, and none else is."""
@@ -206,7 +209,7 @@ class PrunedSource(IterableDataset[Sample]):
         self._goes_on = True
         parts = _without_first(self._parts(start, worker, workers), self._skip)
         self._taken = self._first = self._skip
-        self._skip, self._ended = 0, False
+        self._skip, self._ended, self._waits = 0, False, False
         for ids, following in _with_next(_grouped(parts)):
             for sample in self._in_step(self._read(ids, following)):
                 self._taken += 1

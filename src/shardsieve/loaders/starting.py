@@ -50,19 +50,23 @@ class Starts:
         """Where this process' epoch started, or where its first one will."""
         return self._begun if self._heard == self._now else self.told
 
+    @property
+    def coming(self) -> Start:
+        """Where the next pass of this process will start."""
+        # A loader tells each pass, of which its workers may hear while still busy with one before.
+        told_each = get_worker_info() is not None and self._by_loader >= 0
+        follows = self._heard == self._now and not told_each
+        return Start(self._begun.epoch + 1) if follows else self.told
+
     def begin(self, *, on: bool = False) -> Start:
         """Begin an epoch of this process.
 
         Args:
             on: Whether its pass goes on with it: what was told meanwhile is of the next pass.
         """
-        in_worker = get_worker_info() is not None
-        if in_worker and not on:
+        if not on and get_worker_info() is not None:
             self._by_workers[:] = self._times
-        # A loader tells each pass, of which its workers may hear while still busy with one before.
-        told_each = in_worker and self._by_loader >= 0
-        follows = on or (self._heard == self._now and not told_each)
-        self._begun = Start(self._begun.epoch + 1) if follows else self.told
+        self._begun = Start(self._begun.epoch + 1) if on else self.coming
         self._heard = self._heard if on else self._now
         return self._begun
 
