@@ -259,9 +259,11 @@ def test_pipelines_stay_in_step_when_one_of_them_skips(store):
     assert items_of_ranks(store, 1, batch_size=2) == [26]
     assert items_of_ranks(store, 1) == [26]
     assert items_of_ranks(store, 3) == [8, 9, 9]
-    # Nor has a rank anything to give that could read nothing yet.
+    # A rank that could read nothing yet looks among what others keep.
     two = ss.KeepSet.from_ids(store, [128, 129])
-    assert items_of_ranks(store, 2, batch_size=1, keep_set=two) == [1, 0]
+    assert items_of_ranks(store, 2, batch_size=1, keep_set=two) == [1, 1]
+    none = ss.KeepSet.from_ids(store, [129, 130])
+    assert items_of_ranks(store, 2, batch_size=1, keep_set=none) == [0, 0]
     with pytest.raises(ss.UnreadableSampleError, match="more than 3 "):
         items_of_ranks(store, 1, max_unreadable=3)
 

@@ -317,8 +317,21 @@ class PrunedSource(IterableDataset[Sample]):
         if self.batch_size is None or self.own_world().size == 1:
             return samples
         good = [s for s in samples if s is not None]
-        self._spare = good[-1] if good else self._spare
+        if good:
+            self._spare = good[-1]
+        elif self._spare is None and samples:
+            self._spare = self._found_spare()
         return [_weightless(self._spare) if s is None else s for s in samples]
+
+    def _found_spare(self) -> Sample | None:
+        """Return a kept sample that can be read, first looked for in every shard; None if none can.
+
+        Others may read all of theirs: this rank has as many batches.
+        """
+        shards = np.flatnonzero(self.keep.counts)
+        firsts = self.keep.ids_at(shards, np.zeros_like(shards))
+        found = (self._read(one[None], None)[0] for one in [*firsts, *self.keep.ids()])
+        return next((sample for sample in found if sample is not None), None)
 
     def _read(self, ids: Ids, following: Ids | None) -> list[Sample | None]:
         """Return the sample of every id, None for those that are left out."""
