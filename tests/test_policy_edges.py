@@ -9,6 +9,8 @@ import torch
 from tars import write_shards
 
 import shardsieve as ss
+from shardsieve.loaders.moving import StepCount
+from shardsieve.policy.base import Expected
 from shardsieve.policy.named import POLICIES, make_policy, named_policy, takes
 from shardsieve.policy.seta import groups_of
 
@@ -404,3 +406,9 @@ def test_policies_by_name_take_what_a_run_knows():
 def test_constants_of_another_kind_or_policy_are_refused(given, message):
     with pytest.raises(ValueError, match=rf"^{message}"):
         named_policy(given, epochs=4)
+
+
+def test_expected_steps_lie_within_their_bounds():
+    expected = [Expected(0.3, 1, 5), Expected(2.6, 1, 2), Expected(2.4, 1, 5)]
+    count = StepCount.over(expected, lambda samples: 10 * samples)
+    assert (count.low, count, count.high) == (30, 50, 120)

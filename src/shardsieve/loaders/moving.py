@@ -33,7 +33,8 @@ class StepCount(int):
     @classmethod
     def over(cls, epochs: Iterable[Expected], steps: Callable[[int], int]) -> Self:
         """Return the count over epochs, each of as many steps as its samples make."""
-        rows = [(steps(round(e.kept)), steps(e.low), steps(e.high)) for e in epochs]
+        bounds = [(min(max(round(e.kept), e.low), e.high), e.low, e.high) for e in epochs]
+        rows = [tuple(map(steps, samples)) for samples in bounds]
         return cls._made(*(sum(row[i] for row in rows) for i in range(3)))
 
     @classmethod
