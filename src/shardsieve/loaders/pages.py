@@ -46,8 +46,6 @@ def page_order(
     """
     if rows.shape != pages.shape:
         raise ValueError(f"pages must have the shape of rows {rows.shape}, got {pages.shape}")
-    if window < 0:
-        raise ValueError(f"window must be at least 0, got {window}")
     if len(rows) == 0:
         return rows.astype(np.int64)
     by_page = np.lexsort((rows, pages))
@@ -61,7 +59,8 @@ def ordered_rows(
     store: Store, rows: NDArray[np.int64], *, seed: int, epoch: int, window: int | None
 ) -> NDArray[np.int64]:
     """Return kept rows of an FFCV store in `page_order`; `default_pages` for a window of None."""
-    pages = page_of_rows(store)[rows]
+    offsets = store.ranges[..., 0].reshape(-1)[rows]
+    pages = offsets // int(store.group.attrs["page_size"])  # type: ignore[arg-type]
     if window is None:
         window = default_pages(len(rows), len(np.unique(pages)))
     return page_order(rows, pages, seed=seed, epoch=epoch, window=window)
