@@ -29,7 +29,7 @@ from shardsieve.train.loading import make_loader, set_epoch
 from shardsieve.train.seeding import draw_seeds, score_seeds
 from shardsieve.train.stepping import Stepper
 from shardsieve.train.subset import train_subset
-from shardsieve.train.transforms import RandomTransform
+from shardsieve.train.transforms import RandomTransform, _made, check_augment
 
 THEIRS = {"trivial": v2.TrivialAugmentWide, "rand": v2.RandAugment}
 LEGACY = np.random.mtrand  # NumPy's global generator, which transforms of others may draw from
@@ -70,6 +70,15 @@ def broken():
     return lambda pixels: pixels.missing
 
 
+def scaled():
+    return lambda pixels: pixels / 255
+
+
+def chosen_once():
+    shift = torch.randint(256, ())
+    return lambda pixels: pixels + shift.to(torch.uint8)
+
+
 OURS = "test_augment:everywhere"
 PIXELS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 24, 24), dtype=np.uint8))
 
@@ -102,6 +111,15 @@ def test_samples_epochs_and_seeds_draw_apart():
         for one in range(20)
     }
     assert len(made) > 200
+
+
+def test_what_a_factory_draws_is_the_same_in_every_process():
+    transform, made = RandomTransform("test_augment:chosen_once", 0), []
+    for seed in (0, 1):
+        _made.cache_clear()
+        torch.manual_seed(seed)
+        made.append(transform(PIXELS, epoch=0, sample_id=0))
+    assert torch.equal(*made)
 
 
 @pytest.mark.parametrize("name", [*THEIRS, OURS])
@@ -183,6 +201,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one_and_keeps_its_setting(store, tm
         ("torchvision.transforms.v2:RandomCrop", "^cannot make augment .*'size'; it must be calle"),
         ("test_augment:no_transform", "^augment .* must return a transform, got <class 'tuple'>"),
         ("test_augment:broken", r"^augment .* cannot be applied to uint8 \(3, 16, 16\): Attribute"),
+        ("test_augment:scaled", r"^augment .* must turn .*, got torch.float32 \(3, 16, 16\);"),
         ("torchvision.transforms.v2:Grayscale", r"^augment .* must turn .*, got .* \(1, 16, 16\);"),
     ],
 )
@@ -196,6 +215,17 @@ def test_what_cannot_be_used_is_refused_before_the_run_begins(store, tmp_path, a
             begin(TrainConfig(size=16, channels=3, augment=augment, max_unreadable=99), **how)
         assert "\n" not in str(refused.value)
         assert not (tmp_path / "run/run.json").exists()
+
+
+def test_a_torchvision_that_was_built_for_another_torch_is_one_line(tmp_path, monkeypatch):
+    said = "operator torchvision::nms does not exist"
+    (tmp_path / "torchvision.py").write_text(f"raise RuntimeError({said!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    _made.cache_clear()
+    with pytest.raises(ss.MissingDependencyError, match=rf"^augment rand needs .* \({said}\): pip"):
+        check_augment("rand")
 
 
 WITHOUT = """

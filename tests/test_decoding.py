@@ -61,6 +61,7 @@ def test_images_have_the_channels_and_the_size_that_are_asked_for():
     of_grey = pixels_of(ImageDecoder(), {**SAMPLE, "png": encoded(grey)})
     np.testing.assert_array_equal(of_grey, np.stack([np.asarray(grey)] * 3, axis=-1))
     np.testing.assert_array_equal(pixels_of(ImageDecoder(size=4)), PIXELS[:, 1:5])
+    assert pixels_of(ImageDecoder(size=6)).shape == (6, 6, 3)  # as wide, but not as high
     board = encoded((np.indices((8, 8)).sum(axis=0) % 2 * 255).astype(np.uint8))
     for crops in (None, RandomCrops(4)):
         mixed = pixels_of(ImageDecoder(size=2, crops=crops), {**SAMPLE, "png": board})
