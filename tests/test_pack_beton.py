@@ -15,6 +15,7 @@ import shardsieve as ss
 from shardsieve import cli
 from shardsieve.commands import showing
 from shardsieve.loaders.mixing import mixing
+from shardsieve.loaders.pages import default_pages
 from shardsieve.loaders.planned import OrderSettings
 from shardsieve.pack import pack
 from shardsieve.pack.beton_tars import beton_to_tars
@@ -303,6 +304,17 @@ def test_a_window_of_an_ffcv_store_is_of_pages(tmp_path):
         assert sorted(ids) == list(range(300))
         assert len(set(store.labels()[ids[:75]])) == window
         assert mixing(store, keep, OrderSettings(0, "window", window), 75).found == window
+
+
+def test_of_small_pages_so_many_are_shuffled_together_as_hold_some_thousand_kept_rows(tmp_path):
+    store = ss.index(write_beton(tmp_path / "p.beton", 6000, side=2), tmp_path / "p.zarr")
+    store.group.attrs["page_size"] = 64
+    pages = store.ranges[..., 0].reshape(-1)[:6000] // 64
+    keep = ss.select(store, keep_fraction=0.5, rule="random")
+    window = default_pages(3000, len(np.unique(pages[keep.ids()])))
+    assert 16 < window < len(np.unique(pages)) < 2000
+    orders = [list(ss.PrunedShardSampler(store, keep_set=keep, window=w)) for w in (None, window)]
+    assert orders[0] == orders[1]
 
 
 def test_an_ffcv_store_gives_raw_samples_too(scored):
