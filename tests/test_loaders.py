@@ -2,7 +2,7 @@ import json
 import os
 import resource
 import weakref
-from itertools import islice
+from itertools import islice, permutations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -227,9 +227,12 @@ def test_stopping_anywhere_changes_nothing(store, stop, world):
 
 
 def test_a_state_of_another_plan_is_refused(store):
-    state = ss.PrunedShardSampler(store, seed=1).state_dict()
-    with pytest.raises(ss.StoreMismatchError, match="belongs to another plan"):
-        ss.PrunedShardSampler(store, seed=2).load_state_dict(state)
+    of_windows, of_groups = ({"window": n} for n in (0, 2)), ({"groups": n} for n in (2, 3))
+    plans = [{}, {"seed": 1}, {"shuffle": "global"}, *of_windows, *of_groups]
+    for one, other in permutations(plans, 2):
+        state = ss.PrunedShardSampler(store, **one).state_dict()
+        with pytest.raises(ss.StoreMismatchError, match="belongs to another plan"):
+            ss.PrunedShardSampler(store, **other).load_state_dict(state)
 
 
 def test_samples_are_webdatasets_raw_dictionaries(store):

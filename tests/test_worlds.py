@@ -12,6 +12,7 @@ from tars import write_shards
 
 import shardsieve as ss
 from shardsieve.keepset import KeepSet
+from shardsieve.loaders import planned
 from shardsieve.loaders.planned import PlannedId
 from shardsieve.plan import PADDING
 
@@ -150,7 +151,8 @@ def test_pipelines_stop_and_go_on_with_any_workers(store, data, workers, more, i
     assert sorted(trained + rest) == how["keep_set"].ids().tolist()
 
 
-def test_the_steps_of_groups_are_looked_up_together(store, monkeypatch):
+@pytest.mark.parametrize("many", [planned._AT_ONCE, 40])
+def test_the_steps_of_groups_are_looked_up_together(store, monkeypatch, many):
     real, sizes = KeepSet.ids_at, []
 
     def counted(keep, shard, ordinal):
@@ -158,6 +160,14 @@ def test_the_steps_of_groups_are_looked_up_together(store, monkeypatch):
         return real(keep, shard, ordinal)
 
     monkeypatch.setattr(KeepSet, "ids_at", counted)
+    monkeypatch.setattr(planned, "_AT_ONCE", many)
     sampler = ss.PrunedShardSampler(store, groups=3, batch_size=4)
     assert sorted(sampler) == store.ids().tolist()
-    assert sizes == [len(store)]
+    assert sizes == ([len(store)] if many > len(store) else [40] * 4 + [2])
+
+
+def test_windows_are_of_so_many_shards_as_fill_sixteen_of_them(tmp_path):
+    store = ss.index(write_shards(tmp_path / "d", [4] * 40), tmp_path / "s.zarr")
+    how = {"keep_fraction": 0.5, "rule": "random"}
+    auto, same, whole = (ss.PrunedShardSampler(store, **how, window=n) for n in (None, 32, 16))
+    assert list(auto) == list(same) != list(whole)
