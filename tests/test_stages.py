@@ -8,9 +8,11 @@ import shardsieve as ss
 from shardsieve.loaders.stages import (
     batch_size_of,
     inexact_stages,
+    makes_batches,
     refuse_caches,
     refuse_second_split,
     source_of,
+    takes_batches_apart,
 )
 
 TARS = ["a.tar", "b.tar"]
@@ -89,6 +91,10 @@ def test_the_first_stage_that_batches_says_how():
     for apart in (wds.unbatched(), filters.unlisted()):
         assert batch_size_of([wds.batched(5), apart, wds.map(str), wds.batched(4)]) == (4, True)
         assert batch_size_of([wds.batched(5), apart]) == (5, True)
+        twice = [wds.batched(5), apart, wds.batched(4), apart]
+        assert batch_size_of(twice) == (5, True)
+        assert takes_batches_apart(twice)
+        assert not makes_batches(twice)
 
 
 def test_a_stage_that_is_refused_is_counted_from_the_list_of_shards():

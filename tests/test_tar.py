@@ -109,11 +109,13 @@ def test_hidden_files_that_webdataset_takes_for_samples_are_warned_of(tmp_path, 
 def test_tars_in_a_tar_are_warned_of(tmp_path, caplog):
     inner = [write_tar(tmp_path / f"n{i}.tar", [(f"n{i}_1.JPEG", b"1")]) for i in range(3)]
     outer = write_tar(tmp_path / "train.tar", [(one.name, one.read_bytes()) for one in inner])
-    ss.index(inner, tmp_path / "inner.zarr")
+    beside = write_tar(tmp_path / "beside.tar", [("a.jpg", b"1"), ("a.tar", inner[0].read_bytes())])
+    ss.index([*inner, beside], tmp_path / "inner.zarr")
     assert caplog.messages == []
-    ss.index(outer, tmp_path / "outer.zarr")
+    more = write_tar(tmp_path / "val.tar", [(f"{i}.tar", b"") for i in range(4)])
+    ss.index([inner[0], outer, more], tmp_path / "outer.zarr")
     (said,) = caplog.messages
-    assert said.startswith("3 samples are tars themselves, the first of them in")
+    assert said.startswith(f"7 samples are tars themselves, the first of them in {outer}")
     assert "--label-member .tar" in said
 
 
