@@ -199,6 +199,27 @@ def test_finished_shards_are_not_walked_again(shards, tmp_path, monkeypatch):
     assert walked == list(map(str, shards))
 
 
+@pytest.mark.parametrize("change", ["another first", "written anew", "other labels"])
+def test_a_finished_shard_that_is_not_the_one_asked_for_is_walked(tmp_path, change):
+    members = {n: [(f"{n}.jpg", b"1"), (f"{n}.cls", b"2"), (f"{n}.y", b"3")] for n in "ab"}
+    shards = [write_tar(tmp_path / f"{n}.tar", held) for n, held in members.items()]
+    for shard in shards:
+        os.utime(shard, (1, 1))  # of one size and time
+
+    def killed(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ss.index(shards, tmp_path / "s.zarr", progress=killed)
+    how = {"label_member": "y"} if change == "other labels" else {}
+    if change == "another first":
+        shards.reverse()
+    elif change == "written anew":
+        write_tar(shards[0], [("c.jpg", b"1")])
+    store = ss.index(shards, tmp_path / "s.zarr", **how)
+    assert contents(store) == contents(ss.index(shards, tmp_path / "whole.zarr", **how))
+
+
 @pytest.mark.parametrize("left", [0, 900])
 def test_what_a_power_cut_left_of_a_finished_shard_is_made_again(shards, tmp_path, left):
     def killed(done, total):
