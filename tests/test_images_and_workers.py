@@ -139,14 +139,24 @@ def test_unreadable_samples_are_counted_over_workers(tmp_path):
 
 
 class Says(torch.nn.Module):
-    """Says one class of two of everything."""
+    """Says one class of two of everything, and the other one as long as it trains."""
 
     def __init__(self, label):
         super().__init__()
         self.label = label
 
     def forward(self, images):
-        return torch.eye(2)[self.label].expand(len(images), 2)
+        return torch.eye(2)[self.label ^ self.training].expand(len(images), 2)
+
+
+def test_of_some_samples_the_share_is_counted_that_a_network_tells_behind_its_training(tmp_path):
+    store = damaged_store(tmp_path, [])
+    keep = ss.KeepSet.from_ids(store, store.ids()[:13])
+    share = (store.labels()[:13] == 1).mean()
+    assert share not in (0, 0.5, 1)
+    config = TrainConfig(batch_size=5, size=8, channels=3)
+    found = evaluate(Says(1).train(), store, keep, config, Accelerator())
+    assert found == pytest.approx(share)
 
 
 def test_what_stands_in_for_unreadable_images_is_not_evaluated(tmp_path):
@@ -155,6 +165,9 @@ def test_what_stands_in_for_unreadable_images_is_not_evaluated(tmp_path):
     config = TrainConfig(batch_size=2, max_unreadable=2, size=8, channels=3)
     right = [evaluate(Says(label), store, keep, config, accelerator) for label in (0, 1)]
     assert sum(right) == pytest.approx(38 / 40)
+    # As a cluster it stands for the larger class, whichever it says.
+    clusters = [evaluate(Says(n), store, keep, config, accelerator, matched=True) for n in (0, 1)]
+    assert clusters == [max(right)] * 2
 
 
 def test_what_stands_in_for_unreadable_images_is_neither_learned_from_nor_averaged(tmp_path):

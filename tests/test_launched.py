@@ -70,6 +70,9 @@ def test_two_ranks_train_on_the_keep_set_exactly_once_in_equal_steps(packed, tmp
         assert len(first) == len(second)
         assert sorted(i for batch in first + second for i in batch) == a["keep"] == b["keep"]
     assert a["epochs"][0] != a["epochs"][1]
+    one = two_ranks_train.accuracies(store, make_accelerator())
+    assert a["accuracies"] == b["accuracies"] == one
+    assert 0 < one[0] < one[1] < 1
     # The last step has four samples on one rank and three on the other.
     alone = two_ranks_train.of_linear(store, make_accelerator(), 8)
     for rank in range(2):

@@ -220,6 +220,21 @@ def test_a_finished_shard_that_is_not_the_one_asked_for_is_walked(tmp_path, chan
     assert contents(store) == contents(ss.index(shards, tmp_path / "whole.zarr", **how))
 
 
+def test_a_shard_that_is_written_anew_while_it_is_walked_is_not_taken_for_what_was_walked(
+    shards, tmp_path, monkeypatch
+):
+    walk = walking.sample_table
+
+    def overtaken(read, total, url, **how):
+        table = walk(read, total, url, **how)
+        write_tar(Path(url), [("c.jpg", b"1")])
+        return table
+
+    monkeypatch.setattr(walking, "sample_table", overtaken)
+    with pytest.raises(ss.StoreMismatchError, match=f"{shards[0]} "):
+        ss.index(shards[0], tmp_path / "s.zarr")
+
+
 @pytest.mark.parametrize("left", [0, 900])
 def test_what_a_power_cut_left_of_a_finished_shard_is_made_again(shards, tmp_path, left):
     def killed(done, total):

@@ -445,6 +445,7 @@ def test_a_factory_may_lie_in_the_folder_of_the_start(tmp_path, monkeypatch):
 FACTORIES = """
 from torch.nn import Linear
 def by_name(width=2, num_classes=5): return Linear(width, num_classes)
+def by_place_only(num_classes=4, /): return Linear(2, num_classes)
 def by_place(classes): return Linear(2, classes)
 def by_any_name(*, weights=None, **more): return Linear(2, more.get("num_classes", 6))
 def by_place_first(classes=7, **more): return Linear(2, classes)
@@ -456,6 +457,7 @@ def untold(): return Linear(2, 8)
     ("factory", "told", "own"),
     [
         ("by_name", 3, 5),
+        ("by_place_only", 3, 4),
         ("by_place", 3, 1000),
         ("by_any_name", 3, 6),
         ("by_place_first", 3, 7),

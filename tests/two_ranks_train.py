@@ -9,6 +9,7 @@ from torch import nn
 
 import shardsieve as ss
 from shardsieve.train.config import TrainConfig
+from shardsieve.train.evaluation import evaluate
 from shardsieve.train.launch import make_accelerator
 from shardsieve.train.loop import Trainer
 from shardsieve.train.nets import load_model
@@ -34,6 +35,15 @@ def of_linear(store, accelerator, batch_size):
     return trainer.network.state_dict()
 
 
+def accuracies(store, accelerator):
+    """Return the accuracy of an untrained network, and that of its classes as clusters."""
+    torch.manual_seed(0)
+    keep = ss.KeepSet.from_ids(store, store.ids()[:47])
+    config = TrainConfig(batch_size=4, size=8, channels=1)
+    how = (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), store, keep, config, accelerator)
+    return [evaluate(*how, matched=matched) for matched in (False, True)]
+
+
 def main(store_path, out):
     accelerator, store = make_accelerator(), ss.open_store(store_path, mode="r")
     keep = ss.select(store, rule="random", keep_fraction=0.4)
@@ -43,6 +53,7 @@ def main(store_path, out):
     for _ in trainer.epochs(watch):
         watch.epochs.append([])
     result = {"epochs": watch.epochs[:2], "keep": keep.ids().tolist()}
+    result["accuracies"] = accuracies(store, accelerator)
     Path(out, f"{accelerator.process_index}.json").write_text(json.dumps(result))
     torch.save(of_linear(store, accelerator, 4), Path(out, f"{accelerator.process_index}.pt"))
     accelerator.end_training()
