@@ -120,7 +120,10 @@ def test_some_of_the_shards_are_enough(urls, store, monkeypatch):
         with pytest.raises(ss.StoreMismatchError, match=f"shard {strange} .* is not in"):
             ss.prune(pipeline_of([strange]), store)
     monkeypatch.chdir(Path(urls[0]).parent)
-    assert len(list(ss.prune(pipeline_of(["s-002.tar"]), store))) == 14
+    pruned = ss.prune(pipeline_of(["s-002.tar"]), store)
+    assert [s["__url__"] for s in pruned] == ["s-002.tar"] * 14
+    with pytest.raises(ss.ShardsieveError, match="names a shard twice"):
+        ss.prune(pipeline_of([urls[2], "s-002.tar"]), store)
 
 
 def ids_of(batches):

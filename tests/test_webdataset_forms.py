@@ -30,6 +30,20 @@ def pipeline_of(urls):
     return wds.WebDataset(urls, shardshuffle=False)
 
 
+def test_a_window_shuffles_a_pipeline_that_did_not(urls, store):
+    ways = ({"window": 2}, {"window": 2, "shuffle": "window"}, {})
+    given, same, plain = (
+        [sample["__id__"] for sample in ss.prune(pipeline_of(urls), store, **how)] for how in ways
+    )
+    assert given == same != plain == store.ids().tolist()
+
+
+@pytest.mark.parametrize("most", [40, 100])
+def test_what_repeats_up_to_a_number_is_as_long_as_it_says(urls, store, most):
+    pruned = ss.prune(pipeline_of(urls).repeat(2, nbatches=most), store)
+    assert len(list(pruned)) == len(pruned) == min(most, 60)
+
+
 def wrapped(pipeline):
     return wds.DataPipeline(wds.FluidWrapper(pipeline).to_tuple("__id__"), wds.batched(4))
 
