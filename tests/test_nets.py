@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from shardsieve.train.encoder import load_encoder
 from shardsieve.train.nets import check_size, embed_and_classify, light, with_trunk
 
 
@@ -33,3 +34,15 @@ def test_a_network_embeds_what_its_last_head_is_given_and_keeps_no_batch():
     assert torch.equal(points, body(images))
     assert torch.equal(logits, head(body(images)))
     assert not head._forward_pre_hooks
+
+
+def test_a_network_without_a_run_is_the_same_at_every_call_and_leaves_the_random_numbers():
+    weights = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        network = load_encoder("light", num_classes=2).network
+        assert torch.equal(torch.get_rng_state(), before)
+        assert not network.training
+        weights.append(network.classifier.weight)
+    assert torch.equal(*weights)

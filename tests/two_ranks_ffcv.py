@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from ffcv.loader import Loader
 
@@ -14,6 +15,7 @@ from shardsieve.loaders.ffcv import prune_loader
 
 def main(folder, out):
     torch.distributed.init_process_group("gloo")
+    np.random.seed(torch.distributed.get_rank())  # noqa: NPY002  # FFCV draws a seed from it
     loader = Loader(
         f"{folder}/train.beton",
         batch_size=32,
@@ -28,6 +30,9 @@ def main(folder, out):
         pruned = prune_loader(loader, store, keep_fraction=0.655, rule="random", order=how)
         seen[how] = [[b.ids.tolist() for b in pruned] for _ in range(2)]
         assert len(pruned) == len(seen[how][0])
+        states = [None, None]
+        torch.distributed.all_gather_object(states, pruned.state_dict())
+        assert states[0] == states[1]
     Path(out, f"{os.environ['RANK']}.json").write_text(json.dumps(seen))
     torch.distributed.destroy_process_group()
 
