@@ -91,6 +91,23 @@ def test_who_reads_the_table_of_contents_finds_an_embedding_that_was_begun_by_a_
     assert table["embedding/cut"].attrs["cost"]["forward"] == len(store)
 
 
+def test_what_the_starts_of_a_pass_took_is_added_up_and_nothing_where_all_is_done(tmp_path):
+    store, network = damaged_store(tmp_path, []), light(2)
+    how = {"name": "mine", "batch_size": 5, "accelerator": Accelerator(cpu=True)}
+    assert embed(store, network, **how) == 40
+    array = store.embedding_array("mine")
+    points, first = array[:], array.attrs["cost"]
+    assert np.isfinite(points).all(axis=-1).sum() == 40  # batches end with the shards of ten
+    array[0] = np.nan
+    assert embed(store, network, **how) == 10
+    array = store.embedding_array("mine")
+    np.testing.assert_allclose(array[:], points, rtol=1e-3)
+    took = array.attrs["cost"]
+    assert (first["forward"], took["forward"]) == (40, 50)
+    assert embed(store, network, **how) == 0
+    assert store.embedding_array("mine").attrs["cost"] == took
+
+
 def test_unreadable_images_are_named_counted_and_limited(tmp_path, caplog):
     store = damaged_store(tmp_path, broken := [1, 66])
     key = store.keys(0)[1]
