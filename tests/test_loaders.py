@@ -386,20 +386,6 @@ def test_the_next_batch_is_begun_before_this_one_is_decoded(store, monkeypatch):
     assert calls == [4, 4, *decode, 4, 4, *decode, 4, *decode]
 
 
-class Hints:
-    def __getitems__(self, ids):
-        return [list(map(int, ids)), getattr(ids[0], "ahead", None)]
-
-
-@pytest.mark.parametrize("workers", [0, 1, 2])
-def test_a_worker_is_told_of_the_batch_that_it_is_asked_for_next(store, workers):
-    how = {"sampler": ss.PrunedShardSampler(store), "num_workers": workers, "collate_fn": list}
-    ids, ahead = zip(*DataLoader(Hints(), 4, **how), strict=True)
-    after = max(workers, 1)
-    assert [hint[hint >= 0].tolist() for hint in ahead[:-after]] == list(ids[after:])
-    assert ahead[-after:] == (None,) * after
-
-
 def test_workers_may_be_spawned(store):
     sampler = ss.PrunedShardSampler(store, keep_fraction=0.5, score="up")
     how = {"num_workers": 1, "multiprocessing_context": "spawn"}

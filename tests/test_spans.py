@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tars import write_shards
+from torch.utils.data import DataLoader
 
 import shardsieve as ss
 from shardsieve.io.joined import JoinedReader
@@ -132,3 +133,18 @@ def test_a_batch_is_read_in_file_order_where_rows_lie_otherwise(tmp_path):
     shards, places = np.divmod(plan.ids, store.rows_per_shard)
     assert plan.places.tolist() == places.tolist()
     assert plan.ranges == [tuple(one) for one in ranges[shards, places].tolist()]
+
+
+class Hints:
+    def __getitems__(self, ids):
+        return [list(map(int, ids)), getattr(ids[0], "ahead", None)]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_worker_is_told_of_the_batch_that_it_is_asked_for_next(tmp_path, workers):
+    store = ss.index(write_shards(tmp_path / "d", [9, 1, 14, 6]), tmp_path / "s.zarr")
+    how = {"sampler": ss.PrunedShardSampler(store), "num_workers": workers, "collate_fn": list}
+    ids, ahead = zip(*DataLoader(Hints(), 4, **how), strict=True)
+    after = max(workers, 1)
+    assert [hint[hint >= 0].tolist() for hint in ahead[:-after]] == list(ids[after:])
+    assert ahead[-after:] == (None,) * after

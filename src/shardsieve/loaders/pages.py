@@ -59,8 +59,7 @@ def ordered_rows(
     store: Store, rows: NDArray[np.int64], *, seed: int, epoch: int, window: int | None
 ) -> NDArray[np.int64]:
     """Return kept rows of an FFCV store in `page_order`; `default_pages` for a window of None."""
-    offsets = store.ranges[..., 0].reshape(-1)[rows]
-    pages = offsets // int(store.group.attrs["page_size"])  # type: ignore[arg-type]
+    pages = page_of_rows(store)[rows]
     if window is None:
         window = default_pages(len(rows), len(np.unique(pages)))
     return page_order(rows, pages, seed=seed, epoch=epoch, window=window)
