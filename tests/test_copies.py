@@ -147,6 +147,16 @@ def test_copies_of_objects_may_be_files_and_copies_of_files_objects(store, copie
     assert keys_of(ss.ShardDataset(near)) == keys_of(ss.ShardDataset(store))
 
 
+def test_the_environment_leaves_stores_alone_whose_shards_share_a_name(tmp_path, monkeypatch):
+    for folder in "pq":
+        (tmp_path / folder).mkdir()
+    twins = [write_tar(tmp_path / folder / "a.tar", [("1.jpg", b"1")]) for folder in "pq"]
+    made = ss.index(twins, tmp_path / "t.zarr")
+    (tmp_path / "node").mkdir()
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "node"))
+    assert not ss.open_store(made.path).reads_copies
+
+
 @pytest.mark.xdist_group("ffcv")
 def test_a_beton_is_read_where_its_copy_lies(tmp_path):
     store = ss.index(write_beton(tmp_path / "a.beton", n=200, side=8), tmp_path / "s.zarr")

@@ -33,14 +33,14 @@ def copies_in(
     if not folder:
         return None
     places = [f"{absolute(folder).rstrip('/')}/{_name(url)}" for url in urls]
+    there = [is_remote(place) or Path(place).is_file() for place in places]
+    if not asked and not (_answers(places[0]) if is_remote(places[0]) else any(there)):
+        return None
     if len(set(places)) < len(set(urls)):
         raise ShardsieveError(
             f"copies are found by their names, and several shards have the name "
             f"{_name(_twice(urls))}; open the store without copies"
         )
-    there = [is_remote(place) or Path(place).is_file() for place in places]
-    if not asked and not (_answers(places[0]) if is_remote(places[0]) else any(there)):
-        return None
     if not all(there):
         raise ShardsieveError(
             f"{folder} must hold a copy of every shard, got none of {urls[there.index(False)]} "
