@@ -31,6 +31,8 @@ def make_index(
 
 def check_store(path: Path, moved_to: str | None = None) -> dict[str, Any]:
     """Compare a store's index with its shards, or with those in the folder they are in now."""
+    if moved_to == "":
+        raise ValueError("moved_to must be the folder that the shards are in now, got ''")
     store = open_store(path, check_shards=False, copies=moved_to)
     with bar("check") as progress:
         renewed = check(store, moved=moved_to is not None, progress=progress)

@@ -2,12 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from shardsieve._errors import ShardsieveError, StoreMismatchError
 from shardsieve.io.clients import is_remote
-from shardsieve.io.source import absolute, cheap_fingerprint, cheap_fingerprints
+from shardsieve.io.source import absolute, cheap_fingerprints
 
 VARIABLE = "SHARDSIEVE_COPIES"
 """Names the folder in which every store that is opened looks for copies of its shards."""
@@ -25,16 +24,22 @@ def copies_in(
         fingerprints: Their cheap ones when they were indexed.
 
     Raises:
-        ShardsieveError: If some have a copy there and others none, or several have one name.
+        ShardsieveError: If some have a copy there and others none, several have one name, or the
+            variable names a URL.
         StoreMismatchError: If a copy has another size than its shard.
     """
     asked = folder is not None
     folder = folder if asked else os.environ.get(VARIABLE)
     if not folder:
         return None
+    if is_remote(folder) and not asked:
+        raise ShardsieveError(
+            f"{VARIABLE} must name a folder of this machine, got {folder}; give a URL to open_store "
+            "as copies"
+        )
     places = [f"{absolute(folder).rstrip('/')}/{_name(url)}" for url in urls]
     there = [is_remote(place) or Path(place).is_file() for place in places]
-    if not asked and not (_answers(places[0]) if is_remote(places[0]) else any(there)):
+    if not (asked or any(there)):
         return None
     if len(set(places)) < len(set(urls)):
         raise ShardsieveError(
@@ -55,12 +60,6 @@ def copies_in(
                 f"{_size(want)}; copy it again"
             )
     return places, found
-
-
-def _answers(url: str) -> bool:
-    with suppress(ShardsieveError):
-        return bool(cheap_fingerprint(url))
-    return False
 
 
 def _name(url: str) -> str:
