@@ -34,8 +34,8 @@ def copies_in(
         return None
     if is_remote(folder) and not asked:
         raise ShardsieveError(
-            f"{VARIABLE} must name a folder of this machine, got {folder}; give a URL to open_store "
-            "as copies"
+            f"{VARIABLE} must name a folder of this machine, got {folder}; give a URL to "
+            "open_store as copies"
         )
     places = [f"{absolute(folder).rstrip('/')}/{_name(url)}" for url in urls]
     there = [is_remote(place) or Path(place).is_file() for place in places]
