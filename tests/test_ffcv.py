@@ -474,7 +474,7 @@ def test_what_does_not_belong_together_is_refused(folder, store, loaders, tmp_pa
     copied = shutil.copyfile(folder / "train.beton", tmp_path / "copy.beton")
     loader = Loader(str(copied), batch_size=32, num_workers=1)
     with pytest.raises(
-        ss.StoreMismatchError, match="if it is a copy give it the time of the other"
+        ss.StoreMismatchError, match="if it is a copy open the store with copies=FOLDER"
     ):
         prune_loader(loader, store)
     shutil.copystat(folder / "train.beton", copied)

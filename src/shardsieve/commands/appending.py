@@ -12,7 +12,8 @@ from shardsieve._errors import MissingScoreError, StoreMismatchError
 from shardsieve.commands.filling import blocks_of, ranks_of, readable_rows, sample_of
 from shardsieve.commands.methods import METHODS, SEARCHING, Mask, Task, Values, make_task, taken
 from shardsieve.commands.progress import bar
-from shardsieve.commands.trust import unembedded, warned
+from shardsieve.commands.texts import warned
+from shardsieve.commands.trust import unembedded
 from shardsieve.cost import Cost
 from shardsieve.extrapolate.calibration import match_quantiles
 from shardsieve.extrapolate.correlations import spearman

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardsieve._errors import MissingScoreError
-from shardsieve.commands.trust import unembedded, warned
+from shardsieve.commands.texts import warned
+from shardsieve.commands.trust import unembedded
 from shardsieve.cost import Cost
 from shardsieve.keepset import KeepSet
 from shardsieve.scores.inputs import one_of

@@ -22,7 +22,8 @@ from shardsieve.commands.methods import (
 )
 from shardsieve.commands.predicting import Prediction
 from shardsieve.commands.progress import bar
-from shardsieve.commands.trust import judged, told, unembedded, warned
+from shardsieve.commands.texts import warned
+from shardsieve.commands.trust import judged, told, unembedded
 from shardsieve.cost import Cost
 from shardsieve.doubts import as_stored
 from shardsieve.extrapolate.choosing import choose_k

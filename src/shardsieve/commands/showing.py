@@ -8,7 +8,7 @@ import numpy as np
 from shardsieve.commands.choosing import kept_by, rule_behind
 from shardsieve.commands.classes import KEPT_OF_EACH, left_out, with_names
 from shardsieve.commands.progress import bar
-from shardsieve.commands.trust import warned
+from shardsieve.commands.texts import warned
 from shardsieve.epoch import SHUFFLES
 from shardsieve.io.clients import over_http
 from shardsieve.io.local import readahead_of

@@ -97,3 +97,9 @@ def pairs(option: str, text: str) -> tuple[tuple[int, int], ...]:
         return tuple((int(first), int(second)) for first, second in split)
     except ValueError as error:
         raise ValueError(f"--{option} must be EPOCH:PIXELS,..., got {text!r}") from error
+
+
+def warned(*warnings: str | None) -> dict[str, Any]:
+    """Return those that there are, as one `warning` to print."""
+    text = "; ".join(filter(None, warnings))
+    return {"warning": text} if text else {}

@@ -13,7 +13,7 @@ from shardsieve._errors import ShardsieveError
 from shardsieve.commands.choosing import kept_by, rule_behind
 from shardsieve.commands.classes import KEPT_OF_EACH, SEEDS_OF_EACH, left_out
 from shardsieve.commands.progress import bar
-from shardsieve.commands.trust import warned
+from shardsieve.commands.texts import warned
 from shardsieve.extrapolate.quality import measure
 from shardsieve.keepset import KeepSet, doubt_of
 from shardsieve.policy.base import Policy

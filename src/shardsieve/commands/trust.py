@@ -75,9 +75,3 @@ def unembedded(count: int, embedding: str) -> str | None:
         f"{count} samples have no embedding and stay without a score; run `shardsieve embed --name "
         f"{embedding}` with the network of the others, unless their images cannot be read"
     )
-
-
-def warned(*warnings: str | None) -> dict[str, Any]:
-    """Return those that there are, as one `warning` to print."""
-    text = "; ".join(filter(None, warnings))
-    return {"warning": text} if text else {}
