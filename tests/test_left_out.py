@@ -61,6 +61,14 @@ def test_select_and_train_warn_of_what_they_leave_out(store, tmp_path, caplog):
     assert caplog.messages == []
 
 
+def test_pseudo_labels_have_no_names(store, tmp_path):
+    store.put_pseudo_labels("found", store.labels())
+    config = TrainConfig(epochs=1, batch_size=4, pseudo_labels="found")
+    rule = {"rule": "top", "score": "mine", "keep_fraction": 0.5}
+    warning = train_store(store.path, config, out=tmp_path / "run", rule=rule)["warning"]
+    assert "2 of 4 classes have no sample among the 12 chosen, the first of them 1," in warning
+
+
 def test_a_seed_run_warns_of_classes_without_a_seed(store, caplog):
     config = TrainConfig(epochs=3, batch_size=2)
     how = {"window": 2, "folder": None, "scores": ["el2n"]}

@@ -58,7 +58,12 @@ def with_names(rows: Iterable[dict[str, Any]], store: Store) -> list[dict[str, A
 
 
 def left_out(
-    store: Store, labels: NDArray[np.int64], ids: NDArray[np.int64], cure: str
+    store: Store,
+    labels: NDArray[np.int64],
+    ids: NDArray[np.int64],
+    cure: str,
+    *,
+    pseudo_labels: str | None = None,
 ) -> str | None:
     """Return the warning about classes that are lost, None if there is none.
 
@@ -67,12 +72,14 @@ def left_out(
         labels: int64 (n,), in the order of its ids; -1 where there is none.
         ids: int64 (m,), the samples that are chosen.
         cure: What keeps some of every class.
+        pseudo_labels: Name of those that the labels are; their classes have no names.
     """
     held = np.unique(labels[labels >= 0])
     gone = np.setdiff1d(held, labels[store.rows(ids)])
     if not len(gone):
         return None
-    first = dict(enumerate(store.classes)).get(int(gone[0]), gone[0])
+    names = store.classes if pseudo_labels is None else ()
+    first = dict(enumerate(names)).get(int(gone[0]), gone[0])
     return (
         f"{len(gone)} of {len(held)} classes have no sample among the {len(ids)} chosen, the first "
         f"of them {first}, so that nothing learns them; {cure}"

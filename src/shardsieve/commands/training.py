@@ -329,14 +329,21 @@ def train_store(
 
 def _without_seeds(store: Store, seeds: NDArray[np.int64], config: TrainConfig) -> str | None:
     """Return the warning about classes of which no seed is trained on."""
-    return left_out(store, labels_of(store, config.pseudo_labels), seeds, SEEDS_OF_EACH)
+    return _left_out(store, seeds, SEEDS_OF_EACH, config.pseudo_labels)
 
 
 def _lost(store: Store, keep: KeepSet | Policy, config: TrainConfig) -> str | None:
     """Return the warning about classes of which a static keep set has nothing."""
     if isinstance(keep, Policy):
         return None
-    return left_out(store, labels_of(store, config.pseudo_labels), keep.ids(), KEPT_OF_EACH)
+    return _left_out(store, keep.ids(), KEPT_OF_EACH, config.pseudo_labels)
+
+
+def _left_out(
+    store: Store, ids: NDArray[np.int64], cure: str, pseudo_labels: str | None
+) -> str | None:
+    labels = labels_of(store, pseudo_labels)
+    return left_out(store, labels, ids, cure, pseudo_labels=pseudo_labels)
 
 
 def _tell(said: dict[str, str]) -> None:
