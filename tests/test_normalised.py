@@ -52,6 +52,8 @@ def test_an_encoder_of_the_users_is_shown_what_it_wants(tmp_path):
         embed_store(store.path, model=MODEL, name="eNone", normalise="imagenet")
     del store.embedding_array("eNone").attrs["normalise"]  # as an earlier release left it
     assert embed_store(store.path, model=MODEL, name="eNone")["embedded_now"] == 0
+    with pytest.raises(ss.StoreMismatchError, match="another size or normalisation"):
+        embed_store(store.path, model=MODEL, name="eNone", normalise="imagenet")
 
 
 def test_a_runs_network_is_shown_what_it_was_trained_on(tmp_path):

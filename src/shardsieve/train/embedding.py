@@ -300,8 +300,9 @@ def _checked_arrays(store: Store, name: str, pass_: _Pass, size: int) -> list[An
     if pass_.classifiers:
         wanted.append((store.signal_array(name), _made(size, *pass_.classifiers)))
     for array, made in wanted:
-        # Those of earlier releases do not say how images were normalised.
-        same = array.attrs.get("normalise", pass_.normalise) == pass_.normalise
+        # Earlier releases do not say it: a run had its own, other networks this.
+        earlier = pass_.normalise if pass_.classifiers else "half"
+        same = array.attrs.get("normalise", earlier) == pass_.normalise
         if array.attrs.get("weights") != made or not same:
             raise StoreMismatchError(
                 f"embedding {name!r} of {store.path} was made with other weights or from images of "
