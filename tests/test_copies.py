@@ -70,6 +70,33 @@ def test_a_pipeline_over_the_shards_reads_their_copies(store, copied, tmp_path):
     assert {sample["__url__"] for sample in samples} == set(store.urls)  # as the pipeline has it
 
 
+def test_a_pipeline_that_names_a_shard_and_its_copy_is_refused(store, copied):
+    near = ss.open_store(store.path, copies=copied)
+    pipeline = wds.WebDataset([*store.urls, near.places[0]], shardshuffle=False)
+    with pytest.raises(ss.ShardsieveError, match="names a shard twice"):
+        ss.prune(pipeline, near)
+
+
+def test_the_shards_own_folder_holds_no_copies(store, tmp_path, monkeypatch):
+    os.utime(store.urls[1], ns=(1, 1))
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "first"))
+    with pytest.raises(ss.StoreMismatchError, match=r"s-001.tar is not the one that .* made from"):
+        ss.open_store(store.path)
+    assert check_store(store.path, str(tmp_path / "first"))["renewed"] == 1
+    assert not ss.open_store(store.path).reads_copies
+
+
+def test_a_folder_that_the_environment_names_is_refused_with_a_cure(store, copied, monkeypatch):
+    monkeypatch.setenv(VARIABLE, str(copied))
+    with (copied / "s-001.tar").open("ab") as file:
+        file.write(bytes(512))
+    with pytest.raises(ss.StoreMismatchError, match=f"copy it again, or unset {VARIABLE}"):
+        ss.open_store(store.path)
+    (copied / "s-001.tar").unlink()
+    with pytest.raises(ss.ShardsieveError, match=f"copy it, or unset {VARIABLE}"):
+        ss.open_store(store.path)
+
+
 def test_what_is_no_copy_is_refused(store, copied, tmp_path):
     second = copied / "s-001.tar"
     size = second.stat().st_size

@@ -241,7 +241,7 @@ def _only_shards_of(urls: list[str], store: Store, keep: KeepSet) -> tuple[KeepS
             f"shard {strange[0]} of the pipeline is not in {store.path}; "
             "index all shards of the pipeline"
         )
-    if len(set(map(_name, urls))) < len(urls):
+    if len({place[_name(url)] for url in urls}) < len(urls):
         raise ShardsieveError("the pipeline names a shard twice; name each once")
     names, read = list(store.places), np.zeros(store.num_shards, dtype=bool)
     for url in urls:

@@ -37,27 +37,27 @@ def copies_in(
             f"{VARIABLE} must name a folder of this machine, got {folder}; give a URL to "
             "open_store as copies"
         )
+    without = "read the shards themselves" if asked else f"unset {VARIABLE}"
     places = [f"{absolute(folder).rstrip('/')}/{_name(url)}" for url in urls]
     there = [is_remote(place) or Path(place).is_file() for place in places]
-    if not (asked or any(there)):
+    if places == list(urls) or not (asked or any(there)):
         return None
     if len(set(places)) < len(set(urls)):
         raise ShardsieveError(
             f"copies are found by their names, and several shards have the name "
-            f"{_name(_twice(urls))}; open the store without copies"
+            f"{_name(_twice(urls))}; {without}"
         )
     if not all(there):
         raise ShardsieveError(
             f"{folder} must hold a copy of every shard, got none of {urls[there.index(False)]} "
-            f"({there.count(False)} of {len(urls)} are missing); copy it, or read the shards "
-            "themselves"
+            f"({there.count(False)} of {len(urls)} are missing); copy it, or {without}"
         )
     found = cheap_fingerprints(places)
     for url, place, want, got in zip(urls, places, fingerprints, found, strict=True):
         if _size(want) != _size(got):
             raise StoreMismatchError(
                 f"{place} is no copy of {url}: it has {_size(got)} bytes, the shard had "
-                f"{_size(want)}; copy it again"
+                f"{_size(want)}; copy it again, or {without}"
             )
     return places, found
 
