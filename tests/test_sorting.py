@@ -1,7 +1,9 @@
 """Shards that are sorted by class are noticed, and what is trained on is mixed all the same."""
 
 import io
+import json
 import re
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -17,8 +19,13 @@ import shardsieve as ss
 from shardsieve.store.append import append_shards
 from shardsieve.store.sorting import is_sorted_by_class, likeness
 from shardsieve.train.config import TrainConfig
+from shardsieve.train.embedding import weights_fingerprint
+from shardsieve.train.encoder import load_encoder
+from shardsieve.train.launch import make_accelerator
 from shardsieve.train.loading import make_loader
 from shardsieve.train.ordering import training_order
+from shardsieve.train.runfolder import IDENTITY
+from shardsieve.train.subset import train_subset
 
 CLASSES, ROWS = 40, 10
 BY_CLASS = [[label] * ROWS for label in range(CLASSES)]
@@ -131,6 +138,33 @@ def test_a_training_says_its_shuffle_only_where_it_is_told_one():
     assert TrainConfig(shuffle="global").to_dict()["shuffle"] == "global"
     with pytest.raises(ValueError, match="shuffle must be one of auto, window, global, got 'none'"):
         TrainConfig(shuffle="none")
+
+
+def test_a_run_that_an_earlier_release_began_goes_on_in_windows(by_class, tmp_path):
+    """Such a run knew windows alone, and its folder does not say so."""
+    config = TrainConfig(epochs=2, batch_size=20, size=8, channels=1, shuffle="window")
+    keep = ss.select(by_class, keep_fraction=0.5, rule="random")
+
+    def trained(name, how, progress=None):
+        accelerator = make_accelerator(precision=how.precision)
+        run = {"folder": tmp_path / name, "accelerator": accelerator, "progress": progress}
+        return train_subset(by_class, keep, config=how, **run)
+
+    trained("whole", config)
+
+    def stop(done, steps, *_):
+        if done > steps // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained("run", config, stop)
+    told = tmp_path / "run" / IDENTITY
+    of = json.loads(told.read_text())
+    del of["shuffle"]
+    told.write_text(json.dumps(of))
+    trained("run", replace(config, shuffle="auto"))
+    ended, whole = (load_encoder(str(tmp_path / name)).network for name in ("run", "whole"))
+    assert weights_fingerprint(ended) == weights_fingerprint(whole)
 
 
 class Sorted:

@@ -26,6 +26,7 @@ from shardsieve.train.images import Batch
 from shardsieve.train.launch import let_go, on_main
 from shardsieve.train.loading import make_loader, set_epoch
 from shardsieve.train.machines import on_all
+from shardsieve.train.ordering import training_order
 from shardsieve.train.progress import Done, Losses, Progress
 from shardsieve.train.recorder import Recorder, Watcher
 from shardsieve.train.runfolder import RunFolder
@@ -293,4 +294,9 @@ class Trainer:
         state = on_all(self.accelerator, partial(self.folder.need, name))
         self.done, self.extra = Done.from_dict(state["done"]), state["extra"]
         self.stepper.load_state_dict(state["stepper"])
+        if self.config.shuffle == "auto":  # a run that an earlier release began knows windows alone
+            windows = training_order(self.store, replace(self.config, shuffle="window"))
+            begun = replace(self.sampler.order, **windows)
+            if state["sampler"]["plan"].endswith(f"/{begun.name}"):
+                self.sampler.order = begun
         self.sampler.load_state_dict(state["sampler"])
