@@ -18,6 +18,7 @@ from shardsieve.io.clients import is_remote
 from shardsieve.io.source import cheap_fingerprint, cheap_fingerprints, same_fingerprint
 from shardsieve.scores.inputs import integers
 from shardsieve.shards.fingerprint import NO_SAMPLES
+from shardsieve.store.alone import in_turn
 from shardsieve.store.copies import copies_in
 from shardsieve.store.damage import damaged, read_part
 from shardsieve.store.layout import (
@@ -27,6 +28,7 @@ from shardsieve.store.layout import (
     key_of,
     opened_group,
     place_of,
+    told_about_disk,
     unpad,
     used_slots,
 )
@@ -200,7 +202,8 @@ class Store(StoredScores, SampleTables):
 
     def move_to_places(self) -> None:
         """Take what is read for the shards themselves, also when the store is opened again."""
-        self._array("shard/url")[: len(self.places)] = np.array(self.places, dtype=object)
+        with told_about_disk(self.path), in_turn(self.path):
+            self._array("shard/url")[: len(self.places)] = np.array(self.places, dtype=object)
         self.urls, self._marks = self.places, []
 
     def marks(self) -> list[str]:
@@ -235,7 +238,8 @@ class Store(StoredScores, SampleTables):
         held = zip(self.shard_fingerprints(), found, strict=True)
         changed = sum(not same_fingerprint(one, other) for one, other in held)
         if changed:
-            self._array("shard/fingerprint")[: len(found)] = np.array(found, dtype=object)
+            with told_about_disk(self.path), in_turn(self.path):
+                self._array("shard/fingerprint")[: len(found)] = np.array(found, dtype=object)
         return changed
 
     # Inside ---------------------------------------------------------------------------------
