@@ -14,6 +14,7 @@ from shardsieve.commands.showing import kept_of
 from shardsieve.io.replacing import write_whole
 from shardsieve.keepset import KeepSet
 from shardsieve.scores.inputs import one_of
+from shardsieve.shards.names import file_of
 from shardsieve.store.store import Store, open_store
 
 
@@ -88,16 +89,16 @@ def _names(store: Store, keep: KeepSet) -> Iterator[tuple[str, bool]]:
             progress(shard, store.num_shards)
             kept = set(keep.positions(shard).tolist())
             for place, key in enumerate(keys):
-                yield f"{_name(url)}/{key}", place in kept
+                yield f"{file_of(url)}/{key}", place in kept
         progress(store.num_shards, store.num_shards)
 
 
 def _listed(store: Store, keep: KeepSet, *, kept: bool) -> bytes:
     first: dict[str, str] = {}
     for url in store.urls:
-        if first.setdefault(_name(url), url) != url:
+        if (other := first.setdefault(file_of(url), url)) != url:
             raise ShardsieveError(
-                f"shards must have names of their own to be listed by, got {first[_name(url)]} and "
+                f"shards must have names of their own to be listed by, got {other} and "
                 f"{url}; use layout ids or csv"
             )
     names = [name for name, is_kept in _names(store, keep) if is_kept == kept]
@@ -108,10 +109,6 @@ def _listed(store: Store, keep: KeepSet, *, kept: bool) -> bytes:
                 "ids or csv"
             )
     return "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape")
-
-
-def _name(url: str) -> str:
-    return url.rpartition("/")[2]
 
 
 LAYOUTS: dict[str, Callable[[Store, KeepSet, str | None], bytes]] = {

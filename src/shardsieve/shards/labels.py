@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 
+from shardsieve.shards.names import file_of
+
 FOLDER = "/"
 """The label member that stands for the folder a sample lies in."""
 TAR = ".tar"
@@ -24,7 +26,8 @@ def label_source(label_member: str) -> tuple[str, int, Callable[[bytes], bytes]]
 def said_by_place(label_member: str, keys: list[str], url: str) -> list[bytes] | None:
     """Return what folders or the tar's name say of each sample; None if its members shall."""
     if label_member == TAR:
-        return [tar_of(url)] * len(keys)
+        name = file_of(url).removesuffix(TAR)
+        return [name.encode("utf-8", "surrogateescape")] * len(keys)
     return list(map(folder_of, keys)) if label_member == FOLDER else None
 
 
@@ -36,16 +39,6 @@ def folder_of(key: str) -> bytes:
     """
     folder = key.rpartition("/")[0].rpartition("/")[2]
     return b"" if folder == "." else folder.encode("utf-8", "surrogateescape")
-
-
-def tar_of(url: str) -> bytes:
-    """Return the name of a tar without its folder and its suffix.
-
-    >>> tar_of("/data/n01440764.tar"), tar_of("https://host/a/n01440764.tar?key=a/b")
-    (b'n01440764', b'n01440764')
-    """
-    path = url.partition("?")[0] if "://" in url else url
-    return path.rpartition("/")[2].removesuffix(TAR).encode("utf-8", "surrogateescape")
 
 
 def class_in(text: bytes) -> int | str:

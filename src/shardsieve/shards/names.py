@@ -150,6 +150,16 @@ def local_name(name: str) -> str:
     return re.sub("^/{2,}", "/", name.removeprefix("file:"))
 
 
+def file_of(url: str) -> str:
+    """Return the name of a shard's file, without its folder and what a URL asks for.
+
+    >>> file_of("/data/n01440764.tar"), file_of("https://host/a/n01440764.tar?key=a/b")
+    ('n01440764.tar', 'n01440764.tar')
+    """
+    path = url.partition("?")[0] if "://" in url else url
+    return path.rpartition("/")[2]
+
+
 def _read_list(path: Path) -> list[str]:
     try:
         lines = path.read_text().splitlines()

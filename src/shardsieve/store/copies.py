@@ -7,6 +7,7 @@ from pathlib import Path
 from shardsieve._errors import ShardsieveError, StoreMismatchError
 from shardsieve.io.clients import is_remote
 from shardsieve.io.source import absolute, cheap_fingerprints
+from shardsieve.shards.names import file_of
 
 VARIABLE = "SHARDSIEVE_COPIES"
 """Names the folder in which every store that is opened looks for copies of its shards."""
@@ -38,14 +39,14 @@ def copies_in(
             "open_store as copies"
         )
     without = "read the shards themselves" if asked else f"unset {VARIABLE}"
-    places = [f"{absolute(folder).rstrip('/')}/{_name(url)}" for url in urls]
+    places = [f"{absolute(folder).rstrip('/')}/{file_of(url)}" for url in urls]
     there = [is_remote(place) or Path(place).is_file() for place in places]
     if places == list(urls) or not (asked or any(there)):
         return None
     if len(set(places)) < len(set(urls)):
         raise ShardsieveError(
             f"copies are found by their names, and several shards have the name "
-            f"{_name(_twice(urls))}; {without}"
+            f"{file_of(_twice(urls))}; {without}"
         )
     if not all(there):
         raise ShardsieveError(
@@ -62,13 +63,8 @@ def copies_in(
     return places, found
 
 
-def _name(url: str) -> str:
-    path = url.partition("?")[0] if is_remote(url) else url
-    return path.rpartition("/")[2]
-
-
 def _twice(urls: Sequence[str]) -> str:
-    names = [_name(url) for url in dict.fromkeys(urls)]
+    names = [file_of(url) for url in dict.fromkeys(urls)]
     return next(name for name in names if names.count(name) > 1)
 
 
